@@ -1,0 +1,218 @@
+"""What every command shares: strict options, log lines on stderr, exit codes and the hint at the next command."""
+
+import argparse
+import contextlib
+import errno
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from flaresemi import __version__
+from flaresemi.errors import FlaresemiError
+from flaresemi.records import closest
+from flaresemi.workspace import Workspace
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+_FOLDER_HINT = "or name another folder (--help lists the options); what is finished is kept: the same command goes on"
+_DISK_TROUBLE = {
+    errno.ENOSPC: ("no space left on the disk", f"free some space, {_FOLDER_HINT}"),
+    errno.EDQUOT: ("the disk quota is used up", f"free some space, {_FOLDER_HINT}"),
+    errno.EROFS: ("this place is read-only", "name a folder that can be written to (--help lists the options)"),
+    errno.EACCES: ("permission denied", f"change the permissions, {_FOLDER_HINT}"),
+    errno.EPERM: ("operation not permitted", f"change the permissions, {_FOLDER_HINT}"),
+}
+
+
+class StrictParser(argparse.ArgumentParser):
+    """An argument parser that takes no abbreviations and names the closest option for a misspelt one.
+
+    It brings `--verbose`, `--quiet` and `--version` along.
+    """
+
+    def __init__(self, prog: str, description: str, **settings: Any) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **settings)
+        loudness = self.add_mutually_exclusive_group()
+        loudness.add_argument("--verbose", action="store_true", help="say more, and which module says it")
+        loudness.add_argument("--quiet", action="store_true", help="warnings and errors only")
+        self.add_argument("--version", action="version", version=f"flaresemi {__version__}")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parses strictly; a wrong option ends the program with code 2 and one clear message."""
+        words = list(sys.argv[1:] if args is None else args)
+        # argparse complains about missing options first, which hides that one of them was only misspelt.
+        known = {option for action in self._actions for option in action.option_strings}
+        for word in words:
+            if word == "--":
+                break
+            option = word.split("=", 1)[0]
+            if option.startswith("--") and option not in known:
+                self.error(f"unknown option '{option}'{closest(option, known)}")
+        return super().parse_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints one message in the form that all errors have, and exits with code 2."""
+        _complain(FlaresemiError(message, fix=f"{self.prog} --help lists the options"))
+        raise SystemExit(EXIT_USER_ERROR)
+
+
+def run(
+    command: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> int:
+    """Parses the options, runs a command and turns its end into an exit code.
+
+    Args:
+        command: The work; it gets the parsed options.
+        argv: The words after the program's name; None: those of this process.
+
+    Returns:
+        0 when all went well, 2 for what the user can mend, 130 when stopped from the keyboard, 141 when the reader of
+        the output went away. Anything else is our bug and leaves as an exception, for which Python prints the
+        traceback and exits with 1.
+    """
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as end:  # after --help, --version or a wrong option
+        return end.code if isinstance(end.code, int) else EXIT_OK
+    with _log_to_stderr(verbose=options.verbose, quiet=options.quiet):
+        try:
+            command(options)
+            sys.stdout.flush()
+        except FlaresemiError as error:
+            _complain(error)
+            return EXIT_USER_ERROR
+        except KeyboardInterrupt:
+            _say("stopped; start again with the same command to go on")
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:
+            if not _stdout_is_gone():
+                raise
+            return EXIT_BROKEN_PIPE
+        except OSError as error:
+            trouble = _disk_trouble(error, options)
+            if trouble is None:
+                raise
+            _complain(trouble)
+            return EXIT_USER_ERROR
+    return EXIT_OK
+
+
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `-d/--dataset` and `-w/--workspace`."""
+    parser.add_argument(
+        "-d", "--dataset", type=Path, default=Path("."), metavar="DATASET", help="dataset folder (default: this folder)"
+    )
+    parser.add_argument(
+        "-w",
+        "--workspace",
+        type=Path,
+        default=None,
+        metavar="WORKSPACE",
+        help="folder for all that is written (default: DATASET/flaresemi)",
+    )
+
+
+def workspace_of(options: argparse.Namespace) -> Workspace:
+    """The workspace that the dataset options name."""
+    return Workspace(options.workspace if options.workspace is not None else options.dataset / "flaresemi")
+
+
+def dataset_words(options: argparse.Namespace) -> list[str]:
+    """The `-d` and `-w` that repeat these options in another command; empty where the defaults do."""
+    words: list[str] = []
+    if options.dataset != Path("."):
+        words += ["-d", str(options.dataset)]
+    if options.workspace is not None:
+        words += ["-w", str(options.workspace)]
+    return words
+
+
+def print_next(command: str | Sequence[str]) -> None:
+    """Prints the command that a user would run next, ready to be pasted into a shell."""
+    line = command if isinstance(command, str) else shlex.join(command)
+    print(f"\nnext: {line}", flush=True)
+
+
+class _StderrHandler(logging.Handler):
+    """Log records as lines on stderr that leave progress bars whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _PlainFormatter(logging.Formatter):
+    """INFO as it is; other levels with their name in front."""
+
+    def __init__(self, with_module: bool) -> None:
+        super().__init__("%(name)s: %(message)s" if with_module else "%(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+@contextlib.contextmanager
+def _log_to_stderr(*, verbose: bool, quiet: bool) -> Iterator[None]:
+    """Sends flaresemi's log to stderr while a command runs; other packages' only from WARNING on."""
+    ours, root = logging.getLogger("flaresemi"), logging.getLogger()
+    level_before = ours.level
+    speaks = os.environ.get("RANK", "0") == "0"  # under torchrun the first process tells the story
+    ours.setLevel(logging.WARNING if quiet or not speaks else logging.DEBUG if verbose else logging.INFO)
+    # A command that runs others (the demo) has set the handler up already.
+    handler = None if any(isinstance(each, _StderrHandler) for each in root.handlers) else _StderrHandler()
+    if handler is not None:
+        handler.setFormatter(_PlainFormatter(with_module=verbose))
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.setLevel(level_before)
+        if handler is not None:
+            root.removeHandler(handler)
+
+
+def _disk_trouble(error: OSError, options: argparse.Namespace) -> FlaresemiError | None:
+    """The clear form of an error that disk or permissions caused; None for any other."""
+    number = error.errno
+    if number is None and "requested and" in str(error):
+        number = errno.ENOSPC  # what numpy's tofile raises for a short write, without a number
+    if number not in _DISK_TROUBLE:
+        return None
+    what, fix = _DISK_TROUBLE[number]
+    where = error.filename if error.filename is not None else _output_of(options)
+    return FlaresemiError(what, where=where, fix=fix)
+
+
+def _output_of(options: argparse.Namespace) -> Path | None:
+    output = getattr(options, "output", None)
+    if output is not None:
+        return Path(output)
+    return workspace_of(options).root if hasattr(options, "workspace") else None
+
+
+def _stdout_is_gone() -> bool:
+    """Whether the reader of stdout has left, as opposed to some other pipe. If so, stdout is silenced for good."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        # Python flushes stdout once more on exit and would complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _complain(error: FlaresemiError) -> None:
+    _say(f"error: {error}")
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
