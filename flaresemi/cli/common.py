@@ -46,10 +46,11 @@ class StrictParser(argparse.ArgumentParser):
         loudness.add_argument("--quiet", action="store_true", help="warnings and errors only")
         self.add_argument("--version", action="version", version=f"flaresemi {__version__}")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Parses strictly; a wrong option ends the program with code 2 and one clear message."""
-        words = list(sys.argv[1:] if args is None else args)
-        # argparse complains about missing options first, which hides that one of them was only misspelt.
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        """Ends the program with code 2 when a `--option` is not one of this parser's, naming the closest one.
+
+        argparse complains about missing options first, which hides that one of them was only misspelt.
+        """
         known = {option for action in self._actions for option in action.option_strings}
         for word in words:
             if word == "--":
@@ -57,7 +58,6 @@ class StrictParser(argparse.ArgumentParser):
             option = word.split("=", 1)[0]
             if option.startswith("--") and option not in known:
                 self.error(f"unknown option '{option}'{closest(option, known)}")
-        return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Prints one message in the form that all errors have, and exits with code 2."""
@@ -65,9 +65,7 @@ class StrictParser(argparse.ArgumentParser):
         raise SystemExit(EXIT_USER_ERROR)
 
 
-def run(
-    command: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None
-) -> int:
+def run(command: Callable[[argparse.Namespace], None], parser: StrictParser, argv: Sequence[str] | None) -> int:
     """Parses the options, runs a command and turns its end into an exit code.
 
     Args:
@@ -79,8 +77,10 @@ def run(
         the output went away. Anything else is our bug and leaves as an exception, for which Python prints the
         traceback and exits with 1.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = parser.parse_args(argv)
+        parser.refuse_unknown(words)
+        options = parser.parse_args(words)
     except SystemExit as end:  # after --help, --version or a wrong option
         return end.code if isinstance(end.code, int) else EXIT_OK
     with _log_to_stderr(verbose=options.verbose, quiet=options.quiet):

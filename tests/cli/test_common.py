@@ -173,9 +173,7 @@ def test_logging_is_left_as_it_was_found() -> None:
     assert (list(root.handlers), ours.level) == before
 
 
-def test_only_the_first_rank_tells_the_story(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_only_the_first_rank_tells_the_story(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setenv("RANK", "1")
     _run(lambda options: logger.info("34 cases"))
     assert capsys.readouterr().err == ""

@@ -1,0 +1,61 @@
+"""Metadata, dependencies, console scripts. Tool settings are in pyproject.toml, exact versions in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "flaresemi" / "__init__.py").read_text(encoding="utf-8"))
+if VERSION is None:
+    raise RuntimeError("flaresemi/__init__.py names no __version__")
+
+#: Lower bounds are the oldest versions with wheels for Python 3.11 that the code needs; whatever is imported is named.
+DEPENDENCIES = [
+    "torch>=2.6",
+    "numpy>=2.0",
+    "scipy>=1.13",
+    "SimpleITK>=2.4",
+    "nibabel>=5.3",
+    "batchgenerators>=0.25.1",
+    "connected-components-3d>=3.20",
+    "scikit-image>=0.24",
+    "matplotlib>=3.9",
+    "tensorboard>=2.18",
+    "tqdm>=4.66",
+]
+
+DEVELOPMENT = [
+    "hypothesis>=6.100",
+    "mypy>=1.13",
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "ruff>=0.9",
+    "surface-distance>=0.1",  # the reference implementation that ours is compared with
+]
+
+COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "demo")
+
+setup(
+    name="flaresemi",
+    version=VERSION[1],
+    description="From a few labeled scans and many unlabeled ones to a fast multi-organ segmenter",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["flaresemi", "flaresemi.*"]),
+    install_requires=DEPENDENCIES,
+    extras_require={"dev": DEVELOPMENT},
+    entry_points={"console_scripts": [f"flaresemi_{name} = flaresemi.cli.{name}:main" for name in COMMANDS]},
+    classifiers=[
+        "Intended Audience :: Healthcare Industry",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
+    package_data={"flaresemi": ["py.typed"]},
+)

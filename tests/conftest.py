@@ -1,0 +1,29 @@
+"""Fixtures for all tests. Nothing heavy is imported here: most tests need no torch."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Each test process computes with one thread: several of them share the cores (torch reads this when it is imported).
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real volumes beside the repository; tests that need it are skipped where it is absent."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no real volumes in ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the source tree."""
+    return REPOSITORY
