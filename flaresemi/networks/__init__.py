@@ -1,0 +1,1 @@
+"""From a network plan to a module, what it costs, and the file that carries its weights."""

@@ -1,0 +1,176 @@
+"""Checkpoint files: everything that prediction needs, as tensors and plain types only."""
+
+import dataclasses
+import json
+import logging
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flaresemi.errors import CheckpointError
+from flaresemi.files import atomic_path
+from flaresemi.labels import LabelSet
+from flaresemi.plans import StagePlan
+from flaresemi.records import dumps, from_plain
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+
+_FORMAT = "flaresemi checkpoint"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One trained network with all that is needed to predict with it, on a machine without the dataset.
+
+    Attributes:
+        plan: The stage that it was trained for.
+        body: How the patient is found in an image, as in `Plans`.
+        channels: Name of each input channel.
+        labels: The organs; output channel `i` is `labels.labels[i - 1]`, 0 is background.
+        fold: A number, or 'all'.
+        iteration: Training steps done.
+        total_iterations: Training steps planned.
+        weights: The state dict to predict with.
+        mirror_axes: Axes (0 = z, 1 = y, 2 = x) that test-time mirroring may flip.
+        keep_largest: Names of organs of which only the largest component is kept.
+        training_state: What continuing needs (optimizer and so on; tensors and plain types); None in files that are
+            for prediction only, or when it was not asked for.
+        version: Of the flaresemi that trained it.
+    """
+
+    plan: StagePlan
+    body: str
+    channels: tuple[str, ...]
+    labels: LabelSet
+    fold: str
+    iteration: int
+    total_iterations: int
+    weights: dict[str, Tensor]
+    mirror_axes: tuple[int, ...] = ()
+    keep_largest: tuple[str, ...] = ()
+    training_state: dict | None = None
+    version: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Header:
+    """The part of a checkpoint that is text."""
+
+    plan: StagePlan
+    body: str
+    channels: tuple[str, ...]
+    labels: LabelSet
+    fold: str
+    iteration: int
+    total_iterations: int
+    mirror_axes: tuple[int, ...]
+    keep_largest: tuple[str, ...]
+    version: str
+
+
+_HEADER_FIELDS = tuple(field.name for field in dataclasses.fields(_Header))
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint atomically: a reader finds the old file or the new one, never a part of one."""
+    header = _Header(**{name: getattr(checkpoint, name) for name in _HEADER_FIELDS})
+    content = {
+        "format": _FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "header": dumps(header),
+        "weights": {name: tensor.detach().cpu() for name, tensor in checkpoint.weights.items()},
+        "training_state": checkpoint.training_state,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint:
+    """Reads a checkpoint to the CPU; no code in the file is run.
+
+    Args:
+        with_training_state: Also return what `--continue` needs; without it that part is not kept in memory.
+
+    Raises:
+        CheckpointError: the file is missing, cut off or damaged, was not written by `save_checkpoint`, or was written
+            by a newer flaresemi.
+    """
+    path = Path(path)
+    content = _read(path)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError("not a flaresemi checkpoint", where=path, fix="name a .pt file from a model folder")
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"checkpoint has schema version {content.get('schema_version')}, this flaresemi reads {SCHEMA_VERSION}",
+            where=path,
+            fix="it was probably written by a newer flaresemi: update this one",
+        )
+    try:
+        header = from_plain(_Header, json.loads(content["header"]), source=path, error=CheckpointError)
+        weights, training_state = content["weights"], content["training_state"]
+    except (KeyError, TypeError, ValueError) as problem:
+        raise CheckpointError(f"damaged checkpoint: {problem!r}", where=path, fix="copy or train it again") from None
+    fields = {name: getattr(header, name) for name in _HEADER_FIELDS}
+    return Checkpoint(weights=weights, training_state=training_state if with_training_state else None, **fields)
+
+
+def load_weights(network: nn.Module, checkpoint: Checkpoint, *, where: object = None) -> None:
+    """Puts a checkpoint's weights into a network, in place, all or none.
+
+    Args:
+        where: The checkpoint's file, for the message.
+
+    Raises:
+        CheckpointError: the two differ in a tensor's name or shape; the message names them.
+    """
+    problems = compare_weights(network, checkpoint.weights)
+    if problems:
+        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise CheckpointError(
+            f"the checkpoint's weights do not fit the network: {shown}",
+            where=where,
+            fix="it was trained with other plans: use the plan inside the checkpoint, or train again",
+        )
+    network.load_state_dict(checkpoint.weights)
+
+
+def compare_weights(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    """What keeps `weights` from fitting the network: one phrase per tensor, empty when they fit."""
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    problems = [f"'{name}' is missing" for name in expected if name not in found]
+    problems += [f"'{name}' is unknown" for name in found if name not in expected]
+    problems += [
+        f"'{name}' has shape {list(found[name])}, the network needs {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    return problems
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        raise CheckpointError("checkpoint not found", where=path, fix="train it first, or name another with -m")
+    # torch writes a zip archive whose directory stands at the end: a file that was cut off has none, and a changed
+    # byte is caught by the checksums, which torch itself does not look at.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as problem:
+        raise CheckpointError(
+            f"truncated, damaged or no checkpoint at all: {problem}", where=path, fix="copy or train it again"
+        ) from None
+    if broken is not None:
+        raise CheckpointError(f"damaged checkpoint: bad checksum in {broken}", where=path, fix="copy or train it again")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as problem:
+        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise CheckpointError(
+            f"not a flaresemi checkpoint, or a damaged one: {reason}", where=path, fix="name a .pt file from a model folder"
+        ) from None
