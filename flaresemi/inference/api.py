@@ -1,0 +1,43 @@
+"""The whole of it as one function."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flaresemi.inference.cascade import Segmenter
+
+
+def predict(
+    image: str | Path | Sequence[str | Path], model_folder: str | Path, output: str | Path | None = None, **options: Any
+) -> np.ndarray:
+    """Segments one image.
+
+    To segment many, make a `Segmenter` once and call it for each.
+
+    Args:
+        image: The image file; a sequence of them, one per channel, when the model has several channels.
+        model_folder: A workspace or `models` folder, or one fold of it.
+        output: Also write the label map here.
+        options: As for `Segmenter.load`: folds, checkpoint, coarse, device, tta, step, precision.
+
+    Returns:
+        The label map with the user's values, (Z, Y, X) in the file's own axis order, like
+        `SimpleITK.GetArrayFromImage` gives the image.
+
+    Raises:
+        ImageError: the image cannot be read, or has other channels than the model.
+        CheckpointError: no models, or models that do not belong together.
+
+    Example:
+        >>> from flaresemi.inference import predict
+        >>> label_map = predict("scan.nii.gz", "flaresemi/models", "scan_organs.nii.gz")
+        >>> label_map.shape
+        (24, 32, 40)
+    """
+    paths = [Path(image)] if isinstance(image, str | Path) else [Path(path) for path in image]
+    segmenter = Segmenter.load(Path(model_folder), **options)
+    if output is None:
+        return segmenter.segment(segmenter.read(paths)).file_array
+    return segmenter.predict_file(paths, Path(output)).file_array

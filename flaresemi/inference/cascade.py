@@ -1,0 +1,242 @@
+"""From an image to its organs: COARSE finds the region, FINE draws in it."""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flaresemi.compute.device import select_device
+from flaresemi.compute.precision import Precision, PrecisionName
+from flaresemi.errors import ImageError
+from flaresemi.geometry import BoundingBox, StageGrid
+from flaresemi.inference.export import Segmentation, StepClock, write_segmentation
+from flaresemi.inference.models import CheckpointName, load_models
+from flaresemi.inference.postprocessing import keep_largest
+from flaresemi.inference.predictor import StagePredictor, WindowMode
+from flaresemi.inference.regions import TouchedFace, at_least, extended, organs_box, touched_faces
+from flaresemi.io.images import Image, read_image
+from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.preprocessing.preprocessor import PreparedImage, prepare
+from flaresemi.preprocessing.resampling import labels_from_logits
+
+logger = logging.getLogger(__name__)
+
+#: How often a region is extended when FINE draws up to its faces.
+MAX_REPAIRS = 2
+
+#: A face is moved by the plan's margin, but at least by this much (chosen: a margin of 0 must not stop the repair).
+LEAST_REPAIR_MM = 10.0
+
+
+class Segmenter:
+    """Trained models, ready for any number of images.
+
+    Args:
+        fine: Checkpoints that draw, one per fold (their logits are averaged). A stage whose region is the body works
+            alone, so COARSE by itself is put here, too.
+        coarse: Checkpoints that find the organs; not needed when `fine` works on the whole body, or when every call
+            brings the organs' box.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        tta: Average over the mirrorings that the networks were trained with: slower, a little better.
+        step: Distance of neighbouring windows, as a share of the window.
+        precision: What the networks compute in; `auto` knows the device.
+        window: `auto` lets one window be somewhat larger than the training patch where it then covers the region.
+    """
+
+    def __init__(
+        self,
+        fine: Sequence[Checkpoint],
+        coarse: Sequence[Checkpoint] = (),
+        *,
+        device: str = "auto",
+        tta: bool = False,
+        step: float = 0.5,
+        precision: PrecisionName = "auto",
+        window: WindowMode = "auto",
+    ) -> None:
+        if not fine:
+            raise ValueError("a segmenter needs a checkpoint to draw with")
+        place = select_device(device)
+        settings = {"device": place, "precision": Precision(place, precision), "step": step, "window": window}
+        self.channels = fine[0].channels
+        self.labels = fine[0].labels
+        self.body = fine[0].body
+        self.two_stage = fine[0].plan.region == "organs"
+        self._fine = StagePredictor(fine, tta=tta, **settings)
+        # One look at the whole body needs no mirrored second opinion.
+        self._coarse = StagePredictor(coarse, **settings) if coarse and self.two_stage else None
+        votes = Counter(name for checkpoint in fine for name in checkpoint.keep_largest)
+        self._keep_largest = tuple(self.labels.index(name) for name, count in votes.items() if 2 * count > len(fine))
+
+    @classmethod
+    def load(
+        cls,
+        model_folder: Path,
+        *,
+        folds: Sequence[str] | None = None,
+        checkpoint: CheckpointName = "final",
+        coarse: Path | None = None,
+        device: str = "auto",
+        tta: bool = False,
+        step: float = 0.5,
+        precision: PrecisionName = "auto",
+    ) -> "Segmenter":
+        """Loads trained models; see `load_models` for what is found where and `Segmenter` for the other options.
+
+        Raises:
+            CheckpointError: no models, or models that do not belong together.
+            ConfigError: the device is not there.
+        """
+        models = load_models(model_folder, folds=folds, checkpoint=checkpoint, coarse=coarse)
+        return cls(models.fine, models.coarse, device=device, tta=tta, step=step, precision=precision)
+
+    def predict_file(self, images: Sequence[Path], output: Path) -> Segmentation:
+        """Segments an image file (one per channel) and writes the label map on the same grid.
+
+        Raises:
+            ImageError: the image cannot be read, or has other channels than the model.
+        """
+        clock = StepClock()
+        with clock("read"):
+            image = self.read(images)
+        segmentation = self.segment(image)
+        with clock("write"):
+            write_segmentation(output, segmentation)
+        seconds = {"read": clock.seconds["read"], **segmentation.seconds, "write": clock.seconds["write"]}
+        return dataclasses.replace(segmentation, seconds=seconds)
+
+    def read(self, images: Sequence[Path]) -> Image:
+        """Reads an image file (one per channel) for this model.
+
+        Raises:
+            ImageError: the image cannot be read, or has other channels than the model.
+        """
+        image = read_image(images)
+        if image.array_czyx.shape[0] != len(self.channels):
+            raise ImageError(
+                f"the image has {image.array_czyx.shape[0]} channel(s), the model was trained with "
+                f"{len(self.channels)}: {', '.join(self.channels)}",
+                where=images[0],
+                fix="give one file per channel: CASE_0000, CASE_0001, ...",
+            )
+        return image
+
+    def find_region(self, image: Image) -> tuple[BoundingBox, tuple[str, ...]]:
+        """Where FINE would look first: the organs' box with its margin, in canonical voxels, and notes about it."""
+        prepared = prepare(image, self.body)
+        region, notes = self._region(prepared, None, StepClock())
+        return prepared.grid(self._fine.plan).to_canonical(region), tuple(notes)
+
+    def segment(self, image: Image, *, organs: BoundingBox | None = None) -> Segmentation:
+        """Finds and draws the organs of an image.
+
+        Args:
+            image: In canonical orientation, as `read_image` gives it.
+            organs: Their box in canonical voxels, where it is known; it takes the place of COARSE, and the plan's
+                margin is added to it all the same.
+
+        Raises:
+            ValueError: the image has other channels than the model, or there is neither COARSE nor a box to find the
+                region by.
+        """
+        if image.array_czyx.shape[0] != len(self.channels):
+            raise ValueError(f"the image has {image.array_czyx.shape[0]} channels, not {len(self.channels)}")
+        clock = StepClock()
+        with clock("body"):
+            prepared = prepare(image, self.body)
+        region, notes = self._region(prepared, organs, clock)
+        with clock("fine"):
+            logits, region, more = self._draw(prepared, region)
+        notes += more
+        with clock("restore"):
+            indices = self._restore(logits, region, prepared.grid(self._fine.plan))
+        if not indices.any():
+            notes.append("no organ found in this image")
+        return Segmentation(
+            indices_zyx=indices,
+            labels=self.labels,
+            source=image.source,
+            notes=tuple(notes),
+            seconds=clock.seconds,
+        )
+
+    def _region(
+        self, prepared: PreparedImage, organs: BoundingBox | None, clock: StepClock
+    ) -> tuple[BoundingBox, list[str]]:
+        """The box that FINE draws in first, on its stage grid, and notes."""
+        plan = self._fine.plan
+        grid = prepared.grid(plan)
+        whole = BoundingBox.whole(grid.shape_zyx)
+        if not self.two_stage:
+            return whole, []
+        notes: list[str] = []
+        if organs is None:
+            with clock("coarse"):
+                organs, notes = self._find_organs(prepared)
+        found = None if organs is None else grid.to_stage(organs)
+        if found is None:
+            return whole, [*notes, "COARSE found no organ: FINE searched the whole body"]
+        margin = found.grown(plan.margin_mm, grid.spacing_zyx_mm, grid.shape_zyx)
+        return at_least(margin, plan.patch_zyx, grid.shape_zyx), notes
+
+    def _find_organs(self, prepared: PreparedImage) -> tuple[BoundingBox | None, list[str]]:
+        """The organs' box in canonical voxels, as COARSE sees it."""
+        if self._coarse is None:
+            raise ValueError("FINE draws inside the organs' box: a COARSE checkpoint or the box is needed")
+        logits, notes = self._coarse.logits(prepared.stage_image(self._coarse.plan))
+        box = organs_box(_indices(logits))
+        return None if box is None else prepared.grid(self._coarse.plan).to_canonical(box), list(notes)
+
+    def _draw(self, prepared: PreparedImage, region: BoundingBox) -> tuple[torch.Tensor, BoundingBox, list[str]]:
+        """FINE's logits, the region they are for (extended where an organ was cut off), and notes."""
+        plan, grid = self._fine.plan, prepared.grid(self._fine.plan)
+        notes: list[str] = []
+        for repair in range(MAX_REPAIRS + 1):
+            logits, more = self._fine.logits(prepared.stage_image(plan, region))
+            notes += more
+            faces = touched_faces(logits, region, grid.shape_zyx)
+            if not faces:
+                break
+            if repair == MAX_REPAIRS:
+                notes.append(f"{self._named(faces)}: still so after {MAX_REPAIRS} extensions, may be cut off there")
+                break
+            margin = max(plan.margin_mm, LEAST_REPAIR_MM)
+            region = extended(region, faces, margin, grid.spacing_zyx_mm, grid.shape_zyx)
+            notes.append(f"{self._named(faces)}: extended there by {margin:g} mm and drawn again")
+            del logits
+        return logits, region, notes
+
+    def _named(self, faces: tuple[TouchedFace, ...]) -> str:
+        names = self.labels.names
+        parts = [f"{face.name} face ({', '.join(names[organ - 1] for organ in face.organs)})" for face in faces]
+        return f"FINE drew up to the region's {', '.join(parts)}"
+
+    def _restore(self, logits: torch.Tensor, region: BoundingBox, grid: StageGrid) -> np.ndarray:
+        """Organ indices on the canonical grid."""
+        body = grid.body_box
+        back = (-body.start[0], -body.start[1], -body.start[2])
+        inside = grid.to_canonical(region)
+        labels = self._labels(logits, region, grid, inside.shifted(back))
+        indices = np.zeros(grid.canonical_shape_zyx, labels.dtype)
+        indices[inside.slices] = keep_largest(labels, self._keep_largest)
+        return indices
+
+    @staticmethod
+    def _labels(logits: torch.Tensor, region: BoundingBox, grid: StageGrid, out_box: BoundingBox) -> np.ndarray:
+        """Resampled logits to labels, on the device of the logits where they fit."""
+        shapes = grid.shape_zyx, grid.body_box.shape_zyx
+        try:
+            return labels_from_logits(logits, region, *shapes, out_box)
+        except torch.OutOfMemoryError:
+            logger.info("GPU memory ran out while restoring: done in main memory")
+        return labels_from_logits(logits.cpu(), region, *shapes, out_box)
+
+
+def _indices(logits_czyx: torch.Tensor) -> np.ndarray:
+    """Index of the highest logit, (Z, Y, X)."""
+    kind = torch.uint8 if logits_czyx.shape[0] <= 256 else torch.int32
+    return logits_czyx.argmax(dim=0).to(kind).cpu().numpy()

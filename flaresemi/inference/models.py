@@ -1,0 +1,211 @@
+"""Which checkpoints of a model folder to predict with, and whether they belong together."""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from flaresemi.errors import CheckpointError
+from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint
+from flaresemi.plans import Stage, StagePlan
+from flaresemi.workspace import ModelFolder
+
+logger = logging.getLogger(__name__)
+
+CheckpointName = Literal["final", "best", "latest"]
+
+_FOLD = re.compile(r"fold_(?P<fold>\d+|all)")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModels:
+    """The checkpoints of a cascade, one per fold, with the files they came from (for messages)."""
+
+    fine: tuple[Checkpoint, ...]
+    coarse: tuple[Checkpoint, ...]
+
+
+def load_models(
+    folder: Path,
+    *,
+    folds: Sequence[str] | None = None,
+    checkpoint: CheckpointName = "final",
+    coarse: Path | None = None,
+) -> LoadedModels:
+    """Loads the checkpoints of a cascade from a folder that may have been moved from another machine.
+
+    Args:
+        folder: A workspace, its `models` folder, one `fold_N` of it, or any folder that holds FINE (and COARSE).
+        folds: Folds to average. None: `all` where it was trained; otherwise every numbered fold whose FINE is finished.
+        checkpoint: Which weights: `final` (after the whole training), `best` or `latest`.
+        coarse: Another such folder to take COARSE from.
+
+    Raises:
+        CheckpointError: nothing to predict with, a fold or COARSE is missing, or checkpoints that do not belong
+            together; the message lists what was found.
+    """
+    found = _stage_folders(Path(folder))
+    chosen = _choose_folds(found, Path(folder), folds, checkpoint)
+    fine_files = {fold: _file(found[fold] / Stage.FINE.value, checkpoint) for fold in chosen}
+    fine = _load(fine_files)
+    if next(iter(fine.values())).plan.region == "body":
+        coarse_models: dict[Path, Checkpoint] = {}
+    elif coarse is None:
+        coarse_models = _load(_coarse_files(found, Path(folder), chosen, checkpoint))
+    else:
+        others = _stage_folders(Path(coarse))
+        chosen_coarse = [fold for fold in chosen if fold in others] or list(others)
+        coarse_models = _load(_coarse_files(others, Path(coarse), chosen_coarse, checkpoint))
+    check_together({**fine, **coarse_models})
+    logger.info("models: %s", ", ".join(_describe(path, model) for path, model in (*fine.items(), *coarse_models.items())))
+    return LoadedModels(fine=tuple(fine.values()), coarse=tuple(coarse_models.values()))
+
+
+def check_together(models: dict[Path, Checkpoint]) -> None:
+    """Checks that checkpoints can work on one image: same organs and channels; same plan within a stage.
+
+    Raises:
+        CheckpointError: it names the two files that differ, and in what.
+    """
+    first_path, first = next(iter(models.items()))
+    first_of_stage: dict[Stage, tuple[Path, Checkpoint]] = {}
+    for path, model in models.items():
+        for field in ("labels", "channels", "body"):
+            if getattr(model, field) != getattr(first, field):
+                raise CheckpointError(
+                    f"these checkpoints differ in their {field} and cannot be used together",
+                    where=f"{first_path} and {path}",
+                    fix="name folds that were trained on the same dataset and plans (--fold)",
+                )
+        other_path, other = first_of_stage.setdefault(model.plan.stage, (path, model))
+        differing = _differing_fields(other.plan, model.plan)
+        if differing:
+            raise CheckpointError(
+                f"these checkpoints were trained with different plans ({', '.join(differing)})",
+                where=f"{other_path} and {path}",
+                fix="name folds that were trained with the same plans.json (--fold), or train one of them again",
+            )
+
+
+def _differing_fields(one: StagePlan, other: StagePlan) -> list[str]:
+    """Names of the fields that matter for prediction and differ."""
+    training_only = ("reasons", "batch_size")
+    return [
+        field.name
+        for field in dataclasses.fields(one)
+        if field.name not in training_only and getattr(one, field.name) != getattr(other, field.name)
+    ]
+
+
+def _stage_folders(folder: Path) -> dict[str, Path]:
+    """Folders that hold FINE or COARSE, by the name of their fold."""
+    if not folder.is_dir():
+        raise CheckpointError("model folder not found", where=folder, fix="name it with -m MODEL_FOLDER")
+    if folder.name in tuple(Stage) and not _holds_stage(folder):
+        folder = folder.absolute().parent
+    if _holds_stage(folder):
+        match = _FOLD.fullmatch(folder.absolute().name)
+        return {match["fold"] if match else folder.absolute().name: folder}
+    places = [folder, folder / "models", folder / "flaresemi" / "models"]
+    for place in places:
+        if not place.is_dir():
+            continue
+        found = {match["fold"]: path for path in place.iterdir() if (match := _FOLD.fullmatch(path.name))}
+        found = {fold: path for fold, path in found.items() if _holds_stage(path)}
+        if found:
+            return dict(sorted(found.items(), key=lambda item: (item[0] == "all", int(item[0]) if item[0] != "all" else 0)))
+    raise CheckpointError(
+        "no trained model in this folder",
+        where=f"{folder} holds {_listing(folder)}",
+        fix="expected fold_0/FINE or FINE in it; train one with flaresemi_train FINE 0",
+    )
+
+
+def _holds_stage(folder: Path) -> bool:
+    return any((folder / stage.value).is_dir() for stage in Stage)
+
+
+def _choose_folds(
+    found: dict[str, Path], folder: Path, asked: Sequence[str] | None, checkpoint: CheckpointName
+) -> list[str]:
+    finished = [fold for fold, path in found.items() if _path(path / Stage.FINE.value, checkpoint).is_file()]
+    if asked is not None:
+        for fold in asked:
+            if fold not in found:
+                raise CheckpointError(
+                    f"no models of fold '{fold}'", where=f"{folder} holds {_folds(found)}", fix="name others with --fold"
+                )
+        return list(dict.fromkeys(asked))
+    if "all" in finished:
+        return ["all"]
+    if finished:
+        return finished
+    unfinished = [fold for fold, path in found.items() if (path / Stage.FINE.value).is_dir()]
+    # Opening the first one words the complaint: what is there, and what to do.
+    _file(found[(unfinished or list(found))[0]] / Stage.FINE.value, checkpoint)
+    raise CheckpointError("no FINE model", where=folder)
+
+
+def _coarse_files(
+    found: dict[str, Path], folder: Path, folds: Sequence[str], checkpoint: CheckpointName
+) -> dict[str, Path]:
+    """COARSE of the chosen folds; one is enough for an ensemble of several."""
+    there = [fold for fold in folds if _path(found[fold] / Stage.COARSE.value, checkpoint).is_file()]
+    if not there:
+        fold = folds[0]
+        beside = [other for other in found if _path(found[other] / Stage.COARSE.value, checkpoint).is_file()]
+        hint = f"; COARSE of fold {', '.join(beside)} is there" if beside else ""
+        _file(found[fold] / Stage.COARSE.value, checkpoint, extra=hint)
+    if len(there) < len(folds):
+        logger.info("COARSE was trained in fold %s only: it finds the organs for all", ", ".join(there))
+    return {fold: _path(found[fold] / Stage.COARSE.value, checkpoint) for fold in there}
+
+
+def _path(folder: Path, checkpoint: CheckpointName) -> Path:
+    model = ModelFolder(folder)
+    return {"final": model.final, "best": model.best, "latest": model.latest}[checkpoint]
+
+
+def _file(folder: Path, checkpoint: CheckpointName, extra: str = "") -> Path:
+    """The checkpoint of a training that must be there.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    path = _path(folder, checkpoint)
+    if path.is_file():
+        return path
+    match = _FOLD.fullmatch(folder.absolute().parent.name)
+    command = f"flaresemi_train {folder.name} {match['fold'] if match else 0}"
+    others: list[CheckpointName] = ["latest", "best", "final"]
+    present = [name for name in others if _path(folder, name).is_file()]
+    if present:
+        raise CheckpointError(
+            f"{folder.name} has no {checkpoint} checkpoint ({path.name}); there is: {', '.join(present)}{extra}",
+            where=folder,
+            fix=f"finish the training with {command} --continue, or predict with --checkpoint {present[0]}",
+        )
+    raise CheckpointError(
+        f"{folder.name} was not trained here: {path.name} is missing{extra}",
+        where=f"{folder.parent} holds {_listing(folder.parent)}",
+        fix=f"train it with {command}",
+    )
+
+
+def _load(files: dict[str, Path]) -> dict[Path, Checkpoint]:
+    return {path: load_checkpoint(path) for path in files.values()}
+
+
+def _describe(path: Path, model: Checkpoint) -> str:
+    return f"{model.plan.stage.value} fold {model.fold} ({path.name}, iteration {model.iteration})"
+
+
+def _folds(found: dict[str, Path]) -> str:
+    return "fold " + ", ".join(found)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"

@@ -1,0 +1,180 @@
+"""The trained networks of one stage, as one function from a prepared volume to logits."""
+
+import itertools
+import logging
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from flaresemi.compute.device import free_memory_gib
+from flaresemi.compute.precision import Precision
+from flaresemi.geometry import IntTriple
+from flaresemi.inference.sliding_window import slide
+from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.networks.cost import inference_memory_gib
+from flaresemi.networks.unet import build_network
+
+logger = logging.getLogger(__name__)
+
+WindowMode = Literal["auto", "patch"]
+
+#: With `auto`, an axis of the region up to this many patches long is seen in one window. Chosen: two windows would
+#: compute up to 1.5 times the voxels, and the network still works near the size that it was trained at.
+ONE_WINDOW_PATCHES = 1.3
+
+#: Windows per forward pass. Chosen: a GPU is busy with a few; a CPU gains nothing from more than one.
+WINDOWS_PER_PASS = {"cuda": 4, "cpu": 1}
+
+_X_AXIS = 2
+
+
+class StagePredictor:
+    """Runs the networks of one stage over a volume, window by window.
+
+    Several folds are one ensemble: the mean of their logits (as in nnU-Net), summed window by window, so that the
+    memory of one fold is enough.
+
+    Args:
+        checkpoints: Of the same stage and plan, one per fold.
+        device: Where the networks run.
+        precision: What they compute in.
+        tta: Also predict the mirrored window, for every subset of the axes that training mirrored, and take the mean.
+        step: Distance of neighbouring windows, as a share of the window.
+        window: `patch`: windows have the size of the training patch; `auto`: larger, where one then covers the region.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        *,
+        device: torch.device,
+        precision: Precision,
+        tta: bool = False,
+        step: float = 0.5,
+        window: WindowMode = "auto",
+    ) -> None:
+        self.plan = checkpoints[0].plan
+        self.device = device
+        self.precision = precision
+        self.step = step
+        self.window = window
+        self._permutation = list(checkpoints[0].labels.mirror_permutation)
+        self._members = [
+            (_network(checkpoint, device), _mirrorings(checkpoint.mirror_axes if tta else ()))
+            for checkpoint in checkpoints
+        ]
+
+    def window_zyx(self, region_zyx: IntTriple) -> IntTriple:
+        """The window for a region: the training patch or, where asked for and memory allows, one that covers it."""
+        patch = self.plan.patch_zyx
+        if self.window == "patch":
+            return patch
+        larger = one_window(region_zyx, patch, self.plan.network.divisor_zyx)
+        if larger == patch or inference_memory_gib(self.plan.network, larger, 1) > _free_gib(self.device):
+            return patch
+        return larger
+
+    def logits(self, image_czyx: np.ndarray) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """Scores of background and all organs.
+
+        When the GPU's memory runs out, it is tried again with one window at a time, and then with the sums in main
+        memory.
+
+        Args:
+            image_czyx: Prepared volume at the stage's spacing, (channels, Z, Y, X) float32.
+
+        Returns:
+            Logits (labels + 1, Z, Y, X) float32 on the device, or in main memory when they do not fit there; and a
+            note for every such retreat.
+
+        Raises:
+            torch.OutOfMemoryError: not even one window fits.
+        """
+        window = self.window_zyx((image_czyx.shape[1], image_czyx.shape[2], image_czyx.shape[3]))
+        image = torch.from_numpy(np.ascontiguousarray(image_czyx, np.float32))
+        batch = WINDOWS_PER_PASS[self.device.type]
+        main_memory = torch.device("cpu")
+        attempts = [(window, batch, self.device), (self.plan.patch_zyx, 1, self.device)]
+        attempts.append((self.plan.patch_zyx, 1, main_memory))
+        notes: list[str] = []
+        for retreat, (window_zyx, windows, place) in enumerate(attempts):
+            result = self._attempt(image, window_zyx, windows, place, last=retreat == len(attempts) - 1)
+            if result is not None:
+                return result, tuple(notes)
+            torch.cuda.empty_cache()
+            kept = "one window at a time" if retreat == 0 else "one window at a time, summed up in main memory"
+            notes.append(f"{self.plan.stage.value}: GPU memory ran out, tried again with {kept}")
+            logger.warning("%s", notes[-1])
+        raise ValueError("no attempt was made")
+
+    def _attempt(
+        self, image: torch.Tensor, window_zyx: IntTriple, batch: int, place: torch.device, *, last: bool
+    ) -> torch.Tensor | None:
+        """Logits, or None when memory ran out; returning drops every reference of the failed attempt."""
+        try:
+            with torch.inference_mode():
+                on_device = image.to(self.device) if place == self.device else image
+                return slide(
+                    on_device, self._forward, window_zyx, step=self.step, batch=batch, accumulate_on=place
+                )  # fmt: skip
+        except torch.OutOfMemoryError:
+            if last:
+                raise
+            return None
+
+    def _forward(self, windows_bczyx: torch.Tensor) -> torch.Tensor:
+        """Mean logits of all networks and mirrorings for a batch of windows."""
+        windows = windows_bczyx.to(self.device)
+        total: torch.Tensor | None = None
+        for network, mirrorings in self._members:
+            for axes in mirrorings:
+                part = self._mirrored(network, windows, axes).div_(len(mirrorings) * len(self._members))
+                total = part if total is None else total.add_(part)
+        if total is None:
+            raise ValueError("no network to predict with")
+        return total
+
+    def _mirrored(self, network: nn.Module, windows: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+        """Logits of the mirrored windows, mirrored back: float32, a tensor of its own."""
+        dimensions = [axis + 2 for axis in axes]
+        flipped = windows.flip(dimensions) if axes else windows
+        with self.precision.autocast():
+            logits = network(flipped)
+        logits = logits.to(torch.float32, copy=True)
+        if _X_AXIS in axes:  # what looks like the right kidney in the mirror is the left one
+            logits = logits[:, self._permutation]
+        return logits.flip(dimensions) if axes else logits
+
+
+def one_window(region_zyx: IntTriple, patch_zyx: IntTriple, divisor_zyx: IntTriple) -> IntTriple:
+    """The patch, enlarged on every axis on which the region is only a little longer (`ONE_WINDOW_PATCHES`)."""
+    z, y, x = (
+        math.ceil(region / divisor) * divisor if patch < region <= ONE_WINDOW_PATCHES * patch else patch
+        for region, patch, divisor in zip(region_zyx, patch_zyx, divisor_zyx, strict=True)
+    )
+    return z, y, x
+
+
+def _network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+    network = build_network(checkpoint.plan.network)
+    network.deep_supervision = False
+    network.load_state_dict(checkpoint.weights)
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _mirrorings(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All subsets of the axes, the empty one first."""
+    return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(sorted(axes), count)]
+
+
+def _free_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        return free_bytes / 2**30
+    return free_memory_gib()
+
+

@@ -1,0 +1,125 @@
+"""Boxes: where COARSE saw organs, and whether FINE drew them to the end."""
+
+import dataclasses
+
+import cc3d
+import numpy as np
+import torch
+
+from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
+
+#: COARSE components smaller than this are noise. Chosen: a ball of two voxels across.
+SPECK_VOXELS = 8
+
+#: So are components below this share of the largest one of their organ. Chosen: half a kidney is kept, a stray blob
+#: in another part of the body is not.
+SPECK_SHARE = 0.05
+
+#: An organ touches a face with at least this many voxels; fewer are noise at the edge of a window (chosen).
+TOUCHING_VOXELS = 4
+
+#: Names of the six faces in the canonical orientation, (low end, high end) of each axis (Z, Y, X).
+FACE_NAMES = (("inferior", "superior"), ("anterior", "posterior"), ("right", "left"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TouchedFace:
+    """A face of a box that organs reach while the image goes on behind it.
+
+    Attributes:
+        axis: 0 to 2, (Z, Y, X).
+        high: Whether it is the high end of that axis.
+        organs: Indices of the organs that touch it.
+    """
+
+    axis: int
+    high: bool
+    organs: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return FACE_NAMES[self.axis][self.high]
+
+
+def organs_box(labels_zyx: np.ndarray) -> BoundingBox | None:
+    """The box of all organs in a label map, specks left out; None when there is nothing but specks.
+
+    A component (26 neighbours) is a speck when it has fewer than `SPECK_VOXELS` voxels or less than `SPECK_SHARE` of
+    the largest component of its organ: one stray voxel must not drag the box across the body.
+
+    Args:
+        labels_zyx: Organ indices, 0 is background.
+    """
+    components, count = cc3d.connected_components(np.ascontiguousarray(labels_zyx), connectivity=26, return_N=True)
+    if count == 0:
+        return None
+    statistics = cc3d.statistics(components)
+    sizes = statistics["voxel_counts"][1:].astype(np.int64)
+    boxes = statistics["bounding_boxes"][1:]
+    organs = np.array(
+        [labels_zyx[box][components[box] == number][0] for number, box in enumerate(boxes, start=1)], np.int64
+    )
+    largest = np.zeros(organs.max() + 1, np.int64)
+    np.maximum.at(largest, organs, sizes)
+    kept: BoundingBox | None = None
+    for organ, size, box in zip(organs, sizes, boxes, strict=True):
+        if size < max(SPECK_VOXELS, SPECK_SHARE * largest[organ]):
+            continue
+        found = BoundingBox(start=tuple(part.start for part in box), stop=tuple(part.stop for part in box))
+        kept = found if kept is None else kept.union(found)
+    return kept
+
+
+def at_least(box: BoundingBox, minimum_zyx: IntTriple, shape_zyx: IntTriple) -> BoundingBox:
+    """The box grown evenly to a smallest size, shifted to stay inside the volume and clipped where it cannot.
+
+    Real surroundings are better context for a network than padding.
+    """
+    start, stop = [], []
+    for low, high, minimum, size in zip(box.start, box.stop, minimum_zyx, shape_zyx, strict=True):
+        wanted = min(max(high - low, minimum), size)
+        first = min(max(low - (wanted - (high - low)) // 2, 0), size - wanted)
+        start.append(first)
+        stop.append(first + wanted)
+    return BoundingBox(start=(start[0], start[1], start[2]), stop=(stop[0], stop[1], stop[2]))
+
+
+def touched_faces(logits_czyx: torch.Tensor, box: BoundingBox, shape_zyx: IntTriple) -> tuple[TouchedFace, ...]:
+    """The faces of a region that organs reach although the image goes on there.
+
+    Faces that lie on the border of the volume do not count: the organ ends there because the image does.
+
+    Args:
+        logits_czyx: Scores of background and organs in the region, (labels + 1, *box.shape_zyx).
+        box: The region.
+        shape_zyx: Shape of the volume that the region is a part of.
+    """
+    touched = []
+    for axis in range(3):
+        for high in (False, True):
+            if (box.stop[axis] == shape_zyx[axis]) if high else (box.start[axis] == 0):
+                continue
+            labels = logits_czyx.select(axis + 1, -1 if high else 0).argmax(dim=0)
+            counts = torch.bincount(labels.flatten(), minlength=logits_czyx.shape[0]).tolist()
+            organs = tuple(index for index, count in enumerate(counts) if index and count >= TOUCHING_VOXELS)
+            if organs:
+                touched.append(TouchedFace(axis=axis, high=high, organs=organs))
+    return tuple(touched)
+
+
+def extended(
+    box: BoundingBox,
+    faces: tuple[TouchedFace, ...],
+    margin_mm: float,
+    spacing_zyx_mm: FloatTriple,
+    shape_zyx: IntTriple,
+) -> BoundingBox:
+    """The box with these faces moved outwards by a margin, clipped to the volume."""
+    grown = box.grown(margin_mm, spacing_zyx_mm, shape_zyx)
+    start, stop = list(box.start), list(box.stop)
+    for face in faces:
+        if face.high:
+            stop[face.axis] = grown.stop[face.axis]
+        else:
+            start[face.axis] = grown.start[face.axis]
+    return BoundingBox(start=(start[0], start[1], start[2]), stop=(stop[0], stop[1], stop[2]))

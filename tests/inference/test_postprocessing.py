@@ -1,0 +1,51 @@
+import numpy as np
+from scipy import ndimage
+
+from flaresemi.inference.postprocessing import keep_largest
+
+
+def test_keeps_the_largest_of_the_named_organs_only():
+    labels = np.zeros((12, 12, 24), np.uint8)
+    labels[1:5, 1:5, 1:5] = 1
+    labels[8:10, 8:10, 8:10] = 1
+    labels[1:5, 1:5, 5:9] = 2  # touches organ 1 without being part of it
+    labels[8:10, 8:10, 10:12] = 2
+    labels[0, 0, 20] = 3
+    labels[5, 5, 22] = 3
+    expected = labels.copy()
+    expected[8:10, 8:10, 8:10] = 0
+    cleaned = keep_largest(labels.copy(), (1,))
+    assert np.array_equal(cleaned, expected)
+    expected[8:10, 8:10, 10:12] = 0
+    assert np.array_equal(keep_largest(labels.copy(), (1, 2)), expected)
+
+
+def test_same_as_one_organ_at_a_time_with_scipy():
+    random = np.random.default_rng(3)
+    labels = (ndimage.gaussian_filter(random.random((30, 28, 26)), 1.2) * 400).astype(np.int64) % 5
+    labels = labels.astype(np.uint8)
+    expected = labels.copy()
+    for organ in (1, 2, 4):
+        components, count = ndimage.label(labels == organ, structure=np.ones((3, 3, 3)))
+        assert count > 1
+        sizes = np.bincount(components.ravel())
+        sizes[0] = 0
+        expected[(labels == organ) & (components != sizes.argmax())] = 0
+    assert np.array_equal(keep_largest(labels.copy(), (1, 2, 4)), expected)
+
+
+def test_nothing_to_do():
+    labels = np.zeros((4, 4, 4), np.uint8)
+    assert not keep_largest(labels, (1, 2)).any()
+    labels[0, 0, 0] = labels[3, 3, 3] = 1
+    assert keep_largest(labels.copy(), ()).sum() == 2
+    assert keep_largest(labels.copy(), (2,)).sum() == 2
+    assert keep_largest(labels.copy(), (1,)).sum() == 1  # equal sizes: one of them stays
+
+
+def test_works_on_a_view_and_with_many_organs():
+    labels = np.zeros((6, 6, 6), np.uint16)
+    labels[1, 1, 1:4] = 300
+    labels[4, 4, 4] = 300
+    keep_largest(labels[::-1], (300,))
+    assert labels.sum() == 900
