@@ -22,6 +22,7 @@ EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+EXIT_STOPPED = 143  # 128 + SIGTERM
 
 _FOLDER_HINT = "or name another folder (--help lists the options); what is finished is kept: the same command goes on"
 _DISK_TROUBLE = {
@@ -46,50 +47,47 @@ class StrictParser(argparse.ArgumentParser):
         loudness.add_argument("--quiet", action="store_true", help="warnings and errors only")
         self.add_argument("--version", action="version", version=f"flaresemi {__version__}")
 
-    def refuse_unknown(self, words: Sequence[str]) -> None:
-        """Ends the program with code 2 when a `--option` is not one of this parser's, naming the closest one.
-
-        argparse complains about missing options first, which hides that one of them was only misspelt.
-        """
-        known = {option for action in self._actions for option in action.option_strings}
-        for word in words:
-            if word == "--":
-                break
-            option = word.split("=", 1)[0]
-            if option.startswith("--") and option not in known:
-                self.error(f"unknown option '{option}'{closest(option, known)}")
-
     def error(self, message: str) -> NoReturn:
         """Prints one message in the form that all errors have, and exits with code 2."""
         _complain(FlaresemiError(message, fix=f"{self.prog} --help lists the options"))
         raise SystemExit(EXIT_USER_ERROR)
 
 
-def run(command: Callable[[argparse.Namespace], None], parser: StrictParser, argv: Sequence[str] | None) -> int:
+class StoppedEarly(Exception):
+    """A command was asked to stop from outside (a time limit, preemption) and has saved what it did."""
+
+
+def run(
+    command: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> int:
     """Parses the options, runs a command and turns its end into an exit code.
 
     Args:
-        command: The work; it gets the parsed options.
+        command: The work; it gets the parsed options, and may return an exit code of its own.
         argv: The words after the program's name; None: those of this process.
 
     Returns:
-        0 when all went well, 2 for what the user can mend, 130 when stopped from the keyboard, 141 when the reader of
-        the output went away. Anything else is our bug and leaves as an exception, for which Python prints the
-        traceback and exits with 1.
+        0 when all went well, 2 for what the user can mend, 130 when stopped from the keyboard, 143 when stopped by a
+        signal, 141 when the reader of the output went away. Anything else is our bug and leaves as an exception, for
+        which Python prints the traceback and exits with 1.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        parser.refuse_unknown(words)
+        _refuse_unknown(parser, words)
         options = parser.parse_args(words)
     except SystemExit as end:  # after --help, --version or a wrong option
         return end.code if isinstance(end.code, int) else EXIT_OK
     with _log_to_stderr(verbose=options.verbose, quiet=options.quiet):
         try:
-            command(options)
+            code = command(options)
             sys.stdout.flush()
+            return code or EXIT_OK
         except FlaresemiError as error:
             _complain(error)
             return EXIT_USER_ERROR
+        except StoppedEarly as stop:
+            _say(str(stop))
+            return EXIT_STOPPED
         except KeyboardInterrupt:
             _say("stopped; start again with the same command to go on")
             return EXIT_INTERRUPTED
@@ -103,7 +101,6 @@ def run(command: Callable[[argparse.Namespace], None], parser: StrictParser, arg
                 raise
             _complain(trouble)
             return EXIT_USER_ERROR
-    return EXIT_OK
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
@@ -178,6 +175,20 @@ def _log_to_stderr(*, verbose: bool, quiet: bool) -> Iterator[None]:
         ours.setLevel(level_before)
         if handler is not None:
             root.removeHandler(handler)
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Ends the program with code 2 when a `--option` is not one of the parser's, naming the closest one.
+
+    argparse complains about missing options first, which hides that one of them was only misspelt.
+    """
+    known = {option for action in parser._actions for option in action.option_strings}
+    for word in words:
+        if word == "--":
+            return
+        option = word.split("=", 1)[0]
+        if option.startswith("--") and option not in known:
+            parser.error(f"unknown option '{option}'{closest(option, known)}")
 
 
 def _disk_trouble(error: OSError, options: argparse.Namespace) -> FlaresemiError | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from flaresemi.cli.common import (
+    StoppedEarly,
     StrictParser,
     add_dataset_options,
     dataset_words,
@@ -117,6 +118,15 @@ def test_a_really_full_disk_names_the_workspace(write: str, capsys: pytest.Captu
 def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture) -> None:
     assert _run(_raise(KeyboardInterrupt())) == 130
     assert "stopped; start again with the same command to go on" in capsys.readouterr().err
+
+
+def test_a_stop_from_outside_is_told_apart_from_success_and_failure(capsys: pytest.CaptureFixture) -> None:
+    assert _run(_raise(StoppedEarly("stopped and saved at iteration 7"))) == 143
+    assert capsys.readouterr().err == "stopped and saved at iteration 7\n"
+
+
+def test_a_command_may_return_its_own_code() -> None:
+    assert _run(lambda options: 3) == 3
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly() -> None:

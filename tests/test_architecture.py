@@ -1,0 +1,268 @@
+"""The house rules that a machine can check: who may import whom, and what stands only in one place."""
+
+import ast
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "flaresemi"
+
+#: A module imports its own package or a lower row. Modules at the root are row 0.
+ROWS = {
+    "io": 1,
+    "compute": 1,
+    "preprocessing": 2,
+    "networks": 2,
+    "evaluation": 2,
+    "phantom": 2,
+    "planning": 3,
+    "reporting": 3,
+    "inference": 4,
+    "training": 5,
+    "pseudolabels": 5,
+    "rounds": 6,
+    "cli": 7,
+}
+
+#: Where a third-party package may be imported: a file or a folder of the package. Others may be imported from row 1 up.
+ONLY_IN = {
+    "SimpleITK": "io/images.py",
+    "nibabel": "io",
+    "batchgenerators": "training",
+    "matplotlib": "reporting",
+    "tensorboard": "training",
+    "cc3d": ("preprocessing", "inference", "phantom", "evaluation", "pseudolabels"),
+    "argparse": "cli",
+}
+
+#: The import name of a distribution, where the two differ.
+IMPORT_NAMES = {"connected-components-3d": "cc3d", "scikit-image": "skimage"}
+
+#: Needed by a package that we import, without being imported by us.
+INDIRECT = {"tensorboard"}  # behind torch.utils.tensorboard
+
+MOST_LINES_OF_A_MODULE = 400
+MOST_LINES_OF_A_FUNCTION = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """One imported module, by its full name, and where."""
+
+    module: str
+    line: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A module of the package, parsed."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.relative_to(PACKAGE).as_posix()
+
+    @property
+    def package(self) -> str:
+        """Folder below flaresemi; empty for a module at the root."""
+        parts = self.path.relative_to(PACKAGE).parts
+        return parts[0] if len(parts) > 1 else ""
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.path.read_text(encoding="utf-8"), str(self.path))
+
+    def imports(self) -> Iterator[Import]:
+        """Every import, those inside functions too."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield Import(alias.name, node.lineno)
+            elif isinstance(node, ast.ImportFrom):
+                yield from _from_imports(node)
+
+
+def _from_imports(node: ast.ImportFrom) -> Iterator[Import]:
+    if node.level or node.module is None:
+        raise AssertionError(f"relative import in line {node.lineno}: say 'from flaresemi...'")
+    if node.module == "flaresemi":  # `from flaresemi import flare22` imports a module
+        for alias in node.names:
+            yield Import(f"flaresemi.{alias.name}", node.lineno)
+    else:
+        yield Import(node.module, node.lineno)
+
+
+def _package_of(module: str) -> str:
+    """The folder below flaresemi that a module `flaresemi.x.y` stands in; empty for the root."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else ""
+
+
+SOURCES = [Source(path) for path in sorted(PACKAGE.rglob("*.py"))]
+each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+
+
+def test_every_package_has_its_row() -> None:
+    packages = {source.package for source in SOURCES} - {""}
+    assert packages <= ROWS.keys(), "give the new package its row"
+
+
+@each_source
+def test_imports_only_go_down(source: Source) -> None:
+    row = ROWS.get(source.package, 0)
+    wrong = [
+        f"{source.name}:{found.line} imports {found.module}"
+        for found in source.imports()
+        if found.module.split(".")[0] == "flaresemi"
+        and (package := _package_of(found.module)) != source.package
+        and (package and ROWS[package] >= row)
+    ]
+    assert not wrong, f"row {row} may import lower rows only: {wrong}"
+
+
+@each_source
+def test_row_zero_needs_only_numpy(source: Source) -> None:
+    if source.package:
+        return
+    allowed = sys.stdlib_module_names | {"numpy", "flaresemi"}
+    wrong = [f"{source.name}:{each.line} {each.module}" for each in source.imports() if _top(each) not in allowed]
+    assert not wrong
+
+
+@each_source
+def test_a_library_with_a_home_is_imported_only_there(source: Source) -> None:
+    wrong = []
+    for found in source.imports():
+        module = "tensorboard" if found.module.startswith("torch.utils.tensorboard") else _top(found)
+        homes = ONLY_IN.get(module)
+        if homes is None:
+            continue
+        if not source.name.startswith(homes):
+            wrong.append(f"{source.name}:{found.line} imports {found.module}, whose place is {homes}")
+    assert not wrong
+
+
+@each_source
+def test_print_and_handlers_stand_in_cli_only(source: Source) -> None:
+    if source.package == "cli":
+        return
+    wrong = [
+        f"{source.name}:{node.lineno} calls {name}"
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call)
+        and (name := ast.unparse(node.func))
+        in ("print", "sys.exit", "exit", "logging.basicConfig", "logger.addHandler")
+    ]
+    assert not wrong
+
+
+@each_source
+def test_no_assert_and_no_broad_except(source: Source) -> None:
+    wrong = [f"{source.name}:{node.lineno} assert" for node in ast.walk(source.tree) if isinstance(node, ast.Assert)]
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ExceptHandler) and _is_broad(node) and not _ends_with_raise(node):
+            wrong.append(f"{source.name}:{node.lineno} catches everything")
+    assert not wrong
+
+
+def _is_broad(handler: ast.ExceptHandler) -> bool:
+    if handler.type is None:
+        return True
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(ast.unparse(kind) in ("Exception", "BaseException") for kind in kinds)
+
+
+def _ends_with_raise(handler: ast.ExceptHandler) -> bool:
+    """Cleaning up and passing the same exception on is fine."""
+    last = handler.body[-1]
+    return isinstance(last, ast.Raise) and last.exc is None
+
+
+@each_source
+def test_a_module_speaks_through_its_own_logger(source: Source) -> None:
+    wrong = [
+        f"{source.name}:{node.lineno} {ast.unparse(node)}"
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "logging.getLogger"
+        and source.package != "cli"
+        and ast.unparse(node) != "logging.getLogger(__name__)"
+    ]
+    assert not wrong
+
+
+@each_source
+def test_modules_and_functions_stay_short(source: Source) -> None:
+    lines = len(source.path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES_OF_A_MODULE, f"{source.name} has {lines} lines: it has become two modules"
+    long = [
+        f"{source.name}:{node.lineno} {node.name}"
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.FunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION
+    ]
+    assert not long, f"longer than {MOST_LINES_OF_A_FUNCTION} lines: {long}"
+
+
+def test_what_is_imported_is_declared_and_the_reverse() -> None:
+    setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
+    block = setup[setup.index("DEPENDENCIES = [") : setup.index("DEVELOPMENT = [")]
+    declared = {IMPORT_NAMES.get(name, name) for name in re.findall(r'"([A-Za-z0-9_.-]+)>=', block)}
+    used = {_top(found) for source in SOURCES for found in source.imports()} - sys.stdlib_module_names - {"flaresemi"}
+    assert used <= declared, f"imported, but not in setup.py: {used - declared}"
+    assert declared <= used | INDIRECT, f"in setup.py, but never imported: {declared - used - INDIRECT}"
+
+
+def test_constraints_pin_every_declared_dependency() -> None:
+    setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
+    pinned = {
+        _normal(line.split("==")[0])
+        for line in (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    }
+    assert {_normal(name) for name in re.findall(r'"([A-Za-z0-9_.-]+)>=', setup)} - {"3.11"} <= pinned
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("flaresemi", ("numpy", "torch", "SimpleITK", "scipy", "matplotlib", "logging")),
+        ("flaresemi.plans", ("torch", "SimpleITK", "scipy", "matplotlib")),
+        ("flaresemi.dataset", ("torch", "SimpleITK", "scipy", "matplotlib")),
+        ("flaresemi.workspace", ("torch", "SimpleITK", "scipy", "matplotlib")),
+        ("flaresemi.inference", ("flaresemi.training", "batchgenerators", "matplotlib", "tensorboard", "pandas")),
+        ("flaresemi.cli.common", ("torch", "SimpleITK", "scipy", "matplotlib")),
+    ],
+)
+def test_importing_costs_no_more_than_it_must(module: str, absent: tuple[str, ...]) -> None:
+    loaded = _loaded_modules(module)
+    assert not loaded & set(absent)
+
+
+@pytest.mark.parametrize("module", ["flaresemi", *(f"flaresemi.{name}" for name in ROWS if (PACKAGE / name).is_dir())])
+def test_importing_prints_nothing_and_warns_of_nothing(module: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", f"import {module}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def _loaded_modules(module: str) -> set[str]:
+    program = f"import json, sys; import {module}; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    return set(json.loads(done.stdout))
+
+
+def _top(found: Import) -> str:
+    return found.module.split(".")[0]
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-")
