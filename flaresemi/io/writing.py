@@ -1,0 +1,56 @@
+"""Writing through libraries that do not say why they failed, or that they did."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from flaresemi.errors import ImageError
+from flaresemi.files import atomic_path
+from flaresemi.io import integrity
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, *, expected_bytes: int, ending: str) -> Iterator[Path]:
+    """Gives a temporary path with `ending`; what is written there is checked and then takes the name `path`.
+
+    Args:
+        path: The final name.
+        expected_bytes: Uncompressed size of what will be written.
+        ending: Of the temporary name, as the writer chooses the format by it.
+
+    Raises:
+        OSError: the system's own error where the writer failed or left half a file because of the disk.
+        ImageError: what is there is not whole although the disk could have held it, or what the block raised.
+    """
+    with atomic_path(path) as temporary:
+        inner = temporary.with_name(temporary.name + ending)
+        try:
+            try:
+                yield inner
+                _check_whole(inner, expected_bytes)
+            except ImageError:
+                _try_disk(path.parent, expected_bytes)
+                raise
+            inner.replace(temporary)
+        finally:
+            inner.unlink(missing_ok=True)
+
+
+def _check_whole(path: Path, expected_bytes: int) -> None:
+    if path.name.endswith(".nii.gz"):
+        integrity.inflate(path, count=expected_bytes, keep=False)
+    elif path.name.endswith(".nii"):
+        integrity.check_raw(path, count=expected_bytes, offset=0)
+    else:
+        stream = integrity.find_voxels(path)
+        integrity.inflate(stream.path, count=expected_bytes, offset=stream.offset or 0, keep=False)
+
+
+def _try_disk(folder: Path, count: int) -> None:
+    """Writes as many bytes as were wanted, so that a full disk says so itself."""
+    block = bytes(1 << 20)
+    with tempfile.TemporaryFile(dir=folder, prefix=".") as file:
+        for _ in range(0, count, len(block)):
+            file.write(block)
+        file.flush()
