@@ -191,24 +191,23 @@ class Segmenter:
         box = organs_box(_indices(logits))
         return None if box is None else prepared.grid(self._coarse.plan).to_canonical(box), list(notes)
 
-    def _draw(self, prepared: PreparedImage, region: BoundingBox) -> tuple[torch.Tensor, BoundingBox, list[str]]:
+    def _draw(
+        self, prepared: PreparedImage, region: BoundingBox, repairs: int = MAX_REPAIRS
+    ) -> tuple[torch.Tensor, BoundingBox, list[str]]:
         """FINE's logits, the region they are for (extended where an organ was cut off), and notes."""
         plan, grid = self._fine.plan, prepared.grid(self._fine.plan)
-        notes: list[str] = []
-        for repair in range(MAX_REPAIRS + 1):
-            logits, more = self._fine.logits(prepared.stage_image(plan, region))
-            notes += more
-            faces = touched_faces(logits, region, grid.shape_zyx)
-            if not faces:
-                break
-            if repair == MAX_REPAIRS:
-                notes.append(f"{self._named(faces)}: still so after {MAX_REPAIRS} extensions, may be cut off there")
-                break
-            margin = max(plan.margin_mm, LEAST_REPAIR_MM)
-            region = extended(region, faces, margin, grid.spacing_zyx_mm, grid.shape_zyx)
-            notes.append(f"{self._named(faces)}: extended there by {margin:g} mm and drawn again")
-            del logits
-        return logits, region, notes
+        logits, retreats = self._fine.logits(prepared.stage_image(plan, region))
+        faces = touched_faces(logits, region, grid.shape_zyx)
+        if not faces:
+            return logits, region, list(retreats)
+        if repairs == 0:
+            return logits, region, [*retreats, f"{self._named(faces)} even then: it may be cut off there"]
+        del logits  # two of them need not fit
+        margin = max(plan.margin_mm, LEAST_REPAIR_MM)
+        note = f"{self._named(faces)}: extended there by {margin:g} mm and drawn again"
+        larger = extended(region, faces, margin, grid.spacing_zyx_mm, grid.shape_zyx)
+        logits, region, more = self._draw(prepared, larger, repairs - 1)
+        return logits, region, [*retreats, note, *more]
 
     def _named(self, faces: tuple[TouchedFace, ...]) -> str:
         names = self.labels.names

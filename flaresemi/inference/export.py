@@ -38,8 +38,7 @@ class Segmentation:
     @property
     def file_array(self) -> np.ndarray:
         """The label map with the user's values, axes ordered and directed as in the file, (Z, Y, X) as ITK has it."""
-        reversed_axes = tuple(axis for axis, flip in enumerate(self.source.flips) if flip)
-        return np.ascontiguousarray(np.flip(self.values_zyx, reversed_axes).transpose(np.argsort(self.source.axes)))
+        return np.ascontiguousarray(self.source.to_file(self.values_zyx))
 
 
 class StepClock:

@@ -59,7 +59,8 @@ def load_models(
         chosen_coarse = [fold for fold in chosen if fold in others] or list(others)
         coarse_models = _load(_coarse_files(others, Path(coarse), chosen_coarse, checkpoint))
     check_together({**fine, **coarse_models})
-    logger.info("models: %s", ", ".join(_describe(path, model) for path, model in (*fine.items(), *coarse_models.items())))
+    for path, model in {**coarse_models, **fine}.items():
+        logger.info("%s of fold %s: %s, iteration %d", model.plan.stage.value, model.fold, path, model.iteration)
     return LoadedModels(fine=tuple(fine.values()), coarse=tuple(coarse_models.values()))
 
 
@@ -115,7 +116,7 @@ def _stage_folders(folder: Path) -> dict[str, Path]:
         found = {match["fold"]: path for path in place.iterdir() if (match := _FOLD.fullmatch(path.name))}
         found = {fold: path for fold, path in found.items() if _holds_stage(path)}
         if found:
-            return dict(sorted(found.items(), key=lambda item: (item[0] == "all", int(item[0]) if item[0] != "all" else 0)))
+            return {fold: found[fold] for fold in sorted(found, key=lambda fold: (fold == "all", len(fold), fold))}
     raise CheckpointError(
         "no trained model in this folder",
         where=f"{folder} holds {_listing(folder)}",
@@ -135,7 +136,9 @@ def _choose_folds(
         for fold in asked:
             if fold not in found:
                 raise CheckpointError(
-                    f"no models of fold '{fold}'", where=f"{folder} holds {_folds(found)}", fix="name others with --fold"
+                    f"no models of fold '{fold}'",
+                    where=f"{folder} holds fold {', '.join(found)}",
+                    fix="name others with --fold",
                 )
         return list(dict.fromkeys(asked))
     if "all" in finished:
@@ -196,14 +199,6 @@ def _file(folder: Path, checkpoint: CheckpointName, extra: str = "") -> Path:
 
 def _load(files: dict[str, Path]) -> dict[Path, Checkpoint]:
     return {path: load_checkpoint(path) for path in files.values()}
-
-
-def _describe(path: Path, model: Checkpoint) -> str:
-    return f"{model.plan.stage.value} fold {model.fold} ({path.name}, iteration {model.iteration})"
-
-
-def _folds(found: dict[str, Path]) -> str:
-    return "fold " + ", ".join(found)
 
 
 def _listing(folder: Path) -> str:

@@ -14,7 +14,7 @@ from flaresemi.compute.device import free_memory_gib
 from flaresemi.compute.precision import Precision
 from flaresemi.geometry import IntTriple
 from flaresemi.inference.sliding_window import slide
-from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.networks.checkpoint import Checkpoint, load_weights
 from flaresemi.networks.cost import inference_memory_gib
 from flaresemi.networks.unet import build_network
 
@@ -162,7 +162,7 @@ def one_window(region_zyx: IntTriple, patch_zyx: IntTriple, divisor_zyx: IntTrip
 def _network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     network = build_network(checkpoint.plan.network)
     network.deep_supervision = False
-    network.load_state_dict(checkpoint.weights)
+    load_weights(network, checkpoint, where=f"{checkpoint.plan.stage.value} of fold {checkpoint.fold}")
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -176,5 +176,3 @@ def _free_gib(device: torch.device) -> float:
         free_bytes, _ = torch.cuda.mem_get_info(device)
         return free_bytes / 2**30
     return free_memory_gib()
-
-

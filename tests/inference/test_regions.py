@@ -76,7 +76,11 @@ def test_touched_faces_are_named_where_the_image_goes_on():
     labels[-1, 2:5, 2:5] = 2
     region = box((3, 0, 0), (9, 8, 10))
     faces = touched_faces(logits_of(labels, 2), region, (20, 30, 30))
-    assert [(face.axis, face.high, face.organs) for face in faces] == [(0, False, (1,)), (0, True, (2,)), (2, True, (2,))]
+    assert [(face.axis, face.high, face.organs) for face in faces] == [
+        (0, False, (1,)),
+        (0, True, (2,)),
+        (2, True, (2,)),
+    ]
     assert [face.name for face in faces] == ["inferior", "superior", "left"]
 
 

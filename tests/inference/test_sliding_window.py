@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ def test_windows_cover_the_axis_evenly_without_gaps(window, more, step):
     starts = window_starts(size, window, step)
     assert starts[0] == 0
     assert starts[-1] == size - window
-    distances = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    distances = [b - a for a, b in itertools.pairwise(starts)]
     assert all(0 < distance <= max(window * step, 1) + 1 for distance in distances)  # + 1: rounding to whole voxels
     assert not distances or max(distances) - min(distances) <= 1
     covered = {index for start in starts for index in range(start, start + window)}

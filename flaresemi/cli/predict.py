@@ -1,0 +1,277 @@
+"""`flaresemi_predict`: images to label maps."""
+
+import argparse
+import concurrent.futures
+import contextlib
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from flaresemi.cli.common import StrictParser, add_dataset_options, print_next, run, workspace_of
+from flaresemi.dataset import Case, find_images, image_stem
+from flaresemi.errors import ConfigError, FlaresemiError, ImageError
+from flaresemi.inference.cascade import Segmenter
+from flaresemi.inference.export import Segmentation, StepClock, write_segmentation
+from flaresemi.io.images import Image, image_ending
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(_predict, _parser(), argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = StrictParser(
+        prog="flaresemi_predict",
+        description="Segments images with trained models. Every label map lies on exactly the grid of its image.",
+    )
+    parser.add_argument(
+        "-i", "--input", type=Path, required=True, metavar="INPUT",
+        help="an image, a folder of images, or a text file with one path per line",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUTPUT",
+        help="folder for the label maps (CASE.nii.gz and so on); for one image also a file",
+    )  # fmt: skip
+    add_dataset_options(parser)
+    parser.add_argument(
+        "-m", "--model", type=Path, metavar="MODEL_FOLDER",
+        help="folder of the trained models, wherever it was moved to (default: WORKSPACE/models)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fold", nargs="+", metavar="FOLD",
+        help="folds to average (default: 'all' where it is trained, else every finished one)",
+    )  # fmt: skip
+    parser.add_argument("--checkpoint", choices=("final", "best", "latest"), default="final", help="which weights")
+    parser.add_argument("--coarse", type=Path, metavar="MODEL_FOLDER", help="take COARSE from another model folder")
+    parser.add_argument("--continue", dest="resume", action="store_true", help="skip cases that have their label map")
+    parser.add_argument("--tta", action="store_true", help="average over mirrored images: slower, a little better")
+    parser.add_argument("--step", type=_step, default=0.5, help="distance of windows, share of a window (default: 0.5)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument(
+        "--single-process", action="store_true", help="one thing after the other: no reading ahead; for debugging"
+    )
+    return parser
+
+
+def _predict(options: argparse.Namespace) -> None:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if not options.input.exists():  # before the models are loaded, which takes a while
+        raise ConfigError("input not found", where=options.input)
+    segmenter = Segmenter.load(
+        options.model if options.model is not None else workspace_of(options).models,
+        folds=options.fold,
+        checkpoint=options.checkpoint,
+        coarse=options.coarse,
+        device=options.device,
+        tta=options.tta,
+        step=options.step,
+        precision=options.precision,
+    )
+    cases = find_cases(options.input, channels=len(segmenter.channels))
+    jobs = list(zip(cases, output_paths(cases, options.input, options.output), strict=True))
+    _refuse_overwriting(jobs)
+    remaining = [(case, output) for case, output in jobs if not (options.resume and output.exists())]
+    if len(remaining) < len(jobs):
+        logger.info("%d of %d cases have their label map already", len(jobs) - len(remaining), len(jobs))
+    for folder in {output.parent for _, output in remaining}:
+        folder.mkdir(parents=True, exist_ok=True)
+    failures = _predict_all(segmenter, remaining, read_ahead=not options.single_process)
+    if failures:
+        raise _summary(failures, len(remaining))
+    logger.info("%d label map(s) written to %s", len(remaining), options.output)
+    if options.output.is_dir():
+        print_next(f"flaresemi_evaluate -p {shlex.quote(str(options.output))} -r REFERENCES -o SUMMARY.json")
+
+
+def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
+    """The cases that an input names.
+
+    Args:
+        source: An image, a folder, or a text file with one path per line (empty lines and lines that begin with # are
+            skipped; relative paths start at the current folder or, where there is nothing, at the list's folder).
+        channels: How many files an image has. With one, file names are free; with more, they end with `_0000` and so
+            on, and naming one file of a case is enough.
+
+    Raises:
+        ConfigError: the input is none of these, or two cases have one name.
+        DatasetError: a folder without images, or one whose files do not form cases.
+        ImageError: a file of the list is not there.
+    """
+    if source.is_dir():
+        return find_images(source)
+    if image_stem(source) is not None:
+        return (_case_of(source, channels),)
+    if source.suffix.lower() != ".txt":
+        raise ConfigError("the input is neither an image nor a folder nor a list (.txt)", where=source)
+    paths = _listed(source)
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise ImageError(f"{len(missing)} file(s) of the list are not there", where=f"{missing[0]} in {source}")
+    cases: dict[str, Case] = {}
+    for path in paths:
+        case = _case_of(path, channels)
+        known = cases.setdefault(case.id, case)
+        if known.images != case.images:
+            raise ConfigError(
+                f"two cases are called '{case.id}', their label maps would overwrite each other",
+                where=f"{known.images[0]} and {case.images[0]}",
+                fix="predict them into different folders",
+            )
+    return tuple(cases.values())
+
+
+def output_paths(cases: Sequence[Case], source: Path, output: Path) -> list[Path]:
+    """Where the label map of each case goes: into a folder, named like the case with the ending of its image.
+
+    Raises:
+        ConfigError: an image file is named as the output of a folder or list.
+    """
+    if image_stem(output) is not None and not output.is_dir():
+        if len(cases) != 1 or image_stem(source) is None:
+            raise ConfigError("the output must be a folder, it is named like an image", where=output)
+        return [output]
+    if output.exists() and not output.is_dir():
+        raise ConfigError("the output exists and is no folder", where=output)
+    return [output / f"{case.id}{image_ending(case.images[0])}" for case in cases]
+
+
+def _case_of(path: Path, channels: int) -> Case:
+    """The case that a file belongs to, with its other channels beside it."""
+    stem = image_stem(path)
+    if stem is None:
+        raise ImageError("not an image file by its name", where=path)
+    ending = path.name[len(stem) :]
+    base, _, number = stem.rpartition("_")
+    numbered = bool(base) and len(number) == 4 and number.isdigit()
+    if channels == 1:
+        return Case(id=base if numbered and number == "0000" else stem, images=(path,))
+    if not numbered:
+        raise ImageError(
+            f"the model has {channels} channels: expected a file name that ends with _0000{ending}", where=path
+        )
+    images = tuple(path.with_name(f"{base}_{channel:04d}{ending}") for channel in range(channels))
+    for image in images:
+        if not image.is_file():
+            raise ImageError(f"a channel of case '{base}' is missing; the model has {channels}", where=image)
+    return Case(id=base, images=images)
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise ConfigError("the list is not a text file in UTF-8", where=path) from None
+    named = [Path(line) for line in lines if line and not line.startswith("#")]
+    if not named:
+        raise ConfigError("the list names no image", where=path)
+    return [entry if entry.exists() or entry.is_absolute() else path.parent / entry for entry in named]
+
+
+def _refuse_overwriting(jobs: Sequence[tuple[Case, Path]]) -> None:
+    inputs = {image.resolve() for case, _ in jobs for image in case.images}
+    folders = {image.parent for image in inputs}
+    for case, output in jobs:
+        if output.resolve() in inputs:
+            raise ConfigError(f"the label map of case '{case.id}' would overwrite an image", where=output)
+    # Label maps among the images would be taken for images the next time.
+    shared = folders & {output.parent.resolve() for _, output in jobs}
+    if shared and len(jobs) > 1:
+        raise ConfigError(
+            "the output folder is the folder of the images", where=shared.pop(), fix="name another with -o"
+        )
+
+
+def _predict_all(
+    segmenter: Segmenter, jobs: Sequence[tuple[Case, Path]], *, read_ahead: bool
+) -> list[tuple[Case, FlaresemiError]]:
+    """Predicts every case it can; returns those it could not, and why."""
+    failures: list[tuple[Case, FlaresemiError]] = []
+    bar = tqdm(jobs, desc="predict", unit="case", disable=not sys.stderr.isatty() or len(jobs) < 2)
+    with contextlib.closing(_read_all(segmenter, [case for case, _ in jobs], read_ahead=read_ahead)) as images:
+        for (case, output), (image, seconds) in zip(bar, images, strict=True):
+            try:
+                if isinstance(image, FlaresemiError):
+                    raise image
+                clock = StepClock()
+                segmentation = segmenter.segment(image)
+                with clock("write"):
+                    write_segmentation(output, segmentation)
+            except FlaresemiError as error:
+                logger.warning("%s: %s", case.id, error)
+                failures.append((case, error))
+                continue
+            logger.info("%s", _line(case, segmentation, {"read": seconds, **segmentation.seconds, **clock.seconds}))
+    return failures
+
+
+def _read_all(
+    segmenter: Segmenter, cases: Sequence[Case], *, read_ahead: bool
+) -> Iterator[tuple[Image | FlaresemiError, float]]:
+    """Yields each image, or why it cannot be read, and the seconds spent on waiting for it.
+
+    With `read_ahead` a thread reads one image while the one before is being segmented: two are in memory at most.
+    """
+
+    def read(case: Case) -> Image | FlaresemiError:
+        try:
+            return segmenter.read(case.images)
+        except FlaresemiError as error:
+            return error
+
+    if not read_ahead:
+        for case in cases:
+            start = time.perf_counter()
+            yield read(case), time.perf_counter() - start
+        return
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        coming: list[concurrent.futures.Future] = [pool.submit(read, case) for case in cases[:1]]
+        for index in range(len(cases)):
+            start = time.perf_counter()
+            image = coming.pop().result()
+            waited = time.perf_counter() - start
+            if index + 1 < len(cases):
+                coming.append(pool.submit(read, cases[index + 1]))
+            yield image, waited
+
+
+def _line(case: Case, segmentation: Segmentation, seconds: dict[str, float]) -> str:
+    steps = ", ".join(f"{step} {taken:.1f}" for step, taken in seconds.items())
+    return "; ".join([f"{case.id}: {sum(seconds.values()):.1f} s ({steps})", *segmentation.notes])
+
+
+def _summary(failures: Sequence[tuple[Case, FlaresemiError]], total: int) -> FlaresemiError:
+    lines = [f"{case.id}: {error.what} ({case.images[0]})" for case, error in failures]
+    shown = lines[:20] + ([f"and {len(lines) - 20} more"] if len(lines) > 20 else [])
+    return ImageError(
+        f"{len(failures)} of {total} case(s) could not be predicted; the others are done",
+        where="\n       ".join(shown),
+        fix="mend or remove these files, then start again with --continue",
+    )
+
+
+def _step(text: str) -> float:
+    try:
+        step = float(text)
+    except ValueError:
+        step = 0.0
+    if not 0 < step <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1, found '{text}'")
+    return step
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, found '{text}'")
+    return int(text)
