@@ -1,0 +1,1 @@
+"""Device, mixed precision, ranks and bounded parallel work."""

@@ -1,0 +1,70 @@
+"""Ranks of a torchrun launch, or the one process that there is."""
+
+import contextlib
+import dataclasses
+import datetime
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ranks:
+    """Who we are among the processes of a run.
+
+    Attributes:
+        rank: Number of this process, 0 to world_size - 1.
+        world_size: Number of processes.
+        local_rank: Number of this process on its node, which is also its GPU.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and speaks."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Mean of a tensor over the ranks, on every rank."""
+        if self.world_size > 1:
+            value = value.detach().clone()  # all_reduce writes into its argument
+            dist.all_reduce(value)
+            value /= self.world_size
+        return value
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """True on every rank as soon as the flag is set on one."""
+        if self.world_size == 1:
+            return flag
+        shared = torch.tensor(int(flag), device=device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return bool(shared.item())
+
+
+@contextlib.contextmanager
+def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Ranks]:
+    """Joins the process group that torchrun's environment variables describe; alone, does nothing.
+
+    torchrun (RANK, WORLD_SIZE, LOCAL_RANK) is the one launcher; SLURM and --gpus start it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    if device_type == "cuda":
+        torch.cuda.set_device(ranks.local_rank)
+    backend = "nccl" if device_type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()

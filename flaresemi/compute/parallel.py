@@ -1,0 +1,129 @@
+"""A parallel map over cases that bounds memory, keeps tracebacks and tells a killed worker from a broken one."""
+
+import concurrent.futures
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+from flaresemi.compute.device import available_cores, free_memory_gib
+from flaresemi.errors import FlaresemiError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def worker_count(gib_per_worker: float, asked: int | None = None) -> int:
+    """How many workers fit: `asked` (or one per core), but no more than free memory allows; at least one."""
+    wanted = available_cores() if asked is None else max(asked, 1)
+    return max(1, min(wanted, int(free_memory_gib() * 0.8 / max(gib_per_worker, 1e-3))))
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int,
+    progress: str | None = None,
+    total: int | None = None,
+) -> Iterator[tuple[Item, Result]]:
+    """Yields `(item, function(item))` as they finish, with at most two items per worker under way.
+
+    With one worker everything runs in this process, where a debugger can follow. `function` must be importable
+    (a module-level function or a partial of one).
+
+    Args:
+        progress: Label of a progress bar on stderr; it is shown only in a terminal.
+        total: Length of the bar, where more is counted than is done here; None: the number of items.
+
+    Raises:
+        FlaresemiError: a worker died; it names how, the likely cause and the flag to change.
+        Exception: whatever `function` raised, with the worker's traceback.
+    """
+    items = list(items)
+    bar = tqdm(
+        total=len(items) if total is None else total, desc=progress, unit="case",
+        disable=progress is None or not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bar:
+        source = _here(function, items) if workers <= 1 or len(items) <= 1 else _pooled(function, items, workers)
+        for pair in source:
+            bar.update()
+            yield pair
+
+
+def _here(function: Callable[[Item], Result], items: list[Item]) -> Iterator[tuple[Item, Result]]:
+    for item in items:
+        yield item, function(item)
+
+
+def _pooled(function: Callable[[Item], Result], items: list[Item], workers: int) -> Iterator[tuple[Item, Result]]:
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    others = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(items)), mp_context=context, initializer=_start_worker
+    )
+    waiting = iter(items)
+    running: dict[concurrent.futures.Future, Item] = {}
+    children: set[BaseProcess] = set()
+    try:
+        while True:
+            for item in waiting:
+                running[pool.submit(function, item)] = item
+                if len(running) >= 2 * workers:
+                    break
+            if not running:
+                return
+            children.update(set(multiprocessing.active_children()) - others)
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                item = running.pop(future)
+                yield item, future.result()
+    except BrokenProcessPool:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise _death(children, workers) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _death(children: set[BaseProcess], workers: int) -> FlaresemiError:
+    """What to tell a user about the first worker that died by itself (the pool ends the others by SIGTERM)."""
+    codes = [child.exitcode for child in children if child.exitcode not in (None, 0, -signal.SIGTERM)]
+    code = codes[0] if codes else None
+    if code == -signal.SIGKILL:
+        what = "a worker process was killed from outside (SIGKILL), most likely for lack of memory"
+    elif code is not None and code < 0:
+        what = f"a worker process crashed ({signal.Signals(-code).name})"
+    elif code is not None:
+        what = f"a worker process ended by itself with exit code {code}; its last words stand above"
+    else:
+        what = "a worker process died, most likely for lack of memory"
+    return FlaresemiError(
+        what,
+        where=f"{workers} workers at once, {free_memory_gib():.1f} GiB free now",
+        fix="start again with fewer (--workers 1 runs everything in one process); what is done is kept",
+    )
+
+
+def _start_worker() -> None:
+    """One thread, deaf to Ctrl-C (the parent hears it and ends its workers), and never without a parent."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A pool's workers wait for work for ever, also when their parent was killed; they would keep their memory.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

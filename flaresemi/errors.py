@@ -1,0 +1,48 @@
+"""What can go wrong for a user, as exceptions that say what, where and what to do."""
+
+
+class FlaresemiError(Exception):
+    """Something a user can mend. The command line prints it and exits with code 2.
+
+    Args:
+        what: One sentence: what is wrong, with the value found and the value expected.
+        where: The file, case or field it was found in.
+        fix: What the user can do about it.
+    """
+
+    def __init__(self, what: str, *, where: object = None, fix: str | None = None) -> None:
+        # Positional storage keeps the exception picklable, so that it survives the way back from a worker process.
+        super().__init__(what, where, fix)
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.fix = fix
+
+    def __reduce__(self) -> tuple:
+        return _rebuild, (type(self), self.what, self.where, self.fix)
+
+    def __str__(self) -> str:
+        return "\n       ".join(line for line in (self.what, self.where, self.fix) if line)
+
+
+def _rebuild(kind: type[FlaresemiError], what: str, where: str | None, fix: str | None) -> FlaresemiError:
+    return kind(what, where=where, fix=fix)
+
+
+class DatasetError(FlaresemiError):
+    """The dataset folder, its dataset.json or the set of its cases is not usable."""
+
+
+class ImageError(FlaresemiError):
+    """One image or label file cannot be read, or is not what it claims to be."""
+
+
+class PlanError(FlaresemiError):
+    """A fingerprint or plans.json is missing, malformed or does not fit the dataset."""
+
+
+class ConfigError(FlaresemiError):
+    """A command's options do not fit together, or a record of an earlier run contradicts them."""
+
+
+class CheckpointError(FlaresemiError):
+    """A checkpoint is missing, damaged or was made with other plans."""

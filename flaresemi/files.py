@@ -1,0 +1,54 @@
+"""Atomic writes: a file is either whole, with its final name, or not there."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+#: What the name of every unfinished file begins with, so that only our own leftovers are ever removed.
+PARTIAL = ".partial-"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; what was written there takes its name when the block ends well.
+
+    The temporary name starts with `.partial-` and ends with the full name of `path`, so that writers which choose the
+    format by the extension work unchanged. When the block raises, the temporary file is removed and whatever
+    stood at `path` before is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=f".{path.name}", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` (UTF-8) atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that killed writers left directly in `folder`."""
+    for leftover in Path(folder).glob(f"{PARTIAL}*"):
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    # The only portable way to read the umask is to set it; this is called under no thread that creates files.
+    current = os.umask(0o022)
+    os.umask(current)
+    return current

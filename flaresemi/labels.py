@@ -1,0 +1,145 @@
+"""Organ names and the values that stand for them in the user's files and inside flaresemi."""
+
+import dataclasses
+import re
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """One organ.
+
+    Attributes:
+        name: As the user calls it.
+        value: Its integer in the user's label maps.
+        tolerance_mm: Tolerance of the surface Dice; None: the default of the dataset (see `evaluation`).
+        z_range: True for tubes that end where the annotation stopped: scored only between the first and the last
+            slice of the reference.
+    """
+
+    name: str
+    value: int
+    tolerance_mm: float | None = None
+    z_range: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LabelSet:
+    """The organs of a dataset, in order of their values.
+
+    Inside flaresemi a label map holds indices: 0 is background, `i` is `labels[i - 1]`. The user's values are
+    mapped on reading and written back on export.
+
+    Attributes:
+        labels: The organs, without background.
+        background: The user's value of background.
+        mirror_pairs: Names of organs that change places when the patient is mirrored left to right.
+    """
+
+    labels: tuple[Label, ...]
+    background: int = 0
+    mirror_pairs: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ValueError("a dataset needs at least one label besides background")
+        values = [self.background, *(label.value for label in self.labels)]
+        if len(set(values)) != len(values):
+            raise ValueError(f"label values must differ, found {values}")
+        if any(abs(value) >= 1 << 31 for value in values):
+            raise ValueError(f"label values must fit 32 bits, found {values}")
+        names = self.names
+        if len(set(names)) != len(names):
+            raise ValueError(f"label names must differ, found {names}")
+        for name in (name for pair in self.mirror_pairs for name in pair):
+            if name not in names:
+                raise ValueError(f"mirror pair names '{name}', which is not a label")
+        paired = [name for pair in self.mirror_pairs for name in pair]
+        if len(set(paired)) != len(paired):
+            raise ValueError("a label may stand in one mirror pair only")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(label.name for label in self.labels)
+
+    @property
+    def count(self) -> int:
+        """Number of organs, without background."""
+        return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """Number of network outputs: background and every organ."""
+        return len(self.labels) + 1
+
+    def index(self, name: str) -> int:
+        """Internal index (1 and up) of an organ."""
+        return self.names.index(name) + 1
+
+    @property
+    def mirror_permutation(self) -> tuple[int, ...]:
+        """For each internal index, the index of its partner in a left-right mirrored patient (mostly itself)."""
+        permutation = list(range(self.channels))
+        for one, other in self.mirror_pairs:
+            permutation[self.index(one)] = self.index(other)
+            permutation[self.index(other)] = self.index(one)
+        return tuple(permutation)
+
+    def unknown_values(self, values: np.ndarray) -> tuple[int, ...]:
+        """Those of the user's values that this set does not declare, sorted."""
+        known = {self.background, *(label.value for label in self.labels)}
+        return tuple(sorted(int(value) for value in np.unique(values) if int(value) not in known))
+
+    def to_indices(self, values: np.ndarray) -> np.ndarray:
+        """The user's values to internal indices, uint8 (up to 255 organs) or uint16; undeclared values become 0."""
+        low = min(self.background, *(label.value for label in self.labels))
+        high = max(self.background, *(label.value for label in self.labels))
+        indices = np.zeros(values.shape, np.uint8 if self.count < 256 else np.uint16)
+        if high - low < 1 << 16:  # a lookup table, for any sane numbering
+            table = np.zeros(high - low + 1, indices.dtype)
+            for index, label in enumerate(self.labels, start=1):
+                table[label.value - low] = index
+            inside = (values >= low) & (values <= high)
+            indices[inside] = table[(values[inside].astype(np.int64) - low)]
+            return indices
+        for index, label in enumerate(self.labels, start=1):
+            indices[values == label.value] = index
+        return indices
+
+    def to_values(self, indices: np.ndarray) -> np.ndarray:
+        """Internal indices to the user's values, in the smallest integer type that holds them all."""
+        values = np.array([self.background, *(label.value for label in self.labels)])
+        for kind in (np.uint8, np.int16, np.uint16, np.int32, np.int64):
+            if np.iinfo(kind).min <= values.min() and values.max() <= np.iinfo(kind).max:
+                return values.astype(kind)[indices]
+        raise ValueError(f"label values do not fit an integer: {values}")
+
+
+def find_mirror_pairs(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Pairs of names that differ only in 'left' and 'right' (or a lone 'l' and 'r'), as (right, left)."""
+    pairs = []
+    for name in names:
+        mirrored = _swap_sides(name)
+        if mirrored != name and mirrored in names and _is_right(name):
+            pairs.append((name, mirrored))
+    return tuple(pairs)
+
+
+_SIDES = {"left": "right", "right": "left", "l": "r", "r": "l", "lt": "rt", "rt": "lt"}
+_WORD = re.compile(r"[A-Za-z]+")
+
+
+def _swap_sides(name: str) -> str:
+    def swap(match: re.Match) -> str:
+        word = match.group()
+        other = _SIDES.get(word.lower())
+        if other is None:
+            return word
+        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+    return _WORD.sub(swap, name)
+
+
+def _is_right(name: str) -> bool:
+    return any(word.lower() in ("right", "r", "rt") for word in _WORD.findall(name))

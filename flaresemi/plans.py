@@ -1,0 +1,282 @@
+"""What was measured in a dataset (fingerprint) and what was decided for it (plans). Read without torch."""
+
+import dataclasses
+import enum
+from pathlib import Path
+from typing import Literal
+
+from flaresemi.errors import PlanError
+from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
+from flaresemi.labels import LabelSet
+from flaresemi.records import load_record, record_hash
+
+SCHEMA_VERSION = 1
+
+
+class Stage(enum.StrEnum):
+    """The two networks: COARSE finds the organs in the body, FINE draws them."""
+
+    COARSE = "COARSE"
+    FINE = "FINE"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IntensityStatistics:
+    """Intensities of one channel over the foreground of all labeled cases (each case weighs the same)."""
+
+    percentile_00_5: float
+    percentile_05: float
+    percentile_50: float
+    percentile_95: float
+    percentile_99_5: float
+    mean: float
+    sd: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CaseFingerprint:
+    """Facts of one labeled case, on its canonical grid.
+
+    Attributes:
+        body_box: Where the patient is.
+        foreground_box: Box of all labels; None when the label map is empty.
+        voxels_per_label: Voxel count per organ, in the order of the label set (background left out).
+        annotated: Per organ, whether the label map annotates it.
+    """
+
+    case_id: str
+    shape_zyx: IntTriple
+    spacing_zyx_mm: FloatTriple
+    body_box: BoundingBox
+    foreground_box: BoundingBox | None
+    voxels_per_label: tuple[int, ...]
+    annotated: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetFingerprint:
+    """Facts of the labeled cases of a dataset; no decisions. Frozen for all rounds of self-training."""
+
+    schema_version: int = SCHEMA_VERSION
+    dataset_name: str
+    channels: tuple[str, ...]
+    labels: LabelSet
+    cases: tuple[CaseFingerprint, ...]
+    intensities: tuple[IntensityStatistics, ...]
+
+    def __post_init__(self) -> None:
+        _check_version(self.schema_version)
+        if len(self.intensities) != len(self.channels):
+            raise ValueError(f"intensities needs one entry for each of the {len(self.channels)} channels")
+        for case in self.cases:
+            if not len(case.voxels_per_label) == len(case.annotated) == self.labels.count:
+                raise ValueError(f"case '{case.case_id}' needs one voxel count and one annotated flag per label")
+
+    @property
+    def hash(self) -> str:
+        """Identifies the facts that plans were made from."""
+        return record_hash(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IntensityPlan:
+    """How one channel is normalized.
+
+    `ct`: clip to [clip_low, clip_high], subtract mean, divide by sd. `zscore`: mean and sd of the image inside the
+    body; the numbers here are unused and None.
+    """
+
+    scheme: Literal["ct", "zscore"]
+    clip_low: float | None = None
+    clip_high: float | None = None
+    mean: float | None = None
+    sd: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scheme == "ct":
+            if None in (self.clip_low, self.clip_high, self.mean, self.sd):
+                raise ValueError("scheme 'ct' needs clip_low, clip_high, mean and sd")
+            if not self.clip_low < self.clip_high or not self.sd > 0:  # type: ignore[operator]
+                raise ValueError("scheme 'ct' needs clip_low < clip_high and sd > 0")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkPlan:
+    """A U-Net, level by level; level 0 has full resolution.
+
+    Attributes:
+        block: `plain` (convolution, instance norm, leaky ReLU) or `residual` (nnU-Net's ResEnc encoder).
+        features: Feature maps per level.
+        kernels: Convolution kernel per level, (Z, Y, X).
+        strides: Downsampling on entering each level; the first is (1, 1, 1).
+        encoder_convs: Convolutions (plain) or blocks (residual) per encoder level.
+        decoder_convs: Convolutions per decoder level; one entry fewer than levels.
+    """
+
+    block: Literal["plain", "residual"]
+    input_channels: int
+    output_channels: int
+    features: tuple[int, ...]
+    kernels: tuple[IntTriple, ...]
+    strides: tuple[IntTriple, ...]
+    encoder_convs: tuple[int, ...]
+    decoder_convs: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        levels = len(self.features)
+        if levels < 2:
+            raise ValueError("a U-Net needs at least two levels")
+        per_level = (self.kernels, self.strides, self.encoder_convs)
+        if any(len(entries) != levels for entries in per_level) or len(self.decoder_convs) != levels - 1:
+            raise ValueError(
+                "features, kernels, strides and encoder_convs need one entry per level, decoder_convs one fewer"
+            )
+        if self.strides[0] != (1, 1, 1):
+            raise ValueError("the first stride must be [1, 1, 1]")
+        if min(self.features + self.encoder_convs + self.decoder_convs + (self.input_channels,)) < 1:
+            raise ValueError("features, convolutions and channels must be positive")
+        if any(size < 1 or size % 2 == 0 for kernel in self.kernels for size in kernel):
+            raise ValueError("kernel sizes must be odd")
+        if any(step not in (1, 2) for stride in self.strides for step in stride):
+            raise ValueError("strides must be 1 or 2")
+
+    @property
+    def divisor_zyx(self) -> IntTriple:
+        """A patch must be divisible by this on each axis."""
+        total = [1, 1, 1]
+        for stride in self.strides:
+            total = [product * step for product, step in zip(total, stride, strict=True)]
+        return total[0], total[1], total[2]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """Everything that one network needs to know, from the image to its patches.
+
+    Attributes:
+        spacing_zyx_mm: Voxel spacing that images are resampled to.
+        patch_zyx: Training patch, voxels at that spacing.
+        batch_size: Patches per training step, over all GPUs.
+        region: `body`: the stage works on the body crop; `organs`: in the organs' box plus margin, which COARSE finds.
+        margin_mm: Margin about the organs' box, the same in training and prediction.
+        resampling: Interpolation of images.
+        reasons: For each number above, why it is what it is. Changes nothing.
+    """
+
+    stage: Stage
+    spacing_zyx_mm: FloatTriple
+    patch_zyx: IntTriple
+    batch_size: int
+    region: Literal["body", "organs"]
+    margin_mm: float
+    resampling: Literal["linear", "cubic"]
+    intensities: tuple[IntensityPlan, ...]
+    network: NetworkPlan
+    reasons: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if any(not spacing > 0 for spacing in self.spacing_zyx_mm):
+            raise ValueError("spacing_zyx_mm must be positive")
+        if self.batch_size < 1:
+            raise ValueError("batch_size must be at least 1")
+        if not 0 <= self.margin_mm <= 500:
+            raise ValueError("margin_mm must be between 0 and 500")
+        for size, divisor in zip(self.patch_zyx, self.network.divisor_zyx, strict=True):
+            if size < 1 or size % divisor:
+                raise ValueError(
+                    f"patch_zyx {list(self.patch_zyx)} must be divisible by {list(self.network.divisor_zyx)}, "
+                    "the product of the network's strides"
+                )
+        if len(self.intensities) != self.network.input_channels:
+            raise ValueError("intensities needs one entry per input channel of the network")
+        if self.stage is Stage.COARSE and self.region != "body":
+            raise ValueError("COARSE works on the body")
+
+    @property
+    def hash(self) -> str:
+        """Identifies what decides the result (not the reasons)."""
+        return record_hash(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plans:
+    """The decisions for a dataset. A user may edit the file; every command reads it strictly and obeys.
+
+    Attributes:
+        fingerprint_hash: Of the fingerprint that it was made from.
+        preset: Network family that was asked for.
+        memory_gib: GPU memory that training was fitted into.
+        body: How the patient is found in an image: `ct`: by a threshold in HU; `foreground`: by the image's own
+            histogram.
+        fine: The stage that draws. Its `region` decides whether there are two stages.
+        coarse: The stage that finds; unused, but trainable, when `fine.region` is `body`.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    dataset_name: str
+    channels: tuple[str, ...]
+    labels: LabelSet
+    fingerprint_hash: str
+    preset: Literal["small", "base", "large"]
+    memory_gib: float
+    body: Literal["ct", "foreground"]
+    fine: StagePlan
+    coarse: StagePlan
+    reasons: dict[str, str]
+
+    def __post_init__(self) -> None:
+        _check_version(self.schema_version)
+        if self.fine.stage is not Stage.FINE or self.coarse.stage is not Stage.COARSE:
+            raise ValueError("'fine' must have stage FINE and 'coarse' stage COARSE")
+        for plan in (self.fine, self.coarse):
+            if plan.network.output_channels != self.labels.channels:
+                raise ValueError(
+                    f"{plan.stage} has {plan.network.output_channels} output channels, "
+                    f"{self.labels.count} labels and background need {self.labels.channels}"
+                )
+            if plan.network.input_channels != len(self.channels):
+                raise ValueError(
+                    f"{plan.stage} has {plan.network.input_channels} input channels, not {len(self.channels)}"
+                )
+
+    def stage(self, stage: Stage) -> StagePlan:
+        return self.fine if stage is Stage.FINE else self.coarse
+
+    @property
+    def two_stage(self) -> bool:
+        """Whether FINE works inside the region that COARSE finds."""
+        return self.fine.region == "organs"
+
+
+def load_plans(path: Path) -> Plans:
+    """Reads plans.json.
+
+    Raises:
+        PlanError: it is missing (run flaresemi_plan_and_preprocess), or a key or value in it is wrong.
+    """
+    _refuse_absent(path)
+    return load_record(path, Plans)
+
+
+def load_fingerprint(path: Path) -> DatasetFingerprint:
+    """Reads fingerprint.json.
+
+    Raises:
+        PlanError: it is missing or damaged.
+    """
+    _refuse_absent(path)
+    return load_record(path, DatasetFingerprint)
+
+
+def _refuse_absent(path: Path) -> None:
+    if not path.is_file():
+        raise PlanError(
+            f"no {path.name} in this workspace",
+            where=path,
+            fix="run flaresemi_plan_and_preprocess first, or name the workspace with -w",
+        )
+
+
+def _check_version(version: int) -> None:
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {version} is not known to this flaresemi (it writes {SCHEMA_VERSION})")

@@ -1,0 +1,123 @@
+"""Every path that is ever written, in one class."""
+
+import dataclasses
+from pathlib import Path
+
+from flaresemi.plans import Stage
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Workspace:
+    """The one folder that a dataset's results go to.
+
+    ```
+    integrity.csv  integrity.txt          what was found wrong with the data
+    inspected_cases.json                  facts of every file, so that it is read only once
+    case_decisions.json                   cases left out, label maps put on their image's grid
+    fingerprint.json  plans.json  splits.json
+    lists/*.txt                           labeled, unlabeled, test; train and validation per fold
+    preprocessed/FINE|COARSE/CASE/        resampled cases
+    models/fold_0/FINE/                   see ModelFolder
+    ```
+    """
+
+    root: Path
+
+    @property
+    def integrity_csv(self) -> Path:
+        return self.root / "integrity.csv"
+
+    @property
+    def integrity_summary(self) -> Path:
+        return self.root / "integrity.txt"
+
+    @property
+    def inspected_cases(self) -> Path:
+        """Facts of every file that was read, kept so that it is not read again."""
+        return self.root / "inspected_cases.json"
+
+    @property
+    def case_decisions(self) -> Path:
+        """What the user decided about bad cases; every later command obeys it."""
+        return self.root / "case_decisions.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        return self.root / "fingerprint.json"
+
+    @property
+    def case_fingerprints(self) -> Path:
+        """Measured cases, kept so that a killed fingerprinting goes on."""
+        return self.root / "fingerprint_cases"
+
+    @property
+    def plans(self) -> Path:
+        return self.root / "plans.json"
+
+    @property
+    def splits(self) -> Path:
+        return self.root / "splits.json"
+
+    @property
+    def lists(self) -> Path:
+        return self.root / "lists"
+
+    @property
+    def prepared_sources(self) -> Path:
+        """Per prepared case: the files that it was made from, so that a corrected file is prepared again."""
+        return self.root / "preprocessed" / "sources"
+
+    def preprocessed(self, stage: Stage) -> Path:
+        return self.root / "preprocessed" / stage.value
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    def model(self, fold: str, stage: Stage) -> "ModelFolder":
+        """Folder of one training. `fold` is a number or 'all'."""
+        return ModelFolder(self.models / f"fold_{fold}" / stage.value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """The folder of one training run. Its checkpoints hold all that prediction needs."""
+
+    root: Path
+
+    @property
+    def run_record(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def history(self) -> Path:
+        return self.root / "history.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        return self.root / "curves.png"
+
+    @property
+    def logs(self) -> Path:
+        """TensorBoard."""
+        return self.root / "logs"
+
+    @property
+    def latest(self) -> Path:
+        return self.root / "checkpoint_latest.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "checkpoint_best.pt"
+
+    def snapshot(self, percent: int) -> Path:
+        """Weights after 36, 66 or 100 percent of the training."""
+        return self.root / f"snapshot_{percent:03d}.pt"
+
+    @property
+    def final(self) -> Path:
+        return self.snapshot(100)
+
+    @property
+    def validation(self) -> Path:
+        return self.root / "validation"

@@ -1,0 +1,226 @@
+import json
+import logging
+
+import pytest
+
+from flaresemi import flare22
+from flaresemi.dataset import LAYOUTS, find_images, image_stem, load_dataset
+from flaresemi.errors import DatasetError
+
+NNUNET = "nnU-Net"
+
+
+def make(
+    root, layout=NNUNET, *, labeled=("a_0000", "b_0000"), labels=("a", "b"), unlabeled=(), test=(), json_text=None
+):
+    """An image folder of empty files: nothing but names is looked at."""
+    for folder, stems in zip(LAYOUTS[layout], (labeled, labels, unlabeled, test), strict=True):
+        (root / folder).mkdir()
+        for stem in stems:
+            (root / folder / (stem if "." in stem else f"{stem}.nii.gz")).touch()
+    if json_text is not None:
+        (root / "dataset.json").write_text(json_text if isinstance(json_text, str) else json.dumps(json_text))
+    return root
+
+
+def ids(cases):
+    return [case.id for case in cases]
+
+
+def complaint(root):
+    with pytest.raises(DatasetError) as caught:
+        load_dataset(root)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_both_layouts_give_the_same_cases(tmp_path, layout):
+    dataset = load_dataset(make(tmp_path, layout, unlabeled=("u_0000",), test=("t_0000",)))
+    assert (ids(dataset.labeled), ids(dataset.unlabeled), ids(dataset.test)) == (["a", "b"], ["u"], ["t"])
+    case = dataset.case("a")
+    assert case.images == (tmp_path / LAYOUTS[layout][0] / "a_0000.nii.gz",)
+    assert case.label == tmp_path / LAYOUTS[layout][1] / "a.nii.gz"
+    assert dataset.case("u").label is None
+
+
+def test_without_dataset_json_the_organs_are_those_of_flare22_on_trust(tmp_path):
+    dataset = load_dataset(make(tmp_path, "flaresemi"))
+    assert dataset.labels == flare22.LABELS
+    assert dataset.labels_assumed
+    assert dataset.channels == ("CT",)
+    assert dataset.name == tmp_path.name
+
+
+def test_a_dataset_json_says_it_all(tmp_path):
+    content = {
+        "name": "neck",
+        "channel_names": {"0": "T1", "1": "T2"},
+        "labels": {"background": 0, "left gland": 200, "right gland": 5, "cord": 17},
+        "z_range": ["cord"],
+        "tolerances_mm": {"cord": 3},
+        "annotated_labels": {"b": ["cord"]},
+        "numTraining": 2,
+    }
+    stems = ("a_0000", "a_0001", "b_0000", "b_0001")
+    dataset = load_dataset(make(tmp_path, labeled=stems, json_text=content))
+    assert (dataset.name, dataset.channels, dataset.labels_assumed) == ("neck", ("T1", "T2"), False)
+    assert dataset.labels.names == ("right gland", "cord", "left gland")  # in the order of their values
+    assert dataset.labels.mirror_pairs == (("right gland", "left gland"),)
+    assert [label.z_range for label in dataset.labels.labels] == [False, True, False]
+    assert [label.tolerance_mm for label in dataset.labels.labels] == [None, 3.0, None]
+    assert dataset.case("b").annotated == ("cord",)
+    assert dataset.case("a").annotated is None
+    assert [path.name for path in dataset.case("a").images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+
+
+def test_the_decathlons_older_form_of_labels_and_channels(tmp_path):
+    content = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "liver", "2": "tumour"}}
+    dataset = load_dataset(make(tmp_path, json_text=content))
+    assert dataset.channels == ("MRI",)
+    assert [(label.name, label.value) for label in dataset.labels.labels] == [("liver", 1), ("tumour", 2)]
+
+
+def test_background_need_not_be_zero(tmp_path):
+    dataset = load_dataset(make(tmp_path, json_text={"labels": {"background": -1, "organ": 0}}))
+    assert dataset.labels.background == -1
+
+
+def test_mirror_pairs_can_be_declared(tmp_path):
+    content = {"labels": {"dexter": 1, "sinister": 2}, "mirror_pairs": [["dexter", "sinister"]]}
+    dataset = load_dataset(make(tmp_path, json_text=content))
+    assert dataset.labels.mirror_pairs == (("dexter", "sinister"),)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".NII.GZ"])
+def test_all_formats_are_found_and_other_files_are_not(tmp_path, ending):
+    make(tmp_path, labeled=(f"a_0000{ending}", "notes.txt", ".hidden.nii.gz"), labels=("a.nii.gz",))
+    assert ids(load_dataset(tmp_path).labeled) == ["a"]
+
+
+def test_names_without_channel_numbers_are_taken_whole(tmp_path):
+    dataset = load_dataset(make(tmp_path, labeled=("a", "b"), unlabeled=("u",)))
+    assert ids(dataset.labeled) == ["a", "b"]
+    assert ids(dataset.unlabeled) == ["u"]
+
+
+def test_numbered_patients_are_not_taken_for_channels(tmp_path):
+    stems = ("patient_0000", "patient_0001")
+    dataset = load_dataset(make(tmp_path, labeled=stems, labels=stems, unlabeled=("other_0000", "other_0001")))
+    assert ids(dataset.labeled) == list(stems)
+    assert ids(dataset.unlabeled) == ["other_0000", "other_0001"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"labels": ("a",)}, "images without a label map: b"),
+        ({"labels": ("a", "b", "c")}, "label maps without an image: c"),
+        ({"labels": ("a", "b_0000")}, "label maps without an image: b_0000"),
+        ({"labeled": ()}, "no labeled images"),
+        ({"labeled": ("a_0000", "b_0000", "b_0000.mha")}, "two files for case 'b', channel 0"),
+        ({"labels": ("a", "b", "b.mha")}, "two label maps for case 'b'"),
+        ({"labeled": ("a_0000", "b_0000", "b_0002")}, "channels [0, 2], expected 0 to 1"),
+        ({"labeled": ("a_0000", "b_0000", "b_0001")}, "case 'a' has 1 channel(s), the dataset has 2"),
+        ({"unlabeled": ("a_0000",)}, "case 'a' is in two groups"),
+        ({"unlabeled": ("u_0000",), "test": ("u_0000",)}, "case 'u' is in two groups"),
+    ],
+)
+def test_cases_that_do_not_fit_together_are_named(tmp_path, change, expected):
+    assert expected in complaint(make(tmp_path, **change))
+
+
+def test_every_case_that_lacks_something_is_named_at_once(tmp_path):
+    text = complaint(make(tmp_path, labeled=("a_0000", "b_0000", "c_0000"), labels=("c", "d")))
+    assert "images without a label map: a, b" in text
+    assert "label maps without an image: d" in text
+
+
+GOOD = {"labels": {"background": 0, "liver": 1, "spleen": 2}}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "must hold an object"),
+        ({**GOOD, "name": 3}, "name must be a text"),
+        ({"labels": []}, '"labels" must be an object'),
+        ({"labels": {"background": 0}}, "at least one label"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "overlapping regions are not supported"),
+        ({**GOOD, "regions_class_order": [1, 2]}, "overlapping regions (regions_class_order) are not supported"),
+        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "ignore label is not supported"),
+        ({"labels": {"liver": 1.5}}, "label 'liver' must be an integer, found 1.5"),
+        ({"labels": {"liver": True}}, "label 'liver' must be an integer, found True"),
+        ({"labels": {"liver": "--5"}}, "must be an integer"),
+        ({"labels": {"liver": 1, "spleen": 1}}, "label values must differ"),
+        ({"labels": {"liver": 0}}, "label values must differ"),
+        ({"labels": {"0": "background", "1": "liver", "2": "liver"}}, "two labels have one name"),
+        ({**GOOD, "channel_names": {"1": "CT"}}, "channel_names must be like"),
+        ({**GOOD, "channel_names": {"0": "CT", "1": "PET"}}, "case 'a' has 1 channel(s), the dataset has 2: CT, PET"),
+        ({**GOOD, "z_range": ["livre"]}, "'livre', which is not a label (did you mean 'liver'?)"),
+        ({**GOOD, "z_range": "liver"}, "z_range must be a list"),
+        ({**GOOD, "tolerances_mm": {"liver": 0}}, "tolerances_mm of 'liver' must be a positive number"),
+        ({**GOOD, "tolerances_mm": [1]}, '"tolerances_mm" must be an object'),
+        ({**GOOD, "mirror_pairs": [["liver", "spline"]]}, "'spline', which is not a label"),
+        ({**GOOD, "mirror_pairs": [["liver"]]}, "dataset.json"),
+        ({**GOOD, "mirror_pairs": 3}, "dataset.json"),
+        ({**GOOD, "annotated_labels": {"z": ["liver"]}}, "annotated_labels names cases that do not exist: z"),
+        ({**GOOD, "annotated_labels": {"a": ["kidney"]}}, "'kidney', which is not a label"),
+        ({**GOOD, "annotated_labels": {"a": []}}, "annotated_labels of 'a' names no label"),
+        ({**GOOD, "annotated_labels": ["a"]}, '"annotated_labels" must be an object'),
+    ],
+)
+def test_every_mistake_in_dataset_json_is_named_with_the_file(tmp_path, content, expected):
+    text = complaint(make(tmp_path, json_text=content))
+    assert expected in text
+    if expected[:4] != "case":
+        assert str(tmp_path / "dataset.json") in text
+
+
+def test_a_misspelt_key_is_pointed_at_and_a_foreign_one_is_not(tmp_path, caplog):
+    make(tmp_path, json_text={**GOOD, "chanel_names": {"0": "CT"}, "hospital": "x", "numTraining": 2})
+    with caplog.at_level(logging.INFO, logger="flaresemi"):
+        load_dataset(tmp_path)
+    levels = {record.getMessage().split("'")[1]: record.levelname for record in caplog.records}
+    assert levels == {"chanel_names": "WARNING", "hospital": "INFO"}
+    assert "did you mean 'channel_names'" in caplog.text
+
+
+def test_folders_that_are_no_dataset(tmp_path):
+    assert "not found" in complaint(tmp_path / "absent")
+    assert "not a dataset folder" in complaint(tmp_path)
+    make(tmp_path, "flaresemi")
+    make(tmp_path, NNUNET)
+    assert "two layouts" in complaint(tmp_path)
+
+
+def test_a_case_that_does_not_exist(tmp_path):
+    with pytest.raises(DatasetError, match="no case 'z'"):
+        load_dataset(make(tmp_path)).case("z")
+
+
+def test_the_images_of_a_folder(tmp_path):
+    with pytest.raises(DatasetError, match="folder not found"):
+        find_images(tmp_path / "absent")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DatasetError, match="no images in this folder"):
+        find_images(tmp_path)
+    for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a_0000.mha", "a_0001.mha"):
+        (tmp_path / name).touch()
+    cases = find_images(tmp_path)
+    assert ids(cases) == ["a", "b"]
+    assert [len(case.images) for case in cases] == [2, 2]
+
+
+def test_stems():
+    from pathlib import Path
+
+    assert image_stem(Path("x/a.b_0000.nii.gz")) == "a.b_0000"
+    assert image_stem(Path("x/a.txt")) is None
+
+
+def test_the_real_datasets_load(shared_data):
+    neck = load_dataset(shared_data / "openkbp")
+    assert (len(neck.labeled), len(neck.unlabeled), len(neck.test)) == (34, 80, 17)
+    assert neck.labels.mirror_pairs == (("right parotid", "left parotid"),)
+    assert len(load_dataset(shared_data / "hippocampus").labeled) == 260

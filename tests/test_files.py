@@ -1,0 +1,51 @@
+import os
+import stat
+
+import pytest
+
+from flaresemi.files import atomic_path, remove_leftovers, write_text
+
+
+def test_a_file_appears_whole_and_under_its_name(tmp_path):
+    target = tmp_path / "new folder" / "text.json"
+    write_text(target, "grün\n")
+    assert target.read_bytes() == "grün\n".encode()
+    assert os.listdir(target.parent) == ["text.json"]
+
+
+def test_the_temporary_name_keeps_the_ending_that_writers_go_by(tmp_path):
+    with atomic_path(tmp_path / "a.nii.gz") as temporary:
+        assert temporary.name.endswith("a.nii.gz")
+        assert temporary.parent == tmp_path
+        temporary.write_text("x")
+
+
+@pytest.mark.parametrize("trouble", [ValueError, KeyboardInterrupt])
+def test_trouble_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, trouble):
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+    with pytest.raises(trouble), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise trouble
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_files_get_the_rights_that_the_umask_leaves(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path):
+    (tmp_path / ".gitignore").write_text("theirs")
+    (tmp_path / "a.txt").write_text("whole")
+    with atomic_path(tmp_path / "b.txt") as temporary:
+        temporary.write_text("x")
+        left = temporary.with_name(temporary.name.replace("b.txt", "killed.txt"))
+        left.write_text("half")
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".gitignore", "a.txt", "b.txt"]
