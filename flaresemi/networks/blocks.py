@@ -10,7 +10,7 @@ NEGATIVE_SLOPE = 0.01
 
 
 class InstanceNorm(nn.Module):
-    """Instance norm over (Z, Y, X) with a scale and a shift per channel; the numbers of `nn.InstanceNorm3d(affine=True)`.
+    """Instance norm over (Z, Y, X), scale and shift per channel: the numbers of `nn.InstanceNorm3d(affine=True)`.
 
     On a CPU the channels-last layout makes convolutions about twice as fast, but torch's instance norm copies such a
     tensor to the contiguous layout and back, and its group norm runs backward at a twentieth of the speed. Batch norm

@@ -172,5 +172,7 @@ def _read(path: Path) -> object:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as problem:
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise CheckpointError(
-            f"not a flaresemi checkpoint, or a damaged one: {reason}", where=path, fix="name a .pt file from a model folder"
+            f"not a flaresemi checkpoint, or a damaged one: {reason}",
+            where=path,
+            fix="name a .pt file from a model folder",
         ) from None

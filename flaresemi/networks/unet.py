@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from flaresemi.networks.blocks import ConvStack, ConvNorm, ResidualStack, initialize
+from flaresemi.networks.blocks import ConvNorm, ConvStack, ResidualStack, initialize
 from flaresemi.plans import NetworkPlan
 
 
@@ -58,10 +58,12 @@ class UNet(nn.Module):
         for stack in self.encoder:
             features = stack(features)
             skips.append(features)
+        skips.pop()  # the lowest level leads up directly
         logits: list[Tensor] = []
         for level in reversed(range(len(self.decoder))):
             upsampled = self.upsampling[level](features)
-            features = self.decoder[level](torch.cat((upsampled, skips[level]), dim=1))
+            # `pop`, so that prediction frees each skip once it has been used.
+            features = self.decoder[level](torch.cat((upsampled, skips.pop()), dim=1))
             if self.deep_supervision or level == 0:
                 logits.insert(0, self.heads[level](features))
         return logits if self.deep_supervision else logits[0]
@@ -72,9 +74,7 @@ class UNet(nn.Module):
             return
         outputs, below, stride = plan.features[level], plan.features[level + 1], plan.strides[level + 1]
         self.upsampling.append(nn.ConvTranspose3d(below, outputs, stride, stride, bias=False))
-        self.decoder.append(
-            ConvStack(2 * outputs, outputs, plan.kernels[level], (1, 1, 1), plan.decoder_convs[level])
-        )
+        self.decoder.append(ConvStack(2 * outputs, outputs, plan.kernels[level], (1, 1, 1), plan.decoder_convs[level]))
         self.heads.append(nn.Conv3d(outputs, plan.output_channels, 1))
 
 
