@@ -74,9 +74,10 @@ class StagePredictor:
         if self.window == "patch":
             return patch
         larger = one_window(region_zyx, patch, self.plan.network.divisor_zyx)
-        if larger == patch or inference_memory_gib(self.plan.network, larger, 1) > _free_gib(self.device):
+        if larger == patch:
             return patch
-        return larger
+        needed = inference_memory_gib(self.plan.network, larger, 1) * (2 if self.precision.dtype is None else 1)
+        return larger if needed < _free_gib(self.device) else patch
 
     def logits(self, image_czyx: np.ndarray) -> tuple[torch.Tensor, tuple[str, ...]]:
         """Scores of background and all organs.

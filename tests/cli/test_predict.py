@@ -1,0 +1,194 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from flaresemi.cli import predict
+from flaresemi.geometry import Geometry
+from flaresemi.io.images import SourceGrid, read_label_map, write_label_map
+from flaresemi.labels import Label, LabelSet
+from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
+from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.workspace import Workspace
+
+SHAPE = (12, 24, 24)
+
+
+class BrightIsLiver(torch.nn.Module):
+    """The liver is where the sum of all channels exceeds 150 HU."""
+
+    def __init__(self, plan):
+        super().__init__()
+        self.register_buffer("threshold", torch.zeros(1))
+
+    def forward(self, image_bczyx):
+        bright = image_bczyx.sum(dim=1, keepdim=True) - self.threshold
+        return torch.cat([torch.zeros_like(bright), bright], dim=1)
+
+
+@pytest.fixture(autouse=True)
+def _no_training_needed(monkeypatch):
+    monkeypatch.setattr("flaresemi.inference.predictor.build_network", BrightIsLiver)
+
+
+def save_models(root, channels=1):
+    network = NetworkPlan(
+        block="plain", input_channels=channels, output_channels=2, features=(4, 8), kernels=((3, 3, 3),) * 2,
+        strides=((1, 1, 1), (2, 2, 2)), encoder_convs=(1, 1), decoder_convs=(1,),
+    )  # fmt: skip
+    intensities = IntensityPlan(scheme="ct", clip_low=-1000.0, clip_high=1000.0, mean=0.0, sd=1.0)
+    plan = StagePlan(
+        stage=Stage.FINE, spacing_zyx_mm=(3.0, 3.0, 3.0), patch_zyx=(16, 16, 16), batch_size=2, margin_mm=20.0,
+        resampling="linear", region="body", network=network, reasons={}, intensities=(intensities,) * channels,
+    )  # fmt: skip
+    checkpoint = Checkpoint(
+        plan=plan, body="ct", channels=("CT",) * channels, labels=LabelSet(labels=(Label(name="liver", value=7),)),
+        fold="0", iteration=1, total_iterations=1, weights={"threshold": torch.tensor([150.0])},
+    )  # fmt: skip
+    save_checkpoint(Workspace(root).model("0", Stage.FINE).final, checkpoint)
+
+
+def write_scan(path, first=4, value=300):
+    """A scan whose liver begins at x = `first`; returns where the liver is."""
+    array = np.zeros(SHAPE, np.int16)
+    array[:, 0] = -1000
+    array[4:8, 6:18, first : first + 8] = value
+    grid = SourceGrid(
+        geometry=Geometry(shape_zyx=SHAPE, spacing_zyx_mm=(3.0, 3.0, 3.0)), axes=(0, 1, 2), flips=(False,) * 3
+    )
+    write_label_map(path, array, grid)
+    return array > 0
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with models in flaresemi/models and three scans in scans."""
+    monkeypatch.chdir(tmp_path)
+    save_models(tmp_path / "flaresemi")
+    for first, name in enumerate(("a_0000.nii.gz", "b_0000.nrrd", "c_0000.MHA"), start=3):
+        write_scan(tmp_path / "scans" / name, first)
+    return tmp_path
+
+
+def liver(path):
+    values = read_label_map(path).array_zyx
+    assert set(np.unique(values)) == {0, 7}
+    return values == 7
+
+
+@pytest.mark.parametrize("extra", [[], ["--single-process"]])
+def test_a_folder(folder, capsys, extra):
+    assert predict.main(["-i", "scans", "-o", "out", *extra]) == 0
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.nii.gz", "b.nrrd", "c.mha"]
+    assert np.array_equal(liver(folder / "out" / "b.nrrd"), write_scan(folder / "again.nrrd", 4))
+    printed = capsys.readouterr()
+    assert "next: flaresemi_evaluate -p out" in printed.out
+    assert [line.split(":")[0] for line in printed.err.splitlines() if " s (read " in line] == ["a", "b", "c"]
+    assert "3 label map(s) written to out" in printed.err
+
+
+def test_one_file_to_a_file_or_into_a_folder(folder):
+    assert predict.main(["-i", "scans/a_0000.nii.gz", "-o", "new/liver.nrrd"]) == 0
+    assert predict.main(["-i", "scans/a_0000.nii.gz", "-o", "new", "--tta", "--step", "1", "--device", "cpu"]) == 0
+    assert np.array_equal(liver(folder / "new" / "liver.nrrd"), liver(folder / "new" / "a.nii.gz"))
+
+
+def test_models_from_another_place(folder):
+    shutil.move(folder / "flaresemi" / "models" / "fold_0", folder / "moved")
+    assert predict.main(["-i", "scans", "-o", "out"]) == 2
+    assert predict.main(["-i", "scans", "-o", "out", "-m", "moved"]) == 0
+    assert predict.main(["-i", "scans", "-o", "out", "-m", "moved", "--fold", "3"]) == 2
+
+
+def test_a_list(folder):
+    (folder / "lists").mkdir()
+    (folder / "scans" / "b_0000.nrrd").rename(folder / "lists" / "b.nrrd")
+    (folder / "lists" / "test.txt").write_text("# two scans\nscans/a_0000.nii.gz\n\nb.nrrd\nscans/a_0000.nii.gz\n")
+    assert predict.main(["-i", "lists/test.txt", "-o", "out"]) == 0
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.nii.gz", "b.nrrd"]
+
+
+def test_continue_skips_what_is_done(folder, capsys):
+    assert predict.main(["-i", "scans/b_0000.nrrd", "-o", "out"]) == 0
+    done = (folder / "out" / "b.nrrd").stat().st_mtime_ns
+    capsys.readouterr()
+    assert predict.main(["-i", "scans", "-o", "out", "--continue"]) == 0
+    assert "1 of 3 cases have their label map already" in capsys.readouterr().err
+    assert (folder / "out" / "b.nrrd").stat().st_mtime_ns == done
+    assert len(list((folder / "out").iterdir())) == 3
+    assert predict.main(["-i", "scans", "-o", "out"]) == 0  # without it, everything is done anew
+    assert (folder / "out" / "b.nrrd").stat().st_mtime_ns > done
+
+
+@pytest.mark.parametrize("extra", [[], ["--single-process"]])
+def test_a_bad_image_does_not_stop_the_others(folder, capsys, extra):
+    content = (folder / "scans" / "a_0000.nii.gz").read_bytes()
+    (folder / "scans" / "a_0000.nii.gz").write_bytes(content[: len(content) // 2])
+    (folder / "scans" / "bad_0000.nii.gz").write_bytes(b"")
+    assert predict.main(["-i", "scans", "-o", "out", *extra]) == 2
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["b.nrrd", "c.mha"]
+    error = capsys.readouterr().err
+    summary = error[error.index("error: ") :]
+    assert summary.startswith("error: 2 of 4 case(s) could not be predicted; the others are done")
+    assert "a: " in summary
+    assert "bad_0000.nii.gz" in summary
+    assert "--continue" in summary
+    assert "Traceback" not in error
+
+
+def test_channels_beside_the_named_file(folder, capsys):
+    save_models(folder / "pet", channels=2)
+    for name, value in (("p_0000.nii.gz", 300), ("p_0001.nii.gz", -100), ("q_0000.nii.gz", 300)):
+        truth = write_scan(folder / "pairs" / name, 5, value)
+    options = ["-m", "pet", "-o", "out"]
+    assert predict.main(["-i", "pairs/p_0001.nii.gz", *options]) == 0
+    assert np.array_equal(liver(folder / "out" / "p.nii.gz"), write_scan(folder / "again.nrrd", 5))
+    assert not truth[0].any()
+    capsys.readouterr()
+    assert predict.main(["-i", "pairs/q_0000.nii.gz", *options]) == 2
+    assert "q_0001.nii.gz" in capsys.readouterr().err
+    assert predict.main(["-i", "again.nrrd", *options]) == 2
+    assert "ends with _0000.nrrd" in capsys.readouterr().err
+    assert predict.main(["-i", "pairs", *options]) == 2
+    assert "the image has 1 channel(s), the model was trained with 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["-i", "nothing", "-o", "out"], "input not found"),
+        (["-i", "empty", "-o", "out"], "no images in this folder"),
+        (["-i", "scans", "-o", "scans"], "the output folder is the folder of the images"),
+        (["-i", "plain.nii.gz", "-o", "."], "would overwrite an image"),
+        (["-i", "plain.nii.gz", "-o", "scans/../plain.nii.gz"], "would overwrite an image"),
+        (["-i", "scans", "-o", "out.nii.gz"], "the output must be a folder"),
+        (["-i", "scans", "-o", "notes.txt"], "exists and is no folder"),
+        (["-i", "model.pt", "-o", "out"], "neither an image nor a folder nor a list"),
+        (["-i", "notes.txt", "-o", "out"], "the list names no image"),
+        (["-i", "wrong.txt", "-o", "out"], "1 file(s) of the list are not there"),
+        (["-i", "twice.txt", "-o", "out"], "two cases are called 'a'"),
+        (["-i", "scans", "-o", "out", "--device", "tpu"], "unknown device"),
+        (["-i", "scans", "-o", "out", "--step", "0"], "above 0 and at most 1"),
+        (["-i", "scans", "-o", "out", "--step", "wide"], "above 0 and at most 1"),
+        (["-i", "scans", "-o", "out", "--threads", "0"], "at least 1"),
+        (["-i", "scans", "-o", "out", "--fodl", "0"], "did you mean '--fold'?"),
+    ],
+)
+def test_one_clear_message_and_exit_code_2(folder, capsys, options, complaint):
+    (folder / "empty").mkdir()
+    shutil.copy(folder / "scans" / "a_0000.nii.gz", folder / "plain.nii.gz")
+    shutil.copy(folder / "scans" / "a_0000.nii.gz", folder / "empty" / "..a_0000.nii.gz")  # hidden: not an image
+    before = (folder / "plain.nii.gz").read_bytes()
+    for name, text in (
+        ("model.pt", "x"), ("notes.txt", "# nothing\n"), ("wrong.txt", "scans/z.nii.gz\n"),
+        ("twice.txt", "scans/a_0000.nii.gz\na.nrrd\n"),
+    ):  # fmt: skip
+        (folder / name).write_text(text)
+    shutil.copy(folder / "scans" / "b_0000.nrrd", folder / "a.nrrd")
+    assert predict.main(options) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert "Traceback" not in error
+    assert (folder / "plain.nii.gz").read_bytes() == before
+    assert not (folder / "out").exists()
