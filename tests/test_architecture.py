@@ -34,12 +34,12 @@ ROWS = {
 #: Where a third-party package may be imported: a file or a folder of the package. Others may be imported from row 1 up.
 ONLY_IN = {
     "SimpleITK": "io/images.py",
-    "nibabel": "io",
-    "batchgenerators": "training",
-    "matplotlib": "reporting",
-    "tensorboard": "training",
-    "cc3d": ("preprocessing", "inference", "phantom", "evaluation", "pseudolabels"),
-    "argparse": "cli",
+    "nibabel": "io/",
+    "batchgenerators": "training/",
+    "matplotlib": "reporting/",
+    "tensorboard": "training/",
+    "cc3d": ("preprocessing/", "inference/", "phantom/", "evaluation/", "pseudolabels/"),
+    "argparse": "cli/",
 }
 
 #: The import name of a distribution, where the two differ.

@@ -1,0 +1,141 @@
+"""flaresemi's half of against_nnunet.py: one measurement per process."""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from flaresemi.preprocessing.preprocessor import prepare, preprocessing_hash, stage_labels
+from flaresemi.preprocessing.resampling import resample_image, resample_labels
+
+from flaresemi.compute.precision import Precision
+from flaresemi.geometry import resampled_shape
+from flaresemi.io.case_store import CaseRecord, CaseStore
+from flaresemi.io.images import Image, read_image, read_label_map
+from flaresemi.labels import Label, LabelSet
+from flaresemi.networks.unet import build_network
+from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.training.config import TrainingConfig, resolve
+from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
+from flaresemi.training.schedule import AveragedWeights, build_optimizer
+from measuring import peak_rss_mib, random_batch, report
+
+
+def preprocess(task: dict) -> dict:
+    """From arrays in memory to the files that training reads: body, normalization, resampling, voxel lists, writing."""
+    image, indices, labels = _read(task)
+    plan = _stage_plan(task)
+    with tempfile.TemporaryDirectory() as folder:
+        store = CaseStore(Path(folder))
+        before, started = peak_rss_mib(), time.perf_counter()
+        prepared = prepare(image, "ct")
+        grid = prepared.grid(plan)
+        stage_image = prepared.stage_image(plan)
+        common = {"case_id": "case", "preprocessing_hash": preprocessing_hash("ct", plan), "grid": grid}
+        if indices is None or labels is None:
+            store.write(CaseRecord.unlabeled(**common), stage_image, None)
+        else:
+            stage_label = stage_labels(indices, grid)
+            supervised = tuple(range(1, labels.count + 1))
+            record = CaseRecord.labeled(**common, label_zyx=stage_label, organs=labels.count, supervised=supervised)
+            store.write(record, stage_image, stage_label)
+        seconds = time.perf_counter() - started
+    return {"seconds": seconds, "rss_before_mib": before, "shape": list(grid.shape_zyx)}
+
+
+def resample(task: dict) -> dict:
+    """Resampling alone, of the whole volume, image and label."""
+    image, indices, _ = _read(task)
+    spacing, target = image.geometry.spacing_zyx_mm, tuple(task["spacing_zyx_mm"])
+    shape = resampled_shape(image.geometry.shape_zyx, spacing, target)
+    before, started = peak_rss_mib(), time.perf_counter()
+    resample_image(image.array_czyx, shape, kind=task["resampling"])
+    if indices is not None:
+        resample_labels(indices, shape)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "rss_before_mib": before, "shape": list(shape)}
+
+
+def train(task: dict) -> dict:
+    """The trainer's step with its defaults: Dice + cross-entropy with deep supervision, AdamW, averaged weights."""
+    torch.manual_seed(0)
+    network = build_network(_network_plan(task))
+    network.deep_supervision = True
+    loss = DeepSupervisionLoss(SegmentationLoss())
+    optimizer = build_optimizer(resolve(TrainingConfig(), 1000), list(network.parameters()))
+    average = AveragedWeights(network, TrainingConfig().ema_decay)
+    precision = Precision(torch.device("cpu"), task["precision"])
+    image, label = (torch.from_numpy(array) for array in random_batch(task))
+    supervised = torch.ones(task["batch"], task["classes"], dtype=torch.bool)
+
+    def step(number: int) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with precision.autocast():
+            outputs = network(image)
+        value = loss(outputs, label, supervised).mean()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
+        optimizer.step()
+        average.update(network, number)
+        value.item()
+
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    before = peak_rss_mib()
+    step(1)
+    started = time.perf_counter()
+    for number in range(task["steps"]):
+        step(number + 2)
+    seconds = (time.perf_counter() - started) / task["steps"]
+    return {"seconds": seconds, "rss_before_mib": before, "parameters": parameters, "precision": precision.name}
+
+
+def _read(task: dict) -> tuple[Image, np.ndarray | None, LabelSet | None]:
+    image = read_image([Path(task["image"])])
+    if not task["label"]:
+        return image, None, None
+    values = read_label_map(Path(task["label"])).array_zyx
+    found = [int(value) for value in np.unique(values) if value > 0]
+    labels = LabelSet(labels=tuple(Label(name=f"label {value}", value=value) for value in found))
+    return image, labels.to_indices(values), labels
+
+
+def _network_plan(task: dict) -> NetworkPlan:
+    return NetworkPlan(
+        block="plain",
+        input_channels=1,
+        output_channels=task["classes"],
+        features=tuple(task["features"]),
+        kernels=tuple(tuple(kernel) for kernel in task["kernels"]),
+        strides=tuple(tuple(stride) for stride in task["strides"]),
+        encoder_convs=tuple(task["encoder_convs"]),
+        decoder_convs=tuple(task["decoder_convs"]),
+    )
+
+
+def _stage_plan(task: dict) -> StagePlan:
+    """Spacing, interpolation and intensities decide the arrays; the network is only there to make a whole plan."""
+    network = NetworkPlan(
+        block="plain", input_channels=1, output_channels=2, features=(1, 1), kernels=((3, 3, 3),) * 2,
+        strides=((1, 1, 1), (2, 2, 2)), encoder_convs=(1, 1), decoder_convs=(1,),
+    )  # fmt: skip
+    intensity = IntensityPlan(
+        scheme="ct", clip_low=task["clip_low"], clip_high=task["clip_high"], mean=task["mean"], sd=task["sd"]
+    )
+    return StagePlan(
+        stage=Stage.FINE, spacing_zyx_mm=tuple(task["spacing_zyx_mm"]), patch_zyx=(64, 64, 64), batch_size=2,
+        region="body", margin_mm=20.0, resampling=task["resampling"], intensities=(intensity,), network=network,
+        reasons={},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", choices=["preprocess", "resample", "train"])
+    parser.add_argument("task", type=json.loads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.task["threads"])
+    work = {"preprocess": preprocess, "resample": resample, "train": train}[options.work]
+    report(work(options.task), ["flaresemi", "torch", "numpy", "scipy"])
