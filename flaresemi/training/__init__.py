@@ -1,0 +1,1 @@
+"""From a stage's plan and its prepared cases to a checkpoint."""

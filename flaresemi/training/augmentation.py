@@ -1,0 +1,150 @@
+"""Random transforms of a patch, by batchgenerators, seeded anew for every sample."""
+
+import dataclasses
+import math
+import random
+
+import numpy as np
+from batchgenerators.augmentations.spatial_transformations import augment_spatial
+from batchgenerators.transforms.abstract_transforms import Compose
+from batchgenerators.transforms.color_transforms import (
+    BrightnessMultiplicativeTransform,
+    ContrastAugmentationTransform,
+    GammaTransform,
+)
+from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
+from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
+
+from flaresemi.geometry import FloatTriple, IntTriple
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Strength:
+    """How often and how far a patch is changed. Angles in degrees."""
+
+    rotation_probability: float
+    rotation_degrees: float
+    scaling_probability: float
+    scaling: tuple[float, float]
+    intensity_factor: float
+
+
+#: `standard` has nnU-Net's ranges and probabilities; `strong` (for pseudo-labeled cases) changes more, more often.
+STRENGTHS = {
+    "standard": Strength(
+        rotation_probability=0.2, rotation_degrees=30, scaling_probability=0.2, scaling=(0.7, 1.4), intensity_factor=1.0
+    ),
+    "strong": Strength(
+        rotation_probability=0.4, rotation_degrees=45, scaling_probability=0.4, scaling=(0.6, 1.5), intensity_factor=2.0
+    ),
+}
+
+
+class Augmentation:
+    """Rotation, scaling, noise, blur, brightness, contrast, low resolution, gamma and left/right-safe mirroring.
+
+    Args:
+        patch_zyx: Shape of what comes out.
+        spacing_zyx_mm: Of the patch: when the slices are more than three times as thick as the pixels, rotation stays
+            in the plane.
+        strength: A key of `STRENGTHS`.
+        mirror_axes: Axes that are flipped half of the time.
+        mirror_permutation: Label index after a left-right flip, for each index.
+    """
+
+    def __init__(
+        self,
+        patch_zyx: IntTriple,
+        spacing_zyx_mm: FloatTriple,
+        strength: str,
+        mirror_axes: tuple[int, ...],
+        mirror_permutation: tuple[int, ...],
+    ) -> None:
+        self.patch_zyx = patch_zyx
+        self.strength = STRENGTHS[strength]
+        self.mirror_axes = mirror_axes
+        self.mirror_permutation = np.array(mirror_permutation)
+        self.swaps_labels = list(mirror_permutation) != list(range(len(mirror_permutation)))
+        self.in_plane = spacing_zyx_mm[0] > 3 * min(spacing_zyx_mm[1:])
+        self.intensity = _intensity_transforms(self.strength.intensity_factor)
+
+    @property
+    def input_zyx(self) -> IntTriple:
+        """Shape of the patch to read: larger than what comes out, so that most rotations find tissue at the corners."""
+        grow = (1.0 if self.in_plane else 1.2, 1.2, 1.2)
+        z, y, x = (math.ceil(size * factor / 2) * 2 for size, factor in zip(self.patch_zyx, grow, strict=True))
+        return z, y, x
+
+    def __call__(
+        self, image_czyx: np.ndarray, label_zyx: np.ndarray, fill: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Transforms one sample; the same seed gives the same result in any process.
+
+        Args:
+            image_czyx: float32, of shape `input_zyx`.
+            label_zyx: Label indices of the same shape.
+            fill: What lies outside the image, per channel (C,).
+            seed: For numpy's and Python's global generators, which batchgenerators draws from.
+
+        Returns:
+            Image (C, *patch) float32 and label (*patch) of the input's type.
+        """
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        image, label = self._spatial(image_czyx, label_zyx, fill)
+        image = self.intensity(data=image[None])["data"][0]
+        for axis in self.mirror_axes:
+            if np.random.random() < 0.5:
+                image, label = np.flip(image, axis + 1), np.flip(label, axis)
+                if axis == 2 and self.swaps_labels:
+                    label = self.mirror_permutation[label]
+        return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, label_zyx.dtype)
+
+    def _spatial(
+        self, image_czyx: np.ndarray, label_zyx: np.ndarray, fill: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        angle = math.radians(self.strength.rotation_degrees)
+        around_z, around_others = (-angle, angle), (0.0, 0.0) if self.in_plane else (-angle, angle)
+        base = fill.reshape(-1, 1, 1, 1)
+        image, label = augment_spatial(
+            (image_czyx - base)[None],  # so that zero, the one fill value on offer, is air in every channel
+            label_zyx[None, None].astype(np.float32),
+            self.patch_zyx,
+            patch_center_dist_from_border=None,
+            do_elastic_deform=False,
+            angle_x=around_z,
+            angle_y=around_others,
+            angle_z=around_others,
+            scale=self.strength.scaling,
+            border_mode_data="constant",
+            order_data=1,
+            order_seg=0,
+            random_crop=False,
+            p_rot_per_sample=self.strength.rotation_probability,
+            p_scale_per_sample=self.strength.scaling_probability,
+        )
+        return image[0] + base, np.rint(label[0, 0]).astype(label_zyx.dtype)
+
+
+def _intensity_transforms(factor: float) -> Compose:
+    """nnU-Net's intensity transforms, their probabilities multiplied by `factor` (at most 0.5)."""
+
+    def probability(standard: float) -> float:
+        return min(standard * factor, 0.5)
+
+    return Compose(
+        [
+            GaussianNoiseTransform((0, 0.1), p_per_sample=probability(0.1)),
+            GaussianBlurTransform(
+                (0.5, 1.0), different_sigma_per_channel=True, p_per_sample=probability(0.2), p_per_channel=0.5
+            ),
+            BrightnessMultiplicativeTransform((0.75, 1.25), p_per_sample=probability(0.15)),
+            ContrastAugmentationTransform(p_per_sample=probability(0.15)),
+            SimulateLowResolutionTransform(
+                (0.5, 1), per_channel=True, p_per_channel=0.5, order_downsample=0, order_upsample=1,
+                p_per_sample=probability(0.25),
+            ),
+            GammaTransform((0.7, 1.5), True, per_channel=True, retain_stats=True, p_per_sample=probability(0.1)),
+            GammaTransform((0.7, 1.5), False, per_channel=True, retain_stats=True, p_per_sample=probability(0.3)),
+        ]
+    )  # fmt: skip

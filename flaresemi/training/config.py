@@ -1,0 +1,142 @@
+"""What the user chooses about a training: one record, every field a flag of flaresemi_train."""
+
+import dataclasses
+from typing import Literal
+
+from flaresemi.errors import ConfigError
+
+#: nnU-Net's training length (1000 epochs of 250 iterations), the default here.
+DEFAULT_ITERATIONS = 250_000
+#: Trainings shorter than this use AdamW: SGD with momentum 0.99 has not yet learned anything useful by then.
+SHORT_TRAINING = 50_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """Choices of one training.
+
+    Lengths: at most one of `epochs`, `iterations` and `time_budget_seconds` may be set; none: 250,000 iterations.
+
+    Attributes:
+        epochs: Length in epochs of `iterations_per_epoch`.
+        iterations: Length in optimizer steps.
+        time_budget_seconds: Length in wall-clock time: some steps are timed first, then the number is fixed.
+        iterations_per_epoch: What counts as an epoch (a line of the history, a point of the curves).
+        batch_size: Patches per step over all ranks; None: the plan's.
+        optimizer: `auto`: adamw below 50,000 iterations, else sgd.
+        learning_rate: Peak; None: 0.01 for sgd (nnU-Net), 0.002 for adamw (chosen; see docs/training.md).
+        weight_decay: None: 3e-5 for sgd, 0.01 for adamw.
+        warmup_iterations: Linear rise at the start; None: none for sgd, a twentieth of the length but at most 200 for
+            adamw.
+        gradient_clip: Largest norm of all gradients together.
+        ema_decay: Of the averaged weights that validation, snapshots and prediction use; 0: off. It is lowered early
+            in a training, so that short ones are not held back by their first steps.
+        deep_supervision: Losses on the lower decoder levels too.
+        foreground_share: Share of patches that are centered on a voxel of a (uniformly drawn) annotated organ.
+        region_jitter_mm: FINE in the organs' box: each face of the box moves by up to this much, as COARSE will err.
+        augmentation: `none`, `standard` (nnU-Net's strengths) or `strong`.
+        mirror_axes: Axes that patches are flipped on: 0 z, 1 y, 2 x. Flipping x swaps left and right organs.
+        validations: Cheap validations spread over the training; 0: none.
+        validation_cases: Cases of the fold that the cheap validation looks at; 0: all.
+        snapshot_percents: Parts of the training after which weights are kept.
+        checkpoint_minutes: Time between two saves of the whole state.
+        precision: Mixed precision; `auto` chooses by the device.
+        loader_workers: Processes that prepare patches; None: by the device; 0: in the training process itself.
+        init_from: Checkpoint file whose weights the training starts from; None: random ones.
+        seed: Everything random follows from it.
+    """
+
+    epochs: int | None = None
+    iterations: int | None = None
+    time_budget_seconds: float | None = None
+    iterations_per_epoch: int = 250
+    batch_size: int | None = None
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    warmup_iterations: int | None = None
+    gradient_clip: float = 12.0
+    ema_decay: float = 0.999
+    deep_supervision: bool = True
+    foreground_share: float = 0.5
+    region_jitter_mm: float = 10.0
+    augmentation: Literal["none", "standard", "strong"] = "standard"
+    mirror_axes: tuple[int, ...] = (2,)
+    validations: int = 10
+    validation_cases: int = 8
+    snapshot_percents: tuple[int, ...] = (36, 66, 100)
+    checkpoint_minutes: float = 10.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    loader_workers: int | None = None
+    init_from: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        lengths = [self.epochs, self.iterations, self.time_budget_seconds]
+        if sum(length is not None for length in lengths) > 1:
+            raise ValueError("choose one of epochs, iterations and time_budget_seconds")
+        if any(length is not None and length <= 0 for length in lengths):
+            raise ValueError("the training length must be positive")
+        if self.iterations_per_epoch < 1 or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError("iterations_per_epoch and batch_size must be at least 1")
+        if not 0 <= self.foreground_share <= 1 or not 0 <= self.ema_decay < 1:
+            raise ValueError("foreground_share must be within 0..1 and ema_decay within 0..1 (1 excluded)")
+        if not set(self.mirror_axes) <= {0, 1, 2}:
+            raise ValueError("mirror_axes may name 0 (z), 1 (y) and 2 (x)")
+        if not self.gradient_clip > 0:
+            raise ValueError("gradient_clip must be positive")
+        if 100 not in self.snapshot_percents or not all(0 < percent <= 100 for percent in self.snapshot_percents):
+            raise ValueError("snapshot_percents must lie in 1..100 and include 100")
+
+    @property
+    def fixed_iterations(self) -> int | None:
+        """The number of steps, unless a time budget decides it."""
+        if self.time_budget_seconds is not None:
+            return None
+        if self.epochs is not None:
+            return self.epochs * self.iterations_per_epoch
+        return self.iterations or DEFAULT_ITERATIONS
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A config with everything `auto` resolved for a known number of iterations."""
+
+    total_iterations: int
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float
+    weight_decay: float
+    warmup_iterations: int
+
+
+def resolve(config: TrainingConfig, total_iterations: int) -> Recipe:
+    """Fills in what follows from the length of the training."""
+    optimizer = config.optimizer
+    if optimizer == "auto":
+        optimizer = "adamw" if total_iterations < SHORT_TRAINING else "sgd"
+    adamw = optimizer == "adamw"
+    warmup = config.warmup_iterations
+    if warmup is None:
+        warmup = min(total_iterations // 20, 200) if adamw else 0
+    return Recipe(
+        total_iterations=total_iterations,
+        optimizer=optimizer,
+        learning_rate=config.learning_rate if config.learning_rate is not None else (2e-3 if adamw else 1e-2),
+        weight_decay=config.weight_decay if config.weight_decay is not None else (1e-2 if adamw else 3e-5),
+        warmup_iterations=warmup,
+    )
+
+
+def local_batch_size(config: TrainingConfig, planned: int, world_size: int) -> int:
+    """Patches per rank and step.
+
+    Raises:
+        ConfigError: the batch does not divide evenly among the ranks.
+    """
+    batch = config.batch_size or planned
+    if batch % world_size:
+        raise ConfigError(
+            f"a batch of {batch} does not divide among {world_size} processes",
+            fix=f"choose --batch-size {max(batch // world_size, 1) * world_size}, or another number of GPUs",
+        )
+    return batch // world_size

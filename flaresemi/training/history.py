@@ -1,0 +1,44 @@
+"""The numbers of a training, one JSON object per epoch, cut back when a run resumes from an earlier point."""
+
+import json
+from pathlib import Path
+
+from flaresemi.errors import CheckpointError
+from flaresemi.files import write_text
+
+Row = dict[str, object]
+
+
+def read_history(path: Path) -> list[Row]:
+    """All rows; a last line that a killed process left unfinished is dropped.
+
+    Raises:
+        CheckpointError: another line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    rows: list[Row] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number < len(lines):
+            raise CheckpointError(f"line {number} is not a JSON object", where=path, fix="remove that line")
+    return rows
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Adds one row and flushes it."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def cut_history(path: Path, iteration: int) -> list[Row]:
+    """Drops the rows after an iteration, so that history and checkpoint agree; returns what is left."""
+    rows = [row for row in read_history(path) if int(row["iteration"]) <= iteration]  # type: ignore[call-overload]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows

@@ -1,0 +1,207 @@
+"""Which patch of which case: sample j of iteration i depends on (seed, i, j) alone."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from flaresemi.geometry import BoundingBox, IntTriple
+from flaresemi.io.case_store import CaseStore, StoredCase
+from flaresemi.plans import StagePlan
+from flaresemi.training.augmentation import Augmentation
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingCase:
+    """A case as training sees it.
+
+    Attributes:
+        case_id: Name in the case store.
+        supervised: Indices of the organs that its label map may be trusted on.
+        share: How often it is drawn, relative to the others.
+        weight: Of its loss.
+        augmentation: Strength of its augmentation: `none` or a key of `augmentation.STRENGTHS`.
+    """
+
+    case_id: str
+    supervised: tuple[int, ...]
+    share: float = 1.0
+    weight: float = 1.0
+    augmentation: str = "standard"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """Patches on their way to the network; numpy on leaving the workers, so that no shared memory is used.
+
+    Attributes:
+        image_bczyx: float32.
+        label_bzyx: Label indices.
+        supervised_bc: Which channels each sample supervises; background always.
+        weight_b: Loss weights.
+    """
+
+    image_bczyx: np.ndarray
+    label_bzyx: np.ndarray
+    supervised_bc: np.ndarray
+    weight_b: np.ndarray
+
+
+class PatchSampler(Dataset):
+    """Random patches, addressed by (iteration, position in the global batch).
+
+    Args:
+        store: The stage's prepared cases.
+        cases: What to draw from.
+        plan: Patch size, region and margin.
+        foreground_share: Share of patches centered on an organ; the organ is drawn uniformly among those that the
+            case supervises and has, so that small ones are seen as often as large ones.
+        region_jitter_mm: Jitter of each face of the organs' box.
+        augmentations: By strength name; a missing one means none.
+        seed: Of everything drawn here.
+    """
+
+    def __init__(
+        self,
+        store: CaseStore,
+        cases: Sequence[TrainingCase],
+        plan: StagePlan,
+        *,
+        foreground_share: float,
+        region_jitter_mm: float,
+        augmentations: dict[str, Augmentation],
+        seed: int,
+    ) -> None:
+        self.store = store
+        self.cases = tuple(cases)
+        self.plan = plan
+        self.foreground_share = foreground_share
+        self.region_jitter_mm = region_jitter_mm
+        self.augmentations = augmentations
+        self.seed = seed
+        shares = np.array([case.share for case in cases], float)
+        self.probabilities = shares / shares.sum()
+        self._opened: dict[str, StoredCase] = {}
+
+    def __getitem__(self, address: tuple[int, int]) -> Batch:
+        iteration, position = address
+        generator = np.random.default_rng((self.seed, iteration, position))
+        case = self.cases[generator.choice(len(self.cases), p=self.probabilities)]
+        stored = self._open(case.case_id)
+        augmentation = self.augmentations.get(case.augmentation)
+        read_shape = augmentation.input_zyx if augmentation else self.plan.patch_zyx
+        start = self._patch_start(stored, case, generator, read_shape)
+        image, label = stored.read_patch(start, read_shape)
+        if augmentation:
+            fill = np.array(stored.record.channel_minima, np.float32)
+            image, label = augmentation(image, label, fill, int(generator.integers(2**32)))
+        supervised = np.zeros(self.plan.network.output_channels, bool)
+        supervised[[0, *case.supervised]] = True
+        return Batch(image[None], label[None], supervised[None], np.array([case.weight], np.float32))
+
+    def _open(self, case_id: str) -> StoredCase:
+        if case_id not in self._opened:
+            self._opened[case_id] = self.store.open(case_id)
+        return self._opened[case_id]
+
+    def _patch_start(
+        self, stored: StoredCase, case: TrainingCase, generator: np.random.Generator, read_shape: IntTriple
+    ) -> IntTriple:
+        region = training_region(stored, self.plan, self.region_jitter_mm, generator)
+        center: np.ndarray | None = None
+        if generator.random() < self.foreground_share:
+            present = [index for index in case.supervised if stored.record.voxels_per_label[index - 1] > 0]
+            if present:
+                voxels = stored.class_voxels(present[generator.integers(len(present))])
+                if len(voxels):
+                    center = voxels[generator.integers(len(voxels))]
+        return draw_start(region, self.plan.patch_zyx, read_shape, center, generator)
+
+
+def training_region(
+    stored: StoredCase, plan: StagePlan, jitter_mm: float, generator: np.random.Generator
+) -> BoundingBox:
+    """The part of a case that patches are drawn from: the body crop, or the organs' box with margin and jitter."""
+    shape = stored.record.grid.shape_zyx
+    organs = stored.record.organs_box
+    if plan.region == "body" or organs is None:
+        return BoundingBox.whole(shape)
+    moved = organs.grown(plan.margin_mm, plan.spacing_zyx_mm, shape)
+    start, stop = [], []
+    for axis, spacing in enumerate(plan.spacing_zyx_mm):
+        shift = generator.uniform(-jitter_mm, jitter_mm, 2) / spacing
+        low = min(max(round(moved.start[axis] + shift[0]), 0), organs.stop[axis] - 1)
+        high = max(min(round(moved.stop[axis] + shift[1]), shape[axis]), low + 1)
+        start.append(low)
+        stop.append(high)
+    return BoundingBox(start=tuple(start), stop=tuple(stop))  # type: ignore[arg-type]
+
+
+def draw_start(
+    region: BoundingBox,
+    patch_zyx: IntTriple,
+    read_zyx: IntTriple,
+    center_zyx: np.ndarray | None,
+    generator: np.random.Generator,
+) -> IntTriple:
+    """First voxel of the patch to read.
+
+    The patch lies inside the region where the region is larger, and holds the region where it is smaller. With a
+    center, the patch holds that voxel, at a random place in its middle half as far as the region allows.
+    """
+    start = []
+    for axis, (patch, read) in enumerate(zip(patch_zyx, read_zyx, strict=True)):
+        low, high = sorted((region.start[axis], region.stop[axis] - patch))
+        first, last = low, high
+        if center_zyx is not None:
+            voxel = int(center_zyx[axis])
+            first = min(max(voxel - patch + 1 + patch // 4, low), high)
+            last = max(min(voxel - patch // 4, high), first)
+        start.append(int(generator.integers(first, last + 1)) - (read - patch) // 2)
+    return start[0], start[1], start[2]
+
+
+class AddressSampler(Sampler):
+    """Addresses (iteration, position) of one rank's samples, in order.
+
+    Args:
+        iterations: From where the training stands to its end.
+        positions: This rank's part of the global batch.
+    """
+
+    def __init__(self, iterations: range, positions: range) -> None:
+        self.iterations = iterations
+        self.positions = positions
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for iteration in self.iterations:
+            for position in self.positions:
+                yield iteration, position
+
+    def __len__(self) -> int:
+        return len(self.iterations) * len(self.positions)
+
+
+def build_loader(sampler: PatchSampler, addresses: AddressSampler, workers: int) -> DataLoader:
+    """Batches in order, prepared by `workers` processes (0: in this one)."""
+    return DataLoader(
+        sampler,
+        batch_size=len(addresses.positions),
+        sampler=addresses,
+        num_workers=workers,
+        collate_fn=_collate,
+        multiprocessing_context="spawn" if workers else None,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+def _collate(samples: list[Batch]) -> Batch:
+    columns = ([getattr(sample, field.name) for sample in samples] for field in dataclasses.fields(Batch))
+    return Batch(*(np.concatenate(column) for column in columns))
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

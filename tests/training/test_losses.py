@@ -1,0 +1,112 @@
+import pytest
+import torch
+
+from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss, merge_unsupervised, subsample
+
+SHAPE = (6, 8, 10)
+
+
+def target_with(*organs: int) -> torch.Tensor:
+    target = torch.zeros(1, *SHAPE, dtype=torch.int64)
+    for organ in organs:
+        target[0, organ] = organ
+    return target
+
+
+def certain(target: torch.Tensor, channels: int = 4) -> torch.Tensor:
+    return 30.0 * torch.nn.functional.one_hot(target, channels).movedim(-1, 1).float()
+
+
+def all_supervised(channels: int = 4, batch: int = 1) -> torch.Tensor:
+    return torch.ones(batch, channels, dtype=torch.bool)
+
+
+def test_the_perfect_prediction_costs_nothing() -> None:
+    target = target_with(1, 3)
+    assert SegmentationLoss()(certain(target), target, all_supervised()).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_wrong_organ_costs_cross_entropy_and_dice() -> None:
+    target = target_with(1)
+    loss = SegmentationLoss()(certain(target_with(2)), target, all_supervised())
+    assert loss.item() > 1  # Dice 0 alone costs 1
+
+
+def test_absent_organs_get_no_dice_term() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(1, 4, *SHAPE), target_with()
+    plain = torch.nn.functional.cross_entropy(logits, target)
+    assert SegmentationLoss()(logits, target, all_supervised()).item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_matches_the_textbook_formula() -> None:
+    torch.manual_seed(1)
+    logits, target = torch.randn(1, 4, *SHAPE), target_with(1, 2)
+    probabilities = logits.softmax(dim=1)[0]
+    dice = [
+        2 * probabilities[organ][target[0] == organ].sum() / (probabilities[organ].sum() + (target == organ).sum())
+        for organ in (1, 2)
+    ]
+    expected = torch.nn.functional.cross_entropy(logits, target) + 1 - sum(dice) / 2
+    assert SegmentationLoss()(logits, target, all_supervised()).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_unsupervised_organs_are_part_of_background() -> None:
+    torch.manual_seed(2)
+    logits, target = torch.randn(1, 4, *SHAPE, dtype=torch.float64), target_with(1, 2)
+    supervised = torch.tensor([[True, True, False, True]])
+    merged, merged_target = merge_unsupervised(logits, target, supervised)
+    probabilities, before = merged.softmax(dim=1), logits.softmax(dim=1)
+    torch.testing.assert_close(probabilities[:, 0], before[:, 0] + before[:, 2])
+    torch.testing.assert_close(probabilities[:, 1], before[:, 1])
+    assert probabilities[:, 2].max() < 1e-12
+    assert not (merged_target == 2).any()
+    assert ((merged_target == 1) == (target == 1)).all()
+
+
+def test_nothing_is_learned_about_the_share_of_background_and_an_unsupervised_organ() -> None:
+    """Moving probability between background and the unsupervised organ does not change the loss."""
+    target = target_with(1)
+    supervised = torch.tensor([[True, True, False, True]])
+    as_background = certain(target)
+    as_organ = as_background.clone()
+    as_organ[:, 2], as_organ[:, 0] = as_background[:, 0], as_background[:, 2]
+    loss = SegmentationLoss()
+    assert loss(as_organ, target, supervised).item() == pytest.approx(
+        loss(as_background, target, supervised).item(), abs=1e-5
+    )
+    assert loss(as_organ, target, all_supervised()).item() > 1
+
+
+def test_gradients_stay_finite_with_unsupervised_organs() -> None:
+    logits = torch.randn(1, 4, *SHAPE, requires_grad=True)
+    supervised = torch.tensor([[True, False, False, True]])
+    SegmentationLoss()(logits, target_with(1, 3), supervised).sum().backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_a_batch_is_the_mean_of_its_samples() -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(2, 4, *SHAPE)
+    target = torch.cat([target_with(1), target_with(2, 3)])
+    together = SegmentationLoss()(logits, target, all_supervised(batch=2))
+    for sample in range(2):
+        alone = SegmentationLoss()(logits[sample : sample + 1], target[sample : sample + 1], all_supervised())
+        assert together[sample].item() == pytest.approx(alone.item(), rel=1e-5)
+
+
+def test_deep_supervision_weighs_levels_by_halves_and_leaves_out_the_lowest() -> None:
+    target = torch.zeros(1, 8, 8, 8, dtype=torch.int64)
+    target[:, 2:6, 2:6, 2:6] = 1
+    levels = [torch.zeros(1, 2, size, size, size, requires_grad=True) for size in (8, 4, 2)]
+    single = SegmentationLoss()
+    expected = (
+        single(levels[0], target, all_supervised(2))
+        + 0.5 * single(levels[1], subsample(target, levels[1].shape[2:]), all_supervised(2))
+    ) / 1.5
+    loss = DeepSupervisionLoss(single)(levels, target, all_supervised(2))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.sum().backward()
+    assert levels[2].grad is not None  # distributed training needs every level in the graph
+    assert not levels[2].grad.any()

@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flaresemi.geometry import BoundingBox
+from flaresemi.io.case_store import CaseStore
+from flaresemi.training.augmentation import STRENGTHS, Augmentation
+from flaresemi.training.sampling import (
+    AddressSampler,
+    PatchSampler,
+    TrainingCase,
+    build_loader,
+    draw_start,
+    training_region,
+)
+from tests.training.conftest import LABELS, stage_plan
+
+CASES = tuple(TrainingCase(case_id=f"case_{number}", supervised=(1, 2)) for number in range(3))
+
+
+def sampler(store: CaseStore, **changes: object) -> PatchSampler:
+    plan = stage_plan()
+    augmentation = Augmentation(plan.patch_zyx, plan.spacing_zyx_mm, "standard", (0, 2), LABELS.mirror_permutation)
+    choices: dict = {
+        "foreground_share": 0.5,
+        "region_jitter_mm": 4.0,
+        "augmentations": {"standard": augmentation},
+        "seed": 3,
+    }
+    return PatchSampler(store, changes.pop("cases", CASES), plan, **(choices | changes))  # type: ignore[arg-type]
+
+
+def test_a_sample_depends_on_its_address_alone(store: CaseStore) -> None:
+    one, other = sampler(store), sampler(store)
+    for address in [(5, 1), (0, 0), (17, 1)]:
+        other[(3, 0)]  # whatever was drawn in between
+        a, b = one[address], other[address]
+        np.testing.assert_array_equal(a.image_bczyx, b.image_bczyx)
+        np.testing.assert_array_equal(a.label_bzyx, b.label_bzyx)
+    assert not np.array_equal(one[(5, 1)].image_bczyx, one[(5, 0)].image_bczyx)
+    assert not np.array_equal(one[(5, 1)].image_bczyx, sampler(store, seed=4)[(5, 1)].image_bczyx)
+
+
+def test_workers_and_ranks_change_nothing(store: CaseStore) -> None:
+    def batches(workers: int, positions: range) -> list[np.ndarray]:
+        loader = build_loader(sampler(store), AddressSampler(range(2, 5), positions), workers)
+        return [batch.image_bczyx for batch in loader]
+
+    alone = batches(0, range(4))
+    for here, there in zip(alone, batches(1, range(4)), strict=True):
+        np.testing.assert_array_equal(here, there)
+    for whole, first, second in zip(alone, batches(0, range(2)), batches(0, range(2, 4)), strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate([first, second]))
+
+
+def test_foreground_patches_show_each_organ_equally_often(store: CaseStore) -> None:
+    drawn = sampler(store, foreground_share=1.0, augmentations={})
+    shown = np.array([[(drawn[(i, 0)].label_bzyx == organ).any() for organ in (1, 2)] for i in range(60)])
+    assert shown.any(axis=1).all()
+    assert shown.sum(axis=0).min() > 20
+
+
+def test_unsupervised_organs_are_declared_so(store: CaseStore) -> None:
+    case = TrainingCase(case_id="right_only", supervised=(2,), weight=0.5)
+    batch = sampler(store, cases=(case,))[(0, 0)]
+    assert batch.supervised_bc.tolist() == [[True, False, True]]
+    assert batch.weight_b.tolist() == [0.5]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_patches_stay_in_the_region_and_hold_their_center(data: st.DataObject) -> None:
+    sizes = st.integers(1, 40)
+    start = tuple(data.draw(st.integers(0, 10)) for _ in range(3))
+    region = BoundingBox(start=start, stop=tuple(a + data.draw(sizes) for a in start))  # type: ignore[arg-type]
+    patch = tuple(data.draw(st.sampled_from([8, 16])) for _ in range(3))
+    center = np.array([data.draw(st.integers(a, b - 1)) for a, b in zip(region.start, region.stop, strict=True)])
+    generator = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    first = draw_start(region, patch, patch, center, generator)  # type: ignore[arg-type]
+    for axis in range(3):
+        low, high = first[axis], first[axis] + patch[axis]
+        assert low <= center[axis] < high
+        if region.shape_zyx[axis] >= patch[axis]:
+            assert region.start[axis] <= low
+            assert high <= region.stop[axis]
+        else:
+            assert low <= region.start[axis]
+            assert region.stop[axis] <= high
+
+
+def test_the_organs_region_holds_the_organs_and_moves(store: CaseStore) -> None:
+    stored = store.open("case_0")
+    plan = stage_plan(region="organs", margin_mm=6.0)
+    boxes = [training_region(stored, plan, 4.0, np.random.default_rng(seed)) for seed in range(20)]
+    organs = stored.record.organs_box
+    assert organs is not None
+    assert all(box.contains(organs) for box in boxes)  # the margin is larger than the jitter here
+    assert len(set(boxes)) > 10
+    assert (
+        training_region(stored, stage_plan(), 4.0, np.random.default_rng(0)).shape_zyx == stored.record.grid.shape_zyx
+    )
+
+
+@pytest.mark.parametrize("strength", sorted(STRENGTHS))
+def test_mirroring_swaps_left_and_right(strength: str) -> None:
+    """On one side the left organ, on the other the right one: after any flip, each label is still on its own side."""
+    shape = (8, 8, 8)
+    augmentation = Augmentation(shape, (1.0, 1.0, 1.0), strength, (2,), (0, 2, 1))
+    augmentation.strength = type(augmentation.strength)(
+        rotation_probability=0, rotation_degrees=1, scaling_probability=0, scaling=(1, 1), intensity_factor=0
+    )
+    label = np.zeros(augmentation.input_zyx, np.uint8)
+    middle = label.shape[2] // 2
+    label[:, :, :middle], label[:, :, middle:] = 2, 1
+    image = np.arange(label.size, dtype=np.float32).reshape(1, *label.shape)
+    flips = set()
+    for seed in range(20):
+        moved_image, moved = augmentation(image, label, np.zeros(1, np.float32), seed)
+        assert (moved[:, :, :4] == 2).all()
+        assert (moved[:, :, 4:] == 1).all()
+        flips.add(bool(moved_image[0, 0, 0, 0] > moved_image[0, 0, 0, -1]))
+    assert flips == {True, False}
+
+
+def test_augmentation_is_seeded_and_keeps_labels_and_images_together() -> None:
+    shape = (16, 16, 16)
+    augmentation = Augmentation(shape, (1.0, 1.0, 1.0), "strong", (0, 1, 2), (0, 1))
+    z, y, x = np.indices(augmentation.input_zyx)
+    center = np.array(augmentation.input_zyx) / 2
+    label = ((z - center[0]) ** 2 + (y - center[1] - 3) ** 2 + (x - center[2]) ** 2 < 20).astype(np.uint8)
+    image = 10 * label[None].astype(np.float32) - 5
+    for seed in range(30):
+        a_image, a_label = augmentation(image, label, np.full(1, -5, np.float32), seed)
+        b_image, _ = augmentation(image, label, np.full(1, -5, np.float32), seed)
+        np.testing.assert_array_equal(a_image, b_image)
+        assert a_image.shape == (1, *shape)
+        assert a_label.dtype == np.uint8
+        assert set(np.unique(a_label)) <= {0, 1}
+        inside, outside = a_image[0][a_label == 1], a_image[0][a_label == 0]
+        if inside.size:
+            assert inside.mean() > outside.mean() + 2

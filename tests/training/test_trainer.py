@@ -1,0 +1,168 @@
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from flaresemi.errors import CheckpointError, ConfigError, FlaresemiError
+from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.records import load_record
+from flaresemi.training.config import TrainingConfig
+from flaresemi.training.history import Row, read_history
+from flaresemi.training.runs import RunRecord
+from flaresemi.training.task import TrainingTask
+from flaresemi.training.trainer import Trainer
+from tests.training.conftest import stage_plan
+
+CPU = torch.device("cpu")
+MakeTask = Callable[..., TrainingTask]
+
+
+def numbers(task: TrainingTask) -> list[Row]:
+    timing = ("seconds", "patches_per_second")
+    return [{k: v for k, v in row.items() if k not in timing} for row in read_history(task.folder.history)]
+
+
+class StopAfter:
+    """Asks to stop once, after a number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self) -> bool:
+        self.steps -= 1
+        return self.steps == 0
+
+
+def test_a_training_leaves_all_it_should(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    task = make_task()
+    assert Trainer(task, quick_config, device=CPU, command=("flaresemi_train", "FINE", "0")).fit()
+    for path in (task.folder.latest, task.folder.best, task.folder.curves, task.folder.run_record):
+        assert path.is_file()
+    assert any(task.folder.logs.iterdir())
+    steps = [load_checkpoint(task.folder.snapshot(percent)).iteration for percent in (36, 66, 100)]
+    assert steps == [4, 8, 12]
+    rows = read_history(task.folder.history)
+    assert [row["iteration"] for row in rows] == [4, 8, 12]
+    assert set(rows[-1]["validation_dice"]) == {"left ball", "right ball"}  # type: ignore[call-overload]
+    record = load_record(task.folder.run_record, RunRecord)
+    assert record.recipe.total_iterations == 12
+    assert record.training_cases == ("case_0", "case_1")
+    assert record.versions["torch"] == torch.__version__
+    final = load_checkpoint(task.folder.final)
+    assert final.training_state is None
+    assert final.plan == task.plan
+    assert final.labels == task.labels
+
+
+def test_it_learns(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    task = make_task()
+    config = dataclasses.replace(quick_config, iterations=120, iterations_per_epoch=40, learning_rate=1e-2)
+    Trainer(task, config, device=CPU).fit()
+    rows = read_history(task.folder.history)
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.3  # type: ignore[operator]
+    assert rows[-1]["validation_mean"] > 0.5  # type: ignore[operator]
+
+
+def test_the_same_seed_gives_the_same_losses(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    tasks = [make_task(name) for name in ("a", "b", "c")]
+    for task, seed in zip(tasks, (5, 5, 6), strict=True):
+        Trainer(task, dataclasses.replace(quick_config, seed=seed), device=CPU).fit()
+    assert numbers(tasks[0]) == numbers(tasks[1])
+    assert numbers(tasks[0]) != numbers(tasks[2])
+
+
+@pytest.mark.parametrize("steps", [3, 4, 9])
+def test_a_stopped_and_resumed_training_equals_one_that_was_not(
+    make_task: MakeTask, quick_config: TrainingConfig, steps: int
+) -> None:
+    whole, parts = make_task("whole"), make_task("parts")
+    Trainer(whole, quick_config, device=CPU).fit()
+    assert not Trainer(parts, quick_config, device=CPU, stop_requested=StopAfter(steps)).fit()
+    assert load_checkpoint(parts.folder.latest).iteration == steps
+    # A process that was killed after its last checkpoint has written history that the checkpoint does not know.
+    with open(parts.folder.history, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"iteration": 12, "epoch": 3, "loss": 99.0}) + '\n{"iteration": 1')
+    assert Trainer(parts, quick_config, device=CPU).fit(resume=True)
+    assert numbers(parts) == numbers(whole)
+    one, other = load_checkpoint(whole.folder.final).weights, load_checkpoint(parts.folder.final).weights
+    for name, weights in one.items():
+        torch.testing.assert_close(other[name], weights, rtol=0, atol=0)
+
+
+def test_a_finished_training_can_be_extended(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    task = make_task()
+    Trainer(task, quick_config, device=CPU).fit()
+    longer = dataclasses.replace(quick_config, iterations=20)
+    assert Trainer(task, longer, device=CPU).fit(resume=True)
+    assert load_checkpoint(task.folder.final).iteration == 20
+    assert len(load_record(task.folder.run_record, RunRecord).continued) == 1
+
+
+def test_a_time_budget_is_fixed_once(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    task = make_task()
+    config = dataclasses.replace(quick_config, iterations=None, time_budget_seconds=3.0, validations=0)
+    Trainer(task, config, device=CPU, stop_requested=StopAfter(2)).fit()
+    total = load_record(task.folder.run_record, RunRecord).recipe.total_iterations
+    assert total > 2
+    Trainer(task, config, device=CPU).fit(resume=True)
+    assert load_checkpoint(task.folder.final).iteration == total
+
+
+def test_other_plans_are_refused(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    task = make_task()
+    Trainer(task, quick_config, device=CPU, stop_requested=StopAfter(2)).fit()
+    edited = dataclasses.replace(task, plan=stage_plan(spacing_zyx_mm=(2.5, 2.0, 2.0)))
+    with pytest.raises(CheckpointError, match="other plans"):
+        Trainer(edited, quick_config, device=CPU).fit(resume=True)
+    assert load_checkpoint(task.folder.latest).iteration == 2
+
+
+def test_a_fold_without_training_cases_is_refused(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    with pytest.raises(ConfigError, match="no training cases"):
+        Trainer(make_task(training=()), quick_config, device=CPU)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    class Broken(Trainer):
+        def training_step(self, network: torch.nn.Module, batch: object) -> torch.Tensor:
+            return super().training_step(network, batch) * float("nan")  # type: ignore[arg-type]
+
+    with pytest.raises(FlaresemiError, match="the loss is nan"):
+        Broken(make_task(), quick_config, device=CPU).fit()
+
+
+def test_weights_can_come_from_another_training(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    first, second = make_task("first"), make_task("second")
+    Trainer(first, quick_config, device=CPU).fit()
+    config = dataclasses.replace(quick_config, init_from=str(first.folder.final))
+    start = Trainer(second, config, device=CPU).network.state_dict()
+    for name, weights in load_checkpoint(first.folder.final).weights.items():
+        torch.testing.assert_close(start[name], weights, rtol=0, atol=0)
+
+
+def test_two_ranks_train_like_one(make_task: MakeTask, quick_config: TrainingConfig, tmp_path: Path) -> None:
+    alone, together = make_task("alone"), make_task("together")
+    config = dataclasses.replace(quick_config, iterations=6, iterations_per_epoch=2, validations=0)
+    Trainer(alone, config, device=CPU).fit()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("train_as_rank.py")
+    words = [sys.executable, str(script), str(together.store.folder), str(together.folder.root)]
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    ranks = [
+        subprocess.Popen(words, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
+    ]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    one, two = numbers(alone), numbers(together)
+    assert [row["iteration"] for row in two] == [2, 4, 6]
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)

@@ -1,0 +1,31 @@
+"""One rank of a two-process training, started by test_trainer.py with torchrun's environment variables."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from flaresemi.compute.distributed import join_ranks
+from flaresemi.io.case_store import CaseStore
+from flaresemi.training.config import TrainingConfig
+from flaresemi.training.task import TrainingTask
+from flaresemi.training.trainer import Trainer
+from flaresemi.workspace import ModelFolder
+from tests.training.conftest import LABELS, stage_plan
+
+with join_ranks("cpu") as ranks:
+    task = TrainingTask(
+        plan=stage_plan(),
+        body="ct",
+        labels=LABELS,
+        channels=("CT",),
+        fold="0",
+        store=CaseStore(Path(sys.argv[1])),
+        training=("case_0", "case_1"),
+        validation=("case_2",),
+        folder=ModelFolder(Path(sys.argv[2])),
+    )
+    config = TrainingConfig(
+        iterations=6, iterations_per_epoch=2, loader_workers=0, precision="fp32", validations=0, learning_rate=3e-3
+    )
+    Trainer(task, config, device=torch.device("cpu"), ranks=ranks).fit()
