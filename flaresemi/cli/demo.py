@@ -1,0 +1,247 @@
+"""flaresemi_demo: the whole job on synthetic scans, from files to a Dice table and pictures."""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from flaresemi.cli import evaluate, plan_and_preprocess, predict, train
+from flaresemi.cli.common import EXIT_OK, StrictParser, print_next, run
+from flaresemi.dataset import LAYOUTS, find_images, image_stem, load_dataset
+from flaresemi.errors import ConfigError
+from flaresemi.geometry import IntTriple
+from flaresemi.io.images import read_image, read_label_map
+from flaresemi.labels import LabelSet
+from flaresemi.phantom.dataset import SIZES, TEST_LABELS, write_phantom_dataset
+from flaresemi.records import load_record, save_record
+from flaresemi.reporting.overlay import save_overlay
+
+#: Time for the networks on two cores, so that the demo ends within twelve minutes.
+_COARSE_TIME = "90s"
+_FINE_TIME = "5m"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DemoRecord:
+    """What the data of a demo folder were made with, so that a second call goes on with the same."""
+
+    schema_version: int = 1
+    layout: Literal["flaresemi", "nnU-Net"]
+    labeled: int
+    unlabeled: int
+    test: int
+    size: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DemoFolder:
+    """Every path of a demo."""
+
+    root: Path
+    layout: str
+
+    @property
+    def record(self) -> Path:
+        return self.root / "demo.json"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def test_images(self) -> Path:
+        return self.data / LAYOUTS[self.layout][3]
+
+    @property
+    def test_labels(self) -> Path:
+        return self.data / TEST_LABELS[self.layout]
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def overlays(self) -> Path:
+        return self.root / "overlays"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """One command of the main job."""
+
+    program: str
+    main: Callable[[Sequence[str]], int]
+    words: tuple[str, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run(_demo, _parser(), argv)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    folder = DemoFolder(options.output, options.layout)
+    _make_data(folder, options)
+    if options.only_data:
+        print(f"{folder.data}: {options.labeled} labeled, {options.unlabeled} unlabeled, {options.test} test cases")
+        print_next(["flaresemi_plan_and_preprocess", "-d", str(folder.data)])
+        return EXIT_OK
+    for step in _steps(folder, options):
+        print(f"\n$ {shlex.join([step.program, *step.words])}", flush=True)
+        code = step.main(step.words)
+        if code != EXIT_OK:
+            return code
+    pictures = list(_draw_overlays(folder))
+    print(f"\nsummary    {folder.summary}")
+    for picture in pictures:
+        print(f"overlay    {picture}")
+    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    return EXIT_OK
+
+
+def _make_data(folder: DemoFolder, options: argparse.Namespace) -> None:
+    """Writes the dataset, or what is missing of it.
+
+    Raises:
+        ConfigError: the folder holds a demo that was made with other options.
+    """
+    wanted = DemoRecord(
+        layout=options.layout,
+        labeled=options.labeled,
+        unlabeled=options.unlabeled,
+        test=options.test,
+        size=options.size,
+        seed=options.seed,
+    )
+    if folder.record.exists():
+        found = load_record(folder.record, DemoRecord, error=ConfigError)
+        if found != wanted:
+            raise ConfigError(
+                f"the data in this folder were made with other options: {_difference(found, wanted)}",
+                where=folder.record,
+                fix="repeat those options, or name another folder with -o",
+            )
+    save_record(folder.record, wanted)
+    write_phantom_dataset(
+        folder.data,
+        layout=wanted.layout,
+        labeled=wanted.labeled,
+        unlabeled=wanted.unlabeled,
+        test=wanted.test,
+        size=_size(wanted.size),
+        seed=wanted.seed,
+        workers=None,
+    )
+
+
+def _difference(found: DemoRecord, wanted: DemoRecord) -> str:
+    pairs = {
+        field.name: (getattr(found, field.name), getattr(wanted, field.name)) for field in dataclasses.fields(found)
+    }
+    return ", ".join(f"{name} {was}, not {now}" for name, (was, now) in pairs.items() if was != now)
+
+
+def _steps(folder: DemoFolder, options: argparse.Namespace) -> Iterator[Step]:
+    """The main job, each command such that a second call goes on where the first one ended."""
+    data = ("-d", str(folder.data))
+    device = ("--device", options.device)
+    yield Step("flaresemi_plan_and_preprocess", plan_and_preprocess.main, data)
+    for stage, length in (("COARSE", options.coarse_time), ("FINE", options.fine_time)):
+        words = (stage, "0", *data, "--time-budget", length, *device, "--continue")
+        yield Step("flaresemi_train", train.main, words)
+    yield Step(
+        "flaresemi_predict",
+        predict.main,
+        ("-i", str(folder.test_images), "-o", str(folder.predictions), *data, "--fold", "0", *device, "--continue"),
+    )
+    yield Step(
+        "flaresemi_evaluate",
+        evaluate.main,
+        ("-p", str(folder.predictions), "-r", str(folder.test_labels), "-o", str(folder.summary), *data),
+    )
+
+
+def _draw_overlays(folder: DemoFolder) -> Iterator[Path]:
+    """One picture per test case: three planes through the organs, prediction beside reference."""
+    dataset = load_dataset(folder.data)
+    predictions = _by_case(folder.predictions)
+    references = _by_case(folder.test_labels)
+    for case in find_images(folder.test_images):
+        image = read_image(case.images)
+        picture = folder.overlays / f"{case.id}.png"
+        save_overlay(
+            picture,
+            image.array_czyx[0],
+            _indices(predictions[case.id], dataset.labels),
+            _indices(references[case.id], dataset.labels),
+            dataset.labels,
+            image.geometry.spacing_zyx_mm,
+        )
+        yield picture
+
+
+def _by_case(folder: Path) -> dict[str, Path]:
+    return {stem: path for path in sorted(folder.iterdir()) if (stem := image_stem(path)) is not None}
+
+
+def _indices(path: Path, labels: LabelSet) -> np.ndarray:
+    return labels.to_indices(read_label_map(path).array_zyx)
+
+
+def _parser() -> StrictParser:
+    parser = StrictParser(
+        "flaresemi_demo",
+        "Make synthetic CT scans and run the main job on them: plan, preprocess, train, predict, evaluate. "
+        "A second call goes on where the first one ended.",
+    )
+    add = parser.add_argument
+    add("-o", "--output", type=Path, default=Path("demo"), metavar="FOLDER", help="folder for everything [demo]")
+    add("--only-data", action="store_true", help="make the dataset and stop")
+    add("--layout", choices=tuple(TEST_LABELS), default="flaresemi", help="names of the dataset's folders [flaresemi]")
+    add("--labeled", type=_count, default=12, metavar="N", help="labeled cases [12]")
+    add("--unlabeled", type=_count, default=4, metavar="N", help="unlabeled cases [4]")
+    add("--test", type=_count, default=4, metavar="N", help="test cases [4]")
+    add("--size", type=_checked_size, default="demo", help=f"{', '.join(SIZES)}, or voxels as 72x112x112 [demo]")
+    add("--seed", type=int, default=0, help="of the synthetic patients [0]")
+    add("--coarse-time", default=_COARSE_TIME, metavar="TIME", help=f"training time of COARSE [{_COARSE_TIME}]")
+    add("--fine-time", default=_FINE_TIME, metavar="TIME", help=f"training time of FINE [{_FINE_TIME}]")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    return parser
+
+
+def _checked_size(text: str) -> str:
+    """A size as it was written, once it is known to mean something."""
+    _size(text)
+    return text
+
+
+def _size(text: str) -> str | IntTriple:
+    if text in SIZES:
+        return text
+    numbers = text.split("x")
+    if len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size; write {', '.join(SIZES)} or 72x112x112")
+    z, y, x = (int(number) for number in numbers)
+    return z, y, x
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of cases")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The demo's own part: data, the order of the commands, going on, and what it shows at the end.
+
+The commands themselves are replaced here; that they work together is what `make demo` and the pipeline test are for.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flaresemi.cli import demo
+from flaresemi.dataset import load_dataset
+from flaresemi.io.images import read_label_map, write_label_map
+
+SMALL = ["--labeled", "1", "--unlabeled", "1", "--test", "1", "--size", "24x32x32"]
+
+
+class Commands:
+    """Stands in for the other commands: notes the calls; predicting copies the reference."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[list[str]] = []
+        self.codes: dict[str, int] = {}
+        for name in ("plan_and_preprocess", "train", "predict", "evaluate"):
+            monkeypatch.setattr(getattr(demo, name), "main", self._replacement(name))
+
+    def _replacement(self, name: str):
+        def main(words: Sequence[str]) -> int:
+            self.calls.append([name, *words])
+            if name == "predict":
+                data, output = Path(words[words.index("-d") + 1]), Path(words[words.index("-o") + 1])
+                for folder in ("test_mask", "labelsTs"):
+                    for path in (data / folder).glob("*.nii.gz"):
+                        reference = read_label_map(path)
+                        write_label_map(output / path.name, reference.array_zyx, reference.source)
+            return self.codes.get(name, 0)
+
+        return main
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    return Commands(monkeypatch)
+
+
+@pytest.mark.parametrize("layout", ["flaresemi", "nnU-Net"])
+def test_only_data_is_a_dataset_that_loads(
+    layout: str, tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture
+) -> None:
+    assert demo.main(["-o", str(tmp_path / "demo"), "--only-data", "--layout", layout, *SMALL]) == 0
+    dataset = load_dataset(tmp_path / "demo" / "data")
+    assert [len(group) for group in (dataset.labeled, dataset.unlabeled, dataset.test)] == [1, 1, 1]
+    assert dataset.labels.count == 13
+    assert "next: flaresemi_plan_and_preprocess" in capsys.readouterr().out
+    assert commands.calls == []
+
+
+def test_the_main_job_runs_in_order_and_shows_each_command(
+    tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture
+) -> None:
+    assert demo.main(["-o", str(tmp_path), *SMALL]) == 0
+    names = [(name, words[0]) if name == "train" else name for name, *words in commands.calls]
+    assert names == ["plan_and_preprocess", ("train", "COARSE"), ("train", "FINE"), "predict", "evaluate"]
+    shown = capsys.readouterr().out
+    for name, *words in commands.calls:
+        assert f"$ flaresemi_{name} {' '.join(words)}\n" in shown
+    pictures = list((tmp_path / "overlays").glob("*.png"))
+    assert len(pictures) == 1 and str(pictures[0]) in shown
+
+
+def test_a_second_call_makes_no_data_anew(tmp_path: Path, commands: Commands) -> None:
+    arguments = ["-o", str(tmp_path), "--only-data", *SMALL]
+    assert demo.main(arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.nii.gz")}
+    assert demo.main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.nii.gz")} == before
+
+
+def test_other_options_in_the_same_folder_are_refused(
+    tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture
+) -> None:
+    assert demo.main(["-o", str(tmp_path), "--only-data", *SMALL]) == 0
+    assert demo.main(["-o", str(tmp_path), "--only-data", *SMALL, "--seed", "5"]) == 2
+    assert "seed 0, not 5" in capsys.readouterr().err
+
+
+def test_a_command_that_fails_ends_the_demo_with_its_code(tmp_path: Path, commands: Commands) -> None:
+    commands.codes["train"] = 2
+    assert demo.main(["-o", str(tmp_path), *SMALL]) == 2
+    assert [name for name, *_ in commands.calls] == ["plan_and_preprocess", "train"]
+
+
+def test_a_seed_decides_the_data(tmp_path: Path, commands: Commands) -> None:
+    images = []
+    for folder, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert demo.main(["-o", str(tmp_path / folder), "--only-data", *SMALL, "--seed", seed]) == 0
+        images.append(read_label_map(next((tmp_path / folder / "data" / "labeled_mask").iterdir())).array_zyx)
+    assert np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
+
+
+@pytest.mark.parametrize("size", ["huge", "3x4", "axbxc"])
+def test_a_size_that_means_nothing_is_refused(size: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert demo.main(["-o", str(tmp_path), "--size", size]) == 2
+    assert "72x112x112" in capsys.readouterr().err
