@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -218,7 +218,7 @@ def _predict_all(
 
 def _read_all(
     segmenter: Segmenter, cases: Sequence[Case], *, read_ahead: bool
-) -> Iterator[tuple[Image | FlaresemiError, float]]:
+) -> Generator[tuple[Image | FlaresemiError, float], None, None]:
     """Yields each image, or why it cannot be read, and the seconds spent on waiting for it.
 
     With `read_ahead` a thread reads one image while the one before is being segmented: two are in memory at most.

@@ -1,6 +1,7 @@
 """From an image to its organs: COARSE finds the region, FINE draws in it."""
 
 import dataclasses
+import functools
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -61,14 +62,16 @@ class Segmenter:
         if not fine:
             raise ValueError("a segmenter needs a checkpoint to draw with")
         place = select_device(device)
-        settings = {"device": place, "precision": Precision(place, precision), "step": step, "window": window}
+        stage = functools.partial(
+            StagePredictor, device=place, precision=Precision(place, precision), step=step, window=window
+        )
         self.channels = fine[0].channels
         self.labels = fine[0].labels
         self.body = fine[0].body
         self.two_stage = fine[0].plan.region == "organs"
-        self._fine = StagePredictor(fine, tta=tta, **settings)
+        self._fine = stage(fine, tta=tta)
         # One look at the whole body needs no mirrored second opinion.
-        self._coarse = StagePredictor(coarse, **settings) if coarse and self.two_stage else None
+        self._coarse = stage(coarse) if coarse and self.two_stage else None
         votes = Counter(name for checkpoint in fine for name in checkpoint.keep_largest)
         self._keep_largest = tuple(self.labels.index(name) for name, count in votes.items() if 2 * count > len(fine))
 
