@@ -18,8 +18,11 @@ _PARAMETER_BYTES = 4 + 4 + 8 + 2 + 4
 #: Bytes per logit that the loss takes: the logits in fp32, their softmax, the one-hot target and a gradient.
 _LOSS_BYTES = 4 * 4
 
-#: What the libraries take besides: CUDA context, cuDNN workspace. Chosen, on the safe side of what users report.
+#: What the libraries take besides: CUDA context and kernels. Chosen.
 _FIXED_GIB = 0.25
+
+#: The allocator cannot use every gap between blocks. Chosen.
+_FRAGMENTATION = 1.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def training_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int
     of the largest activation and one of its size as the convolutions' workspace, the loss on every level, and per
     parameter weight, gradient, optimizer state, autocast copy and averaged weight.
 
-    Source: activations and parameters from the blocks in `blocks.py`; workspace and fixed part chosen.
+    Source: activations and parameters from the blocks in `blocks.py`; workspace, fragmentation and fixed part chosen.
     """
     layers = _layers(plan)
     voxels = [batch_size * count for count in _voxels_per_level(plan, patch_zyx)]
@@ -70,7 +73,7 @@ def training_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int
     largest = max(layer.outputs * voxels[layer.level] for layer in layers)
     logits = plan.output_channels * sum(voxels[:-1])
     total = (kept + 3 * largest) * _ACTIVATION_BYTES + logits * _LOSS_BYTES + parameter_count(plan) * _PARAMETER_BYTES
-    return total / _GIB + _FIXED_GIB
+    return total * _FRAGMENTATION / _GIB + _FIXED_GIB
 
 
 def inference_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int = 1) -> float:
@@ -84,7 +87,7 @@ def inference_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: in
     largest = max(layer.outputs * voxels[layer.level] for layer in _layers(plan))
     logits = plan.output_channels * voxels[0]
     total = (skips + 2 * largest) * _ACTIVATION_BYTES + logits * 6 + parameter_count(plan) * 6
-    return total / _GIB + _FIXED_GIB
+    return total * _FRAGMENTATION / _GIB + _FIXED_GIB
 
 
 def _layers(plan: NetworkPlan) -> list[_Layer]:

@@ -41,8 +41,8 @@ def choose_topology(patch_zyx: IntTriple, spacing_zyx_mm: FloatTriple, max_level
     """Halves every axis that is long enough and not much coarser than the others, level by level.
 
     An axis is pooled while half of it still has `MIN_FEATURE_SIZE` voxels and its spacing is within a factor of
-    `MAX_SPACING_RATIO` of the finest. It gets kernel 3 from the level on where its spacing is within that factor, kernel
-    1 before; an axis of one voxel always has kernel 1. Only ratios of spacings matter.
+    `MAX_SPACING_RATIO` of the finest. It gets kernel 3 from the level on where its spacing is within that factor,
+    kernel 1 before; an axis of one voxel always has kernel 1. Only ratios of spacings matter.
     """
     sizes, spacing = list(patch_zyx), list(spacing_zyx_mm)
     wide = [False, False, False]

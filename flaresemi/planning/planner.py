@@ -1,0 +1,142 @@
+"""From a fingerprint to plans: every number with its reason, the same on every machine."""
+
+import logging
+import math
+from typing import Literal
+
+from flaresemi.errors import PlanError
+from flaresemi.planning import reasons
+from flaresemi.planning.presets import PRESETS, PresetName
+from flaresemi.planning.regions import measure_extents
+from flaresemi.planning.sizing import Sizer
+from flaresemi.plans import DatasetFingerprint, IntensityPlan, Plans, Stage, StagePlan, body_rule, is_ct
+
+logger = logging.getLogger(__name__)
+
+StagesName = Literal["auto", "one", "two"]
+
+#: Margin about the organs' box, the same in training and prediction. Source: the seed's inference.
+MARGIN_MM = 20.0
+
+#: One stage suffices when the median body at FINE's spacing holds at most so many FINE patches.
+ONE_STAGE_PATCHES = 1.5
+
+
+def make_plans(
+    fingerprint: DatasetFingerprint,
+    *,
+    preset: PresetName = "small",
+    memory_gib: float | None = None,
+    stages: StagesName = "auto",
+) -> Plans:
+    """Decides spacings, patches, batches and networks of both stages.
+
+    Args:
+        memory_gib: GPU memory that training may take; None: what the preset was made for.
+        stages: `auto`: one where the median body holds at most 1.5 FINE patches, else two.
+
+    Raises:
+        PlanError: the fingerprint has no case, or nothing fits into the memory.
+    """
+    if not fingerprint.cases:
+        raise PlanError("no labeled case to plan from", where=fingerprint.dataset_name)
+    memory = float(PRESETS[preset].memory_gib if memory_gib is None else memory_gib)
+    if not (memory > 0 and math.isfinite(memory)):
+        raise PlanError(f"GPU memory must be a positive number of GiB, found {memory}", where="--gpu-memory-gib")
+    extents = measure_extents(fingerprint, MARGIN_MM)
+    sizer = Sizer(fingerprint, PRESETS[preset], memory, extents)
+    two, stages_reason = _choose_stages(sizer, stages)
+    fine = sizer.fine(_organs_mm(sizer) if two else extents.body_mm)
+    coarse = sizer.coarse(fine)
+    logger.info("%s: %s", fingerprint.dataset_name, stages_reason)
+    intensities, intensities_reason = _intensities(fingerprint)
+    return Plans(
+        dataset_name=fingerprint.dataset_name,
+        channels=fingerprint.channels,
+        labels=fingerprint.labels,
+        fingerprint_hash=fingerprint.hash,
+        preset=preset,
+        memory_gib=memory,
+        body=body_rule(fingerprint.channels),
+        fine=StagePlan(
+            stage=Stage.FINE,
+            spacing_zyx_mm=fine.spacing_zyx_mm,
+            patch_zyx=fine.patch_zyx,
+            batch_size=sizer.batch_size(fine),
+            region="organs" if two else "body",
+            margin_mm=MARGIN_MM,
+            resampling="linear",
+            intensities=intensities,
+            network=fine.network,
+            reasons=reasons.fine(sizer, fine, two, MARGIN_MM) | {"intensities": intensities_reason},
+        ),
+        coarse=StagePlan(
+            stage=Stage.COARSE,
+            spacing_zyx_mm=coarse.spacing_zyx_mm,
+            patch_zyx=coarse.patch_zyx,
+            batch_size=sizer.batch_size(coarse),
+            region="body",
+            margin_mm=MARGIN_MM,
+            resampling="linear",
+            intensities=intensities,
+            network=coarse.network,
+            reasons=reasons.coarse(sizer, coarse, fine.region_gflop) | {"intensities": intensities_reason},
+        ),
+        reasons={
+            "preset": reasons.preset(PRESETS[preset], preset),
+            "memory_gib": reasons.memory(preset, memory, memory_gib is None),
+            "body": reasons.body(fingerprint.channels),
+            "stages": stages_reason,
+        },
+    )
+
+
+def _choose_stages(sizer: Sizer, stages: StagesName) -> tuple[bool, str]:
+    """Whether there are two stages, and why."""
+    if stages == "one":
+        return False, "one stage, as asked for: FINE works on the whole body"
+    if stages == "two":
+        return True, "two stages, as asked for: COARSE finds the organs, FINE draws them in their box"
+    if sizer.extents.organs_mm is None:
+        return False, "one stage: no case has a labeled voxel, so there is no box of organs to look for"
+    organs = sizer.fine(_organs_mm(sizer))
+    body = sizer.fine_at(organs.spacing_zyx_mm, sizer.extents.body_mm)
+    size = (
+        f"the median body, {reasons.shape(body.region_zyx)} voxels at FINE's spacing, holds {body.patches:.1f} patches"
+    )
+    if body.patches <= ONE_STAGE_PATCHES:
+        return (
+            False,
+            f"one stage: {size}, at most {ONE_STAGE_PATCHES:g}, so finding the organs first would save nothing",
+        )
+    return True, f"two stages: {size}, more than {ONE_STAGE_PATCHES:g}, so COARSE finds the organs and FINE draws them"
+
+
+def _organs_mm(sizer: Sizer) -> tuple[float, float, float]:
+    return sizer.extents.organs_mm or sizer.extents.body_mm
+
+
+def _intensities(fingerprint: DatasetFingerprint) -> tuple[tuple[IntensityPlan, ...], str]:
+    plans, texts = [], []
+    for number, channel in enumerate(fingerprint.channels):
+        plan, text = _intensity(fingerprint, number, channel)
+        plans.append(plan)
+        texts.append(text)
+    return tuple(plans), "; ".join(texts)
+
+
+def _intensity(fingerprint: DatasetFingerprint, number: int, channel: str) -> tuple[IntensityPlan, str]:
+    if not is_ct(channel):
+        return IntensityPlan(scheme="zscore"), f"{channel}: no CT, so mean and SD of each image inside the body"
+    if number < len(fingerprint.intensities):
+        found = fingerprint.intensities[number]
+        low, high = found.percentile_00_5, found.percentile_99_5
+        if low < high and found.sd > 0:
+            plan = IntensityPlan(scheme="ct", clip_low=low, clip_high=high, mean=found.mean, sd=found.sd)
+            return plan, (
+                f"{channel}: 99 % of the organs' voxels lie between {low:.0f} and {high:.0f} HU; "
+                f"mean {found.mean:.0f}, SD {found.sd:.0f}"
+            )
+    return IntensityPlan(
+        scheme="zscore"
+    ), f"{channel}: no labeled voxels to measure HU in, so each image's own mean and SD"

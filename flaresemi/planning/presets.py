@@ -1,0 +1,61 @@
+"""The network families that a user can ask for."""
+
+import dataclasses
+from typing import Literal
+
+PresetName = Literal["small", "base", "large"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A network family and the budget that it is made for.
+
+    Attributes:
+        block: Encoder blocks.
+        features: Of FINE, from full resolution down; as many are used as the patch has levels.
+        coarse_features: Of COARSE, whose blocks are always plain.
+        encoder_convs: Convolutions (plain) or blocks (residual) per level.
+        decoder_convs: Convolutions per decoder level.
+        memory_gib: GPU memory that training may take when the user names none.
+        voxels_per_step: Voxels of patch times batch in one training step, at that memory; None: as many as fit.
+    """
+
+    block: Literal["plain", "residual"]
+    features: tuple[int, ...]
+    coarse_features: tuple[int, ...]
+    encoder_convs: tuple[int, ...]
+    decoder_convs: int
+    memory_gib: float
+    voxels_per_step: int | None = None
+
+
+#: Source: `base` has the features and depth of nnU-Net's default network, `large` the blocks of its ResEnc-L
+#: (arXiv 2404.09556). `small` is chosen: half a million voxels train in about half a second on two CPU cores with bf16
+#: (benchmarks/network_step.py).
+PRESETS: dict[PresetName, Preset] = {
+    "small": Preset(
+        block="plain",
+        features=(16, 32, 64, 128, 160),
+        coarse_features=(8, 16, 32, 64, 80),
+        encoder_convs=(2, 2, 2, 2, 2),
+        decoder_convs=2,
+        memory_gib=1.0,
+        voxels_per_step=2**19,
+    ),
+    "base": Preset(
+        block="plain",
+        features=(32, 64, 128, 256, 320, 320),
+        coarse_features=(16, 32, 64, 128, 160),
+        encoder_convs=(2, 2, 2, 2, 2, 2),
+        decoder_convs=2,
+        memory_gib=8.0,
+    ),
+    "large": Preset(
+        block="residual",
+        features=(32, 64, 128, 256, 320, 320),
+        coarse_features=(16, 32, 64, 128, 160),
+        encoder_convs=(1, 3, 4, 6, 6, 6),
+        decoder_convs=1,
+        memory_gib=24.0,
+    ),
+}

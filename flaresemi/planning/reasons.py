@@ -1,0 +1,105 @@
+"""Why a number in the plans is what it is, in words a user can check."""
+
+import math
+
+from flaresemi.geometry import FloatTriple, IntTriple
+from flaresemi.networks.cost import forward_gflop, parameter_count, training_memory_gib
+from flaresemi.planning import sizing
+from flaresemi.planning.presets import Preset
+from flaresemi.planning.sizing import SizedStage, Sizer
+from flaresemi.plans import body_rule
+
+
+def shape(values: IntTriple) -> str:
+    """126 × 58 × 108."""
+    return " × ".join(str(value) for value in values)
+
+
+def millimeters(values: FloatTriple) -> str:
+    """2.5 × 0.8 × 0.8 mm."""
+    return " × ".join(f"{value:.4g}" for value in values) + " mm"
+
+
+def fine(sizer: Sizer, stage: SizedStage, two: bool, margin_mm: float) -> dict[str, str]:
+    """Reasons of FINE's plan, by field."""
+    whole = "the organs' box with its margin" if two else "the body"
+    spacing = sizer.native_reason
+    if stage.spacing_zyx_mm != sizer.native_mm:
+        spacing += (
+            f"; coarsened to {millimeters(stage.spacing_zyx_mm)}, finest axes first, until {whole} holds at most "
+            f"{sizing.PATCHES_PER_REGION} patches"
+        )
+    return _common(sizer, stage) | {
+        "spacing_zyx_mm": spacing,
+        "patch_zyx": (
+            f"the largest in the budget with the proportions of {whole} (median {shape(stage.region_zyx)} voxels, "
+            f"{stage.patches:.1f} patches), divisible by the strides"
+        ),
+        "region": (
+            "two stages: FINE works in the box that COARSE finds" if two else "one stage: FINE works on the whole body"
+        ),
+        "margin_mm": f"{margin_mm:g} mm about the organs' box, in training and prediction"
+        if two
+        else "unused: one stage",
+    }
+
+
+def coarse(sizer: Sizer, stage: SizedStage, fine_gflop: float) -> dict[str, str]:
+    """Reasons of COARSE's plan, by field; `fine_gflop` is what FINE costs over its region."""
+    share = forward_gflop(stage.network, stage.patch_zyx) / fine_gflop
+    return _common(sizer, stage) | {
+        "spacing_zyx_mm": (
+            f"the finest that is at least {sizing.COARSE_FACTOR:g} times FINE's on every axis and about isotropic "
+            f"(no finer than {sizing.LOCALIZING_MM:g} mm where FINE is coarser on another axis), and at which one patch "
+            f"holds a large body within the budget and costs at most 1/{1 / sizing.COARSE_SHARE:.0f} of FINE "
+            f"(here {100 * share:.1f} %)"
+        ),
+        "patch_zyx": (
+            f"holds the 95th-percentile body ({millimeters(sizer.extents.large_body_mm)}, "
+            f"{shape(stage.region_zyx)} voxels), so one pass finds the organs"
+        ),
+        "region": "COARSE always works on the body",
+        "margin_mm": "margin about the box that COARSE finds, as in FINE",
+    }
+
+
+def preset(chosen: Preset, name: str) -> str:
+    """What the preset stands for."""
+    text = f"{name}: {chosen.block} blocks, {chosen.features[0]} to {chosen.features[-1]} features"
+    if chosen.voxels_per_step is not None:
+        text += f", at most {chosen.voxels_per_step:,} voxels per training step so that two CPU cores can train it"
+    return text
+
+
+def memory(name: str, gib: float, default: bool) -> str:
+    """Where the memory budget comes from."""
+    return f"{gib:g} GiB, {f'what {name} is made for' if default else 'as asked for (--gpu-memory-gib)'}"
+
+
+def body(channels: tuple[str, ...]) -> str:
+    """How the patient is found."""
+    if body_rule(channels) == "ct":
+        return "a channel is CT, where air is told from tissue by its HU"
+    return f"no channel is CT ({', '.join(channels)}): the threshold comes from each image's histogram"
+
+
+def _common(sizer: Sizer, stage: SizedStage) -> dict[str, str]:
+    size = sizer.batch_size(stage)
+    network = stage.network
+    gib = training_memory_gib(network, stage.patch_zyx, size)
+    limits = f"{sizer.budget.memory_gib:g} GiB (estimate {gib:.2f})"
+    if math.isfinite(sizer.budget.voxels):
+        limits += f", {sizer.budget.voxels:,.0f} voxels per step (here {size * math.prod(stage.patch_zyx):,})"
+    return {
+        "batch_size": (
+            f"the largest from {sizing.MIN_BATCH} to {sizing.MAX_BATCH} within {limits} and "
+            f"{100 * sizing.MAX_BATCH_SHARE:g} % of all labeled voxels, never below {sizing.MIN_BATCH}"
+        ),
+        "resampling": "linear with antialiasing: fast, and no worse for organs than cubic",
+        "network": (
+            f"{len(network.features)} levels: an axis is halved while 4 voxels remain and its spacing is within a "
+            "factor of 2 of the finest, which also gives it kernel 3; "
+            f"{parameter_count(network) / 1e6:.1f} million parameters, "
+            f"{forward_gflop(network, stage.patch_zyx):.0f} GFLOP a patch"
+        ),
+    }
