@@ -14,13 +14,13 @@ PARTIAL = ".partial-"
 def atomic_path(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what was written there takes its name when the block ends well.
 
-    The temporary name starts with `.partial-` and ends with the full name of `path`, so that writers which choose the
+    The temporary name starts with `.partial-` and ends as `path` does, so that writers which choose the
     format by the extension work unchanged. When the block raises, the temporary file is removed and whatever
     stood at `path` before is untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=f".{path.name}", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=f".{path.name[-48:]}", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

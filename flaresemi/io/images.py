@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 
 from flaresemi.dataset import IMAGE_ENDINGS
 from flaresemi.errors import ImageError
-from flaresemi.geometry import FloatTriple, Geometry, IntTriple
+from flaresemi.geometry import Geometry, IntTriple
 from flaresemi.io import integrity, nifti
 from flaresemi.io.writing import written_whole
 
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 #: Chosen: it moves a voxel of a 40 cm field by 3.5 mm at most; gantry tilts are 5 degrees and more.
 SHEAR_TOLERANCE_DEGREES = 0.5
 
-#: Directions that miss orthonormality by less than this are rounding, and not worth a warning.
-_ROUNDING = 1e-3
+#: Directions that miss orthonormality by less than this are rounding, and are kept as they are.
+_ROUNDING = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +222,7 @@ def _fill_channel(channel_zyx: np.ndarray, path: Path, source: SourceGrid) -> in
             channel_zyx *= np.float32(slope)
         if intercept != 0.0:
             channel_zyx += np.float32(intercept)
-    if stored.dtype.kind != "f" and not slope != 1.0:
+    if stored.dtype.kind != "f" and slope == 1.0:
         return 0
     finite = np.isfinite(channel_zyx)
     missing = int(finite.size - np.count_nonzero(finite))
@@ -231,7 +231,9 @@ def _fill_channel(channel_zyx: np.ndarray, path: Path, source: SourceGrid) -> in
     if missing:
         lowest = channel_zyx.min(where=finite, initial=np.inf)
         channel_zyx[~finite] = lowest
-        logger.warning("%s: %d voxels are NaN or infinite; they are read as %g, the lowest value", path, missing, lowest)
+        logger.warning(
+            "%s: %d voxels are NaN or infinite; they are read as %g, the lowest value", path, missing, lowest
+        )
     return missing
 
 
@@ -306,8 +308,7 @@ def _geometry(
         raise ImageError(f"the header's origin makes no sense: {origin_xyz.tolist()}", where=path)
     error = float(np.abs(direction.T @ direction - np.eye(3)).max())
     if error > _ROUNDING:
-        logger.warning("%s: axes are not quite perpendicular (off by %.2g); they are taken as if they were", path, error)
-    if error > 1e-12:
+        logger.warning("%s: the axes are not quite perpendicular (off by %.2g) and are straightened", path, error)
         left, _, right = np.linalg.svd(direction)
         direction = left @ right  # the closest orthonormal matrix (polar decomposition)
     x, y, z = (float(value) for value in spacing_xyz)
@@ -391,7 +392,7 @@ def _closest_axes(direction: tuple[float, ...]) -> tuple[IntTriple, tuple[bool, 
     _, order, signs = best  # type: ignore[misc]
     z, y, x = (2 - axis for axis in order[::-1])
     flips = tuple(sign < 0 for sign in signs[::-1])
-    return (z, y, x), flips  # type: ignore[return-value]
+    return (z, y, x), flips
 
 
 def _last_line(problem: RuntimeError) -> str:

@@ -24,7 +24,8 @@ def written_whole(path: Path, *, expected_bytes: int, ending: str) -> Iterator[P
         ImageError: what is there is not whole although the disk could have held it, or what the block raised.
     """
     with atomic_path(path) as temporary:
-        inner = temporary.with_name(temporary.name + ending)
+        # One name with one ending: NIfTI's writer drops the second of two.
+        inner = temporary.with_name(f".{temporary.name.split('.')[1]}.whole{ending}")
         try:
             try:
                 yield inner

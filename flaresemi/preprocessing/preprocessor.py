@@ -1,0 +1,115 @@
+"""An image and its labels on the voxels of a stage."""
+
+import dataclasses
+
+import numpy as np
+
+from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
+from flaresemi.io.images import Image
+from flaresemi.plans import IntensityPlan, StagePlan
+from flaresemi.preprocessing.cropping import find_body
+from flaresemi.preprocessing.normalization import ChannelScaling, measure_scaling, scale
+from flaresemi.preprocessing.resampling import input_support, resample_labels, resample_part
+from flaresemi.records import record_hash
+
+#: Raised when the same plan begins to give other voxels, so that stored cases are made anew.
+_ALGORITHM = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Decisive:
+    algorithm: int
+    body: str
+    spacing_zyx_mm: tuple[float, ...]
+    resampling: str
+    intensities: tuple[IntensityPlan, ...]
+
+
+def preprocessing_hash(body: str, plan: StagePlan) -> str:
+    """Identifies what decides a stage's stored arrays: not the patch, the network or the region."""
+    return record_hash(
+        _Decisive(
+            algorithm=_ALGORITHM,
+            body=body,
+            spacing_zyx_mm=plan.spacing_zyx_mm,
+            resampling=plan.resampling,
+            intensities=plan.intensities,
+        )
+    )
+
+
+class PreparedImage:
+    """An image cut down to the patient, ready for every stage.
+
+    Attributes:
+        image: The canonical image.
+        body_box: Where the patient is, in canonical voxels.
+        body_mask_zyx: Bool, of the box's shape.
+        crop_czyx: The image in the box; a view.
+    """
+
+    def __init__(self, image: Image, body_box: BoundingBox, body_mask_zyx: np.ndarray) -> None:
+        self.image = image
+        self.body_box = body_box
+        self.body_mask_zyx = body_mask_zyx
+        self.crop_czyx = image.array_czyx[(slice(None), *body_box.slices)]
+        self._scalings: dict[tuple[IntensityPlan, ...], tuple[ChannelScaling, ...]] = {}
+
+    def grid(self, plan: StagePlan) -> StageGrid:
+        """How the voxels of a stage lie in this image."""
+        geometry = self.image.geometry
+        return StageGrid.at_spacing(geometry.shape_zyx, geometry.spacing_zyx_mm, self.body_box, plan.spacing_zyx_mm)
+
+    def stage_image(self, plan: StagePlan, box: BoundingBox | None = None) -> np.ndarray:
+        """The image on a stage's voxels, normalized and then resampled.
+
+        Intensities are measured over the whole body at the image's own sampling, so that stages and parts agree.
+
+        Args:
+            plan: The stage.
+            box: Part of the stage's grid; only what it needs is computed. Equal to that part of the whole up to
+                rounding.
+
+        Returns:
+            float32, (C, *box.shape_zyx).
+        """
+        to_shape = self.grid(plan).shape_zyx
+        from_shape: IntTriple = self.body_box.shape_zyx
+        box = BoundingBox.whole(to_shape) if box is None else box
+        support = input_support(from_shape, to_shape, plan.resampling, box)
+        scalings = self._scaling(plan.intensities)
+        result = np.empty((len(self.crop_czyx), *box.shape_zyx), np.float32)
+        for index, scaling in enumerate(scalings):  # channel by channel: one more copy of one channel, not of all
+            part = scale(self.crop_czyx[index : index + 1, *support.slices], (scaling,))
+            result[index] = resample_part(part, support, from_shape, to_shape, plan.resampling, box)[0]
+        return result
+
+    def _scaling(self, intensities: tuple[IntensityPlan, ...]) -> tuple[ChannelScaling, ...]:
+        if intensities not in self._scalings:
+            self._scalings[intensities] = measure_scaling(self.crop_czyx, intensities, self.body_mask_zyx)
+        return self._scalings[intensities]
+
+
+def prepare(image: Image, body: str) -> PreparedImage:
+    """Finds the patient in an image.
+
+    Args:
+        image: The canonical image.
+        body: `ct` or `foreground`; see `find_body`.
+    """
+    if body not in ("ct", "foreground"):
+        raise ValueError(f"unknown body rule '{body}'")
+    box, mask = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)  # type: ignore[arg-type]
+    return PreparedImage(image, box, mask)
+
+
+def stage_labels(indices_zyx: np.ndarray, grid: StageGrid) -> np.ndarray:
+    """A label map on a stage's voxels.
+
+    Args:
+        indices_zyx: Internal indices on the whole canonical image, uint8 or uint16.
+        grid: The stage's grid of that image.
+    """
+    if indices_zyx.shape != grid.canonical_shape_zyx:
+        raise ValueError(f"label map of shape {indices_zyx.shape} for an image of {grid.canonical_shape_zyx}")
+    return resample_labels(indices_zyx[grid.body_box.slices], grid.shape_zyx)

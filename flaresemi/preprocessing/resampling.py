@@ -1,0 +1,278 @@
+"""Between samplings of one extent: images, label maps, and logits straight to labels.
+
+Edges are aligned (voxel i of n covers [i, i + 1] / n of the extent), so a shape says everything. Resampling is
+separable: one weight matrix per axis. Shrinking widens the kernel by the factor, so that nothing is skipped
+(antialiasing); torch's trilinear interpolation does not do that. Beyond the edges the outermost voxels go on.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from flaresemi.geometry import BoundingBox, IntTriple
+
+Kind = Literal["linear", "cubic"]
+
+#: Working memory of one slab of `labels_from_logits`. Chosen: far below what a network needs.
+_SLAB_BYTES = 256 << 20
+
+
+def resample_image(
+    image_czyx: np.ndarray, shape_zyx: IntTriple, kind: Kind = "linear", box: BoundingBox | None = None
+) -> np.ndarray:
+    """Resamples an image to another shape of the same extent, or computes only a part of that.
+
+    Args:
+        image_czyx: float32, (C, Z, Y, X).
+        shape_zyx: Shape of the whole result.
+        kind: `linear`, or `cubic` (Catmull-Rom, which may overshoot).
+        box: Part of the result to compute; equal to the same part of the whole up to rounding.
+
+    Returns:
+        float32, (C, *box.shape_zyx). Axes that keep their length keep their values exactly.
+    """
+    shape = image_czyx.shape[1:]
+    return resample_part(image_czyx, BoundingBox.whole(shape), shape, shape_zyx, kind, box)
+
+
+def resample_part(
+    part_czyx: np.ndarray,
+    part_box: BoundingBox,
+    from_shape: IntTriple,
+    to_shape: IntTriple,
+    kind: Kind = "linear",
+    box: BoundingBox | None = None,
+) -> np.ndarray:
+    """As `resample_image`, where only `part_box` of the input is known; what lies beyond it is taken as its edge.
+
+    With `part_box` from `input_support` nothing beyond is needed.
+    """
+    box = BoundingBox.whole(to_shape) if box is None else box
+    result = np.empty((part_czyx.shape[0], *box.shape_zyx), np.float32)
+    axes = _axes(part_box, from_shape, to_shape, kind, box)
+    for channel, target in zip(part_czyx, result, strict=True):
+        target[...] = _resample(torch.from_numpy(channel), axes).numpy()
+    return result
+
+
+def input_support(from_shape: IntTriple, to_shape: IntTriple, kind: Kind, box: BoundingBox) -> BoundingBox:
+    """The input voxels that a part of the result is made from."""
+    axes = _axes(BoundingBox.whole(from_shape), from_shape, to_shape, kind, box)
+    return _box(axis.span for axis in axes)
+
+
+def resample_labels(indices_zyx: np.ndarray, shape_zyx: IntTriple) -> np.ndarray:
+    """Resamples a label map: each class by linear interpolation of its mask, then the largest; ties to the lower index.
+
+    Only classes that are present are computed, each where it can win.
+
+    Args:
+        indices_zyx: uint8 or uint16, (Z, Y, X).
+        shape_zyx: Shape of the result.
+    """
+    shape: IntTriple = indices_zyx.shape
+    if shape == tuple(shape_zyx):
+        return indices_zyx.copy()
+    result = np.zeros(shape_zyx, indices_zyx.dtype)
+    regions = {
+        index: _reach(_box(found), shape, shape_zyx)
+        for index, found in enumerate(ndimage.find_objects(indices_zyx), start=1)
+        if found is not None
+    }
+    if not regions:
+        return result
+    union = next(iter(regions.values()))
+    for region in regions.values():
+        union = union.union(region)
+    best = _class_weight(indices_zyx, 0, shape_zyx, union)
+    labels = result[union.slices]
+    for index, region in sorted(regions.items()):
+        inside = region.shifted((-union.start[0], -union.start[1], -union.start[2])).slices
+        weight = _class_weight(indices_zyx, index, shape_zyx, region)
+        better = weight > best[inside]
+        labels[inside][better] = index
+        np.maximum(best[inside], weight, out=best[inside])
+    return result
+
+
+def labels_from_logits(
+    logits_czyx: torch.Tensor,
+    logits_box: BoundingBox,
+    stage_shape_zyx: IntTriple,
+    canonical_shape_zyx: IntTriple,
+    out_box: BoundingBox,
+) -> np.ndarray:
+    """Resamples logits linearly and takes the largest: the same labels as all logits at once, in bounded memory.
+
+    Slab by slab and class by class with a running maximum; ties go to the lower index.
+
+    Args:
+        logits_czyx: One channel per class, any float type, on any device; known only in `logits_box`, whose edges go on
+            beyond it.
+        logits_box: Where they lie in the stage grid.
+        stage_shape_zyx: Shape of the stage grid.
+        canonical_shape_zyx: Shape of the body crop at the image's own sampling.
+        out_box: The part of the body crop to label.
+
+    Returns:
+        Internal indices, (*out_box.shape_zyx), uint8 (up to 256 classes) or uint16.
+    """
+    if tuple(logits_czyx.shape[1:]) != logits_box.shape_zyx:
+        raise ValueError(f"logits of shape {tuple(logits_czyx.shape)} for a box of {logits_box.shape_zyx}")
+    classes = logits_czyx.shape[0]
+    result = np.zeros(out_box.shape_zyx, np.uint8 if classes <= 256 else np.uint16)
+    depth, height, width = out_box.shape_zyx
+    planes = max(1, _SLAB_BYTES // (16 * height * width))
+    for start in range(0, depth, planes):
+        stop = min(start + planes, depth)
+        z, y, x = out_box.slices
+        slab = _box((slice(z.start + start, z.start + stop), y, x))
+        axes = _axes(logits_box, stage_shape_zyx, canonical_shape_zyx, "linear", slab)
+        result[start:stop] = _largest(logits_czyx, axes).astype(result.dtype, copy=False)
+    return result
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Axis:
+    """How the voxels of one axis of the result are made: the sum over k of weight[:, k] × input[index[:, k]].
+
+    Attributes:
+        index: (n, k), voxels of the part of the input that is at hand.
+        weight: (n, k), float32; each row sums to 1.
+        ratio: How much longer the axis becomes.
+    """
+
+    index: np.ndarray
+    weight: np.ndarray
+    ratio: float
+
+    @property
+    def span(self) -> slice:
+        """The input voxels that are used."""
+        return slice(int(self.index.min()), int(self.index.max()) + 1)
+
+    @property
+    def is_identity(self) -> bool:
+        return self.index.shape[1] == 1
+
+    def matrix(self, device: torch.device) -> torch.Tensor:
+        """The weights as a dense matrix, (n, length of the span)."""
+        span = self.span
+        matrix = np.zeros((self.index.shape[0], span.stop - span.start), np.float32)
+        np.add.at(matrix, (np.arange(self.index.shape[0])[:, None], self.index - span.start), self.weight)
+        return torch.from_numpy(matrix).to(device)
+
+
+def _axes(
+    part_box: BoundingBox, from_shape: IntTriple, to_shape: IntTriple, kind: Kind, box: BoundingBox
+) -> tuple[_Axis, _Axis, _Axis]:
+    z, y, x = (
+        _axis(from_size, to_size, kind, wanted, known)
+        for from_size, to_size, wanted, known in zip(from_shape, to_shape, box.slices, part_box.slices, strict=True)
+    )
+    return z, y, x
+
+
+def _axis(from_size: int, to_size: int, kind: Kind, wanted: slice, known: slice) -> _Axis:
+    positions = np.arange(wanted.start, wanted.stop)
+    if from_size == to_size:
+        index, weight = positions[:, None], np.ones((positions.size, 1))
+    else:
+        step = from_size / to_size
+        width = max(step, 1.0)
+        center = (positions + 0.5) * step - 0.5
+        radius = width * (1.0 if kind == "linear" else 2.0)
+        first = np.floor(center - radius).astype(np.int64) + 1
+        index = first[:, None] + np.arange(math.ceil(2 * radius))
+        kernel = _triangle if kind == "linear" else _catmull_rom
+        weight = kernel((index - center[:, None]) / width)
+        weight /= weight.sum(axis=1, keepdims=True)
+    index = np.clip(index, 0, from_size - 1)
+    index = np.clip(index, known.start, known.stop - 1) - known.start
+    return _Axis(index, weight.astype(np.float32), to_size / from_size)
+
+
+def _triangle(distance: np.ndarray) -> np.ndarray:
+    return np.maximum(1.0 - np.abs(distance), 0.0)
+
+
+def _catmull_rom(distance: np.ndarray) -> np.ndarray:
+    """Source: R. Keys, Cubic convolution interpolation for digital image processing, 1981, with a = -1/2."""
+    d = np.abs(distance)
+    near = (1.5 * d - 2.5) * d * d + 1.0
+    far = ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
+    return np.where(d < 1.0, near, np.where(d < 2.0, far, 0.0))
+
+
+def _resample(volume_zyx: torch.Tensor, axes: tuple[_Axis, _Axis, _Axis]) -> torch.Tensor:
+    """Applies the three axes to the known part of a volume; float32 on the volume's device."""
+    volume = volume_zyx[tuple(axis.span for axis in axes)].float()
+    # The axis that shrinks most comes first: what follows has less to do.
+    for dimension in sorted(range(3), key=lambda d: (axes[d].ratio, -d)):
+        if not axes[dimension].is_identity:
+            volume = _apply(volume, dimension, axes[dimension])
+    return volume
+
+
+def _apply(volume: torch.Tensor, dimension: int, axis: _Axis) -> torch.Tensor:
+    if dimension == 0 and volume.device.type == "cpu":
+        return _combine_planes(volume, axis.index - axis.span.start, axis.weight)
+    matrix = axis.matrix(volume.device)
+    if dimension == 2:
+        return volume @ matrix.T
+    if dimension == 1:
+        return matrix @ volume
+    return (matrix @ volume.reshape(volume.shape[0], -1)).reshape(-1, *volume.shape[1:])
+
+
+def _combine_planes(volume: torch.Tensor, index: np.ndarray, weight: np.ndarray) -> torch.Tensor:
+    """Weighted sums of planes one by one, which on a CPU is faster than a matrix that is nearly all zeros."""
+    result = volume.new_empty((index.shape[0], *volume.shape[1:]))
+    for plane, indices, weights in zip(result, index.tolist(), weight.tolist(), strict=True):
+        if len(indices) == 2:
+            torch.lerp(volume[indices[0]], volume[indices[1]], weights[1], out=plane)
+            continue
+        torch.mul(volume[indices[0]], weights[0], out=plane)
+        for i, w in zip(indices[1:], weights[1:], strict=True):
+            if w:
+                plane.add_(volume[i], alpha=w)
+    return result
+
+
+def _largest(logits_czyx: torch.Tensor, axes: tuple[_Axis, _Axis, _Axis]) -> np.ndarray:
+    best = _resample(logits_czyx[0], axes)
+    if best.data_ptr() == logits_czyx.data_ptr():
+        best = best.clone()
+    labels = torch.zeros(best.shape, dtype=torch.uint8 if len(logits_czyx) <= 256 else torch.int32, device=best.device)
+    for index in range(1, len(logits_czyx)):
+        value = _resample(logits_czyx[index], axes)
+        labels.masked_fill_(value > best, index)
+        torch.maximum(best, value, out=best)
+    return labels.cpu().numpy()
+
+
+def _reach(box: BoundingBox, from_shape: IntTriple, to_shape: IntTriple) -> BoundingBox:
+    """The voxels of the result that a box of the input has any weight in (or a few more)."""
+    reach = tuple(math.ceil(max(a / b, 1.0)) for a, b in zip(from_shape, to_shape, strict=True))
+    grown = _box(
+        slice(max(side.start - r, 0), min(side.stop + r, size))
+        for side, r, size in zip(box.slices, reach, from_shape, strict=True)
+    )
+    return grown.rescaled(from_shape, to_shape)
+
+
+def _box(sides: Iterable[slice]) -> BoundingBox:
+    z, y, x = sides
+    return BoundingBox(start=(z.start, y.start, x.start), stop=(z.stop, y.stop, x.stop))
+
+
+def _class_weight(indices_zyx: np.ndarray, index: int, shape_zyx: IntTriple, box: BoundingBox) -> np.ndarray:
+    from_shape: IntTriple = indices_zyx.shape
+    support = input_support(from_shape, shape_zyx, "linear", box)
+    mask = (indices_zyx[support.slices] == index).astype(np.float32)
+    return resample_part(mask[None], support, from_shape, shape_zyx, "linear", box)[0]
