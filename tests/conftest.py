@@ -27,3 +27,13 @@ def shared_data() -> Path:
 def repository() -> Path:
     """Root of the source tree."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def phantom_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic dataset in FLARE22's layout: 3 labeled, 1 unlabeled, 1 test case. Read it, write elsewhere."""
+    from flaresemi.phantom import write_phantom_dataset
+
+    folder = tmp_path_factory.mktemp("phantom") / "data"
+    write_phantom_dataset(folder, labeled=3, unlabeled=1, test=1, size=(40, 48, 48), seed=7)
+    return folder
