@@ -1,0 +1,1 @@
+"""Prediction against reference: volume overlap, surface distances and FLARE's rules."""

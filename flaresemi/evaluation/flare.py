@@ -1,0 +1,141 @@
+"""One case scored by FLARE's rules: Dice, surface Dice (NSD) and HD95 per organ.
+
+Source: FLARE22's rules and scripts, https://github.com/JunMa11/FLARE.
+"""
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+from scipy import ndimage
+
+from flaresemi.evaluation.overlap import dice
+from flaresemi.evaluation.surface import surface_distances
+from flaresemi.geometry import FloatTriple
+from flaresemi.labels import Label, LabelSet
+
+#: Below this Dice the official script does not compute the surface Dice and calls it 0.
+_OFFICIAL_DICE_FLOOR = 0.2
+
+#: The official script rounds every score before it takes means.
+_OFFICIAL_DIGITS = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OrganScore:
+    """How well one organ of one case was found.
+
+    Attributes:
+        dice: 0 to 1; None where the case does not annotate the organ.
+        nsd: Surface Dice at the organ's tolerance, 0 to 1; None where `dice` is.
+        hd95_mm: Distance within which 95 percent of both surfaces lie; None also where a mask is empty.
+        reference_ml: Volume of the organ in the whole reference; None where the case does not annotate it.
+        prediction_ml: Volume of the organ in the whole prediction.
+    """
+
+    dice: float | None
+    nsd: float | None
+    hd95_mm: float | None
+    reference_ml: float | None
+    prediction_ml: float
+
+
+def evaluate_case(
+    prediction_zyx: np.ndarray,
+    reference_zyx: np.ndarray,
+    spacing_zyx_mm: FloatTriple,
+    labels: LabelSet,
+    *,
+    default_tolerance_mm: float,
+    annotated: Collection[str] | None = None,
+    official: bool = False,
+) -> tuple[OrganScore, ...]:
+    """Scores every organ of one case.
+
+    Both masks empty: Dice and NSD are 1. One empty: 0. Organs that are marked `z_range` count only between the first
+    and the last slice of the reference, where it has any.
+
+    Args:
+        prediction_zyx: Internal indices (0 background) on the canonical grid, where axis 0 runs from the feet up.
+        reference_zyx: The same, of the same shape.
+        spacing_zyx_mm: Distance between voxel centers.
+        labels: The organs.
+        default_tolerance_mm: Tolerance of the surface Dice of organs that name none.
+        annotated: Names of the organs that the reference annotates; None: all. The others are not scored.
+        official: Do as the organizers' scripts do: leave out the last slice of a z-range, call the NSD 0 where Dice
+            is below 0.2, round scores to four digits.
+
+    Returns:
+        A score per organ, in the order of the label set.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if prediction_zyx.shape != reference_zyx.shape:
+        raise ValueError(f"maps of one shape expected, found {prediction_zyx.shape} and {reference_zyx.shape}")
+    voxel_ml = float(np.prod(spacing_zyx_mm)) / 1000.0
+    boxes = zip(
+        ndimage.find_objects(prediction_zyx, max_label=labels.count),
+        ndimage.find_objects(reference_zyx, max_label=labels.count),
+        strict=True,
+    )
+    scores = []
+    for index, (label, (prediction_box, reference_box)) in enumerate(zip(labels.labels, boxes, strict=True), start=1):
+        box = _union(prediction_box, reference_box)
+        prediction, reference = prediction_zyx[box] == index, reference_zyx[box] == index
+        scored = annotated is None or label.name in annotated
+        overlap = surface = hd95_mm = None
+        if scored:
+            overlap, surface, hd95_mm = _score(
+                prediction, reference, spacing_zyx_mm, label, default_tolerance_mm, official
+            )
+        scores.append(
+            OrganScore(
+                dice=overlap,
+                nsd=surface,
+                hd95_mm=hd95_mm,
+                reference_ml=np.count_nonzero(reference) * voxel_ml if scored else None,
+                prediction_ml=np.count_nonzero(prediction) * voxel_ml,
+            )
+        )
+    return tuple(scores)
+
+
+def _score(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_zyx_mm: FloatTriple,
+    label: Label,
+    default_tolerance_mm: float,
+    official: bool,
+) -> tuple[float, float, float | None]:
+    """Dice, NSD and HD95 of one organ's masks, given in a box about both."""
+    if label.z_range and reference.any():
+        kept = _reference_slices(reference, official)
+        prediction, reference = prediction[kept], reference[kept]
+    overlap = dice(prediction, reference)
+    if not prediction.any() or not reference.any():
+        return overlap, overlap, None
+    distances = surface_distances(prediction, reference, spacing_zyx_mm)
+    tolerance_mm = default_tolerance_mm if label.tolerance_mm is None else label.tolerance_mm
+    surface, hd95_mm = distances.surface_dice(tolerance_mm), distances.hausdorff_mm(95.0)
+    if official:
+        surface = 0.0 if overlap < _OFFICIAL_DICE_FLOOR else surface
+        overlap, surface = round(overlap, _OFFICIAL_DIGITS), round(surface, _OFFICIAL_DIGITS)
+    return overlap, surface, hd95_mm
+
+
+def _reference_slices(reference: np.ndarray, official: bool) -> slice:
+    """From the first to the last slice of a reference that is not empty."""
+    present = np.flatnonzero(reference.any(axis=(1, 2)))
+    first, last = int(present[0]), int(present[-1])
+    # The official script slices up to the last slice's index, which leaves that slice out; of a reference of one slice
+    # nothing would remain (there it fails), so that one is kept.
+    return slice(first, max(last, first + 1) if official else last + 1)
+
+
+def _union(one: tuple[slice, ...] | None, other: tuple[slice, ...] | None) -> tuple[slice, ...]:
+    """The box about two boxes of `ndimage.find_objects`; an empty box when both are None."""
+    if one is None or other is None:
+        return one or other or (slice(0, 0),) * 3
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))

@@ -1,0 +1,206 @@
+"""Label maps on disk: which prediction belongs to which reference, and the scores of each pair."""
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flaresemi.compute.parallel import parallel_map, worker_count
+from flaresemi.dataset import IMAGE_ENDINGS, image_stem
+from flaresemi.errors import DatasetError, ImageError
+from flaresemi.evaluation.flare import OrganScore, evaluate_case
+from flaresemi.io.images import LabelMap, read_grid, read_label_map
+from flaresemi.labels import LabelSet
+
+logger = logging.getLogger(__name__)
+
+#: Least tolerance of the surface Dice where nobody declared one.
+SMALLEST_TOLERANCE_MM = 2.0
+
+#: Corners of prediction and reference may be this share of the finest spacing apart: each voxel still lies on its own.
+#: Chosen; headers written by different programs differ by rounding in float32, up to some hundredths of a millimetre.
+GRID_TOLERANCE = 0.25
+
+#: Voxels in all cases from which on starting processes (some seconds each) is worth it.
+_WORTH_PROCESSES = 50_000_000
+
+#: Two label maps as read and as indices, and the distance transform of a large organ.
+_BYTES_PER_VOXEL = 24
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CasePair:
+    """The two label maps of a case.
+
+    Attributes:
+        annotated: Names of the organs that the reference annotates; None: all.
+    """
+
+    case_id: str
+    prediction: Path
+    reference: Path
+    annotated: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CaseScores:
+    """The scores of one case, by organ."""
+
+    case_id: str
+    organs: dict[str, OrganScore]
+
+
+def match_cases(
+    predictions: Path | Mapping[str, Path],
+    references: Path | Mapping[str, Path],
+    annotated: Mapping[str, tuple[str, ...]],
+) -> tuple[tuple[CasePair, ...], tuple[str, ...]]:
+    """Pairs files by case, which is the name without its ending; two single files form a pair whatever their names.
+
+    Returns:
+        The pairs and the cases without a prediction, both sorted. Predictions without a reference are left out and
+        logged.
+
+    Raises:
+        DatasetError: a folder or file is not there, a folder holds no label map, or two files stand for one case.
+    """
+    referred = _by_case(references)
+    predicted = {case_id: path for case_id, path in _by_case(predictions).items() if path.exists()}
+    if _is_file(predictions) and _is_file(references):
+        predicted = dict(zip(referred, predicted.values()))
+    surplus = sorted(predicted.keys() - referred.keys())
+    if surplus and referred.keys() & predicted.keys():
+        logger.warning("%d prediction(s) have no reference and are left out: %s", len(surplus), ", ".join(surplus[:10]))
+    pairs = tuple(
+        CasePair(
+            case_id=case_id,
+            prediction=predicted[case_id],
+            reference=reference,
+            annotated=annotated.get(case_id),
+        )
+        for case_id, reference in sorted(referred.items())
+        if case_id in predicted
+    )
+    return pairs, tuple(sorted(referred.keys() - predicted.keys()))
+
+
+def default_tolerance_mm(references: Sequence[Path]) -> float:
+    """Tolerance of the surface Dice for organs that name none: 2 mm or the coarsest median spacing, if that is larger.
+
+    A tolerance below the slice distance would judge the grid and not the segmentation.
+
+    Raises:
+        ImageError: a header cannot be read.
+    """
+    spacings = [read_grid(path).canonical.spacing_zyx_mm for path in references]
+    return max(SMALLEST_TOLERANCE_MM, float(np.median(spacings, axis=0).max()))
+
+
+def score_cases(
+    pairs: Sequence[CasePair],
+    labels: LabelSet,
+    *,
+    default_tolerance_mm: float,
+    official: bool = False,
+    workers: int | None = None,
+) -> tuple[CaseScores, ...]:
+    """Scores pairs of files in parallel, in the order of `pairs`.
+
+    Raises:
+        ImageError: a file cannot be read, has undeclared values, or does not lie on its reference's grid.
+    """
+    voxels = [math.prod(read_grid(pair.reference).geometry.shape_zyx) for pair in pairs]
+    if workers is None and sum(voxels) < _WORTH_PROCESSES:
+        workers = 1
+    count = worker_count(0.5 + max(voxels, default=0) * _BYTES_PER_VOXEL / 2**30, workers)
+    score = functools.partial(score_pair, labels=labels, default_tolerance_mm=default_tolerance_mm, official=official)
+    scored = {pair.case_id: scores for pair, scores in parallel_map(score, pairs, workers=count, progress="evaluation")}
+    return tuple(scored[pair.case_id] for pair in pairs)
+
+
+def score_pair(pair: CasePair, *, labels: LabelSet, default_tolerance_mm: float, official: bool = False) -> CaseScores:
+    """Reads and scores one case.
+
+    Raises:
+        ImageError: as `score_cases`.
+    """
+    prediction = read_label_map(pair.prediction)
+    reference = read_label_map(pair.reference)
+    _check_grids(pair, prediction, reference)
+    for path, label_map in ((pair.prediction, prediction), (pair.reference, reference)):
+        unknown = labels.unknown_values(label_map.array_zyx)
+        if unknown:
+            known = sorted((labels.background, *(label.value for label in labels.labels)))
+            raise ImageError(
+                f"case '{pair.case_id}': label map has value {', '.join(map(str, unknown[:10]))}, "
+                f"declared are {_ranges(known)}",
+                where=path,
+                fix='add the organ to "labels" in dataset.json (and name its folder with -d), or correct the file',
+            )
+    scores = evaluate_case(
+        labels.to_indices(prediction.array_zyx),
+        labels.to_indices(reference.array_zyx),
+        reference.geometry.spacing_zyx_mm,
+        labels,
+        default_tolerance_mm=default_tolerance_mm,
+        annotated=pair.annotated,
+        official=official,
+    )
+    return CaseScores(case_id=pair.case_id, organs=dict(zip(labels.names, scores, strict=True)))
+
+
+def _check_grids(pair: CasePair, prediction: LabelMap, reference: LabelMap) -> None:
+    distance = prediction.geometry.far_corner_distance_mm(reference.geometry)
+    if distance <= GRID_TOLERANCE * min(reference.geometry.spacing_zyx_mm):
+        return
+    found = (
+        f"{prediction.geometry.shape_zyx} and {reference.geometry.shape_zyx} voxels (z, y, x)"
+        if math.isinf(distance)
+        else f"their corners are {distance:.3g} mm apart"
+    )
+    raise ImageError(
+        f"case '{pair.case_id}': prediction and reference lie on different grids: {found}",
+        where=f"{pair.prediction} and {pair.reference}",
+        fix="predict the image that the reference was drawn on",
+    )
+
+
+def _by_case(source: Path | Mapping[str, Path]) -> dict[str, Path]:
+    if not isinstance(source, Path):
+        return dict(source)
+    if source.is_file():
+        return {image_stem(source) or source.name: source}
+    if not source.is_dir():
+        raise DatasetError("folder not found", where=source)
+    files: dict[str, Path] = {}
+    for path in sorted(source.iterdir()):
+        case_id = None if path.name.startswith(".") else image_stem(path)
+        if case_id is None:
+            continue
+        if case_id in files:
+            raise DatasetError(f"two label maps for case '{case_id}'", where=f"{files[case_id]} and {path}")
+        files[case_id] = path
+    if not files:
+        raise DatasetError(
+            "no label maps in this folder", where=source, fix=f"label maps end with {', '.join(IMAGE_ENDINGS)}"
+        )
+    return files
+
+
+def _is_file(source: Path | Mapping[str, Path]) -> bool:
+    return isinstance(source, Path) and source.is_file()
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """Sorted integers as '0-13, 20'."""
+    spans: list[list[int]] = []
+    for value in values:
+        if spans and value == spans[-1][1] + 1:
+            spans[-1][1] = value
+        else:
+            spans.append([value, value])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
