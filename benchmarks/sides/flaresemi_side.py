@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flaresemi.preprocessing.preprocessor import prepare, preprocessing_hash, stage_labels
-from flaresemi.preprocessing.resampling import resample_image, resample_labels
 
+from flaresemi import __version__
 from flaresemi.compute.precision import Precision
 from flaresemi.geometry import resampled_shape
 from flaresemi.io.case_store import CaseRecord, CaseStore
@@ -18,6 +17,8 @@ from flaresemi.io.images import Image, read_image, read_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.unet import build_network
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.preprocessing.preprocessor import prepare, preprocessing_hash, stage_labels
+from flaresemi.preprocessing.resampling import resample_image, resample_labels
 from flaresemi.training.config import TrainingConfig, resolve
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 from flaresemi.training.schedule import AveragedWeights, build_optimizer
@@ -138,4 +139,4 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(options.task["threads"])
     work = {"preprocess": preprocess, "resample": resample, "train": train}[options.work]
-    report(work(options.task), ["flaresemi", "torch", "numpy", "scipy"])
+    report(work(options.task), {"flaresemi": __version__, "torch": torch.__version__, "numpy": np.__version__})

@@ -1,6 +1,5 @@
 """What both sides of against_nnunet.py share, so that it is the same: memory, random patches, the report line."""
 
-import importlib.metadata
 import json
 import resource
 
@@ -22,7 +21,6 @@ def random_batch(task: dict) -> tuple[np.ndarray, np.ndarray]:
     return image, np.ascontiguousarray(label)
 
 
-def report(result: dict, packages: list[str]) -> None:
+def report(result: dict, versions: dict[str, str]) -> None:
     """Prints the measurement as the last line of this process."""
-    versions = {name: importlib.metadata.version(name) for name in packages}
     print(json.dumps({**result, "peak_rss_mib": peak_rss_mib(), "versions": versions}))

@@ -1,6 +1,7 @@
 """nnU-Net's half of against_nnunet.py: one measurement per process, in nnU-Net's environment. Needs no flaresemi."""
 
 import argparse
+import importlib.metadata
 import json
 import tempfile
 import time
@@ -163,4 +164,5 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(options.task["threads"])
     work = {"preprocess": preprocess, "resample": resample, "train": train}[options.work]
-    report(work(options.task), ["nnunetv2", "torch", "numpy", "scikit-image", "scipy"])
+    packages = ("nnunetv2", "torch", "numpy", "scikit-image", "scipy")
+    report(work(options.task), {name: importlib.metadata.version(name) for name in packages})
