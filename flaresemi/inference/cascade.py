@@ -153,7 +153,7 @@ class Segmenter:
             prepared = prepare(image, self.body)
         region, notes = self._region(prepared, organs, clock)
         with clock("fine"):
-            logits, region, more = self._draw(prepared, region)
+            logits, region, more = self._draw(prepared, region, self._padding(prepared, region))
         notes += more
         with clock("restore"):
             indices = self._restore(logits, region, prepared.grid(self._fine.plan))
@@ -195,11 +195,11 @@ class Segmenter:
         return None if box is None else prepared.grid(self._coarse.plan).to_canonical(box), list(notes)
 
     def _draw(
-        self, prepared: PreparedImage, region: BoundingBox, repairs: int = MAX_REPAIRS
+        self, prepared: PreparedImage, region: BoundingBox, fill_c: np.ndarray | None, repairs: int = MAX_REPAIRS
     ) -> tuple[torch.Tensor, BoundingBox, list[str]]:
         """FINE's logits, the region they are for (extended where an organ was cut off), and notes."""
         plan, grid = self._fine.plan, prepared.grid(self._fine.plan)
-        logits, retreats = self._fine.logits(prepared.stage_image(plan, region))
+        logits, retreats = self._fine.logits(prepared.stage_image(plan, region), fill_c)
         faces = touched_faces(logits, region, grid.shape_zyx)
         if not faces:
             return logits, region, list(retreats)
@@ -209,8 +209,15 @@ class Segmenter:
         margin = max(plan.margin_mm, LEAST_REPAIR_MM)
         note = f"{self._named(faces)}: extended there by {margin:g} mm and drawn again"
         larger = extended(region, faces, margin, grid.spacing_zyx_mm, grid.shape_zyx)
-        logits, region, more = self._draw(prepared, larger, repairs - 1)
+        logits, region, more = self._draw(prepared, larger, fill_c, repairs - 1)
         return logits, region, [*retreats, note, *more]
+
+    def _padding(self, prepared: PreparedImage, region: BoundingBox) -> np.ndarray | None:
+        """What training pads with, the minimum of each channel over the whole body; None where nothing is padded."""
+        plan = self._fine.plan
+        if all(size >= patch for size, patch in zip(region.shape_zyx, plan.patch_zyx, strict=True)):
+            return None
+        return prepared.stage_image(plan).min(axis=(1, 2, 3))
 
     def _named(self, faces: tuple[TouchedFace, ...]) -> str:
         names = self.labels.names

@@ -1,5 +1,6 @@
 """The trained networks of one stage, as one function from a prepared volume to logits."""
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -30,6 +31,15 @@ ONE_WINDOW_PATCHES = 1.3
 WINDOWS_PER_PASS = {"cuda": 4, "cpu": 1}
 
 _X_AXIS = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One way to go over a volume: window, windows per forward pass, and where volume and sums lie."""
+
+    window_zyx: IntTriple
+    batch: int
+    place: torch.device
 
 
 class StagePredictor:
@@ -79,7 +89,7 @@ class StagePredictor:
         needed = inference_memory_gib(self.plan.network, larger, 1) * (2 if self.precision.dtype is None else 1)
         return larger if needed < _free_gib(self.device) else patch
 
-    def logits(self, image_czyx: np.ndarray) -> tuple[torch.Tensor, tuple[str, ...]]:
+    def logits(self, image_czyx: np.ndarray, fill_c: np.ndarray | None = None) -> tuple[torch.Tensor, tuple[str, ...]]:
         """Scores of background and all organs.
 
         When the GPU's memory runs out, it is tried again with one window at a time, and then with the sums in main
@@ -87,6 +97,7 @@ class StagePredictor:
 
         Args:
             image_czyx: Prepared volume at the stage's spacing, (channels, Z, Y, X) float32.
+            fill_c: What to pad a volume with that is smaller than a window; None: its own minimum per channel.
 
         Returns:
             Logits (labels + 1, Z, Y, X) float32 on the device, or in main memory when they do not fit there; and a
@@ -97,13 +108,16 @@ class StagePredictor:
         """
         window = self.window_zyx((image_czyx.shape[1], image_czyx.shape[2], image_czyx.shape[3]))
         image = torch.from_numpy(np.ascontiguousarray(image_czyx, np.float32))
-        batch = WINDOWS_PER_PASS[self.device.type]
-        main_memory = torch.device("cpu")
-        attempts = [(window, batch, self.device), (self.plan.patch_zyx, 1, self.device)]
-        attempts.append((self.plan.patch_zyx, 1, main_memory))
+        fill = None if fill_c is None else torch.from_numpy(fill_c)
+        patch, main_memory = self.plan.patch_zyx, torch.device("cpu")
+        attempts = [
+            _Attempt(window, WINDOWS_PER_PASS[self.device.type], self.device),
+            _Attempt(patch, 1, self.device),
+            _Attempt(patch, 1, main_memory),
+        ]
         notes: list[str] = []
-        for retreat, (window_zyx, windows, place) in enumerate(attempts):
-            result = self._attempt(image, window_zyx, windows, place, last=retreat == len(attempts) - 1)
+        for retreat, attempt in enumerate(attempts):
+            result = self._attempt(image, fill, attempt, last=retreat == len(attempts) - 1)
             if result is not None:
                 return result, tuple(notes)
             torch.cuda.empty_cache()
@@ -113,14 +127,14 @@ class StagePredictor:
         raise ValueError("no attempt was made")
 
     def _attempt(
-        self, image: torch.Tensor, window_zyx: IntTriple, batch: int, place: torch.device, *, last: bool
+        self, image: torch.Tensor, fill: torch.Tensor | None, attempt: _Attempt, *, last: bool
     ) -> torch.Tensor | None:
         """Logits, or None when memory ran out; returning drops every reference of the failed attempt."""
         try:
             with torch.inference_mode():
-                on_device = image.to(self.device) if place == self.device else image
                 return slide(
-                    on_device, self._forward, window_zyx, step=self.step, batch=batch, accumulate_on=place
+                    image.to(attempt.place), self._forward, attempt.window_zyx,
+                    step=self.step, batch=attempt.batch, fill_c=fill,
                 )  # fmt: skip
         except torch.OutOfMemoryError:
             if last:

@@ -47,26 +47,25 @@ def slide(
     *,
     step: float = 0.5,
     batch: int = 1,
-    accumulate_on: torch.device | None = None,
+    fill_c: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Weighted mean of what `forward` says about each voxel in all windows that hold it.
 
-    A volume smaller than the window is padded on both sides with the minimum of each channel, and cropped back.
+    A volume smaller than the window is padded on both sides, and cropped back.
 
     Args:
-        image_czyx: The volume, (channels, Z, Y, X), on the device that `forward` works on.
-        forward: Maps windows (batch, channels, *window) to (batch, outputs, *window).
+        image_czyx: The volume, (channels, Z, Y, X). The result is summed up on its device.
+        forward: Maps windows (batch, channels, *window) to (batch, outputs, *window); it may work on another device.
         window_zyx: Shape of a window.
         step: Distance of neighbouring windows, as a share of the window.
         batch: Windows per call of `forward`.
-        accumulate_on: Where the result is summed up; None: where the image is.
+        fill_c: What to pad each channel with, which should be what training padded with; None: its minimum.
 
     Returns:
-        (outputs, Z, Y, X) float32 on `accumulate_on`.
+        (outputs, Z, Y, X) float32.
     """
-    device = image_czyx.device if accumulate_on is None else accumulate_on
-    shape = image_czyx.shape[1:]
-    padded, inner = _padded(image_czyx, window_zyx)
+    device, shape = image_czyx.device, image_czyx.shape[1:]
+    padded, inner = _padded(image_czyx, window_zyx, fill_c)
     starts = [window_starts(*sizes, step) for sizes in zip(padded.shape[1:], window_zyx, strict=True)]
     importance = [gaussian_importance(size, device) for size in window_zyx]
     importance_zyx = _outer(importance)
@@ -92,7 +91,9 @@ def slide(
     return total[(slice(None), *inner)]
 
 
-def _padded(image_czyx: torch.Tensor, window_zyx: IntTriple) -> tuple[torch.Tensor, tuple[slice, slice, slice]]:
+def _padded(
+    image_czyx: torch.Tensor, window_zyx: IntTriple, fill_c: torch.Tensor | None
+) -> tuple[torch.Tensor, tuple[slice, slice, slice]]:
     """The image, at least as large as the window, and where the original lies in it."""
     shape = image_czyx.shape[1:]
     padded_shape = [max(size, window) for size, window in zip(shape, window_zyx, strict=True)]
@@ -100,8 +101,8 @@ def _padded(image_czyx: torch.Tensor, window_zyx: IntTriple) -> tuple[torch.Tens
     z, y, x = (slice(start, start + size) for start, size in zip(starts, shape, strict=True))
     if list(shape) == padded_shape:
         return image_czyx, (z, y, x)
-    lowest = image_czyx.amin(dim=(1, 2, 3), keepdim=True)
-    padded_czyx = lowest.expand(-1, *padded_shape).clone()
+    fill = image_czyx.amin(dim=(1, 2, 3)) if fill_c is None else fill_c.to(image_czyx)
+    padded_czyx = fill[:, None, None, None].expand(-1, *padded_shape).clone()
     padded_czyx[:, z, y, x] = image_czyx
     return padded_czyx, (z, y, x)
 

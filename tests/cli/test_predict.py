@@ -66,7 +66,7 @@ def folder(tmp_path, monkeypatch):
     """A folder with models in flaresemi/models and three scans in scans."""
     monkeypatch.chdir(tmp_path)
     save_models(tmp_path / "flaresemi")
-    for first, name in enumerate(("a_0000.nii.gz", "b_0000.nrrd", "c_0000.MHA"), start=3):
+    for first, name in enumerate(("a_0000.nii.gz", "b_0000.nrrd", "c_0000.mha"), start=3):
         write_scan(tmp_path / "scans" / name, first)
     return tmp_path
 

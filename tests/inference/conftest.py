@@ -1,7 +1,7 @@
 """Networks that need no training: an organ is what is brighter than a threshold."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -88,7 +88,10 @@ class Fakes:
 
 
 @pytest.fixture
-def fakes(monkeypatch) -> Fakes:
+def fakes(monkeypatch) -> Iterator[Fakes]:
     """Makers of models and images; every network built meanwhile is a ThresholdNetwork."""
     monkeypatch.setattr("flaresemi.inference.predictor.build_network", ThresholdNetwork)
-    return Fakes()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on volumes this small, threads wait for each other more than they work
+    yield Fakes()
+    torch.set_num_threads(threads)

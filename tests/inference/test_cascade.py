@@ -212,3 +212,27 @@ def test_images_with_other_channels_are_a_broken_contract(fakes, scan):
         Segmenter([fine]).segment(two)
     with pytest.raises(ValueError, match="needs a checkpoint"):
         Segmenter([])
+
+
+def test_thin_scans_are_padded_with_the_lowest_value_of_the_body(fakes, monkeypatch):
+    seen = []
+
+    class Recorder(torch.nn.Module):
+        def __init__(self, plan) -> None:
+            super().__init__()
+            self.register_buffer("threshold", torch.zeros(plan.output_channels))
+            self.register_buffer("gain", torch.zeros(plan.output_channels))
+
+        def forward(self, image_bczyx):
+            seen.append(image_bczyx.clone())
+            return torch.zeros((1, 4, *image_bczyx.shape[2:]))
+
+    monkeypatch.setattr("flaresemi.inference.predictor.build_network", Recorder)
+    scan = fakes.body((6, 60, 60))
+    fine = fakes.checkpoint(fakes.plan(Stage.FINE, margin_mm=0.0))
+    organs = BoundingBox(start=(2, 26, 26), stop=(4, 34, 34))
+    Segmenter([fine]).segment(fakes.image(scan), organs=organs)
+    (window,) = seen
+    assert (window[0, 0, :5] == -10).all()  # air, though there is none in the region
+    assert (window[0, 0, 5:11] == 0).all()
+    assert (window[0, 0, 11:] == -10).all()

@@ -57,7 +57,7 @@ def write_scan(path, scan, **order):
 def write_models(fakes, root, folds=("0",), stages=(Stage.COARSE, Stage.FINE), threshold=1.5):
     for fold, stage in itertools.product(folds, stages):
         spacing = (3.0, 2.5, 2.5) if stage is Stage.FINE else (6.0, 6.0, 6.0)
-        plan = fakes.plan(stage, spacing=spacing)
+        plan = fakes.plan(stage, spacing=spacing, patch=(32, 32, 32))
         checkpoint = fakes.checkpoint(plan, (threshold, 4.2, fakes.never), fold=fold)
         save_checkpoint(Workspace(root).model(fold, stage).final, checkpoint)
     return root / "models"
@@ -203,13 +203,13 @@ def test_one_coarse_serves_an_ensemble(fakes, scan, tmp_path):
 
 def test_models_that_do_not_belong_together_are_refused(fakes, tmp_path):
     models = write_models(fakes, tmp_path, folds=("0", "1"))
-    other = fakes.checkpoint(fakes.plan(Stage.FINE, spacing=(5.0, 5.0, 5.0)), fold="1")
+    other = fakes.checkpoint(fakes.plan(Stage.FINE, spacing=(5.0, 5.0, 5.0), patch=(32, 32, 32)), fold="1")
     file = ModelFolder(models / "fold_1" / "FINE").final
     save_checkpoint(file, other)
     with pytest.raises(CheckpointError, match=r"different plans \(spacing_zyx_mm\)") as caught:
         Segmenter.load(models)
     assert str(file) in str(caught.value)
-    plan = fakes.plan(Stage.FINE, spacing=(3.0, 2.5, 2.5))
+    plan = fakes.plan(Stage.FINE, spacing=(3.0, 2.5, 2.5), patch=(32, 32, 32))
     save_checkpoint(file, fakes.checkpoint(dataclasses.replace(plan, batch_size=7, reasons={"x": "y"}), fold="1"))
     Segmenter.load(models)  # what only training needs may differ
     save_checkpoint(file, fakes.checkpoint(plan, fold="1", channels=("MR",)))

@@ -72,6 +72,8 @@ def test_padding_is_the_minimum_of_each_channel_on_both_sides():
     assert windows[0, 0, 0].unique().tolist() == [-1.0]
     assert windows[0, 1, 0].unique().tolist() == [-3.0]
     assert torch.equal(windows[0, :, 1:3], image)
+    slide(image, lambda windows: seen.append(windows) or windows, (4, 2, 2), fill_c=torch.tensor([-9.0, 7.0]))
+    assert seen[1][0, :, 0, 0, 0].tolist() == [-9.0, 7.0]
 
 
 def test_windows_are_trusted_most_in_their_middle():
