@@ -89,7 +89,7 @@ class LabelSet:
     def unknown_values(self, values: np.ndarray) -> tuple[int, ...]:
         """Those of the user's values that this set does not declare, sorted."""
         known = {self.background, *(label.value for label in self.labels)}
-        return tuple(sorted(int(value) for value in np.unique(values) if int(value) not in known))
+        return tuple(value for value in count_values(values) if value not in known)
 
     def to_indices(self, values: np.ndarray) -> np.ndarray:
         """The user's values to internal indices, uint8 (up to 255 organs) or uint16; undeclared values become 0."""
@@ -114,6 +114,21 @@ class LabelSet:
             if np.iinfo(kind).min <= values.min() and values.max() <= np.iinfo(kind).max:
                 return values.astype(kind)[indices]
         raise ValueError(f"label values do not fit an integer: {values}")
+
+
+def count_values(values: np.ndarray) -> dict[int, int]:
+    """How often each integer stands in an array, in ascending order. Much faster than sorting where the range is sane."""
+    flat = values.reshape(-1)
+    if flat.size == 0:
+        return {}
+    low, high = int(flat.min()), int(flat.max())
+    if high - low >= 1 << 16:
+        found, counts = np.unique(flat, return_counts=True)
+        return {int(value): int(count) for value, count in zip(found, counts, strict=True)}
+    total = np.zeros(high - low + 1, np.int64)
+    for start in range(0, flat.size, 1 << 22):  # bincount makes a 64-bit copy, so piece by piece
+        total += np.bincount(flat[start : start + (1 << 22)].astype(np.int64) - low, minlength=total.size)
+    return {low + int(index): int(total[index]) for index in np.flatnonzero(total)}
 
 
 def find_mirror_pairs(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

@@ -20,6 +20,16 @@ class Stage(enum.StrEnum):
     FINE = "FINE"
 
 
+def is_ct(channel: str) -> bool:
+    """Whether a channel of this name holds Hounsfield units."""
+    return channel.strip().lower() == "ct"
+
+
+def body_rule(channels: tuple[str, ...]) -> Literal["ct", "foreground"]:
+    """How the patient is found in images with these channels (see `Plans.body`)."""
+    return "ct" if is_ct(channels[0]) else "foreground"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class IntensityStatistics:
     """Intensities of one channel over the foreground of all labeled cases (each case weighs the same)."""
@@ -55,7 +65,11 @@ class CaseFingerprint:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetFingerprint:
-    """Facts of the labeled cases of a dataset; no decisions. Frozen for all rounds of self-training."""
+    """Facts of the labeled cases of a dataset; no decisions. Frozen for all rounds of self-training.
+
+    Attributes:
+        intensities: One entry per channel; none where no case has a labeled voxel.
+    """
 
     schema_version: int = SCHEMA_VERSION
     dataset_name: str
@@ -66,7 +80,7 @@ class DatasetFingerprint:
 
     def __post_init__(self) -> None:
         _check_version(self.schema_version)
-        if len(self.intensities) != len(self.channels):
+        if self.intensities and len(self.intensities) != len(self.channels):
             raise ValueError(f"intensities needs one entry for each of the {len(self.channels)} channels")
         for case in self.cases:
             if not len(case.voxels_per_label) == len(case.annotated) == self.labels.count:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flaresemi import flare22
-from flaresemi.labels import Label, LabelSet, find_mirror_pairs
+from flaresemi.labels import Label, LabelSet, count_values, find_mirror_pairs
 
 
 def label_set(values, background=0):
@@ -111,3 +111,17 @@ def test_flare22_is_the_home_task():
     assert {label.name: label.tolerance_mm for label in flare22.LABELS.labels}["duodenum"] == 7
     with pytest.raises(dataclasses.FrozenInstanceError):
         flare22.LABELS.background = 1  # type: ignore[misc]
+
+
+@given(
+    st.lists(st.integers(-300, 300), max_size=40) | st.lists(st.integers(-(2**40), 2**40), max_size=40),
+)
+def test_counting_values_is_what_numpy_counts(values):
+    array = np.array(values, np.int64)
+    found, counts = np.unique(array, return_counts=True)
+    assert count_values(array) == dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def test_counting_does_not_overflow_small_types():
+    assert count_values(np.array([-128, 127, 127], np.int8)) == {-128: 1, 127: 2}
+    assert count_values(np.array([[0, 65_535]], np.uint16)) == {0: 1, 65_535: 1}

@@ -172,7 +172,7 @@ def test_the_region_of_fine_decides_how_many_stages_there_are():
 @pytest.mark.parametrize(
     "broken",
     [
-        {"intensities": ()},
+        {"intensities": (STATISTICS, STATISTICS)},
         {"cases": (dataclasses.replace(CASE, voxels_per_label=(1,)),)},
         {"cases": (dataclasses.replace(CASE, annotated=(True,)),)},
         {"schema_version": 0},

@@ -1,0 +1,203 @@
+"""Facts of the labeled cases that plans are made from. No decisions here."""
+
+import dataclasses
+import functools
+import logging
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from flaresemi.compute.parallel import parallel_map, worker_count
+from flaresemi.dataset import Case, Dataset
+from flaresemi.errors import DatasetError, FlaresemiError
+from flaresemi.files import atomic_path
+from flaresemi.geometry import BoundingBox
+from flaresemi.io.images import read_grid
+from flaresemi.labels import LabelSet
+from flaresemi.planning.cases import read_case, supervised_organs
+from flaresemi.planning.sources import source_hash
+from flaresemi.plans import CaseFingerprint, DatasetFingerprint, IntensityStatistics, body_rule
+from flaresemi.preprocessing.cropping import find_body
+from flaresemi.records import load_record, save_record
+
+logger = logging.getLogger(__name__)
+
+#: Foreground voxels that a case lends to the intensity statistics. Each case lends as many, however large its organs
+#: are, so that no patient counts more than another. Chosen: nnU-Net takes 10,000 from each case, too.
+SAMPLES_PER_CASE = 10_000
+
+#: Of what a measurement consists; to be raised whenever a rule in this module or of the body crop changes.
+_RULES = 1
+
+#: Main memory per voxel and channel while a case is measured, bytes: image, stored voxels, body mask and labels.
+_BYTES_PER_VOXEL = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CaseMeasurement:
+    """A measured case.
+
+    Attributes:
+        fingerprint: Its facts.
+        samples: Intensities of voxels in the foreground, (C, 10000) float32; (C, 0) where there is none.
+    """
+
+    fingerprint: CaseFingerprint
+    samples: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """A measured case on disk, with all that it depends on."""
+
+    depends_on: str
+    fingerprint: CaseFingerprint
+
+
+def fingerprint_dataset(dataset: Dataset, folder: Path | None, *, workers: int | None = None) -> DatasetFingerprint:
+    """Measures all labeled cases. The result is the same whatever the number of workers.
+
+    Args:
+        dataset: What to measure; only its labeled cases are.
+        folder: Where measured cases are kept, so that a killed run goes on; None: nowhere.
+        workers: Processes; None: as many as cores and memory allow.
+
+    Raises:
+        DatasetError: a case cannot be used, or no organ is marked in any of them.
+        ImageError: a file cannot be read.
+    """
+    measured: dict[str, CaseMeasurement] = {}
+    for case in dataset.labeled:
+        kept = _load(case, dataset, folder)
+        if kept is not None:
+            measured[case.id] = kept
+    waiting = [case for case in dataset.labeled if case.id not in measured]
+    if waiting:
+        logger.info("measuring %d labeled case(s)%s", len(waiting), f"; {len(measured)} known" if measured else "")
+        measure = functools.partial(_measure_and_keep, dataset=dataset, folder=folder)
+        count = worker_count(max(_gib_to_measure(case) for case in waiting), workers)
+        for case, result in parallel_map(measure, waiting, workers=count, progress="fingerprint"):
+            measured[case.id] = result
+    ordered = [measured[case.id] for case in dataset.labeled]
+    return DatasetFingerprint(
+        dataset_name=dataset.name,
+        channels=dataset.channels,
+        labels=dataset.labels,
+        cases=tuple(each.fingerprint for each in ordered),
+        intensities=_statistics([each.samples for each in ordered], dataset),
+    )
+
+
+def measure_case(case: Case, labels: LabelSet, body: str) -> CaseMeasurement:
+    """Measures one labeled case.
+
+    Args:
+        case: With a label map.
+        labels: The organs of the dataset.
+        body: `ct` or `foreground`: how the patient is found.
+
+    Raises:
+        ImageError: a file cannot be read.
+        DatasetError: the label map does not fit the image or the dataset.
+    """
+    image, indices = read_case(case, labels)
+    if indices is None:
+        raise ValueError(f"case '{case.id}' has no label map")
+    box, _ = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)  # type: ignore[arg-type]
+    counts = sum(
+        (np.bincount(plane.ravel(), minlength=labels.channels) for plane in indices),
+        start=np.zeros(labels.channels, np.int64),
+    )
+    supervised = supervised_organs(case, labels)
+    return CaseMeasurement(
+        fingerprint=CaseFingerprint(
+            case_id=case.id,
+            shape_zyx=image.geometry.shape_zyx,
+            spacing_zyx_mm=image.geometry.spacing_zyx_mm,
+            body_box=box,
+            foreground_box=BoundingBox.of_mask(indices != 0),
+            voxels_per_label=tuple(int(count) for count in counts[1:]),
+            annotated=tuple(index in supervised for index in range(1, labels.channels)),
+        ),
+        samples=_sample(image.array_czyx, indices, case.id),
+    )
+
+
+def _sample(image_czyx: np.ndarray, indices_zyx: np.ndarray, case_id: str) -> np.ndarray:
+    """Intensities at random foreground voxels, with replacement, the same on every run and machine."""
+    foreground = np.flatnonzero(indices_zyx)
+    if foreground.size == 0:
+        return np.empty((image_czyx.shape[0], 0), np.float32)
+    generator = np.random.default_rng(zlib.crc32(case_id.encode("utf-8", "surrogateescape")))
+    chosen = np.sort(foreground[generator.integers(foreground.size, size=SAMPLES_PER_CASE)])
+    return image_czyx.reshape(image_czyx.shape[0], -1)[:, chosen]
+
+
+def _statistics(samples: list[np.ndarray], dataset: Dataset) -> tuple[IntensityStatistics, ...]:
+    together = np.concatenate(samples, axis=1).astype(np.float64)
+    if together.shape[1] == 0:
+        raise DatasetError(
+            "no organ is marked in any labeled case",
+            where=dataset.root,
+            fix="see that the label maps and the values in dataset.json are the right ones",
+        )
+    statistics = []
+    for channel in together:
+        low, five, half, most, high = (float(value) for value in np.percentile(channel, (0.5, 5, 50, 95, 99.5)))
+        statistics.append(
+            IntensityStatistics(
+                percentile_00_5=low,
+                percentile_05=five,
+                percentile_50=half,
+                percentile_95=most,
+                percentile_99_5=high,
+                mean=float(channel.mean()),
+                sd=float(channel.std()),
+            )
+        )
+    return tuple(statistics)
+
+
+def _measure_and_keep(case: Case, *, dataset: Dataset, folder: Path | None) -> CaseMeasurement:
+    depends_on = _dependencies(case, dataset)  # before reading: a file that changes meanwhile is measured again
+    measurement = measure_case(case, dataset.labels, body_rule(dataset.channels))
+    if folder is not None:
+        record, samples = _paths(folder, case)
+        with atomic_path(samples) as temporary, open(temporary, "wb") as file:
+            np.save(file, measurement.samples, allow_pickle=False)
+        # The record is written last: where it is, the samples are.
+        save_record(record, _Kept(depends_on=depends_on, fingerprint=measurement.fingerprint))
+    return measurement
+
+
+def _load(case: Case, dataset: Dataset, folder: Path | None) -> CaseMeasurement | None:
+    """A case that was measured before, from the same files by the same rules; None: measure it."""
+    if folder is None:
+        return None
+    record, samples = _paths(folder, case)
+    if not record.is_file() or not samples.is_file():
+        return None
+    try:
+        kept = load_record(record, _Kept)
+        values = np.load(samples, allow_pickle=False)
+    except (FlaresemiError, ValueError, EOFError) as problem:
+        logger.info("the kept measurement of case '%s' cannot be used and is made anew: %s", case.id, problem)
+        return None
+    if kept.depends_on != _dependencies(case, dataset) or values.shape[0] != len(case.images):
+        return None
+    return CaseMeasurement(fingerprint=kept.fingerprint, samples=values)
+
+
+def _dependencies(case: Case, dataset: Dataset) -> str:
+    return source_hash(case, dataset.labels, f"fingerprint {_RULES}, body {body_rule(dataset.channels)}")
+
+
+def _paths(folder: Path, case: Case) -> tuple[Path, Path]:
+    return folder / f"{case.id}.json", folder / f"{case.id}.npy"
+
+
+def _gib_to_measure(case: Case) -> float:
+    shape = read_grid(case.images[0]).geometry.shape_zyx
+    return 0.4 + _BYTES_PER_VOXEL * math.prod(shape) * len(case.images) / 2**30

@@ -1,0 +1,276 @@
+"""What is in every file of a dataset: facts, gathered in one parallel pass and kept, so that no file is read twice.
+
+Nothing is judged here; the rules stand in `integrity`.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from flaresemi.compute.parallel import parallel_map, worker_count
+from flaresemi.dataset import Case, Dataset
+from flaresemi.errors import FlaresemiError, ImageError
+from flaresemi.geometry import Geometry
+from flaresemi.io.images import LabelMap, SourceGrid, image_ending, read_image, read_label_map
+from flaresemi.io.nifti import read_header
+from flaresemi.labels import count_values
+from flaresemi.planning.sources import FileStamp, stamps
+from flaresemi.preprocessing.cropping import BODY_HU
+from flaresemi.records import load_record, save_record
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+
+#: Values of a label map are listed up to this many; more is no label map.
+MAX_LISTED_VALUES = 300
+
+#: Main memory per byte of voxels while a case is looked at: the float32 image, the stored voxels and a copy.
+_COPIES = 3.5
+
+#: A gzip image is taken to hold this many times its bytes, as float32. Measured: CT 2.5 to 5 as int16, twice that here.
+_GZIP_RATIO = 10
+
+_SECONDS_BETWEEN_SAVES = 20.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Why a file cannot be used, as its reader says it."""
+
+    file: str
+    what: str
+    fix: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelFacts:
+    """Intensities of one channel. The percentiles are of the middle half of each axis, where the patient is.
+
+    Attributes:
+        tissue_50: Median of the middle's voxels above -500, so without air in a CT; of all where hardly any are.
+    """
+
+    minimum: float
+    maximum: float
+    middle_05: float
+    middle_95: float
+    tissue_50: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    """An image that can be read.
+
+    Attributes:
+        source: Its grid.
+        channels: Its intensities.
+        non_finite: Voxels that are NaN or infinite.
+        disagreement_mm: How far apart NIfTI's two affines place it.
+        content: Hash of voxels and spacing, the same for any orientation of the file; origin and direction left out,
+            since exports lose them.
+    """
+
+    source: SourceGrid
+    channels: tuple[ChannelFacts, ...]
+    non_finite: int
+    disagreement_mm: float
+    content: str
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.source.canonical
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LabelFacts:
+    """A label map that can be read.
+
+    Attributes:
+        source: Its grid.
+        values: The integers in it, ascending, at most `MAX_LISTED_VALUES`.
+        counts: How many voxels each has.
+        content: Hash of its voxels in canonical order.
+    """
+
+    source: SourceGrid
+    values: tuple[int, ...]
+    counts: tuple[int, ...]
+    content: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CaseFacts:
+    """Everything that was seen of one case. Either part is None where it cannot be read; `problems` says why."""
+
+    case_id: str
+    files: tuple[FileStamp, ...]
+    image: ImageFacts | None
+    label: LabelFacts | None
+    problems: tuple[Problem, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedCases:
+    """The file that facts are kept in."""
+
+    schema_version: int = SCHEMA_VERSION
+    cases: tuple[CaseFacts, ...]
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {self.schema_version} is not known")
+
+
+def inspect_dataset(dataset: Dataset, cache: Path | None, *, workers: int | None) -> dict[str, CaseFacts]:
+    """Facts of every case, labeled, unlabeled and test; files that have not changed since are not read again.
+
+    Args:
+        dataset: What to look at.
+        cache: File that facts are kept in; None: nowhere.
+        workers: Processes; None: as many as cores and memory allow.
+    """
+    cases = {case.id: case for case in (*dataset.labeled, *dataset.unlabeled, *dataset.test)}
+    known = _load(cache)
+    facts = {
+        case.id: known[case.id] for case in cases.values() if case.id in known and known[case.id].files == stamps(case)
+    }
+    waiting = [case for case in cases.values() if case.id not in facts]
+    if not waiting:
+        return facts
+    logger.info("looking into %d case(s)%s", len(waiting), f"; {len(facts)} known" if facts else "")
+    count = worker_count(max(map(_gib_to_inspect, waiting)), workers)
+    saved = time.monotonic()
+    try:
+        for case, found in parallel_map(inspect_case, waiting, workers=count, progress="integrity"):
+            facts[case.id] = found
+            if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                _save(cache, facts)
+                saved = time.monotonic()
+    finally:
+        _save(cache, facts)
+    return {case_id: facts[case_id] for case_id in cases}
+
+
+def inspect_case(case: Case) -> CaseFacts:
+    """Reads the files of one case; what is wrong with them is noted, not raised."""
+    files = stamps(case)
+    problems: list[Problem] = []
+    return CaseFacts(
+        case_id=case.id,
+        files=files,
+        image=_inspect_image(case, problems),
+        label=_inspect_label(case, problems),
+        problems=tuple(problems),
+    )
+
+
+def _inspect_image(case: Case, problems: list[Problem]) -> ImageFacts | None:
+    try:
+        image = read_image(case.images)
+    except ImageError as error:
+        together = [error]
+    else:
+        spacing = tuple(round(value, 2) for value in image.geometry.spacing_zyx_mm)
+        return ImageFacts(
+            source=image.source,
+            channels=tuple(map(_inspect_channel, image.array_czyx)),
+            non_finite=image.non_finite,
+            disagreement_mm=max(map(_disagreement_mm, case.images)),
+            content=_hash(image.array_czyx, spacing),
+        )
+    # The reader stops at the first channel that it cannot take; the user shall hear of all of them.
+    alone = [problem for path in case.images if (problem := _trouble(path)) is not None]
+    problems.extend(map(_problem, alone or together))
+    return None
+
+
+def _trouble(path: Path) -> ImageError | None:
+    try:
+        read_image([path])
+    except ImageError as error:
+        return error
+    return None
+
+
+def _problem(error: FlaresemiError) -> Problem:
+    return Problem(file=error.where or "", what=error.what, fix=error.fix or "correct the file, or remove the case")
+
+
+def _disagreement_mm(path: Path) -> float:
+    return read_header(path).disagreement_mm if image_ending(path) in (".nii", ".nii.gz") else 0.0
+
+
+def _inspect_channel(channel_zyx: np.ndarray) -> ChannelFacts:
+    middle = channel_zyx[tuple(slice(size // 4, size - size // 4) for size in channel_zyx.shape)]
+    step = max(1, round((middle.size / 200_000) ** (1 / 3)))
+    some = middle[::step, ::step, ::step]
+    low, high = np.percentile(some, (5, 95))
+    tissue = some[some > BODY_HU]
+    return ChannelFacts(
+        minimum=float(channel_zyx.min()),
+        maximum=float(channel_zyx.max()),
+        middle_05=float(low),
+        middle_95=float(high),
+        tissue_50=float(np.median(tissue if tissue.size > 0.01 * some.size else some)),
+    )
+
+
+def _inspect_label(case: Case, problems: list[Problem]) -> LabelFacts | None:
+    if case.label is None:
+        return None
+    try:
+        label: LabelMap = read_label_map(case.label)
+    except ImageError as error:
+        problems.append(_problem(error))
+        return None
+    counts = count_values(label.array_zyx)
+    listed = list(counts)[:MAX_LISTED_VALUES]
+    return LabelFacts(
+        source=label.source,
+        values=tuple(listed),
+        counts=tuple(counts[value] for value in listed),
+        content=_hash(label.array_zyx, ()),
+    )
+
+
+def _hash(array: np.ndarray, more: tuple[float, ...]) -> str:
+    """Hash of an array's values, whatever integer type they are stored in; plane by plane, so without a whole copy."""
+    kind = np.float32 if array.dtype.kind == "f" else np.int64
+    state = hashlib.blake2b(repr((array.shape, more)).encode(), digest_size=16)
+    for plane in array.reshape(-1, *array.shape[-2:]):
+        state.update(np.ascontiguousarray(plane, dtype=kind).data)
+    return state.hexdigest()
+
+
+def _gib_to_inspect(case: Case) -> float:
+    """Main memory that looking into a case takes, guessed from its files' sizes."""
+    size = 0
+    for path in case.images:
+        ratio = 2 if path.name.lower().endswith((".nii", ".mhd")) else _GZIP_RATIO
+        try:
+            size += ratio * os.path.getsize(path)
+        except OSError:  # reading it will say why
+            continue
+    return 0.4 + _COPIES * size / 2**30
+
+
+def _load(cache: Path | None) -> dict[str, CaseFacts]:
+    if cache is None or not cache.is_file():
+        return {}
+    try:
+        kept = load_record(cache, InspectedCases)
+    except FlaresemiError as problem:  # it only saves time: another version's is made anew
+        logger.info("what was known of the files cannot be used and is found out again: %s", problem.what)
+        return {}
+    return {facts.case_id: facts for facts in kept.cases}
+
+
+def _save(cache: Path | None, facts: dict[str, CaseFacts]) -> None:
+    if cache is not None:
+        save_record(cache, InspectedCases(cases=tuple(facts[case_id] for case_id in sorted(facts))))

@@ -1,0 +1,235 @@
+"""What is wrong with a dataset, all of it at once, before any compute.
+
+Facts come from `inspection`; here they are judged. An error makes a case unusable; a warning is worth a look.
+"""
+
+import collections
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from flaresemi.dataset import Case, Dataset
+from flaresemi.labels import LabelSet
+from flaresemi.planning.cases import grid_difference, spans, supervised_organs, unknown_values_text
+from flaresemi.planning.findings import Finding, IntegrityReport, cases_per_value
+from flaresemi.planning.inspection import MAX_LISTED_VALUES, CaseFacts, LabelFacts, inspect_dataset
+from flaresemi.planning.outliers import find_outliers
+from flaresemi.plans import is_ct
+
+#: A CT whose middle is denser than this everywhere, or that spans less than the second number, is not in HU. Chosen:
+#: bone is about 1000 at most, and only a small part; the range from air to soft tissue is 1000.
+_HU_MIDDLE_LIMIT = 700.0
+_HU_LEAST_RANGE = 100.0
+
+#: NIfTI's two affines may differ by rounding; beyond this somebody changed one of them. Chosen.
+_AFFINES_APART_MM = 1.0
+
+
+def check_dataset(dataset: Dataset, *, workers: int | None = None, cache: Path | None = None) -> IntegrityReport:
+    """Reads every file of a dataset once and lists everything that is wrong.
+
+    Args:
+        dataset: What to check.
+        workers: Processes; None: as many as cores and memory allow.
+        cache: File that what was seen is kept in, so that a second check is quick.
+    """
+    return judge(dataset, inspect_dataset(dataset, cache, workers=workers))
+
+
+def judge(dataset: Dataset, facts: dict[str, CaseFacts]) -> IntegrityReport:
+    """Applies all rules to what was seen of the files."""
+    groups = {
+        case.id: group
+        for group, cases in (("labeled", dataset.labeled), ("unlabeled", dataset.unlabeled), ("test", dataset.test))
+        for case in cases
+    }
+    findings: list[Finding] = []
+    on_image_grid: dict[str, str] = {}
+    for case in (*dataset.labeled, *dataset.unlabeled, *dataset.test):
+        findings.extend(_unreadable(facts[case.id]))
+        findings.extend(_image_findings(case, facts[case.id], dataset))
+    for case in dataset.labeled:
+        findings.extend(_grid_findings(case, facts[case.id], on_image_grid))
+        findings.extend(_label_findings(case, facts[case.id], dataset))
+    findings.extend(_dataset_findings(dataset, facts))
+    findings.extend(_duplicates(dataset, facts, groups))
+    findings.extend(
+        Finding(
+            case_id=outlier.case_id, severity="warning", problem="outlier", file="", message=outlier.what,
+            remedy="look at these cases: another protocol, another part of the body, or a wrong header",
+        )
+        for outlier in find_outliers(dataset, facts)
+    )  # fmt: skip
+    findings.sort(key=lambda finding: finding.severity != "error")
+    return IntegrityReport(
+        labels=dataset.labels, groups=groups, facts=facts, findings=tuple(findings), on_image_grid=on_image_grid
+    )
+
+
+def _unreadable(facts: CaseFacts) -> Iterator[Finding]:
+    for problem in facts.problems:
+        yield Finding(
+            case_id=facts.case_id, severity="error", problem="unreadable", file=problem.file,
+            message=problem.what, remedy=problem.fix,
+        )  # fmt: skip
+
+
+def _image_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[Finding]:
+    if facts.image is None:
+        return
+
+    def warning(problem: str, message: str, remedy: str, channel: int = 0) -> Finding:
+        return Finding(
+            case_id=case.id, severity="warning", problem=problem, file=str(case.images[channel]),
+            message=message, remedy=remedy,
+        )  # fmt: skip
+
+    if facts.image.non_finite:
+        what = f"{facts.image.non_finite} voxels are NaN or infinite"
+        yield warning("not finite", what, "they are read as the lowest value of the channel")
+    if facts.image.disagreement_mm > _AFFINES_APART_MM:
+        what = f"the header's sform and qform place it {facts.image.disagreement_mm:.3g} mm apart"
+        yield warning("two positions", what, "the sform is used; see that label maps were drawn on that")
+    for index, (name, channel) in enumerate(zip(dataset.channels, facts.image.channels, strict=True)):
+        if is_ct(name) and (
+            channel.middle_05 > _HU_MIDDLE_LIMIT or channel.maximum - channel.minimum < _HU_LEAST_RANGE
+        ):
+            what = f"intensities from {channel.minimum:g} to {channel.maximum:g} do not look like Hounsfield units"
+            yield warning("no HU", what, 'rescale them, or name the channel otherwise ("channel_names")', index)
+        elif channel.minimum == channel.maximum:
+            yield warning("constant", f"every voxel is {channel.minimum:g}", "see whether the export failed", index)
+
+
+def _grid_findings(case: Case, facts: CaseFacts, on_image_grid: dict[str, str]) -> Iterator[Finding]:
+    if facts.image is None or facts.label is None:
+        return
+    difference = grid_difference(facts.label.source, facts.image.source)
+    if difference is None:
+        return
+    if difference.fixable:
+        on_image_grid[case.id] = difference.what
+    if case.label_on_image_grid and difference.fixable:
+        yield Finding(
+            case_id=case.id, severity="warning", problem="grid fixed", file=str(case.label), message=difference.what,
+            remedy="its voxels are taken as the image's, as you decided (--fix-geometry)",
+        )  # fmt: skip
+        return
+    if difference.fixable:
+        remedy = "if its voxels are the image's and only its header is wrong: --fix-geometry; otherwise resample it"
+    else:
+        remedy = "resample the label map onto its image; where a header is mirrored, correct it"
+    yield Finding(
+        case_id=case.id, severity="error", problem="grids differ", file=str(case.label), message=difference.what,
+        remedy=remedy,
+    )  # fmt: skip
+
+
+def _label_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[Finding]:
+    if facts.label is None:
+        return
+
+    def finding(severity: Literal["error", "warning"], problem: str, message: str, remedy: str) -> Finding:
+        return Finding(
+            case_id=case.id, severity=severity, problem=problem, file=str(case.label), message=message, remedy=remedy
+        )
+
+    labels = dataset.labels
+    unknown = _unknown(facts.label, labels)
+    if unknown and not dataset.labels_assumed:  # otherwise it is said once, for the whole dataset
+        yield finding(
+            "error", "unknown label", unknown_values_text(unknown, labels),
+            'add the organ to "labels" in dataset.json, or correct the file',
+        )  # fmt: skip
+    annotated = {labels.labels[index - 1].value for index in supervised_organs(case, labels)}
+    present = set(facts.label.values)
+    if not present & annotated:
+        yield finding("warning", "empty label", "no organ is marked", "see whether the label map was saved empty")
+    extra = [label.name for label in labels.labels if label.value in present - annotated]
+    if extra:
+        yield finding(
+            "warning", "not annotated", f"has {', '.join(extra)}, which annotated_labels does not name for this case",
+            "these voxels are taken as not annotated",
+        )  # fmt: skip
+
+
+def _unknown(label: LabelFacts, labels: LabelSet) -> tuple[int, ...]:
+    known = {labels.background, *(each.value for each in labels.labels)}
+    return tuple(value for value in label.values if value not in known)
+
+
+def _dataset_findings(dataset: Dataset, facts: dict[str, CaseFacts]) -> Iterator[Finding]:
+    per_value = cases_per_value(facts)
+    labels = dataset.labels
+    description = str(dataset.root / "dataset.json")
+    known = {labels.background, *(label.value for label in labels.labels)}
+    if dataset.labels_assumed and per_value.keys() - known:
+        yield Finding(
+            case_id="", severity="error", problem="labels not declared", file=description,
+            message=f"without a dataset.json FLARE22's values {spans(sorted(known))} are expected, but the label maps "
+            f"have {_found_text(per_value, known)}",
+            remedy="correct the files, or write the names of your organs into dataset.json:\n"
+            + _template(dataset, per_value),
+        )  # fmt: skip
+        return
+    absent = [label.name for label in labels.labels if label.value not in per_value]
+    if absent and any(found.label for found in facts.values()):
+        assumed = "; no dataset.json names them, FLARE22's organs are assumed" if dataset.labels_assumed else ""
+        yield Finding(
+            case_id="", severity="warning", problem="absent organ", file=description,
+            message=f"in no label map: {', '.join(absent)}{assumed}",
+            remedy="the network cannot learn them; see that names and values in dataset.json are right",
+        )  # fmt: skip
+
+
+def _found_text(per_value: dict[int, tuple[str, ...]], known: set[int]) -> str:
+    values = spans(list(per_value)[:MAX_LISTED_VALUES])
+    strange = [value for value in per_value if value not in known]
+    examples = ", ".join(
+        f"{value} in {len(per_value[value])} case(s) such as '{per_value[value][0]}'" for value in strange[:3]
+    )
+    return f"{values} ({examples}{', ...' if len(strange) > 3 else ''})"
+
+
+def _template(dataset: Dataset, per_value: dict[int, tuple[str, ...]]) -> str:
+    """A dataset.json to copy, with the values that are there."""
+    values = [value for value in per_value if value != 0][:MAX_LISTED_VALUES]
+    channels = {str(index): name for index, name in enumerate(dataset.channels)}
+    named = {"background": 0, **{f"organ {value}": value for value in values}}
+    return json.dumps({"channel_names": channels, "labels": named}, indent=2, ensure_ascii=False)
+
+
+def _duplicates(dataset: Dataset, facts: dict[str, CaseFacts], groups: dict[str, str]) -> Iterator[Finding]:
+    """Images that are one and the same. Two label maps for one image contradict each other: one is wrong, and nobody
+    but the user knows which. All else only distorts figures, or is meant."""
+    images = {case.id: case.images[0] for case in (*dataset.labeled, *dataset.unlabeled, *dataset.test)}
+    twins: dict[str, list[str]] = collections.defaultdict(list)
+    for case_id, found in facts.items():
+        if found.image is not None:
+            twins[found.image.content].append(case_id)
+    for cases in (sorted(same, key=list(groups).index) for same in twins.values() if len(same) > 1):
+        first = cases[0]
+        for other in cases[1:]:
+            one, two = facts[first].label, facts[other].label
+            contradict = one is not None and two is not None and one.content != two.content
+            for case_id, twin in ((first, other), (other, first)) if contradict else ((other, first),):
+                yield Finding(
+                    case_id=case_id,
+                    severity="error" if contradict else "warning",
+                    problem="contradiction" if contradict else "duplicate",
+                    file=str(images[case_id]),
+                    message=f"the same image as '{twin}' ({groups[twin]})"
+                    + (", with another label map" if contradict else ""),
+                    remedy=_CONTRADICTION if contradict else _CONSEQUENCES[groups[first], groups[other]],
+                )
+
+
+_CONTRADICTION = "keep the label map that is right and remove the other case"
+_CONSEQUENCES = {
+    ("labeled", "labeled"): "remove one: it counts twice, and one may validate what the other has taught",
+    ("labeled", "unlabeled"): "remove the unlabeled one: its pseudo-label would bring a validation case into training",
+    ("labeled", "test"): "a score on this test case says nothing, since it is trained on",
+    ("unlabeled", "unlabeled"): "remove one: it counts twice",
+    ("unlabeled", "test"): "the test case is seen in self-training; leave it out if its score shall be clean",
+    ("test", "test"): "it counts twice in a score",
+}

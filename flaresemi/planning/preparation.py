@@ -1,0 +1,214 @@
+"""A whole dataset onto the voxels of both stages: once, in parallel, and taken up again where it was stopped."""
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from flaresemi.compute.parallel import parallel_map, worker_count
+from flaresemi.dataset import Case, Dataset
+from flaresemi.errors import DatasetError, FlaresemiError
+from flaresemi.files import write_text
+from flaresemi.geometry import Geometry
+from flaresemi.io.case_store import CaseRecord, CaseStore
+from flaresemi.io.images import read_grid
+from flaresemi.labels import LabelSet
+from flaresemi.planning.cases import read_case, supervised_organs
+from flaresemi.planning.sources import source_hash
+from flaresemi.planning.splits import Splits
+from flaresemi.plans import Plans, Stage
+from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
+from flaresemi.records import load_record, save_record
+from flaresemi.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+_RULES = "preparation 1"
+
+#: Main memory per voxel and channel of an image while it is prepared, bytes. Measured on a CT of 512×512×41 and a
+#: phantom of 512×512×200 (benchmarks/preparation_memory.py), rounded up.
+_BYTES_PER_VOXEL = 24
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What a prepared case was made from."""
+
+    source_hash: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A case and the stages that it still lacks."""
+
+    case: Case
+    stages: tuple[Stage, ...]
+    source_hash: str
+
+
+def prepare_dataset(
+    dataset: Dataset,
+    plans: Plans,
+    workspace: Workspace,
+    *,
+    groups: Iterable[str] = ("labeled", "unlabeled"),
+    workers: int | None = None,
+) -> int:
+    """Prepares every case that is not there yet, reading each once for both stages.
+
+    A case is made anew when its plan, one of its files, its label values or what it annotates has changed.
+
+    Args:
+        dataset: The usable cases.
+        plans: Both stages are prepared, COARSE also where FINE works alone: it is small, and may be tried.
+        workspace: Where to.
+        groups: Which cases: labeled, unlabeled, test.
+        workers: Processes; None: as many as cores and memory allow.
+
+    Returns:
+        How many cases were prepared now.
+
+    Raises:
+        DatasetError: cases could not be read; all of them are named, after all others were completed.
+        OSError: the disk is full or cannot be written to.
+    """
+    for stage in Stage:
+        _store(workspace, stage).remove_leftovers()
+    tasks = pending(dataset, plans, workspace, groups=groups)
+    if not tasks:
+        return 0
+    channels = len(dataset.channels)
+    gib = max(gib_to_prepare(read_geometry(task.case), channels) for task in tasks)
+    count = worker_count(gib, workers)
+    logger.info("preparing %d case(s) with %d process(es)", len(tasks), count)
+    work = functools.partial(_prepare_case, labels=dataset.labels, plans=plans, workspace=workspace)
+    failures = {
+        task.case.id: failure
+        for task, failure in parallel_map(work, tasks, workers=count, progress="preprocessing")
+        if failure is not None
+    }
+    if failures:
+        listed = "\n".join(failures[case_id] for case_id in sorted(failures))
+        raise DatasetError(
+            f"{len(failures)} of {len(tasks)} cases could not be prepared; the others are done\n{listed}",
+            fix="correct or remove them and run the same command again: it does only what is missing",
+        )
+    return len(tasks)
+
+
+def pending(
+    dataset: Dataset, plans: Plans, workspace: Workspace, *, groups: Iterable[str] = ("labeled", "unlabeled")
+) -> list[Task]:
+    """The cases that are still to be prepared, each with its missing stages."""
+    stores = {stage: _store(workspace, stage) for stage in Stage}
+    hashes = {stage: preprocessing_hash(plans.body, plans.stage(stage)) for stage in Stage}
+    tasks = []
+    for case in (case for group in groups for case in getattr(dataset, group)):
+        source = source_hash(case, dataset.labels, _RULES)
+        same = _known_source(_source_path(workspace, case)) == source
+        missing = tuple(stage for stage in Stage if not (same and stores[stage].has(case.id, hashes[stage])))
+        if missing:
+            tasks.append(Task(case=case, stages=missing, source_hash=source))
+    return tasks
+
+
+def read_geometry(case: Case) -> Geometry:
+    """The canonical grid of a case's image, from its header alone.
+
+    Raises:
+        ImageError: the header cannot be read.
+    """
+    return read_grid(case.images[0]).canonical
+
+
+def gib_to_prepare(geometry: Geometry, channels: int) -> float:
+    """Main memory that preparing a case takes, GiB."""
+    return 0.5 + _BYTES_PER_VOXEL * math.prod(geometry.shape_zyx) * channels / 2**30
+
+
+def write_lists(dataset: Dataset, splits: Splits, workspace: Workspace) -> None:
+    """Writes the names of the cases of each group and fold, one a line, as the seed did."""
+    lists = {
+        "labeled": [case.id for case in dataset.labeled],
+        "unlabeled": [case.id for case in dataset.unlabeled],
+        "test": [case.id for case in dataset.test],
+    }
+    for number, split in enumerate(splits.folds):
+        lists[f"fold_{number}_train"] = list(split.train)
+        lists[f"fold_{number}_validation"] = list(split.validation)
+    for name, case_ids in lists.items():
+        _write_if_new(workspace.lists / f"{name}.txt", "".join(f"{case_id}\n" for case_id in case_ids))
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+def _prepare_case(task: Task, *, labels: LabelSet, plans: Plans, workspace: Workspace) -> str | None:
+    """Prepares one case; what a user can mend comes back as text, so that the other cases go on."""
+    case = task.case
+    try:
+        image, indices = read_case(case, labels)
+    except FlaresemiError as error:
+        return f"case '{case.id}': {error}"
+    record = _source_path(workspace, case)
+    if _known_source(record) != task.source_hash:
+        record.unlink(missing_ok=True)  # killed between the stages, the next run shall not take the old one for new
+    prepared = prepare(image, plans.body)
+    for stage in task.stages:
+        _prepare_stage(case, prepared, indices, labels=labels, plans=plans, store=_store(workspace, stage), stage=stage)
+    save_record(record, _Source(source_hash=task.source_hash))
+    return None
+
+
+def _prepare_stage(
+    case: Case,
+    prepared: PreparedImage,
+    indices_zyx: np.ndarray | None,
+    *,
+    labels: LabelSet,
+    plans: Plans,
+    store: CaseStore,
+    stage: Stage,
+) -> None:
+    plan = plans.stage(stage)
+    grid = prepared.grid(plan)
+    made_by = preprocessing_hash(plans.body, plan)
+    if indices_zyx is None:
+        label = None
+        record = CaseRecord.unlabeled(case_id=case.id, preprocessing_hash=made_by, grid=grid)
+    else:
+        label = stage_labels(indices_zyx, grid)
+        record = CaseRecord.labeled(
+            case_id=case.id,
+            preprocessing_hash=made_by,
+            grid=grid,
+            label_zyx=label,
+            organs=labels.count,
+            supervised=supervised_organs(case, labels),
+        )
+    store.write(record, prepared.stage_image(plan), label)
+
+
+def _store(workspace: Workspace, stage: Stage) -> CaseStore:
+    return CaseStore(workspace.preprocessed(stage))
+
+
+def _source_path(workspace: Workspace, case: Case) -> Path:
+    return workspace.prepared_sources / f"{case.id}.json"
+
+
+def _known_source(path: Path) -> str | None:
+    """What a case was last made from; None when that is not known."""
+    if not path.is_file():
+        return None
+    try:
+        return load_record(path, _Source).source_hash
+    except FlaresemiError as problem:
+        logger.info("a case is prepared again: %s", problem)
+        return None
