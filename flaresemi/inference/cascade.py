@@ -21,6 +21,7 @@ from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import TouchedFace, at_least, extended, organs_box, touched_faces
 from flaresemi.io.images import Image, read_image
 from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare
 from flaresemi.preprocessing.resampling import labels_from_logits
 
@@ -40,7 +41,7 @@ class Segmenter:
         fine: Checkpoints that draw, one per fold (their logits are averaged). A stage whose region is the body works
             alone, so COARSE by itself is put here, too.
         coarse: Checkpoints that find the organs; not needed when `fine` works on the whole body, or when every call
-            brings the organs' box.
+            brings the organs' box. Without either, FINE searches the whole body.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         tta: Average over the mirrorings that the networks were trained with: slower, a little better.
         step: Distance of neighbouring windows, as a share of the window.
@@ -128,11 +129,17 @@ class Segmenter:
             )
         return image
 
-    def find_region(self, image: Image) -> tuple[BoundingBox, tuple[str, ...]]:
-        """Where FINE would look first: the organs' box with its margin, in canonical voxels, and notes about it."""
-        prepared = prepare(image, self.body)
-        region, notes = self._region(prepared, None, StepClock())
-        return prepared.grid(self._fine.plan).to_canonical(region), tuple(notes)
+    def find_organs(self, image: Image) -> BoundingBox | None:
+        """The organs' box as COARSE sees it, in canonical voxels, without margin; None when it finds no organ.
+
+        Raises:
+            ValueError: there is no COARSE model here.
+        """
+        coarse = self._fine if self._fine.plan.stage is Stage.COARSE else self._coarse
+        if coarse is None:
+            raise ValueError("there is no COARSE model to find the organs with")
+        box, _ = _find_organs(coarse, prepare(image, self.body))
+        return box
 
     def segment(self, image: Image, *, organs: BoundingBox | None = None) -> Segmentation:
         """Finds and draws the organs of an image.
@@ -143,8 +150,7 @@ class Segmenter:
                 margin is added to it all the same.
 
         Raises:
-            ValueError: the image has other channels than the model, or there is neither COARSE nor a box to find the
-                region by.
+            ValueError: the image has other channels than the model.
         """
         if image.array_czyx.shape[0] != len(self.channels):
             raise ValueError(f"the image has {image.array_czyx.shape[0]} channels, not {len(self.channels)}")
@@ -177,22 +183,15 @@ class Segmenter:
         if not self.two_stage:
             return whole, []
         notes: list[str] = []
-        if organs is None:
+        if organs is None and self._coarse is not None:
             with clock("coarse"):
-                organs, notes = self._find_organs(prepared)
+                organs, notes = _find_organs(self._coarse, prepared)
         found = None if organs is None else grid.to_stage(organs)
         if found is None:
-            return whole, [*notes, "COARSE found no organ: FINE searched the whole body"]
+            missing = "no COARSE model" if self._coarse is None else "COARSE found no organ"
+            return whole, [*notes, f"{missing}: FINE searched the whole body"]
         margin = found.grown(plan.margin_mm, grid.spacing_zyx_mm, grid.shape_zyx)
         return at_least(margin, plan.patch_zyx, grid.shape_zyx), notes
-
-    def _find_organs(self, prepared: PreparedImage) -> tuple[BoundingBox | None, list[str]]:
-        """The organs' box in canonical voxels, as COARSE sees it."""
-        if self._coarse is None:
-            raise ValueError("FINE draws inside the organs' box: a COARSE checkpoint or the box is needed")
-        logits, notes = self._coarse.logits(prepared.stage_image(self._coarse.plan))
-        box = organs_box(_indices(logits))
-        return None if box is None else prepared.grid(self._coarse.plan).to_canonical(box), list(notes)
 
     def _draw(
         self, prepared: PreparedImage, region: BoundingBox, fill_c: np.ndarray | None, repairs: int = MAX_REPAIRS
@@ -245,7 +244,9 @@ class Segmenter:
         return labels_from_logits(logits.cpu(), region, *shapes, out_box)
 
 
-def _indices(logits_czyx: torch.Tensor) -> np.ndarray:
-    """Index of the highest logit, (Z, Y, X)."""
-    kind = torch.uint8 if logits_czyx.shape[0] <= 256 else torch.int32
-    return logits_czyx.argmax(dim=0).to(kind).cpu().numpy()
+def _find_organs(coarse: StagePredictor, prepared: PreparedImage) -> tuple[BoundingBox | None, list[str]]:
+    """The organs' box in canonical voxels as COARSE sees it, without margin, and notes."""
+    logits, notes = coarse.logits(prepared.stage_image(coarse.plan))
+    kind = torch.uint8 if logits.shape[0] <= 256 else torch.int32
+    box = organs_box(logits.argmax(dim=0).to(kind).cpu().numpy())
+    return None if box is None else prepared.grid(coarse.plan).to_canonical(box), list(notes)

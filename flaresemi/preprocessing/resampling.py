@@ -246,8 +246,8 @@ def _combine_planes(volume: torch.Tensor, index: np.ndarray, weight: np.ndarray)
 
 def _largest(logits_czyx: torch.Tensor, axes: tuple[_Axis, _Axis, _Axis]) -> np.ndarray:
     best = _resample(logits_czyx[0], axes)
-    if best.data_ptr() == logits_czyx.data_ptr():
-        best = best.clone()
+    if best.untyped_storage().data_ptr() == logits_czyx.untyped_storage().data_ptr():
+        best = best.clone()  # a view of the logits, where nothing was resampled: it is written to below
     labels = torch.zeros(best.shape, dtype=torch.uint8 if len(logits_czyx) <= 256 else torch.int32, device=best.device)
     for index in range(1, len(logits_czyx)):
         value = _resample(logits_czyx[index], axes)

@@ -4,6 +4,7 @@ import torch
 
 from flaresemi.geometry import BoundingBox
 from flaresemi.inference import Segmenter
+from flaresemi.inference.predictor import StagePredictor
 from flaresemi.plans import Stage
 
 
@@ -127,16 +128,38 @@ def test_a_known_box_takes_the_place_of_coarse(fakes, scan):
     segmentation = segmenter.segment(fakes.image(scan), organs=organs)
     assert np.array_equal(segmentation.indices_zyx, expected_indices(scan))
     assert "coarse" not in segmentation.seconds
-    with pytest.raises(ValueError, match="COARSE checkpoint or the box"):
-        segmenter.segment(fakes.image(scan))
+    without = segmenter.segment(fakes.image(scan))
+    assert np.array_equal(without.indices_zyx, expected_indices(scan))
+    assert without.notes == ("no COARSE model: FINE searched the whole body",)
 
 
-def test_the_region_is_the_box_of_the_organs_and_the_margin(fakes, scan):
+def test_where_coarse_sees_organs(fakes, scan):
+    fine = fakes.checkpoint(fakes.plan(Stage.FINE), FINE_THRESHOLDS)
+    coarse = fakes.checkpoint(fakes.plan(Stage.COARSE), (1.5, 1e6, 1e6))
+    image = fakes.image(scan)
+    for segmenter in (Segmenter([fine], [coarse]), Segmenter([coarse])):
+        assert segmenter.find_organs(image) == BoundingBox.of_mask(scan > 200)
+    assert Segmenter([coarse]).find_organs(fakes.image(fakes.body())) is None
+    with pytest.raises(ValueError, match="no COARSE model"):
+        Segmenter([fine]).find_organs(image)
+
+
+def test_fine_gets_the_box_of_the_organs_and_the_margin(fakes, scan, monkeypatch):
+    looked_at = []
+    logits = StagePredictor.logits
+
+    def spy(self, image_czyx, fill_c=None):
+        looked_at.append(image_czyx.shape[1:])
+        return logits(self, image_czyx, fill_c)
+
+    monkeypatch.setattr(StagePredictor, "logits", spy)
     fine = fakes.checkpoint(fakes.plan(Stage.FINE, patch=(8, 8, 8), margin_mm=9.0), FINE_THRESHOLDS)
     coarse = fakes.checkpoint(fakes.plan(Stage.COARSE), (1.5, 1e6, 1e6))
-    region, notes = Segmenter([fine], [coarse]).find_region(fakes.image(scan))
-    assert notes == ()
-    assert region == BoundingBox(start=(12 - 3, 18 - 3, 20 - 3), stop=(24 + 3, 30 + 3, 36 + 3))
+    Segmenter([fine], [coarse]).segment(fakes.image(scan))
+    assert looked_at[1] == (12 + 2 * 3, 12 + 2 * 3, 16 + 2 * 3)
+    looked_at.clear()
+    Segmenter([fine]).segment(fakes.image(scan), organs=BoundingBox(start=(12, 18, 20), stop=(14, 20, 22)))
+    assert looked_at[0] == (2 + 2 * 3, 2 + 2 * 3, 2 + 2 * 3)
 
 
 def test_stages_of_other_spacings_agree_with_the_image(fakes, scan):
@@ -236,3 +259,9 @@ def test_thin_scans_are_padded_with_the_lowest_value_of_the_body(fakes, monkeypa
     assert (window[0, 0, :5] == -10).all()  # air, though there is none in the region
     assert (window[0, 0, 5:11] == 0).all()
     assert (window[0, 0, 11:] == -10).all()
+
+
+def test_voxels_of_the_stage_that_are_those_of_the_image_need_no_resampling(fakes, scan, monkeypatch):
+    monkeypatch.setattr("flaresemi.preprocessing.resampling._SLAB_BYTES", 1)  # one plane per slab
+    fine = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), FINE_THRESHOLDS)
+    assert np.array_equal(Segmenter([fine]).segment(fakes.image(scan)).indices_zyx, expected_indices(scan))
