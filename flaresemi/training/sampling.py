@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from flaresemi.errors import DatasetError
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.io.case_store import CaseStore, StoredCase
 from flaresemi.plans import StagePlan
@@ -94,6 +95,8 @@ class PatchSampler(Dataset):
         read_shape = augmentation.input_zyx if augmentation else self.plan.patch_zyx
         start = self._patch_start(stored, case, generator, read_shape)
         image, label = stored.read_patch(start, read_shape)
+        if label is None:
+            raise DatasetError(f"case '{case.case_id}' has no label map to train on", where=stored.folder)
         if augmentation:
             fill = np.array(stored.record.channel_minima, np.float32)
             image, label = augmentation(image, label, fill, int(generator.integers(2**32)))

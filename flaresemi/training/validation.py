@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import Case, Dataset
-from flaresemi.evaluation.overlap import dice
+from flaresemi.evaluation.overlap import dice_per_organ
 from flaresemi.evaluation.summary import evaluate_folders, save_summary, table
 from flaresemi.files import write_text
 from flaresemi.geometry import BoundingBox
@@ -70,7 +70,7 @@ def validate(
         for note in segmentation.notes:
             logger.info("%s: %s", case.id, note)
         if task.plan.stage is Stage.COARSE:
-            _save_recall(folder, case, segmenter, image, task, dataset)
+            _save_recall(folder, case, segmenter, image, task)
         write_segmentation(output, segmentation)
     lines = []
     if not final.keep_largest:
@@ -78,9 +78,8 @@ def validate(
         if helped:
             save_checkpoint(task.folder.final, dataclasses.replace(final, keep_largest=helped))
             lines.append(f"largest component only, as it scores better here: {', '.join(helped)}")
-    references = {case.id: case for case in cases}
     summary = evaluate_folders(
-        {case_id: folder / f"{case_id}.nii.gz" for case_id in references},
+        {case.id: folder / f"{case.id}.nii.gz" for case in cases},
         {case.id: case.label for case in cases if case.label is not None},
         task.labels,
         annotated={case.id: case.annotated for case in cases if case.annotated is not None},
@@ -130,33 +129,28 @@ def _reference(case: Case, labels: LabelSet) -> np.ndarray:
 
 def _largest_components_that_help(folder: Path, cases: list[Case], labels: LabelSet) -> tuple[str, ...]:
     """Organs whose mean Dice rises when only their largest component is kept."""
-    gains: dict[int, list[float]] = {}
+    gains: dict[str, list[float]] = {}
     for case in cases:
         reference = _reference(case, labels)
         predicted = labels.to_indices(read_label_map(folder / f"{case.id}.nii.gz").array_zyx)
-        cleaned = keep_largest(predicted.copy(), range(1, labels.channels))
-        for index in range(1, labels.channels):
-            if case.annotated is not None and labels.names[index - 1] not in case.annotated:
-                continue
-            before, after = predicted == index, cleaned == index
-            truth = reference == index
-            gain = 0.0 if (before == after).all() else dice(after, truth) - dice(before, truth)
-            gains.setdefault(index, []).append(gain)
-    return tuple(
-        labels.names[index - 1] for index, values in sorted(gains.items()) if np.mean(values) > LARGEST_COMPONENT_GAIN
-    )
+        before = dice_per_organ(predicted, reference, labels.count)
+        after = dice_per_organ(keep_largest(predicted, range(1, labels.channels)), reference, labels.count)
+        for name, old, new in zip(labels.names, before, after, strict=True):
+            if case.annotated is None or name in case.annotated:
+                gains.setdefault(name, []).append(new - old)
+    return tuple(name for name, values in gains.items() if np.mean(values) > LARGEST_COMPONENT_GAIN)
 
 
-def _save_recall(
-    folder: Path, case: Case, segmenter: Segmenter, image: Image, task: TrainingTask, dataset: Dataset
-) -> None:
+def _save_recall(folder: Path, case: Case, segmenter: Segmenter, image: Image, task: TrainingTask) -> None:
     """Share of each organ's reference voxels inside the region that FINE would get."""
     reference = _reference(case, task.labels)
-    region = segmenter.organs_region(image, task.margin_mm)
-    inside = np.zeros(reference.shape, bool)
-    inside[region.slices] = True
+    organs = segmenter.find_organs(image)
+    inside = reference
+    if organs is not None:  # without a box, FINE searches the whole body
+        region = organs.grown(task.plan.margin_mm, image.geometry.spacing_zyx_mm, image.geometry.shape_zyx)
+        inside = reference[region.slices]
     counts = np.bincount(reference.ravel(), minlength=task.labels.channels)
-    found = np.bincount(reference[inside], minlength=task.labels.channels)
+    found = np.bincount(inside.ravel(), minlength=task.labels.channels)
     recall = {
         name: float(found[index] / counts[index])
         for index, name in enumerate(task.labels.names, start=1)

@@ -157,7 +157,7 @@ def test_two_ranks_train_like_one(make_task: MakeTask, quick_config: TrainingCon
     script = Path(__file__).with_name("train_as_rank.py")
     words = [sys.executable, str(script), str(together.store.folder), str(together.folder.root)]
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     ranks = [
         subprocess.Popen(words, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
     ]

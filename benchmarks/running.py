@@ -1,0 +1,118 @@
+"""What the long benchmarks share: commands run once, a log of them, results with date and machine."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SHARED = ROOT.parent / "shared" / "data"
+
+
+class Bench:
+    """A folder of work where each step is run once; a second start goes on with the steps that are missing."""
+
+    def __init__(self, name: str, work: Path) -> None:
+        self.name = name
+        self.work = work / name
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._steps_file = self.work / "steps.json"
+        self.steps: dict[str, dict] = json.loads(self._steps_file.read_text()) if self._steps_file.exists() else {}
+
+    def command(self, step: str, program: str, *words: object) -> float:
+        """Runs a flaresemi command of the environment that runs this script; returns its seconds.
+
+        A step that was stopped and started again counts the time of its last part only, which the log shows.
+        """
+        if step in self.steps:
+            return self.steps[step]["seconds"]
+        line = [program, *map(str, words)]
+        print(f"[{self.name}] {shlex.join(line)}", flush=True)
+        started = time.monotonic()
+        with open(self.work / f"{step}.log", "a", encoding="utf-8") as log:
+            program_path = Path(sys.executable).parent / program
+            code = subprocess.run(
+                [program_path, *line[1:]], stdout=log, stderr=subprocess.STDOUT, check=False
+            ).returncode
+        if code:
+            raise SystemExit(f"{step} ended with code {code}; see {self.work / f'{step}.log'}")
+        self.record(step, seconds=time.monotonic() - started, command=shlex.join(line))
+        return self.steps[step]["seconds"]
+
+    def record(self, step: str, **facts: object) -> None:
+        """Keeps what a step gave."""
+        self.steps[step] = facts
+        self._steps_file.write_text(json.dumps(self.steps, indent=2) + "\n")
+
+    def report(self, text: str) -> None:
+        """Writes results/NAME.md: the text, the commands with their times, the date and the machine."""
+        lines = [text.rstrip(), "", "| step | command | seconds |", "|---|---|---:|"]
+        for step, facts in self.steps.items():
+            if "command" in facts:
+                command = facts["command"].replace(str(self.work), "WORK").replace(str(SHARED), "../shared/data")
+                lines.append(f"| {step} | `{command}` | {facts['seconds']:.0f} |")
+        lines += ["", machine()]
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{self.name}.md").write_text("\n".join(lines) + "\n")
+        print("\n".join(lines))
+
+
+def machine() -> str:
+    """One line: date, processor, cores, versions."""
+    import torch
+
+    from flaresemi.compute.device import available_cores, device_name
+    from flaresemi.training.runs import git_revision
+
+    return (
+        f"{datetime.date.today().isoformat()}, {device_name(torch.device('cpu'))}, {available_cores()} cores, no GPU, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, flaresemi {git_revision()}"
+    )
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with `--work` (where everything is written) and `--minutes` (of training)."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work", help="folder for all that is written")
+    return made
+
+
+def need(path: Path) -> Path:
+    """The path, if it is there; otherwise the benchmark ends, saying what it needs."""
+    if not path.exists():
+        raise SystemExit(f"this benchmark needs {path}")
+    return path
+
+
+def summary_table(path: Path) -> str:
+    """Dice, NSD and HD95 per organ of a summary.json, as a Markdown table."""
+    summary = json.loads(path.read_text())
+    lines = ["| organ | Dice | NSD | HD95 mm |", "|---|---:|---:|---:|"]
+
+    def show(statistics: dict | None, digits: int = 3) -> str:
+        return "–" if not statistics else f"{statistics['mean']:.{digits}f}"
+
+    for organ in summary["organs"]:
+        lines.append(
+            f"| {organ['name']} | {show(organ['dice'])} | {show(organ['nsd'])} | {show(organ['hd95_mm'], 1)} |"
+        )
+    return "\n".join([*lines, f"| **mean** | **{summary['mean_dice']:.3f}** | **{summary['mean_nsd']:.3f}** | |"])
+
+
+def mean_dice(path: Path) -> float:
+    """Mean over the organs of their mean Dice, from a summary.json."""
+    return float(json.loads(path.read_text())["mean_dice"])
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Puts a file where a dataset folder wants it, without copying where links work."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        os.symlink(source, target)
