@@ -22,7 +22,7 @@ def main() -> None:
     data = bench.work / "data"
     if "data" not in bench.steps:
         write_phantom_dataset(
-            data, layout="flaresemi", labeled=options.labeled, unlabeled=0, test=options.test, shape_zyx=SHAPE, seed=1
+            data, layout="flaresemi", labeled=options.labeled, unlabeled=0, test=options.test, size=SHAPE, seed=1
         )
         bench.record("data")
     parts = [f"# coarse-to-fine: phantom {SHAPE[1]}×{SHAPE[2]}×{SHAPE[0]}, {options.minutes:g} CPU minutes per arm", ""]

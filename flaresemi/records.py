@@ -189,7 +189,7 @@ def _convert_scalar(cls: object, value: object, at: str, complain: _Complaint) -
             raise complain(f"{_name(at)} is too large a number") from None
     if cls in (int, float, str, bool):
         if type(value) is not cls:
-            raise complain(f"{_name(at)} must be of type {cls.__name__}, found {value!r}")  # type: ignore[attr-defined]
+            raise complain(f"{_name(at)} must be of type {cls.__name__}, found {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise complain(f"{_name(at)} must be a finite number, found {value!r}")
         return value

@@ -26,6 +26,7 @@ from flaresemi.cli.common import (
 )
 from flaresemi.compute.device import select_device
 from flaresemi.compute.distributed import Ranks, join_ranks
+from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import CheckpointError, ConfigError, DatasetError
 from flaresemi.io.case_store import CaseStore
@@ -77,14 +78,19 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
         if not _is_complete(task.folder, config, resume) and not trainer.fit(resume=resume):
             raise StoppedEarly(f"stopped and saved at iteration {trainer.iteration}; --continue goes on from there")
     if ranks.is_main:
-        _finish(options, workspace, task, device)
+        _finish(options, workspace, task, device, config.precision)
 
 
-def _finish(options: argparse.Namespace, workspace: Workspace, task: TrainingTask, device: torch.device) -> None:
+def _finish(
+    options: argparse.Namespace,
+    workspace: Workspace,
+    task: TrainingTask,
+    device: torch.device,
+    precision: PrecisionName,
+) -> None:
     stage, fold = task.plan.stage, task.fold
     if task.validation and not options.no_validation:
         dataset = load_dataset(options.dataset)
-        precision = getattr(options, "precision", "auto")
         print(validate(task, workspace.model(fold, Stage.COARSE), dataset, device=device, precision=precision))
     words = dataset_words(options)
     if stage is Stage.COARSE:

@@ -139,7 +139,7 @@ def training_region(
         high = max(min(round(moved.stop[axis] + shift[1]), shape[axis]), low + 1)
         start.append(low)
         stop.append(high)
-    return BoundingBox(start=tuple(start), stop=tuple(stop))  # type: ignore[arg-type]
+    return BoundingBox(start=tuple(start), stop=tuple(stop))
 
 
 def draw_start(
