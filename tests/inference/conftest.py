@@ -87,11 +87,17 @@ class Fakes:
     body: Callable[..., np.ndarray] = make_body
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On volumes this small, threads wait for each other more than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
-def fakes(monkeypatch) -> Iterator[Fakes]:
+def fakes(monkeypatch) -> Fakes:
     """Makers of models and images; every network built meanwhile is a ThresholdNetwork."""
     monkeypatch.setattr("flaresemi.inference.predictor.build_network", ThresholdNetwork)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on volumes this small, threads wait for each other more than they work
-    yield Fakes()
-    torch.set_num_threads(threads)
+    return Fakes()

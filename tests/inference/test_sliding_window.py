@@ -35,11 +35,11 @@ def test_importance_is_a_symmetric_gaussian_of_an_eighth():
     assert importance[9] > torch.exp(torch.tensor(-0.5)) > importance[10]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=15)
 @given(
     shape=st.tuples(*[st.integers(1, 21)] * 3),
     window=st.tuples(*[st.integers(2, 12)] * 3),
-    step=st.floats(0.2, 1.0),
+    step=st.sampled_from((0.4, 0.5, 0.75, 1.0)),
     batch=st.integers(1, 4),
 )
 def test_identity_network_returns_the_image(shape, window, step, batch):

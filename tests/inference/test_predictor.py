@@ -1,0 +1,143 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from flaresemi.compute.precision import Precision
+from flaresemi.errors import CheckpointError
+from flaresemi.inference.predictor import StagePredictor, one_window
+from flaresemi.networks import unet
+from flaresemi.plans import Stage
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def real(fakes, monkeypatch):
+    """A checkpoint of a real, untrained network, and the network itself."""
+    monkeypatch.setattr("flaresemi.inference.predictor.build_network", unet.build_network)
+    plan = fakes.plan(Stage.FINE, region="body")
+    torch.manual_seed(5)
+    network = unet.build_network(plan.network).eval()
+    checkpoint = fakes.checkpoint(plan)
+    return dataclasses.replace(checkpoint, weights=network.state_dict(), mirror_axes=(0, 1, 2)), network
+
+
+def predictor(*checkpoints, precision="fp32", **options):
+    return StagePredictor(checkpoints, device=CPU, precision=Precision(CPU, precision), **options)
+
+
+def volume(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=(1, *shape)).astype(np.float32)
+
+
+def test_one_window_is_one_forward_pass(real):
+    checkpoint, network = real
+    image = volume((16, 16, 16))
+    logits, notes = predictor(checkpoint).logits(image)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, network(torch.from_numpy(image)[None])[0], rtol=1e-4, atol=1e-5)
+    assert notes == ()
+
+
+def test_bf16_is_close_and_comes_back_as_float32(real):
+    checkpoint, _ = real
+    image = volume((20, 20, 30))
+    exact, _ = predictor(checkpoint).logits(image)
+    rounded, _ = predictor(checkpoint, precision="bf16").logits(image)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_mirroring_is_the_mean_over_all_subsets_of_axes(real, fakes):
+    checkpoint, network = real
+    image = volume((16, 16, 16))
+    window = torch.from_numpy(image)[None]
+    permutation = list(fakes.labels.mirror_permutation)
+    expected = []
+    with torch.no_grad():
+        for count in range(4):
+            for axes in itertools.combinations((2, 3, 4), count):
+                logits = network(window.flip(axes)).flip(axes)
+                expected.append(logits[:, permutation] if 4 in axes else logits)
+    assert len(expected) == 8
+    logits, _ = predictor(checkpoint, tta=True).logits(image)
+    torch.testing.assert_close(logits, torch.stack(expected).mean(dim=0)[0], rtol=1e-4, atol=1e-5)
+    mirrored, _ = predictor(checkpoint, tta=True).logits(image[..., ::-1].copy())
+    torch.testing.assert_close(mirrored, logits[permutation].flip(3), rtol=1e-4, atol=1e-5)
+
+
+def test_an_ensemble_is_the_mean_of_logits(real):
+    checkpoint, _ = real
+    weights = {name: value * 1.5 for name, value in checkpoint.weights.items()}
+    other = dataclasses.replace(checkpoint, weights=weights, mirror_axes=())
+    image = volume((16, 24, 16))
+    one, _ = predictor(checkpoint).logits(image)
+    two, _ = predictor(other).logits(image)
+    both, _ = predictor(checkpoint, other).logits(image)
+    torch.testing.assert_close(both, (one + two) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_windows_grow_where_one_then_covers_the_region():
+    assert one_window((20, 21, 40), (16, 16, 16), (2, 2, 2)) == (20, 16, 16)
+    assert one_window((10, 16, 17), (16, 16, 16), (4, 8, 16)) == (16, 16, 32)
+
+
+def test_a_window_that_does_not_fit_into_memory_stays_a_patch(real, monkeypatch):
+    checkpoint, _ = real
+    assert predictor(checkpoint).window_zyx((18, 20, 40)) == (18, 20, 16)
+    assert predictor(checkpoint, window="patch").window_zyx((18, 20, 40)) == (16, 16, 16)
+    monkeypatch.setattr("flaresemi.inference.predictor.free_memory_gib", lambda: 0.01)
+    assert predictor(checkpoint).window_zyx((18, 20, 40)) == (16, 16, 16)
+
+
+def test_out_of_memory_is_tried_smaller_and_said(fakes, monkeypatch):
+    checkpoint = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), (1.0, 2.0, 3.0))
+    image = volume((16, 20, 40))
+    expected, _ = predictor(checkpoint, window="patch").logits(image)
+    hungry = predictor(checkpoint)
+    forward = hungry._forward
+    calls = []
+
+    def full(windows):
+        calls.append(windows.shape)
+        if len(calls) <= failures:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(windows)
+
+    monkeypatch.setattr(hungry, "_forward", full)
+    for failures, last in ((1, "one window at a time"), (2, "one window at a time, summed up in main memory")):
+        calls.clear()
+        logits, notes = hungry.logits(image)
+        torch.testing.assert_close(logits, expected)
+        assert len(notes) == failures
+        assert notes[-1] == f"FINE: GPU memory ran out, tried again with {last}"
+        assert calls[0][2:] == (16, 20, 16)
+        assert calls[-1] == (1, 1, 16, 16, 16)
+    failures = 3
+    calls.clear()
+    with pytest.raises(torch.OutOfMemoryError):
+        hungry.logits(image)
+
+
+def test_other_errors_are_not_hidden(fakes, monkeypatch):
+    checkpoint = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"))
+    broken = predictor(checkpoint)
+
+    def fail(windows):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(broken, "_forward", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        broken.logits(volume((16, 16, 16)))
+
+
+def test_weights_of_another_network_are_refused(real):
+    checkpoint, _ = real
+    weights = dict(checkpoint.weights)
+    del weights[next(iter(weights))]
+    with pytest.raises(CheckpointError, match="do not fit the network") as caught:
+        predictor(dataclasses.replace(checkpoint, weights=weights))
+    assert "FINE of fold 0" in str(caught.value)
