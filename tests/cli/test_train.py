@@ -1,0 +1,133 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from flaresemi.cli import plan_and_preprocess, train
+from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
+from flaresemi.plans import Stage
+from flaresemi.workspace import Workspace
+
+QUICK = [
+    "--iterations",
+    "3",
+    "--iterations-per-epoch",
+    "2",
+    "--validations",
+    "1",
+    "--loader-workers",
+    "0",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def planned(phantom_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options that name a dataset with two stages, planned and prepared, small enough to train in a test."""
+    workspace = tmp_path_factory.mktemp("train") / "workspace"
+    words = ["-d", str(phantom_dataset), "-w", str(workspace)]
+    code = plan_and_preprocess.main([*words, "--preset", "small", "--stages", "two", "--workers", "1", "--quiet"])
+    assert code == 0
+    plans = json.loads((workspace / "plans.json").read_text())
+    for stage in ("fine", "coarse"):
+        network = plans[stage]["network"]
+        for name in ("features", "kernels", "strides", "encoder_convs"):
+            network[name] = network[name][:3]
+        network["decoder_convs"] = network["decoder_convs"][:2]
+        network["features"] = [4, 8, 8]
+    (workspace / "plans.json").write_text(json.dumps(plans))
+    return words
+
+
+def test_the_two_stages_train_in_turn(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = Workspace(Path(planned[3]))
+    # FINE first: it is validated in the reference's box, and says so.
+    assert train.main(["FINE", "0", *planned, *QUICK]) == 0
+    assert "optimistic" in capsys.readouterr().out
+    assert train.main(["COARSE", "0", *planned, *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "recall of the region" in out
+    assert "next: flaresemi_train FINE 0" in out
+    # Once COARSE is there, FINE is validated behind it.
+    assert train.main(["FINE", "0", *planned, "--continue"]) == 0
+    out = capsys.readouterr().out
+    assert "optimistic" not in out
+    assert "next: flaresemi_predict" in out
+    folder = workspace.model("0", Stage.FINE)
+    assert load_checkpoint(folder.final).iteration == 3
+    assert (folder.validation / "summary.json").is_file()
+
+
+def test_an_existing_training_is_not_overwritten(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["COARSE", "1", *planned, *QUICK, "--no-validation"]
+    assert train.main(words) == 0
+    assert train.main(words) == 2
+    assert "--continue goes on with it, --restart discards it" in capsys.readouterr().err
+    assert train.main([*words, "--restart"]) == 0
+    extended = [word if word != "3" else "5" for word in words]
+    assert train.main([*extended, "--continue"]) == 0
+    assert load_checkpoint(Workspace(Path(planned[3])).model("1", Stage.COARSE).latest).iteration == 5
+    assert train.main([*words, "--continue"]) == 2
+    assert "more than the 3 asked for" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_plans_is_refused(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["COARSE", "2", *planned, *QUICK, "--no-validation"]) == 0
+    latest = Workspace(Path(planned[3])).model("2", Stage.COARSE).latest
+    checkpoint = load_checkpoint(latest, with_training_state=True)
+    other = dataclasses.replace(checkpoint.plan, margin_mm=33.0)
+    save_checkpoint(latest, dataclasses.replace(checkpoint, plan=other))
+    assert train.main(["COARSE", "2", *planned, "--continue", "--iterations", "6"]) == 2
+    assert "made with other plans" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["FINE", "7"], "fold"),
+        (["FINE", "al"], "did you mean 'all'"),
+        (["FINE", "0", "--time-budget", "soon"], "not a duration"),
+        (["FINE", "0", "--epocks", "3"], "did you mean '--epochs'"),
+        (["FINE", "0", "--batch-size", "0"], "at least 1"),
+        (["FINE", "0", "--device", "cuda:99"], "is not there"),
+        (["FINE", "0", "--mirror-axes", "q"], "does not name axes"),
+        (["FINE", "0", "--init-from", "nowhere.pt"], "nowhere.pt"),
+    ],
+)
+def test_wrong_options_give_one_clear_message(
+    planned: list[str], words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*words, *planned]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("error:") == 1
+    assert complaint in errors
+
+
+def test_without_plans_it_names_the_command_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["FINE", "0", "-d", str(tmp_path)]) == 2
+    assert "run flaresemi_plan_and_preprocess first" in capsys.readouterr().err
+
+
+def test_a_misspelt_plan_key_is_named(planned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plans = json.loads((Path(planned[3]) / "plans.json").read_text())
+    plans["fine"]["pach_zyx"] = plans["fine"].pop("patch_zyx")
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    assert train.main(["FINE", "0", *planned[:2], "-w", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err
+    assert "did you mean 'patch_zyx'?" in errors
+    assert "plans.json" in errors
+
+
+def test_edited_plans_need_new_preparation(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(planned[3]) / "plans.json"
+    text = path.read_text()
+    plans = json.loads(text)
+    plans["fine"]["spacing_zyx_mm"][0] += 1
+    try:
+        path.write_text(json.dumps(plans))
+        assert train.main(["FINE", "1", *planned, *QUICK]) == 2
+    finally:
+        path.write_text(text)
+    assert "not preprocessed for these plans" in capsys.readouterr().err
