@@ -13,8 +13,9 @@ class InstanceNorm(nn.Module):
     """Instance norm over (Z, Y, X), scale and shift per channel: the numbers of `nn.InstanceNorm3d(affine=True)`.
 
     On a CPU the channels-last layout makes convolutions about twice as fast, but torch's instance norm copies such a
-    tensor to the contiguous layout and back, and its group norm runs backward at a twentieth of the speed. Batch norm
-    has a fast kernel for it, and batch norm of one sample at a time is instance norm.
+    tensor to the contiguous layout and back (and, for a batch of one, returns a wrong gradient: torch 2.13), and its
+    group norm runs backward at a twentieth of the speed. Batch norm has a fast kernel for it, and batch norm of one
+    sample at a time is instance norm.
 
     Source: Ulyanov et al., arXiv 1607.08022; the choice of kernels is measured in benchmarks/network_step.py.
     """
@@ -29,7 +30,7 @@ class InstanceNorm(nn.Module):
         if features_bczyx.device.type == "cpu" and _is_channels_last(features_bczyx):
             samples = [self._normalize_one(sample) for sample in features_bczyx.split(1)]
             return samples[0] if len(samples) == 1 else torch.cat(samples)
-        return F.instance_norm(features_bczyx, weight=self.weight, bias=self.bias, eps=self.eps)
+        return F.instance_norm(features_bczyx.contiguous(), weight=self.weight, bias=self.bias, eps=self.eps)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}"
@@ -95,6 +96,18 @@ class ResidualStack(nn.Sequential):
             ResidualBlock(inputs, outputs, kernel, stride),
             *(ResidualBlock(outputs, outputs, kernel) for _ in range(count - 1)),
         )
+
+
+def channels_last(image_bczyx: Tensor) -> Tensor:
+    """The same numbers in the channels-last layout, which the layers that follow then keep.
+
+    A single channel lies in memory the same way in both layouts. torch calls it contiguous and would go on that way,
+    so it gets the strides that tell it otherwise.
+    """
+    if image_bczyx.shape[1] > 1:
+        return image_bczyx.contiguous(memory_format=torch.channels_last_3d)
+    batch, _, z, y, x = image_bczyx.shape
+    return image_bczyx.reshape(batch, z, y, x, 1).permute(0, 4, 1, 2, 3)
 
 
 def initialize(module: nn.Module) -> None:

@@ -58,6 +58,12 @@ def forward_gflop(plan: NetworkPlan, patch_zyx: IntTriple) -> float:
     return 2e-9 * sum(layer.multiplications * voxels[layer.level] for layer in _layers(plan))
 
 
+def kept_activations(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int) -> int:
+    """Numbers that a training step with deep supervision keeps from forward for backward, the input included."""
+    voxels = [batch_size * count for count in _voxels_per_level(plan, patch_zyx)]
+    return plan.input_channels * voxels[0] + sum(layer.kept * voxels[layer.level] for layer in _layers(plan))
+
+
 def training_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int) -> float:
     """GPU memory of a training step under autocast with deep supervision and AdamW, GiB.
 
@@ -69,7 +75,7 @@ def training_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int
     """
     layers = _layers(plan)
     voxels = [batch_size * count for count in _voxels_per_level(plan, patch_zyx)]
-    kept = sum(layer.kept * voxels[layer.level] for layer in layers) + plan.input_channels * voxels[0]
+    kept = kept_activations(plan, patch_zyx, batch_size)
     largest = max(layer.outputs * voxels[layer.level] for layer in layers)
     logits = plan.output_channels * sum(voxels[:-1])
     total = (kept + 3 * largest) * _ACTIVATION_BYTES + logits * _LOSS_BYTES + parameter_count(plan) * _PARAMETER_BYTES

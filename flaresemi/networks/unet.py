@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from flaresemi.networks.blocks import ConvNorm, ConvStack, ResidualStack, initialize
+from flaresemi.networks.blocks import ConvNorm, ConvStack, ResidualStack, channels_last, initialize
 from flaresemi.plans import NetworkPlan
 
 
@@ -52,7 +52,7 @@ class UNet(nn.Module):
             resolution first, one per decoder level.
         """
         if image_bczyx.device.type == "cpu":  # where this layout doubles the speed of the convolutions
-            image_bczyx = image_bczyx.contiguous(memory_format=torch.channels_last_3d)
+            image_bczyx = channels_last(image_bczyx)
         features = self.stem(image_bczyx)
         skips = []
         for stack in self.encoder:

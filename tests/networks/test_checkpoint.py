@@ -1,0 +1,163 @@
+"""A checkpoint comes back as it went, or says what is wrong with it."""
+
+import dataclasses
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from flaresemi import flare22
+from flaresemi.errors import CheckpointError
+from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from flaresemi.networks.unet import build_network
+from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+
+
+@pytest.fixture
+def checkpoint(make_plan: Callable[..., NetworkPlan]) -> Checkpoint:
+    network = make_plan(output_channels=14)
+    plan = StagePlan(
+        stage=Stage.FINE,
+        spacing_zyx_mm=(2.5, 0.8, 0.8),
+        patch_zyx=(8, 16, 16),
+        batch_size=2,
+        region="organs",
+        margin_mm=20.0,
+        resampling="linear",
+        intensities=(IntensityPlan(scheme="ct", clip_low=-160.0, clip_high=260.0, mean=90.0, sd=70.0),),
+        network=network,
+        reasons={"batch_size": "a reason with ümläuts"},
+    )
+    return Checkpoint(
+        plan=plan,
+        body="ct",
+        channels=("CT",),
+        labels=flare22.LABELS,
+        fold="0",
+        iteration=90,
+        total_iterations=250,
+        weights=build_network(network).state_dict(),
+        mirror_axes=(0, 1),
+        keep_largest=("liver",),
+        training_state={"optimizer": {"step": 90, "moments": [torch.ones(3)]}, "rng": torch.arange(4)},
+        version="0.1.0",
+    )
+
+
+def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "models" / "checkpoint_latest.pt"
+    save_checkpoint(path, checkpoint)
+    loaded = load_checkpoint(path, with_training_state=True)
+    for field in dataclasses.fields(Checkpoint):
+        if field.name not in ("weights", "training_state"):
+            assert getattr(loaded, field.name) == getattr(checkpoint, field.name)
+    assert loaded.weights.keys() == checkpoint.weights.keys()
+    assert all(torch.equal(loaded.weights[name], tensor) for name, tensor in checkpoint.weights.items())
+    assert loaded.training_state is not None
+    assert torch.equal(loaded.training_state["optimizer"]["moments"][0], torch.ones(3))
+    assert load_checkpoint(path).training_state is None
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_weights_go_into_the_network_of_its_plan(checkpoint: Checkpoint) -> None:
+    network = build_network(checkpoint.plan.network)
+    load_weights(network, checkpoint)
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in checkpoint.weights.items())
+
+
+def test_weights_of_other_plans_are_refused_by_name_and_shape(
+    checkpoint: Checkpoint, make_plan: Callable[..., NetworkPlan]
+) -> None:
+    network = build_network(make_plan(output_channels=8))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"'heads\.0\.weight' has shape \[14, 4, 1, 1, 1\], .*\[8, 4, 1, 1, 1\]"):
+        load_weights(network, checkpoint)
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+    deeper = make_plan(output_channels=14, encoder_convs=(1, 2, 3))
+    with pytest.raises(CheckpointError, match="is missing"):
+        load_weights(build_network(deeper), checkpoint)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not found"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.98])
+def test_truncated_file(checkpoint: Checkpoint, tmp_path: Path, share: float) -> None:
+    path = tmp_path / "cut.pt"
+    save_checkpoint(path, checkpoint)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_checkpoint(path)
+
+
+def test_flipped_byte_is_noticed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "flipped.pt"
+    save_checkpoint(path, checkpoint)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
+    text = tmp_path / "text.pt"
+    text.write_text("hello")
+    archive = tmp_path / "archive.pt"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a/b", "c")
+    state_dict = tmp_path / "weights.pt"
+    torch.save({"weight": torch.zeros(2)}, state_dict)
+    for path in (text, archive, state_dict):
+        with pytest.raises(CheckpointError, match="checkpoint"):
+            load_checkpoint(path)
+
+
+class _Code:
+    """Something that would run on unpickling."""
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path("executed"),)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pt"
+    torch.save({"format": "flaresemi checkpoint", "weights": _Code()}, path)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(_Code()))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "old.pt")
+    assert not Path("executed").exists()
+
+
+def test_newer_schema_and_edited_header(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"schema_version": 2}, path)
+    with pytest.raises(CheckpointError, match="newer flaresemi"):
+        load_checkpoint(path)
+    torch.save(content | {"header": content["header"].replace('"patch_zyx"', '"patch_zxy"')}, path)
+    with pytest.raises(CheckpointError, match="did you mean 'patch_zyx'"):
+        load_checkpoint(path)
+    torch.save({key: value for key, value in content.items() if key != "weights"}, path)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_failed_write_leaves_the_old_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    unsavable = dataclasses.replace(checkpoint, training_state={"bad": lambda: None})
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        save_checkpoint(path, unsavable)
+    assert load_checkpoint(path).iteration == 90
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
