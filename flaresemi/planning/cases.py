@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from flaresemi.dataset import Case
-from flaresemi.errors import DatasetError
+from flaresemi.errors import DatasetError, ImageError
 from flaresemi.geometry import Geometry
-from flaresemi.io.images import Image, SourceGrid, read_image, read_label_map
+from flaresemi.io.images import Image, SourceGrid, read_grid, read_image, read_label_map
 from flaresemi.labels import LabelSet
 
 #: Grids whose corners lie closer than this part of a voxel are one grid. Chosen: far below what a label map can show,
@@ -109,6 +110,17 @@ def read_case(case: Case, labels: LabelSet) -> tuple[Image, np.ndarray | None]:
         table[kept] = kept
         indices = table[indices]
     return image, indices
+
+
+def most_voxels(cases: Iterable[Case]) -> int:
+    """Voxels (of one channel) of the largest image among some cases, by their headers; bad headers do not count."""
+    most = 0
+    for case in cases:
+        try:
+            most = max(most, math.prod(read_grid(case.images[0]).geometry.shape_zyx))
+        except ImageError:  # reading the voxels will say why
+            continue
+    return most
 
 
 def unknown_values_text(unknown: tuple[int, ...], labels: LabelSet) -> str:

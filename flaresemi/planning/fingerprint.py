@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import math
 import zlib
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.files import atomic_path
 from flaresemi.geometry import BoundingBox
-from flaresemi.io.images import read_grid
 from flaresemi.labels import LabelSet
-from flaresemi.planning.cases import read_case, supervised_organs
+from flaresemi.planning.cases import most_voxels, read_case, supervised_organs
 from flaresemi.planning.sources import source_hash
 from flaresemi.plans import CaseFingerprint, DatasetFingerprint, IntensityStatistics, body_rule
 from flaresemi.preprocessing.cropping import find_body
@@ -77,7 +75,8 @@ def fingerprint_dataset(dataset: Dataset, folder: Path | None, *, workers: int |
     if waiting:
         logger.info("measuring %d labeled case(s)%s", len(waiting), f"; {len(measured)} known" if measured else "")
         measure = functools.partial(_measure_and_keep, dataset=dataset, folder=folder)
-        count = worker_count(max(_gib_to_measure(case) for case in waiting), workers)
+        gib = 0.4 + _BYTES_PER_VOXEL * most_voxels(waiting) * len(dataset.channels) / 2**30
+        count = worker_count(gib, workers)
         for case, result in parallel_map(measure, waiting, workers=count, progress="fingerprint"):
             measured[case.id] = result
     ordered = [measured[case.id] for case in dataset.labeled]
@@ -196,8 +195,3 @@ def _dependencies(case: Case, dataset: Dataset) -> str:
 
 def _paths(folder: Path, case: Case) -> tuple[Path, Path]:
     return folder / f"{case.id}.json", folder / f"{case.id}.npy"
-
-
-def _gib_to_measure(case: Case) -> float:
-    shape = read_grid(case.images[0]).geometry.shape_zyx
-    return 0.4 + _BYTES_PER_VOXEL * math.prod(shape) * len(case.images) / 2**30

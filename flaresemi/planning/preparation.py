@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,11 +12,9 @@ from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.files import write_text
-from flaresemi.geometry import Geometry
 from flaresemi.io.case_store import CaseRecord, CaseStore
-from flaresemi.io.images import read_grid
 from flaresemi.labels import LabelSet
-from flaresemi.planning.cases import read_case, supervised_organs
+from flaresemi.planning.cases import most_voxels, read_case, supervised_organs
 from flaresemi.planning.sources import source_hash
 from flaresemi.planning.splits import Splits
 from flaresemi.plans import Plans, Stage
@@ -81,8 +78,7 @@ def prepare_dataset(
     tasks = pending(dataset, plans, workspace, groups=groups)
     if not tasks:
         return 0
-    channels = len(dataset.channels)
-    gib = max(gib_to_prepare(read_geometry(task.case), channels) for task in tasks)
+    gib = 0.5 + _BYTES_PER_VOXEL * most_voxels(task.case for task in tasks) * len(dataset.channels) / 2**30
     count = worker_count(gib, workers)
     logger.info("preparing %d case(s) with %d process(es)", len(tasks), count)
     work = functools.partial(_prepare_case, labels=dataset.labels, plans=plans, workspace=workspace)
@@ -114,20 +110,6 @@ def pending(
         if missing:
             tasks.append(Task(case=case, stages=missing, source_hash=source))
     return tasks
-
-
-def read_geometry(case: Case) -> Geometry:
-    """The canonical grid of a case's image, from its header alone.
-
-    Raises:
-        ImageError: the header cannot be read.
-    """
-    return read_grid(case.images[0]).canonical
-
-
-def gib_to_prepare(geometry: Geometry, channels: int) -> float:
-    """Main memory that preparing a case takes, GiB."""
-    return 0.5 + _BYTES_PER_VOXEL * math.prod(geometry.shape_zyx) * channels / 2**30
 
 
 def write_lists(dataset: Dataset, splits: Splits, workspace: Workspace) -> None:

@@ -11,7 +11,7 @@ from flaresemi.records import record_hash
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileStamp:
-    """What tells a file from an earlier version of it without reading it. The folder does not count: it may be moved."""
+    """What tells a file from an earlier version of it without reading it. Its folder does not count: it may move."""
 
     name: str
     size: int
