@@ -1,0 +1,213 @@
+"""Prediction and reference drawn over the image, in three planes: what one looks at before believing a number."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flaresemi.files import atomic_path
+from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
+from flaresemi.labels import LabelSet
+from flaresemi.reporting.palette import organ_color
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_HEIGHT_INCHES = 5.0
+_LEGEND_INCHES = 2.2
+_FILL = 0.45
+_MARGIN_MM = 40.0
+_PLANES = ("axial", "coronal", "sagittal")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Plane:
+    """One slice as it hangs on the wall: head or nose up, the patient's right (or nose) on the left.
+
+    Attributes:
+        spacing_mm: Of its rows and columns.
+    """
+
+    title: str
+    image: np.ndarray
+    prediction: np.ndarray
+    reference: np.ndarray | None
+    spacing_mm: tuple[float, float]
+
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """Height and width."""
+        rows, columns = self.image.shape
+        return rows * self.spacing_mm[0], columns * self.spacing_mm[1]
+
+
+def save_overlay(
+    path: Path,
+    image_zyx: np.ndarray,
+    prediction_zyx: np.ndarray,
+    reference_zyx: np.ndarray | None,
+    labels: LabelSet,
+    spacing_zyx_mm: FloatTriple,
+    *,
+    window: tuple[float, float] | None = None,
+    title: str | None = None,
+) -> None:
+    """Draws an axial, a coronal and a sagittal slice as a PNG, atomically.
+
+    The prediction is filled; the reference, where there is one, is outlined. So a missed organ is an empty outline,
+    and an invented one a fill without an outline. The slices are those that cut most organs; they are cut to the box of
+    all organs and a margin.
+
+    Args:
+        path: Where to.
+        image_zyx: One channel in canonical orientation.
+        prediction_zyx: Internal indices on the same grid.
+        reference_zyx: The same, or None.
+        labels: The organs.
+        spacing_zyx_mm: Distance between voxel centers; slices are drawn to scale.
+        window: Intensities shown as black and white; None: from percentiles of the image.
+        title: A line above the picture.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    for array in (prediction_zyx, reference_zyx):
+        if array is not None and array.shape != image_zyx.shape:
+            raise ValueError(f"arrays of one shape expected, found {array.shape} and {image_zyx.shape}")
+    chosen = prediction_zyx if reference_zyx is None or not reference_zyx.any() else reference_zyx
+    position = busiest_slices(chosen, labels.count)
+    maps = [prediction_zyx] if reference_zyx is None else [prediction_zyx, reference_zyx]
+    planes = _cut(image_zyx, maps, position, spacing_zyx_mm)
+    figure = _draw(planes, labels, window if window is not None else automatic_window(image_zyx), title)
+    with atomic_path(Path(path)) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
+
+
+def busiest_slices(indices_zyx: np.ndarray, organs: int) -> IntTriple:
+    """Per axis, the slice that cuts most organs, and among those the one where they are largest.
+
+    Each organ's area counts relative to its own largest, so that small organs have a say. Without any organ: the
+    middle.
+    """
+    position = [size // 2 for size in indices_zyx.shape]
+    areas: list[list[np.ndarray]] = [[], [], []]
+    for index in range(1, organs + 1):
+        mask = indices_zyx == index
+        for axis in range(3):
+            area = np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
+            if area.any():
+                areas[axis].append(area / area.max())
+    for axis in range(3):
+        if areas[axis]:
+            shares = np.array(areas[axis])
+            # Shares add up to less than one more organ would count, so the number of organs decides first.
+            merit = np.count_nonzero(shares, axis=0) + shares.sum(axis=0) / (len(shares) + 1)
+            position[axis] = int(np.argmax(merit))
+    return position[0], position[1], position[2]
+
+
+def automatic_window(image_zyx: np.ndarray) -> tuple[float, float]:
+    """Intensities for black and white: what most of the patient has, the air around left out."""
+    sample = image_zyx[:: max(1, image_zyx.shape[0] // 32), ::2, ::2]
+    low, high = (float(value) for value in np.percentile(sample, (0.5, 99.5)))
+    inside = sample[sample > low + 0.1 * (high - low)]
+    if inside.size:
+        low, high = (float(value) for value in np.percentile(inside, (3.0, 99.0)))
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _cut(
+    image_zyx: np.ndarray, maps: list[np.ndarray], position: IntTriple, spacing_zyx_mm: FloatTriple
+) -> tuple[_Plane, ...]:
+    """The three slices of an image and of its maps (prediction, and reference where there is one)."""
+    boxes = [box for each in maps if (box := BoundingBox.of_mask(each > 0)) is not None]
+    shown = BoundingBox.whole(image_zyx.shape)
+    if boxes:
+        shown = boxes[0].union(boxes[-1]).grown(_MARGIN_MM, spacing_zyx_mm, shown.stop)
+    planes = []
+    for axis, title in enumerate(_PLANES):
+        region: list[slice | int] = list(shown.slices)
+        region[axis] = position[axis]
+        # z runs from the feet up, pictures from the top down
+        cuts = [array[tuple(region)][:: 1 if axis == 0 else -1] for array in (image_zyx, *maps)]
+        rows, columns = (spacing_zyx_mm[other] for other in range(3) if other != axis)
+        planes.append(
+            _Plane(
+                title=f"{title} {position[axis] + 1}/{image_zyx.shape[axis]}",
+                image=cuts[0],
+                prediction=cuts[1],
+                reference=cuts[2] if len(maps) > 1 else None,
+                spacing_mm=(rows, columns),
+            )
+        )
+    return tuple(planes)
+
+
+def _draw(planes: tuple[_Plane, ...], labels: LabelSet, window: tuple[float, float], title: str | None) -> Figure:
+    from matplotlib.figure import Figure  # takes a second, and only pictures need it
+
+    widths = [_HEIGHT_INCHES * min(max(plane.size_mm[1] / plane.size_mm[0], 0.25), 2.5) for plane in planes]
+    figure = Figure(
+        figsize=(sum(widths) + _LEGEND_INCHES, _HEIGHT_INCHES + 0.6), facecolor="black", layout="constrained"
+    )
+    axes = figure.subplots(1, 4, width_ratios=[*widths, _LEGEND_INCHES])
+    for axis, plane in zip(axes, planes, strict=False):
+        _draw_plane(axis, plane, labels.count, window)
+    _draw_legend(axes[-1], planes, labels)
+    if title is not None:
+        figure.suptitle(title, color="white", fontsize=11)
+    return figure
+
+
+def _draw_plane(axes: Axes, plane: _Plane, organs: int, window: tuple[float, float]) -> None:
+    height, width = plane.size_mm
+    extent = (0.0, width, height, 0.0)
+    axes.imshow(
+        plane.image,
+        cmap="gray",
+        vmin=window[0],
+        vmax=window[1],
+        extent=extent,
+        interpolation="bilinear",
+        aspect="equal",
+    )
+    fill = np.zeros((*plane.prediction.shape, 4))
+    for index in np.unique(plane.prediction[plane.prediction > 0]):
+        fill[plane.prediction == index] = (*organ_color(int(index)), _FILL)
+    axes.imshow(fill, extent=extent, interpolation="nearest", aspect="equal")
+    if plane.reference is not None:
+        for index in range(1, organs + 1):
+            _outline(axes, plane.reference == index, plane.spacing_mm, organ_color(index))
+    axes.set_title(plane.title, color="0.8", fontsize=9)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_axis_off()
+
+
+def _outline(axes: Axes, mask: np.ndarray, spacing_mm: tuple[float, float], color: tuple[float, float, float]) -> None:
+    if not mask.any():
+        return
+    padded = np.pad(mask, 1).astype(float)  # closed along the border of the field too
+    rows = (np.arange(padded.shape[0]) - 0.5) * spacing_mm[0]
+    columns = (np.arange(padded.shape[1]) - 0.5) * spacing_mm[1]
+    axes.contour(columns, rows, padded, levels=[0.5], colors=[color], linewidths=1.1)
+
+
+def _draw_legend(axes: Axes, planes: tuple[_Plane, ...], labels: LabelSet) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    axes.set_axis_off()
+    maps = [array for plane in planes for array in (plane.prediction, plane.reference) if array is not None]
+    seen = {int(index) for array in maps for index in np.unique(array)}
+    handles: list[Patch | Line2D] = [
+        Patch(color=organ_color(index), label=name) for index, name in enumerate(labels.names, start=1) if index in seen
+    ]
+    handles.append(Patch(color=(0.7, 0.7, 0.7, _FILL), label="filled: prediction"))
+    if planes[0].reference is not None:
+        handles.append(Line2D([], [], color="0.8", label="outline: reference"))
+    axes.legend(handles=handles, loc="center left", frameon=False, labelcolor="white", fontsize=9)
