@@ -219,6 +219,18 @@ def _code_lines(function: ast.FunctionDef) -> int:
     return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
 
 
+def test_the_page_on_the_layout_names_every_module() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set()
+    for line in (line for line in page.splitlines() if line.startswith("| `")):
+        package = ""
+        for word in re.findall(r"`([a-z_0-9/]+\.py)`", line):  # `io/images.py` `nifti.py`: the folder holds for the line
+            package = word.rpartition("/")[0] or package
+            named.add(f"{package}/{word.rpartition('/')[2]}".lstrip("/"))
+    present = {source.name for source in SOURCES if source.path.name != "__init__.py"}
+    assert named == present, f"not on the page: {present - named}; no longer there: {named - present}"
+
+
 def test_what_is_imported_is_declared_and_the_reverse() -> None:
     setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
     block = setup[setup.index("DEPENDENCIES = [") : setup.index("DEVELOPMENT = [")]
