@@ -123,6 +123,20 @@ def load_dataset(root: Path) -> Dataset:
     )
 
 
+def declared_labels(root: Path) -> tuple[LabelSet | None, dict[str, tuple[str, ...]]]:
+    """What the dataset.json of a folder says of its labels; no case is looked for.
+
+    Returns:
+        The organs, None where no file names them; and the organs that a case annotates, for cases that do not
+        annotate all.
+
+    Raises:
+        DatasetError: the file cannot be used.
+    """
+    description = _Description(Path(root) / "dataset.json")
+    return description.labels, description.annotated
+
+
 def find_images(folder: Path) -> tuple[Case, ...]:
     """The images of a folder as cases without labels, sorted by name.
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,6 @@ from flaresemi.errors import DatasetError, ImageError
 from flaresemi.evaluation.flare import OrganScore, evaluate_case
 from flaresemi.io.images import LabelMap, read_grid, read_label_map
 from flaresemi.labels import LabelSet
-
-logger = logging.getLogger(__name__)
 
 #: Least tolerance of the surface Dice where nobody declared one.
 SMALLEST_TOLERANCE_MM = 2.0
@@ -47,6 +44,21 @@ class CasePair:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Matches:
+    """Which predictions belong to which references.
+
+    Attributes:
+        pairs: Sorted by case.
+        missing: Cases with a reference only, sorted.
+        surplus: Cases with a prediction only, sorted.
+    """
+
+    pairs: tuple[CasePair, ...]
+    missing: tuple[str, ...]
+    surplus: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CaseScores:
     """The scores of one case, by organ."""
 
@@ -58,12 +70,8 @@ def match_cases(
     predictions: Path | Mapping[str, Path],
     references: Path | Mapping[str, Path],
     annotated: Mapping[str, tuple[str, ...]],
-) -> tuple[tuple[CasePair, ...], tuple[str, ...]]:
+) -> Matches:
     """Pairs files by case, which is the name without its ending; two single files form a pair whatever their names.
-
-    Returns:
-        The pairs and the cases without a prediction, both sorted. Predictions without a reference are left out and
-        logged.
 
     Raises:
         DatasetError: a folder or file is not there, a folder holds no label map, or two files stand for one case.
@@ -72,9 +80,6 @@ def match_cases(
     predicted = {case_id: path for case_id, path in _by_case(predictions).items() if path.exists()}
     if _is_file(predictions) and _is_file(references):
         predicted = dict(zip(referred, predicted.values()))
-    surplus = sorted(predicted.keys() - referred.keys())
-    if surplus and referred.keys() & predicted.keys():
-        logger.warning("%d prediction(s) have no reference and are left out: %s", len(surplus), ", ".join(surplus[:10]))
     pairs = tuple(
         CasePair(
             case_id=case_id,
@@ -85,7 +90,11 @@ def match_cases(
         for case_id, reference in sorted(referred.items())
         if case_id in predicted
     )
-    return pairs, tuple(sorted(referred.keys() - predicted.keys()))
+    return Matches(
+        pairs=pairs,
+        missing=tuple(sorted(referred.keys() - predicted.keys())),
+        surplus=tuple(sorted(predicted.keys() - referred.keys())),
+    )
 
 
 def default_tolerance_mm(references: Sequence[Path]) -> float:

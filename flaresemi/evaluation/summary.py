@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from flaresemi.files import write_text
 from flaresemi.labels import LabelSet
 from flaresemi.records import load_record, save_record
 
-SCHEMA_VERSION = 1
+logger = logging.getLogger(__name__)
 
-_METRICS = ("dice", "nsd", "hd95_mm")
+SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,9 @@ class Summary:
         mean_dice: Mean over the organs of the organs' means; None where nothing was scored.
         mean_nsd: The same.
         mean_hd95_mm: The same, over the organs that have one.
+        mean_dice_present: As `mean_dice`, of the cases alone whose reference has the organ: an absent organ that is
+            rightly not found counts 1 by FLARE's rules, which says little where many are absent.
+        mean_nsd_present: The same.
         organs: In the order of the label set.
         missing: Cases with a reference and no prediction. They count nowhere.
         cases: The scores, in the order of the case names.
@@ -79,6 +83,8 @@ class Summary:
     mean_dice: float | None
     mean_nsd: float | None
     mean_hd95_mm: float | None
+    mean_dice_present: float | None
+    mean_nsd_present: float | None
     organs: tuple[OrganSummary, ...]
     missing: tuple[str, ...]
     cases: tuple[CaseScores, ...]
@@ -117,18 +123,22 @@ def evaluate_folders(
             case.
         ImageError: a file cannot be read, has undeclared values, or does not lie on its reference's grid.
     """
-    pairs, missing = match_cases(predictions, references, annotated or {})
-    if missing and not (allow_missing and pairs):
-        listed = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+    found = match_cases(predictions, references, annotated or {})
+    if found.missing and not (allow_missing and found.pairs):
         raise DatasetError(
-            f"{len(missing)} of {len(missing) + len(pairs)} cases have no prediction: {listed}",
+            f"{len(found.missing)} of {len(found.missing) + len(found.pairs)} cases have no prediction: "
+            f"{_few(found.missing)}",
             where=predictions if isinstance(predictions, Path) else None,
-            fix="--allow-missing scores the others" if pairs else "predictions are named like their references",
+            fix="--allow-missing scores the others" if found.pairs else "predictions are named like their references",
+        )
+    if found.surplus:
+        logger.warning(
+            "%d prediction(s) have no reference and are left out: %s", len(found.surplus), _few(found.surplus)
         )
     if tolerance_mm is None:
-        tolerance_mm = default_tolerance_mm([pair.reference for pair in pairs])
-    scores = score_cases(pairs, labels, default_tolerance_mm=tolerance_mm, official=official, workers=workers)
-    return summarize(scores, labels, default_tolerance_mm=tolerance_mm, official=official, missing=missing)
+        tolerance_mm = default_tolerance_mm([pair.reference for pair in found.pairs])
+    scores = score_cases(found.pairs, labels, default_tolerance_mm=tolerance_mm, official=official, workers=workers)
+    return summarize(scores, labels, default_tolerance_mm=tolerance_mm, official=official, missing=found.missing)
 
 
 def summarize(
@@ -140,16 +150,19 @@ def summarize(
     missing: Sequence[str] = (),
 ) -> Summary:
     """The record of scored cases. `default_tolerance_mm` and `official` are what they were scored with."""
-    organs = []
+    organs, present_dice, present_nsd = [], [], []
     for label in labels.labels:
         scores = [score for case in cases if (score := case.organs[label.name]).dice is not None]
+        present = [score for score in scores if score.reference_ml]
+        present_dice.append(_statistics(present, "dice"))
+        present_nsd.append(_statistics(present, "nsd"))
         organs.append(
             OrganSummary(
                 name=label.name,
                 tolerance_mm=default_tolerance_mm if label.tolerance_mm is None else label.tolerance_mm,
                 z_range=label.z_range,
                 cases=len(scores),
-                present=sum(bool(score.reference_ml) for score in scores),
+                present=len(present),
                 dice=_statistics(scores, "dice"),
                 nsd=_statistics(scores, "nsd"),
                 hd95_mm=_statistics(scores, "hd95_mm"),
@@ -160,6 +173,8 @@ def summarize(
         mean_dice=_mean([organ.dice for organ in organs]),
         mean_nsd=_mean([organ.nsd for organ in organs]),
         mean_hd95_mm=_mean([organ.hd95_mm for organ in organs]),
+        mean_dice_present=_mean(present_dice),
+        mean_nsd_present=_mean(present_nsd),
         organs=tuple(organs),
         missing=tuple(sorted(missing)),
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
@@ -204,13 +219,16 @@ def table(summary: Summary) -> str:
                 _spread(organ.hd95_mm, 1),
             )
         )
-    means = (summary.mean_dice, summary.mean_nsd, summary.mean_hd95_mm)
-    dice, nsd, hd95_mm = (f"{mean:.{digits}f}" if mean is not None else "-" for mean, digits in zip(means, (3, 3, 1)))
-    rows.append(("mean over organs", "", "", dice, "", nsd, hd95_mm))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    hd95_mm = _figure(summary.mean_hd95_mm, 1)
+    means = [("mean over organs", "", "", _figure(summary.mean_dice), "", _figure(summary.mean_nsd), hd95_mm)]
+    if any(organ.present < organ.cases for organ in summary.organs):
+        present = _figure(summary.mean_dice_present), "", _figure(summary.mean_nsd_present)
+        means.append(("mean where present", "", "", *present, hd95_mm))
+    widths = [max(len(row[column]) for row in rows + means) for column in range(len(rows[0]))]
+    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows + means]
     rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *_notes(summary)])
+    organs, last = lines[1 : len(rows)], lines[len(rows) :]
+    return "\n".join([lines[0], rule, *organs, rule, *last, *_notes(summary)])
 
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
@@ -230,7 +248,7 @@ def _notes(summary: Summary) -> list[str]:
     if summary.official:
         notes.append("as the official scripts: last slice of * left out, NSD 0 below Dice 0.2, four digits")
     if summary.missing:
-        notes.append(f"no prediction, counted nowhere: {', '.join(summary.missing)}")
+        notes.append(f"no prediction, counted nowhere: {_few(summary.missing)}")
     return notes
 
 
@@ -254,8 +272,16 @@ def _mean(statistics: Sequence[Statistics | None]) -> float | None:
 def _spread(statistics: Statistics | None, digits: int) -> str:
     if statistics is None:
         return "-"
-    mean = f"{statistics.mean:.{digits}f}"
-    return mean if statistics.sd is None else f"{mean} ± {statistics.sd:.{digits}f}"
+    mean = _figure(statistics.mean, digits)
+    return mean if statistics.sd is None else f"{mean} ± {_figure(statistics.sd, digits)}"
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _few(case_ids: Sequence[str]) -> str:
+    return ", ".join(case_ids[:10]) + (f" and {len(case_ids) - 10} more" if len(case_ids) > 10 else "")
 
 
 def _rounded(value: float | None) -> str:
