@@ -270,19 +270,16 @@ def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
 
 def _nifti_geometry(path: Path) -> Geometry:
     header = nifti.read_header(path)
-    if header.affine_lps_mm is not None:
-        _check_axes(header.affine_lps_mm[:3, :3], path)
+    affine = header.affine_lps_mm
+    _check_axes(affine[:3, :3], path)
     if header.disagreement_mm > 1.0:
         logger.warning("%s: sform and qform place the image %.3g mm apart", path, header.disagreement_mm)
     try:
         return _reader_geometry(_open_reader(path), header.shape_zyx, path)
     except ImageError:
-        if header.affine_lps_mm is None:
-            raise
-    # SimpleITK refuses what is not orthonormal to the last digits, and NIfTI-2. The header says it all the same.
-    affine = header.affine_lps_mm
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    return _geometry(header.shape_zyx, spacing, affine[:3, 3], affine[:3, :3] / spacing, path)
+        # SimpleITK refuses NIfTI-2, and axes that are not orthonormal to four digits. The header says it all the same.
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        return _geometry(header.shape_zyx, spacing, affine[:3, 3], affine[:3, :3] / spacing, path)
 
 
 def _text_header_geometry(path: Path) -> Geometry:

@@ -38,7 +38,7 @@ class NiftiHeader:
         slope: Stored voxels are multiplied by this ...
         intercept: ... and this is added.
         affine_lps_mm: 4×4, from (x, y, z) voxel index to LPS world in mm: the sform where there is one, else the
-            qform; None when the header has neither.
+            qform, else the voxel sizes along the world's axes (as ITK takes it).
         disagreement_mm: Where sform and qform both stand, how far apart they place a corner of the image.
     """
 
@@ -47,7 +47,7 @@ class NiftiHeader:
     offset: int
     slope: float
     intercept: float
-    affine_lps_mm: np.ndarray | None
+    affine_lps_mm: np.ndarray
     disagreement_mm: float
 
     @property
@@ -162,14 +162,16 @@ def _dtype(header: object, path: Path) -> np.dtype:
     return dtype.newbyteorder(header.endianness)  # type: ignore[attr-defined]
 
 
-def _affine(header: object, shape_zyx: IntTriple) -> tuple[np.ndarray | None, float]:
+def _affine(header: object, shape_zyx: IntTriple) -> tuple[np.ndarray, float]:
     unit = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)  # type: ignore[index]
     to_lps_mm = np.diag([-unit, -unit, unit, 1.0])
     sform = header.get_sform() if int(header["sform_code"]) > 0 else None  # type: ignore[index, attr-defined]
     qform = _qform(header) if int(header["qform_code"]) > 0 else None  # type: ignore[index]
+    if sform is None and qform is None:
+        sizes = np.abs(np.asarray(header["pixdim"], float)[1:4])  # type: ignore[index]
+        return np.diag([*(unit * sizes), 1.0]), 0.0
     if sform is None or qform is None:
-        either = qform if sform is None else sform
-        return (None if either is None else to_lps_mm @ either), 0.0
+        return to_lps_mm @ (qform if sform is None else sform), 0.0
     x, y, z = (np.array([0, size - 1]) for size in shape_zyx[::-1])
     corners = np.stack([*(grid.ravel() for grid in np.meshgrid(x, y, z)), np.ones(8)])
     apart = to_lps_mm @ (sform - qform) @ corners

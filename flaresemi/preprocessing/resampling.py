@@ -19,7 +19,10 @@ from flaresemi.geometry import BoundingBox, IntTriple
 Kind = Literal["linear", "cubic"]
 
 #: Working memory of one slab of `labels_from_logits`. Chosen: far below what a network needs.
-_SLAB_BYTES = 256 << 20
+_SLAB_BYTES = 64 << 20
+
+#: Edge of the cells, in voxels, that classes are ruled out by.
+_CELL = 2
 
 
 def resample_image(
@@ -126,14 +129,14 @@ def labels_from_logits(
         raise ValueError(f"logits of shape {tuple(logits_czyx.shape)} for a box of {logits_box.shape_zyx}")
     classes = logits_czyx.shape[0]
     result = np.zeros(out_box.shape_zyx, np.uint8 if classes <= 256 else np.uint16)
+    axes = _axes(logits_box, stage_shape_zyx, canonical_shape_zyx, "linear", out_box)
+    possible = _possible_cells(logits_czyx) if all(axis.index.shape[1] <= 2 * _CELL for axis in axes) else None
     depth, height, width = out_box.shape_zyx
     planes = max(1, _SLAB_BYTES // (16 * height * width))
     for start in range(0, depth, planes):
-        stop = min(start + planes, depth)
-        z, y, x = out_box.slices
-        slab = _box((slice(z.start + start, z.start + stop), y, x))
-        axes = _axes(logits_box, stage_shape_zyx, canonical_shape_zyx, "linear", slab)
-        result[start:stop] = _largest(logits_czyx, axes).astype(result.dtype, copy=False)
+        slab = slice(start, min(start + planes, depth))
+        labels = _largest(logits_czyx, (axes[0].part(slab), axes[1], axes[2]), possible)
+        result[slab] = labels.cpu().numpy().astype(result.dtype, copy=False)
     return result
 
 
@@ -150,6 +153,15 @@ class _Axis:
     index: np.ndarray
     weight: np.ndarray
     ratio: float
+
+    def part(self, wanted: slice) -> "_Axis":
+        """The same for some voxels of the result only."""
+        return _Axis(self.index[wanted], self.weight[wanted], self.ratio)
+
+    def voxels_from(self, known: slice) -> slice:
+        """The voxels of the result whose middle tap is one of these input voxels."""
+        middle = self.index[:, (self.index.shape[1] - 1) // 2]
+        return slice(int(np.searchsorted(middle, known.start)), int(np.searchsorted(middle, known.stop)))
 
     @property
     def span(self) -> slice:
@@ -244,16 +256,59 @@ def _combine_planes(volume: torch.Tensor, index: np.ndarray, weight: np.ndarray)
     return result
 
 
-def _largest(logits_czyx: torch.Tensor, axes: tuple[_Axis, _Axis, _Axis]) -> np.ndarray:
-    best = _resample(logits_czyx[0], axes)
-    if best.untyped_storage().data_ptr() == logits_czyx.untyped_storage().data_ptr():
-        best = best.clone()  # a view of the logits, where nothing was resampled: it is written to below
-    labels = torch.zeros(best.shape, dtype=torch.uint8 if len(logits_czyx) <= 256 else torch.int32, device=best.device)
-    for index in range(1, len(logits_czyx)):
-        value = _resample(logits_czyx[index], axes)
-        labels.masked_fill_(value > best, index)
-        torch.maximum(best, value, out=best)
-    return labels.cpu().numpy()
+def _largest(logits_czyx: torch.Tensor, axes: tuple[_Axis, _Axis, _Axis], possible: np.ndarray | None) -> torch.Tensor:
+    """Index of the largest logit; classes are computed only where they are possible, unless that is None."""
+    shape = tuple(len(axis.index) for axis in axes)
+    best = torch.full(shape, -math.inf, device=logits_czyx.device)
+    labels = torch.zeros(shape, dtype=torch.uint8 if len(logits_czyx) <= 256 else torch.int32, device=best.device)
+    planes = slice(int(axes[0].index.min()) // _CELL, int(axes[0].index.max()) // _CELL + 1)
+    for index, logits_zyx in enumerate(logits_czyx):
+        region = tuple(slice(0, size) for size in shape)
+        if possible is not None:
+            cells = BoundingBox.of_mask(possible[index, planes])
+            if cells is None:
+                continue
+            known = (slice(s.start * _CELL, s.stop * _CELL) for s in cells.shifted((planes.start, 0, 0)).slices)
+            region = tuple(axis.voxels_from(part) for axis, part in zip(axes, known, strict=True))
+            if any(side.stop <= side.start for side in region):
+                continue
+        value = _resample(logits_zyx, tuple(axis.part(side) for axis, side in zip(axes, region, strict=True)))
+        better = value > best[region]
+        labels[region].masked_fill_(better, index)
+        torch.maximum(best[region], value, out=best[region])
+    return labels
+
+
+def _possible_cells(logits_czyx: torch.Tensor) -> np.ndarray:
+    """For every class, the cells of 2×2×2 voxels about which it may be the largest anywhere after interpolation.
+
+    What is interpolated lies between the extremes of its taps. So a class cannot win where, over a cell and its
+    neighbors, its highest logit is below another's lowest. Most organs are possible in a small part of the volume.
+
+    Returns:
+        Bool, (C, *cells).
+    """
+    floor: torch.Tensor | None = None
+    for logits_zyx in logits_czyx:
+        lowest = -_cell_maximum(-logits_zyx)
+        floor = lowest if floor is None else torch.maximum(floor, lowest)
+    return np.stack([(_cell_maximum(logits_zyx) >= floor).cpu().numpy() for logits_zyx in logits_czyx])
+
+
+def _cell_maximum(volume_zyx: torch.Tensor) -> torch.Tensor:
+    """Maximum over each cell of 2×2×2 voxels and the cells next to it."""
+    for dimension in range(3):
+        before = (slice(None),) * dimension
+        cells = volume_zyx[(*before, slice(0, None, _CELL))].clone()
+        odd = volume_zyx[(*before, slice(1, None, _CELL))]
+        paired = cells.narrow(dimension, 0, odd.shape[dimension])
+        torch.maximum(paired, odd, out=paired)
+        volume_zyx = cells.clone()
+        pairs = cells.shape[dimension] - 1
+        for target, neighbor in ((0, 1), (1, 0)):
+            part = volume_zyx.narrow(dimension, target, pairs)
+            torch.maximum(part, cells.narrow(dimension, neighbor, pairs), out=part)
+    return volume_zyx
 
 
 def _reach(box: BoundingBox, from_shape: IntTriple, to_shape: IntTriple) -> BoundingBox:
