@@ -18,7 +18,7 @@ Box = tuple[Vector, Vector]
 _VALUE = {label.name: label.value for label in flare22.LABELS.labels}
 
 _STOMACH = (
-    (52, 14, 110, 19), (66, 10, 97, 27), (78, -6, 74, 28), (80, -30, 48, 25), (64, -52, 24, 20), (36, -62, 13, 17),
+    (52, 14, 110, 19), (66, 10, 97, 27), (78, -10, 76, 28), (80, -36, 50, 25), (64, -54, 26, 20), (36, -62, 13, 17),
     (8, -56, 14, 13.5), (-14, -46, 20, 9),
 )  # fmt: skip
 _DUODENUM = (
@@ -26,8 +26,8 @@ _DUODENUM = (
     (0, -1, -46, 8.5), (22, -2, -40, 9), (34, -6, -24, 9), (36, -16, -10, 8.5),
 )  # fmt: skip
 _PANCREAS = (
-    (-22, -8, -24, 9), (-30, -16, -6, 15), (-20, -24, 8, 14), (0, -28, 18, 10), (26, -26, 26, 11.5), (54, -12, 36, 11),
-    (78, 8, 46, 9), (88, 16, 50, 6),
+    (-22, -8, -24, 9), (-30, -16, -6, 15), (-20, -24, 8, 14), (0, -28, 18, 10), (26, -26, 26, 11.5), (54, -6, 34, 11),
+    (76, 16, 42, 9.5), (90, 24, 46, 6.5),
 )  # fmt: skip
 _ESOPHAGUS = (
     (2, 24, 250, 8), (3, 24, 200, 8), (7, 16, 160, 8), (14, 4, 132, 9), (26, -2, 116, 9), (40, 4, 106, 10),
@@ -73,9 +73,9 @@ def liver_solid(patient: Patient, torso: Torso) -> Callable[[Points], np.ndarray
     def solid(points: Points) -> np.ndarray:
         x, y, z = pose.to_organ(points)
         # The lower face: low on the right, high under the left lobe, higher toward the back.
-        face = -22 - 11 * drop + (88 + 7 * drop) / (1 + np.exp(-(x + 36 + 5 * slant) / 27)) + 0.22 * (y + 10)
+        face = -13 - 7 * drop + (88 + 5 * drop) / (1 + np.exp(-(x + 36 + 5 * slant) / 27)) + 0.22 * (y + 10)
         lower = (face - z) * np.float32(0.62)
-        left = (y + (0.85 + 0.08 * slant) * x - 4 - 5 * back) * np.float32(0.75)
+        left = (y + (0.85 + 0.08 * slant) * x - 10 - 5 * back) * np.float32(0.75)
         tip = x - np.float32(62 + 14 * reach)
         shape = shapes.intersection(shapes.intersection(lower, left, 26.0), tip, 24.0)
         return torso.inside(points, shape)
@@ -95,14 +95,14 @@ def _liver(patient: Patient, torso: Torso) -> Structure:
 
 
 def _spleen(patient: Patient, torso: Torso) -> Structure:
-    pose = patient.pose("spleen", (105, 30, 66), shift_mm=6.0, scale=0.09, turn=7.0)
+    pose = patient.pose("spleen", (106, 28, 54), shift_mm=4.0, scale=0.07, turn=7.0)
     tilt = shapes.rotation_matrix((25, 12, 20))
 
     def solids(points: Points) -> list[np.ndarray]:
         local = pose.to_organ(points)
-        center = np.array((106.0, 28.0, 66.0))
-        body = shapes.ellipsoid(shapes.moved(local, tilt, center - tilt @ center), (106, 28, 66), (34, 50, 57))
-        hollow = shapes.ellipsoid(local, (62, -8, 66), (40, 38, 60))
+        center = np.array((106.0, 28.0, 54.0))
+        body = shapes.ellipsoid(shapes.moved(local, tilt, center - tilt @ center), (106, 28, 54), (36, 52, 58))
+        hollow = shapes.ellipsoid(local, (60, -10, 60), (36, 35, 58))
         return [torso.inside(points, pose.distance(shapes.difference(body, hollow, 8.0)))]
 
     layer = Layer(hu=patient.hu["spleen"], texture_hu=8, label=_VALUE["spleen"], blur_mm=0.5)
@@ -112,7 +112,7 @@ def _spleen(patient: Patient, torso: Torso) -> Structure:
 def _kidney(patient: Patient, torso: Torso, side: str) -> Structure:
     sign = 1.0 if side == "left" else -1.0
     center = _KIDNEY_CENTER[side]
-    pose = patient.pose(f"{side} kidney", center, shift_mm=5.0, scale=0.065, turn=6.0)
+    pose = patient.pose(f"{side} kidney", center, shift_mm=5.0, scale=0.05, turn=6.0)
     # Both sides are one shape in a frame whose x points away from the spine.
     lean = shapes.rotation_matrix((-10, 13, 0)) @ shapes.rotation_matrix((0, 0, -28))
     rng = patient.rng(f"{side} kidney")
@@ -123,7 +123,7 @@ def _kidney(patient: Patient, torso: Torso, side: str) -> Structure:
     def solids(points: Points) -> list[np.ndarray]:
         x, y, z = pose.to_organ(points)
         local = shapes.moved(((x - center[0]) * np.float32(sign), y - center[1], z - center[2]), lean.T)
-        body = shapes.ellipsoid(local, (0, 0, 0), (30 + bulge, 27, 55 * (1 + 0.05 * stretch)))
+        body = shapes.ellipsoid(local, (0, 0, 0), (30 + bulge, 27, 54 * (1 + 0.05 * stretch)))
         sinus = shapes.ellipsoid(local, (-22, 0, 0), (19, 9, 25))
         solid = shapes.difference(body, sinus, 7.0)
         pelvis = shapes.ellipsoid(local, (-19, 0, -4), (10, 5, 13))
@@ -147,9 +147,9 @@ def _kidney(patient: Patient, torso: Torso, side: str) -> Structure:
 def _adrenal(patient: Patient, torso: Torso, side: str) -> Structure:
     sign = 1.0 if side == "left" else -1.0
     center = _ADRENAL_CENTER[side]
-    pose = patient.pose(f"{side} adrenal gland", center, shift_mm=3.0, scale=0.08, turn=9.0)
+    pose = patient.pose(f"{side} adrenal gland", center, shift_mm=3.0, scale=0.06, turn=9.0)
     rng = patient.rng(f"{side} adrenal gland")
-    thickness = 1.9 * float(np.exp(np.clip(rng.normal(0, 0.12), -0.25, 0.25)))
+    thickness = 1.75 * float(np.exp(np.clip(rng.normal(0, 0.12), -0.25, 0.25)))
     spread = float(rng.uniform(0.25, 0.5))
 
     def solids(points: Points) -> list[np.ndarray]:

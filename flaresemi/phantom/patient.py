@@ -19,7 +19,7 @@ _MISSING = {"gallbladder": 0.12, "spleen": 0.02, "right kidney": 0.015, "left ki
 
 _WAVES = 8
 _WAVE_MM = (110.0, 260.0)
-_WAVE_AMPLITUDE_MM = 3.0
+_WAVE_AMPLITUDE_MM = 2.2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,7 @@ class Structure:
         step_mm: Distance between the points at which the solids are computed; between them is interpolated.
         solids: From positions in the template to one array per layer, negative inside, in mm.
         layers: What each solid paints, in order.
+        bends: Whether it bends with the patient; scaled it is in any case.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Structure:
     step_mm: float
     solids: Callable[[Points], Sequence[np.ndarray]]
     layers: tuple[Layer, ...]
+    bends: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,7 @@ class Patient:
             turn: Standard deviation of the rotation about each axis, degrees.
         """
         rng = self.rng(f"pose {name}")
-        draws = np.clip(rng.normal(size=10), -2.2, 2.2)
+        draws = np.clip(rng.normal(size=10), -2, 2)
         sizes = np.exp(scale * (draws[0] + 0.5 * draws[1:4]))
         shift = shift_mm * draws[4:7]
         angles = turn * draws[7:10]
@@ -158,11 +160,11 @@ class Patient:
         """How far the bending can move a point at most."""
         return float(np.linalg.norm(np.abs(self.waves[:, 1:]).sum(axis=(0, 1))))
 
-    def to_template(self, points: Points) -> Points:
+    def to_template(self, points: Points, *, bends: bool = True) -> Points:
         """LPS world positions of this patient to positions in the template."""
         x, y, z = points
-        moves = [np.zeros(np.broadcast(x, y, z).shape, np.float32) for _ in range(3)]
-        for wave, sine, cosine in self.waves.astype(np.float32):
+        moves = [np.zeros(x.shape, np.float32) for _ in range(3)]
+        for wave, sine, cosine in self.waves.astype(np.float32) if bends else ():
             phase = wave[0] * x + wave[1] * y + wave[2] * z
             sin, cos = np.sin(phase), np.cos(phase)
             for axis, move in enumerate(moves):

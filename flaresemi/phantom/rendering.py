@@ -123,7 +123,7 @@ class Renderer:
         if box is None:
             return None
         lattice = Lattice.over(box, self._geometry, structure.step_mm)
-        template = self._template(lattice)
+        template = self._template(lattice, structure.bends)
         solids = structure.solids(template)
         distances = [
             self._in_voxels(np.asarray(solid, np.float32), lattice, layer.blur_mm)
@@ -131,7 +131,7 @@ class Renderer:
         ]
         return lattice, structure.layers, distances
 
-    def _template(self, lattice: Lattice) -> Points:
+    def _template(self, lattice: Lattice, bends: bool) -> Points:
         """Where the lattice points lie in the template. The bending is so smooth that every few of them suffice."""
         every = Geometry(
             shape_zyx=lattice.shape_zyx,
@@ -143,7 +143,7 @@ class Renderer:
         )
         whole = BoundingBox.whole(lattice.shape_zyx)
         few = Lattice.over(whole, every, _BENDING_STEP_MM)
-        x, y, z = (few.stretched(axis, whole) for axis in self._patient.to_template(few.points(every)))
+        x, y, z = (few.stretched(axis, whole) for axis in self._patient.to_template(few.points(every), bends=bends))
         return x, y, z
 
     def _voxels(self, structure: Structure) -> BoundingBox | None:

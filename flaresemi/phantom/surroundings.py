@@ -102,13 +102,13 @@ def liver_inside(patient: Patient, torso: Torso) -> list[Structure]:
 
 def heart(patient: Patient, torso: Torso) -> Structure:
     """Heart in its fat, on the diaphragm; bladder-like smoothness, blood inside."""
-    pose = patient.pose("heart", (18, -36, 165), shift_mm=5.0, scale=0.05)
+    pose = patient.pose("heart", (18, -36, 158), shift_mm=5.0, scale=0.05)
     tilt = shapes.rotation_matrix((0, 25, -35))
-    center = np.array((20.0, -38.0, 168.0))
+    center = np.array((20.0, -38.0, 158.0))
 
     def solids(points: Points) -> list[np.ndarray]:
         local = shapes.moved(pose.to_organ(points), tilt, center - tilt @ center)
-        fat = shapes.intersection(shapes.ellipsoid(local, (20, -38, 168), (66, 48, 46)), torso.cavity(points) + 2, 8.0)
+        fat = shapes.intersection(shapes.ellipsoid(local, (20, -38, 158), (70, 50, 50)), torso.cavity(points) + 2, 8.0)
         fat = np.maximum(fat, 2 - torso.above_diaphragm(points))
         muscle = shapes.intersection(fat + 5, 5 - torso.above_diaphragm(points), 6.0)
         return [fat, muscle, np.maximum(muscle + 9, np.abs(local[0] - 22) * -1 + 5)]

@@ -44,7 +44,7 @@ class Torso:
         rng = patient.rng("torso")
         width, depth, top, lean = np.clip(rng.normal(size=4), -2, 2)
         fat = patient.fat
-        right = 128.0 + 8 * top
+        right = 128.0 + 6 * top
         return Torso(
             half_width=139 * (1 + 0.035 * width),
             half_depth=84 * (1 + 0.05 * depth),
@@ -78,7 +78,7 @@ class Torso:
         """Signed height over the diaphragm, about the distance to it; positive in the chest."""
         x, y, z = points
         right, left = (
-            np.float32(62) * (((x - np.float32(center_x)) / 66) ** 2 + ((y - np.float32(center_y)) / 72) ** 2) - top
+            np.float32(58) * (((x - np.float32(center_x)) / 72) ** 2 + ((y - np.float32(center_y)) / 80) ** 2) - top
             for center_x, center_y, top in self.domes
         )
         return (z + np.minimum(shapes.union(right, left, 30.0), np.float32(60))) * np.float32(0.75)
@@ -95,10 +95,10 @@ def backdrop(patient: Patient, torso: Torso) -> Structure:
 
     def solids(points: Points) -> list[np.ndarray]:
         skin, cavity, above = torso.skin(points), torso.cavity(points), torso.above_diaphragm(points)
-        x, y, _ = points
+        x, y, z = points
         erector = np.minimum(shapes.cylinder(points, (38, 90), (31, 19)), shapes.cylinder(points, (-38, 90), (31, 19)))
         muscle = np.maximum(shapes.union(cavity - np.float32(torso.wall), erector, 10.0), skin + 4)
-        beside_mediastinum = np.abs(x - 6) - np.where(y < 15, np.float32(30), np.float32(25))
+        beside_mediastinum = np.abs(x - 6) - 24 - np.float32(0.12) * np.maximum(15 - y, 0) - 4 * np.sin(z / 23)
         lungs = np.maximum(np.maximum(cavity + 3, 1.5 - above), -beside_mediastinum)
         return [skin, skin + 2, muscle, cavity, lungs, _ribs(torso, points, cavity), _iliac(points, cavity)]
 
@@ -155,24 +155,25 @@ def spine(patient: Patient) -> Structure:
 def table(patient: Patient, torso: Torso) -> Structure:
     """The couch under the back: a shell around foam, curved across and straight along the patient."""
     rng = patient.rng("table")
-    gap, bend, width = rng.uniform(0, 6), rng.uniform(3e-4, 9e-4), rng.uniform(190, 250)
+    gap, bend, width = rng.uniform(3, 12), rng.uniform(3e-4, 9e-4), rng.uniform(190, 250)
     top = _BACK_Y_MM + torso.fat[2] + float(gap)
 
     def solids(points: Points) -> list[np.ndarray]:
         x, y, _ = points
         height = y - np.float32(top + 22) + np.float32(bend) * x * x
         slab = np.maximum(np.abs(height) - 20, np.abs(x) - np.float32(width))
-        return [slab, slab + 4]
+        return [slab, slab + 5]
 
     return Structure(
         name="table",
         box=((-270, top - 70, -1e4), (270, top + 50, 1e4)),
-        step_mm=4.0,
+        step_mm=2.5,
         solids=solids,
         layers=(
             Layer(hu=float(rng.uniform(-180, 120)), texture_hu=8),
             Layer(hu=float(rng.uniform(-960, -900)), texture_hu=3),
         ),
+        bends=False,
     )
 
 
