@@ -55,6 +55,11 @@ class Workspace:
         return self.root / "plans.json"
 
     @property
+    def replaced_plans(self) -> Path:
+        """The plans before the last --replan."""
+        return self.root / "plans_replaced.json"
+
+    @property
     def splits(self) -> Path:
         return self.root / "splits.json"
 

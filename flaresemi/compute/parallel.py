@@ -1,6 +1,7 @@
 """A parallel map over cases that bounds memory, keeps tracebacks and tells a killed worker from a broken one."""
 
 import concurrent.futures
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -35,6 +36,7 @@ def parallel_map(
     workers: int,
     progress: str | None = None,
     total: int | None = None,
+    mute: bool = False,
 ) -> Iterator[tuple[Item, Result]]:
     """Yields `(item, function(item))` as they finish, with at most two items per worker under way.
 
@@ -44,6 +46,7 @@ def parallel_map(
     Args:
         progress: Label of a progress bar on stderr; it is shown only in a terminal.
         total: Length of the bar, where more is counted than is done here; None: the number of items.
+        mute: Worker processes log nothing, where what they would say comes back with the results.
 
     Raises:
         FlaresemiError: a worker died; it names how, the likely cause and the flag to change.
@@ -55,7 +58,7 @@ def parallel_map(
         disable=progress is None or not sys.stderr.isatty(),
     )  # fmt: skip
     with bar:
-        source = _here(function, items) if workers <= 1 or len(items) <= 1 else _pooled(function, items, workers)
+        source = _here(function, items) if workers <= 1 or len(items) <= 1 else _pooled(function, items, workers, mute)
         for pair in source:
             bar.update()
             yield pair
@@ -66,11 +69,13 @@ def _here(function: Callable[[Item], Result], items: list[Item]) -> Iterator[tup
         yield item, function(item)
 
 
-def _pooled(function: Callable[[Item], Result], items: list[Item], workers: int) -> Iterator[tuple[Item, Result]]:
+def _pooled(
+    function: Callable[[Item], Result], items: list[Item], workers: int, mute: bool
+) -> Iterator[tuple[Item, Result]]:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     others = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(items)), mp_context=context, initializer=_start_worker
+        min(workers, len(items)), mp_context=context, initializer=_start_worker, initargs=(mute,)
     )
     waiting = iter(items)
     running: dict[concurrent.futures.Future, Item] = {}
@@ -114,8 +119,10 @@ def _death(children: set[BaseProcess], workers: int) -> FlaresemiError:
     )
 
 
-def _start_worker() -> None:
+def _start_worker(mute: bool) -> None:
     """One thread, deaf to Ctrl-C (the parent hears it and ends its workers), and never without a parent."""
+    if mute:
+        logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

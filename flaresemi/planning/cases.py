@@ -1,5 +1,6 @@
 """One case of the dataset, read for use: its image, and its organs as indices on the image's own grid."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable
@@ -112,15 +113,13 @@ def read_case(case: Case, labels: LabelSet) -> tuple[Image, np.ndarray | None]:
     return image, indices
 
 
-def most_voxels(cases: Iterable[Case]) -> int:
-    """Voxels (of one channel) of the largest image among some cases, by their headers; bad headers do not count."""
-    most = 0
+def read_geometries(cases: Iterable[Case]) -> list[Geometry]:
+    """Canonical grids of some cases, from their headers; bad headers are left out: reading the voxels says why."""
+    geometries = []
     for case in cases:
-        try:
-            most = max(most, math.prod(read_grid(case.images[0]).geometry.shape_zyx))
-        except ImageError:  # reading the voxels will say why
-            continue
-    return most
+        with contextlib.suppress(ImageError):
+            geometries.append(read_grid(case.images[0]).canonical)
+    return geometries
 
 
 def unknown_values_text(unknown: tuple[int, ...], labels: LabelSet) -> str:

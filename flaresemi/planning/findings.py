@@ -85,17 +85,18 @@ class IntegrityReport:
                 writer.writerow([case_id, group, "ok", "", "", "", "", *cells])
         write_text(path, text.getvalue())
 
-    def summary(self, *, most: int | None = None) -> str:
+    def summary(self, *, most: int | None = None, severities: tuple[str, ...] = ("error", "warning")) -> str:
         """What a person reads: counts, then the findings of each kind, then which label appears how often.
 
         Args:
             most: Findings shown per kind; None: all.
+            severities: Which findings are shown; all are counted.
         """
         counts = collections.Counter(self.groups.values())
         cases = ", ".join(f"{counts[group]} {group}" for group in ("labeled", "unlabeled", "test"))
         lines = [f"cases: {cases}; {len(self.errors)} error(s), {len(self.warnings)} warning(s)"]
         kinds: dict[tuple[str, str], list[Finding]] = collections.defaultdict(list)
-        for finding in self.findings:
+        for finding in (finding for finding in self.findings if finding.severity in severities):
             kinds[finding.severity, finding.problem].append(finding)
         for (severity, problem), findings in kinds.items():
             lines += ["", f"{severity}: {problem} ({len(findings)})"]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.files import write_text
+from flaresemi.geometry import Geometry, IntTriple, resampled_shape
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.labels import LabelSet
-from flaresemi.planning.cases import most_voxels, read_case, supervised_organs
+from flaresemi.planning.cases import read_case, read_geometries, supervised_organs
 from flaresemi.planning.sources import source_hash
 from flaresemi.planning.splits import Splits
 from flaresemi.plans import Plans, Stage
@@ -26,9 +28,10 @@ logger = logging.getLogger(__name__)
 
 _RULES = "preparation 1"
 
-#: Main memory per voxel and channel of an image while it is prepared, bytes. Measured on a CT of 512×512×41 and a
-#: phantom of 512×512×200 (benchmarks/preparation_memory.py), rounded up.
-_BYTES_PER_VOXEL = 24
+#: Main memory while a case is prepared, bytes per voxel and channel of the image and of the larger stage. Measured on
+#: a phantom of 173×505×505, to two spacings, and a CT of 41×512×512: 13.6 and 4.8; rounded up.
+_BYTES_PER_VOXEL = 16
+_BYTES_PER_STAGE_VOXEL = 6
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +81,14 @@ def prepare_dataset(
     tasks = pending(dataset, plans, workspace, groups=groups)
     if not tasks:
         return 0
-    gib = 0.5 + _BYTES_PER_VOXEL * most_voxels(task.case for task in tasks) * len(dataset.channels) / 2**30
+    grids = read_geometries(task.case for task in tasks)
+    gib = max((gib_to_prepare(grid, plans) for grid in grids), default=0.0)
     count = worker_count(gib, workers)
     logger.info("preparing %d case(s) with %d process(es)", len(tasks), count)
     work = functools.partial(_prepare_case, labels=dataset.labels, plans=plans, workspace=workspace)
     failures = {
         task.case.id: failure
-        for task, failure in parallel_map(work, tasks, workers=count, progress="preprocessing")
+        for task, failure in parallel_map(work, tasks, workers=count, progress="preprocessing", mute=True)
         if failure is not None
     }
     if failures:
@@ -110,6 +114,31 @@ def pending(
         if missing:
             tasks.append(Task(case=case, stages=missing, source_hash=source))
     return tasks
+
+
+def gib_to_prepare(image: Geometry, plans: Plans) -> float:
+    """Main memory that preparing an image takes, GiB, if the patient fills it."""
+    stage = max(math.prod(_stage_shape(image, plans, stage)) for stage in Stage)
+    bytes_per_channel = _BYTES_PER_VOXEL * math.prod(image.shape_zyx) + _BYTES_PER_STAGE_VOXEL * stage
+    return 0.5 + bytes_per_channel * len(plans.channels) / 2**30
+
+
+def gib_to_store(tasks: Iterable[Task], plans: Plans, body_share: float) -> float:
+    """Disk space that prepared cases take, GiB.
+
+    Args:
+        body_share: Part of an image that the body's box takes, typically; only that is stored.
+    """
+    total = 0.0
+    for task in tasks:
+        voxel_bytes = 2 * len(plans.channels) + (task.case.label is not None)  # float16 and one byte
+        for image in read_geometries([task.case]):
+            total += voxel_bytes * sum(math.prod(_stage_shape(image, plans, stage)) for stage in task.stages)
+    return total * body_share / 2**30
+
+
+def _stage_shape(image: Geometry, plans: Plans, stage: Stage) -> IntTriple:
+    return resampled_shape(image.shape_zyx, image.spacing_zyx_mm, plans.stage(stage).spacing_zyx_mm)
 
 
 def write_lists(dataset: Dataset, splits: Splits, workspace: Workspace) -> None:

@@ -1,0 +1,364 @@
+"""flaresemi_plan_and_preprocess: from a folder of scans to plans and prepared cases."""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import math
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from flaresemi.cli.common import StrictParser, add_dataset_options, dataset_words, print_next, run, workspace_of
+from flaresemi.compute.device import select_device
+from flaresemi.dataset import Dataset, load_dataset
+from flaresemi.errors import ConfigError, DatasetError, PlanError
+from flaresemi.files import write_text
+from flaresemi.networks.cost import parameter_count, training_memory_gib
+from flaresemi.planning.decisions import Decisions, load_decisions, save_decisions, settle, usable_cases
+from flaresemi.planning.findings import Finding
+from flaresemi.planning.fingerprint import fingerprint_dataset
+from flaresemi.planning.inspection import inspect_dataset
+from flaresemi.planning.planner import make_plans
+from flaresemi.planning.preparation import gib_to_store, pending, prepare_dataset, write_lists
+from flaresemi.planning.splits import DEFAULT_FOLDS, DEFAULT_SEED, Splits, load_or_make_splits, make_splits
+from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
+from flaresemi.records import dumps, record_hash, save_record
+from flaresemi.workspace import Workspace
+
+logger = logging.getLogger("flaresemi.cli.plan_and_preprocess")  # also when run with python -m
+
+#: Findings of one kind that are shown on the screen; the files in the workspace have all.
+_MOST_SHOWN = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run(_plan_and_preprocess, _parser(), argv)
+
+
+def _plan_and_preprocess(options: argparse.Namespace) -> None:
+    workspace = workspace_of(options)
+    with _quiet_readers():
+        _check(options, load_dataset(options.dataset), workspace)
+        if options.check_only:
+            print_next(["flaresemi_plan_and_preprocess", *dataset_words(options)])
+            return
+        dataset = usable_cases(load_dataset(options.dataset), workspace)
+        fingerprint = fingerprint_dataset(dataset, workspace.case_fingerprints, workers=options.workers)
+        logger.info("\n%s", _fingerprint_text(fingerprint))
+        plans = _plans(options, fingerprint, workspace)
+        logger.info("\n%s", _plans_text(plans, workspace))
+        splits = _splits(options, dataset, workspace)
+        write_lists(dataset, splits, workspace)
+        _prepare(options, dataset, plans, fingerprint, workspace)
+    _say_what_is_next(options, plans, splits)
+
+
+def _check(options: argparse.Namespace, dataset: Dataset, workspace: Workspace) -> None:
+    """Looks into every file, writes the report and deals with what is bad.
+
+    Raises:
+        DatasetError: cases cannot be used and shall not be left out, or the dataset as a whole is not described.
+    """
+    facts = inspect_dataset(dataset, workspace.inspected_cases, workers=options.workers)
+    before = load_decisions(workspace)
+    report, decisions = settle(
+        dataset, facts, before, fix_geometry=options.fix_geometry, skip_bad_cases=options.skip_bad_cases
+    )
+    report.write_csv(workspace.integrity_csv)
+    write_text(workspace.integrity_summary, report.summary())
+    logger.info("%s%s", report.summary(most=_MOST_SHOWN, severities=("warning",)), workspace.integrity_summary)
+    skipped = {decision.case_id for decision in decisions.skipped}
+    errors = [finding for finding in report.errors if finding.case_id not in skipped]
+    if errors:
+        raise _cannot_be_used(errors, workspace)
+    _say_decisions(before, decisions)
+    save_decisions(workspace, decisions)
+
+
+def _cannot_be_used(errors: list[Finding], workspace: Workspace) -> DatasetError:
+    """One message with every error."""
+    lines = []
+    for finding in errors:
+        lines.append(f"case '{finding.case_id}': {finding.message}" if finding.case_id else finding.message)
+        lines += [f"    {line}" for line in (finding.file, *finding.remedy.splitlines()) if line]
+    cases = {finding.case_id for finding in errors if finding.case_id}
+    what = f"{len(cases)} case(s) cannot be used" if cases else "the dataset cannot be used as it is"
+    return DatasetError(
+        "\n".join([what, *lines]),
+        where=workspace.integrity_summary,
+        fix="correct the files, or go on without these cases: --skip-bad-cases" if cases else None,
+    )
+
+
+def _say_decisions(before: Decisions, now: Decisions) -> None:
+    for decision in now.skipped:
+        logger.warning("case '%s' is left out: %s", decision.case_id, decision.why)
+    for decision in now.on_image_grid:
+        logger.warning("case '%s': its label map is put on the image's grid", decision.case_id)
+    skipped = {decision.case_id for decision in now.skipped}
+    for decision in before.skipped:
+        if decision.case_id not in skipped:
+            logger.info("case '%s' was left out before and takes part again", decision.case_id)
+
+
+def _plans(options: argparse.Namespace, fingerprint: DatasetFingerprint, workspace: Workspace) -> Plans:
+    """Obeys the plans of the workspace, or makes new ones where there are none or `--replan` says so.
+
+    Raises:
+        PlanError: the plans cannot be read, or were made from other labeled cases.
+    """
+    if workspace.plans.exists() and not options.replan:
+        plans = _present_plans(fingerprint, workspace, keep=options.keep_plans)
+        asked = [
+            flag
+            for flag, value, default in (
+                ("--preset", options.preset, "auto"),
+                ("--gpu-memory-gib", options.gpu_memory_gib, None),
+                ("--stages", options.stages, "auto"),
+            )
+            if value != default
+        ]
+        if asked:
+            logger.warning("%s is obeyed as it is; %s takes effect with --replan", workspace.plans, ", ".join(asked))
+        return plans
+    preset, why = _preset(options.preset)
+    plans = make_plans(fingerprint, preset=preset, memory_gib=options.gpu_memory_gib, stages=options.stages)  # type: ignore[arg-type]
+    plans = dataclasses.replace(plans, reasons={**plans.reasons, "preset": f"{why}; {plans.reasons['preset']}"})
+    if workspace.plans.exists() and workspace.plans.read_text(encoding="utf-8") != dumps(plans):
+        shutil.copyfile(workspace.plans, workspace.replaced_plans)
+        logger.info("the plans that were there are kept as %s", workspace.replaced_plans)
+    save_record(workspace.fingerprint, fingerprint)
+    save_record(workspace.plans, plans)
+    return plans
+
+
+def _preset(name: str) -> tuple[str, str]:
+    if name != "auto":
+        return name, "as asked for"
+    if select_device("auto").type == "cuda":
+        return "base", "chosen since a CUDA GPU is visible"
+    return "small", "chosen since no CUDA GPU is visible"
+
+
+def _present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, keep: bool) -> Plans:
+    """Reads the plans and sees whether they were made from these labeled cases.
+
+    Args:
+        keep: Take them for the present cases all the same.
+    """
+    plans = load_plans(workspace.plans)
+    # The name changes no number, and is the folder's where dataset.json gives none.
+    present = dataclasses.replace(fingerprint, dataset_name=plans.dataset_name)
+    if record_hash(present) == plans.fingerprint_hash:
+        if not workspace.fingerprint.exists():
+            save_record(workspace.fingerprint, present)
+        return plans
+    changes = _changes(fingerprint, workspace)
+    if keep and plans.channels == fingerprint.channels and plans.labels.names == fingerprint.labels.names:
+        logger.warning("the plans are kept although the labeled cases have changed: %s", changes)
+        plans = dataclasses.replace(plans, labels=fingerprint.labels, fingerprint_hash=record_hash(present))
+        save_record(workspace.fingerprint, present)
+        save_record(workspace.plans, plans)
+        return plans
+    raise PlanError(
+        f"the plans were made from other labeled cases: {changes}",
+        where=workspace.plans,
+        fix="--replan makes new plans, which models trained so far do not fit; --keep-plans takes the present ones, as "
+        "long as organs and channels are the same",
+    )
+
+
+def _changes(fingerprint: DatasetFingerprint, workspace: Workspace) -> str:
+    """What is different from the fingerprint that the plans were made from, in words."""
+    if not workspace.fingerprint.exists():
+        return f"{workspace.fingerprint.name} is gone"
+    before = load_fingerprint(workspace.fingerprint)
+    old, new = ({case.case_id: case for case in found.cases} for found in (before, fingerprint))
+    parts = [
+        f"{len(cases)} {what} ({', '.join(cases[:3])}{', ...' if len(cases) > 3 else ''})"
+        for what, cases in (
+            ("new", sorted(new.keys() - old.keys())),
+            ("gone", sorted(old.keys() - new.keys())),
+            ("changed", sorted(case_id for case_id in new.keys() & old.keys() if new[case_id] != old[case_id])),
+        )
+        if cases
+    ]
+    if fingerprint.labels != before.labels:
+        parts.append("other labels in dataset.json")
+    if fingerprint.channels != before.channels:
+        parts.append("other channels in dataset.json")
+    return "; ".join(parts) or "their voxels have changed"
+
+
+def _splits(options: argparse.Namespace, dataset: Dataset, workspace: Workspace) -> Splits:
+    """The folds: those that there are, or new ones. New plans may have new folds while no model depends on the old."""
+    if options.replan and not workspace.models.exists():
+        workspace.splits.unlink(missing_ok=True)
+    folds = DEFAULT_FOLDS if options.folds is None else options.folds
+    seed = DEFAULT_SEED if options.seed is None else options.seed
+    case_ids = [case.id for case in dataset.labeled]
+    splits = load_or_make_splits(workspace.splits, case_ids, folds, seed)
+    differs = (options.seed is not None and splits.seed != seed) or (
+        options.folds is not None and len(splits.folds) != len(make_splits(case_ids, folds, seed).folds)
+    )
+    if differs:
+        logger.warning("%s stays as it is: --folds and --seed only count when it is made", workspace.splits)
+    return splits
+
+
+def _prepare(
+    options: argparse.Namespace, dataset: Dataset, plans: Plans, fingerprint: DatasetFingerprint, workspace: Workspace
+) -> None:
+    """Says what preparing will take, sees that the disk has room for it, and prepares what is missing.
+
+    Raises:
+        ConfigError: the disk is too small.
+        DatasetError: cases could not be prepared; all others are.
+    """
+    groups = ("labeled", "unlabeled", "test") if options.with_test else ("labeled", "unlabeled")
+    tasks = pending(dataset, plans, workspace, groups=groups)
+    if not tasks:
+        logger.info("\nall cases are prepared already")
+        return
+    wanted = gib_to_store(tasks, plans, _body_share(fingerprint))
+    free = shutil.disk_usage(workspace.root).free / 2**30
+    logger.info("\nto prepare: %d case(s), about %.2g GiB of disk (%.3g GiB are free)", len(tasks), wanted, free)
+    if wanted > free:
+        raise ConfigError(
+            f"not enough disk space: the prepared cases take about {wanted:.1f} GiB, {free:.1f} GiB are free",
+            where=workspace.root,
+            fix="free some space, name a workspace on another disk with -w, or raise fine.spacing_zyx_mm in plans.json",
+        )
+    if options.plan_only:
+        return
+    started = time.monotonic()
+    count = prepare_dataset(dataset, plans, workspace, groups=groups, workers=options.workers)
+    logger.info("prepared %d case(s) in %s", count, _duration(time.monotonic() - started))
+
+
+def _body_share(fingerprint: DatasetFingerprint) -> float:
+    """Part of an image that the patient takes, over all labeled cases."""
+    body = sum(math.prod(case.body_box.shape_zyx) for case in fingerprint.cases)
+    return body / sum(math.prod(case.shape_zyx) for case in fingerprint.cases)
+
+
+def _times(values: Iterable[float]) -> str:
+    return "×".join(f"{value:.3g}" for value in values)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _fingerprint_text(fingerprint: DatasetFingerprint) -> str:
+    cases = fingerprint.cases
+    shape = _times(statistics.median(sizes) for sizes in zip(*(case.shape_zyx for case in cases), strict=True))
+    spacing = _times(statistics.median(sizes) for sizes in zip(*(case.spacing_zyx_mm for case in cases), strict=True))
+    lines = [f"fingerprint: {len(cases)} labeled case(s), median {shape} voxels of {spacing} mm (z, y, x)"]
+    for channel, found in zip(fingerprint.channels, fingerprint.intensities, strict=True):
+        lines.append(
+            f"  {channel} in the organs: {found.percentile_00_5:.4g} to {found.percentile_99_5:.4g} "
+            f"(0.5th to 99.5th percentile), mean {found.mean:.4g}, SD {found.sd:.4g}"
+        )
+    return "\n".join(lines)
+
+
+def _plans_text(plans: Plans, workspace: Workspace) -> str:
+    lines = [f"plans: preset {plans.preset} ({plans.reasons.get('preset', 'edited')})"]
+    for plan in (plans.coarse, plans.fine):
+        spacing, patch = map(_times, (plan.spacing_zyx_mm, plan.patch_zyx))
+        network = plan.network
+        memory = training_memory_gib(network, plan.patch_zyx, plan.batch_size)
+        lines.append(
+            f"  {plan.stage:<6}  {spacing} mm, patch {patch}, batch {plan.batch_size}; {network.block} U-Net, features "
+            f"{network.features[0]} to {network.features[-1]} on {len(network.features)} levels, "
+            f"{parameter_count(network) / 1e6:.1f} M parameters, {memory:.1f} GiB to train"
+        )
+    lines.append(f"  {plans.reasons.get('stages', 'two stages' if plans.two_stage else 'one stage')}")
+    lines.append(f"  {workspace.plans} has every number with its reason; edit it before training if you like")
+    return "\n".join(lines)
+
+
+def _say_what_is_next(options: argparse.Namespace, plans: Plans, splits: Splits) -> None:
+    stage = Stage.COARSE if plans.two_stage else Stage.FINE
+    print_next(["flaresemi_train", stage.value, splits.names[0], *dataset_words(options)])
+
+
+@contextlib.contextmanager
+def _quiet_readers() -> Iterator[None]:
+    """The integrity report has all that the readers warn of; they would say it again at every step."""
+    readers = logging.getLogger("flaresemi.io")
+    before = readers.level
+    readers.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        readers.setLevel(before)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (number > 0 and math.isfinite(number)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
+    return number
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 1 or more")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = StrictParser(
+        "flaresemi_plan_and_preprocess",
+        "Check the scans, decide how to train on them, and prepare them. What is done already is not done again.",
+    )
+    add_dataset_options(parser)
+    plan = parser.add_argument_group("plans", "count when plans.json is made: the first time, or with --replan")
+    plan.add_argument(
+        "--preset", choices=["auto", "small", "base", "large"], default="auto",
+        help="network family; auto: base where a CUDA GPU is visible, else small",
+    )  # fmt: skip
+    plan.add_argument(
+        "--gpu-memory-gib", type=_positive, default=None, metavar="G", help="memory for training [the preset's]"
+    )
+    plan.add_argument(
+        "--stages", choices=["auto", "one", "two"], default="auto",
+        help="two: COARSE finds the organs, FINE draws them; one: FINE alone; auto: by the size of the body",
+    )  # fmt: skip
+    present = plan.add_mutually_exclusive_group()
+    present.add_argument("--replan", action="store_true", help="make new plans in place of those that are there")
+    present.add_argument(
+        "--keep-plans", action="store_true", help="obey the plans although the labeled cases have changed"
+    )
+    plan.add_argument("--folds", type=_count, default=None, metavar="N", help=f"for cross-validation [{DEFAULT_FOLDS}]")
+    plan.add_argument("--seed", type=int, default=None, help=f"of the folds [{DEFAULT_SEED}]")
+    bad = parser.add_argument_group("bad cases", "what is decided is kept in the workspace and holds for all commands")
+    bad.add_argument("--skip-bad-cases", action="store_true", help="leave out cases that cannot be used")
+    bad.add_argument(
+        "--fix-geometry", action="store_true",
+        help="where only the header of a label map is wrong, take its voxels as the image's (no file is changed)",
+    )  # fmt: skip
+    work = parser.add_argument_group("work")
+    work.add_argument("--check-only", action="store_true", help="stop after the integrity report")
+    work.add_argument("--plan-only", action="store_true", help="stop after the plans and the estimate")
+    work.add_argument("--with-test", action="store_true", help="prepare the test cases too")
+    work.add_argument(
+        "--workers", type=_count, default=None, metavar="N", help="processes [one per core, as far as memory allows]"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
