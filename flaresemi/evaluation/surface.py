@@ -19,7 +19,8 @@ from skimage.measure import marching_cubes, mesh_surface_area
 
 from flaresemi.geometry import BoundingBox, FloatTriple
 
-#: A distance this close above the tolerance counts as within: spacings come from float32 headers.
+#: A distance this close above the tolerance counts as within. 5 mm can come out as 5.000000000000001, and spacings come
+#: from float32 headers.
 _ROUNDING_MM = 1e-6
 
 #: Voxels of the box per surface element from which on a tree search beats a distance transform even at its worst
