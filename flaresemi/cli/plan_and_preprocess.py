@@ -41,20 +41,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan_and_preprocess(options: argparse.Namespace) -> None:
     workspace = workspace_of(options)
+    found = load_dataset(options.dataset)
+    this_again = ["flaresemi_plan_and_preprocess", *dataset_words(options)]
     with _quiet_readers():
-        _check(options, load_dataset(options.dataset), workspace)
+        _check(options, found, workspace)
         if options.check_only:
-            print_next(["flaresemi_plan_and_preprocess", *dataset_words(options)])
+            print_next(this_again)
             return
-        dataset = usable_cases(load_dataset(options.dataset), workspace)
+        dataset = usable_cases(found, workspace)
         fingerprint = fingerprint_dataset(dataset, workspace.case_fingerprints, workers=options.workers)
         logger.info("\n%s", _fingerprint_text(fingerprint))
         plans = _plans(options, fingerprint, workspace)
         logger.info("\n%s", _plans_text(plans, workspace))
         splits = _splits(options, dataset, workspace)
         write_lists(dataset, splits, workspace)
-        _prepare(options, dataset, plans, fingerprint, workspace)
-    _say_what_is_next(options, plans, splits)
+        is_complete = _prepare(options, dataset, plans, fingerprint, workspace)
+    stage = Stage.COARSE if plans.two_stage else Stage.FINE
+    train = ["flaresemi_train", stage.value, splits.names[0], *dataset_words(options)]
+    print_next(train if is_complete else this_again)
 
 
 def _check(options: argparse.Namespace, dataset: Dataset, workspace: Workspace) -> None:
@@ -212,8 +216,11 @@ def _splits(options: argparse.Namespace, dataset: Dataset, workspace: Workspace)
 
 def _prepare(
     options: argparse.Namespace, dataset: Dataset, plans: Plans, fingerprint: DatasetFingerprint, workspace: Workspace
-) -> None:
+) -> bool:
     """Says what preparing will take, sees that the disk has room for it, and prepares what is missing.
+
+    Returns:
+        Whether all cases are prepared now.
 
     Raises:
         ConfigError: the disk is too small.
@@ -223,7 +230,7 @@ def _prepare(
     tasks = pending(dataset, plans, workspace, groups=groups)
     if not tasks:
         logger.info("\nall cases are prepared already")
-        return
+        return True
     wanted = gib_to_store(tasks, plans, _body_share(fingerprint))
     free = shutil.disk_usage(workspace.root).free / 2**30
     logger.info("\nto prepare: %d case(s), about %.2g GiB of disk (%.3g GiB are free)", len(tasks), wanted, free)
@@ -234,10 +241,11 @@ def _prepare(
             fix="free some space, name a workspace on another disk with -w, or raise fine.spacing_zyx_mm in plans.json",
         )
     if options.plan_only:
-        return
+        return False
     started = time.monotonic()
     count = prepare_dataset(dataset, plans, workspace, groups=groups, workers=options.workers)
     logger.info("prepared %d case(s) in %s", count, _duration(time.monotonic() - started))
+    return True
 
 
 def _body_share(fingerprint: DatasetFingerprint) -> float:
@@ -267,6 +275,9 @@ def _fingerprint_text(fingerprint: DatasetFingerprint) -> str:
             f"  {channel} in the organs: {found.percentile_00_5:.4g} to {found.percentile_99_5:.4g} "
             f"(0.5th to 99.5th percentile), mean {found.mean:.4g}, SD {found.sd:.4g}"
         )
+    cut = [case.case_id for case in cases if case.foreground_box and not case.body_box.contains(case.foreground_box)]
+    if cut:
+        lines.append(f"  organs reach out of what is taken for the patient in {len(cut)} case(s): {', '.join(cut[:3])}")
     return "\n".join(lines)
 
 
@@ -284,11 +295,6 @@ def _plans_text(plans: Plans, workspace: Workspace) -> str:
     lines.append(f"  {plans.reasons.get('stages', 'two stages' if plans.two_stage else 'one stage')}")
     lines.append(f"  {workspace.plans} has every number with its reason; edit it before training if you like")
     return "\n".join(lines)
-
-
-def _say_what_is_next(options: argparse.Namespace, plans: Plans, splits: Splits) -> None:
-    stage = Stage.COARSE if plans.two_stage else Stage.FINE
-    print_next(["flaresemi_train", stage.value, splits.names[0], *dataset_words(options)])
 
 
 @contextlib.contextmanager
