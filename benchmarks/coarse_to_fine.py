@@ -60,9 +60,9 @@ def main() -> None:
             running.summary_table(summary), "",
         ]  # fmt: skip
         if arm == "two":
-            recalls = []
-            for path in sorted((workspace / "models" / "fold_0" / "COARSE" / "validation").glob("*.recall.json")):
-                recalls += list(json.loads(path.read_text()).items())
+            recalls: list[tuple[str, float]] = []
+            for path in sorted((workspace / "models" / "fold_0" / "COARSE" / "validation").glob("*.json")):
+                recalls += (json.loads(path.read_text()).get("recall") or {}).items()
             worst = min(recalls, key=lambda item: item[1])
             mean = sum(share for _, share in recalls) / len(recalls)
             parts += [

@@ -31,6 +31,7 @@ from flaresemi.dataset import load_dataset
 from flaresemi.errors import CheckpointError, ConfigError, DatasetError
 from flaresemi.io.case_store import CaseStore
 from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.planning.decisions import usable_cases
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage, load_plans
 from flaresemi.preprocessing.preprocessor import preprocessing_hash
@@ -90,7 +91,7 @@ def _finish(
 ) -> None:
     stage, fold = task.plan.stage, task.fold
     if task.validation and not options.no_validation:
-        dataset = load_dataset(options.dataset)
+        dataset = usable_cases(load_dataset(options.dataset), workspace)
         print(validate(task, workspace.model(fold, Stage.COARSE), dataset, device=device, precision=precision))
     words = dataset_words(options)
     if stage is Stage.COARSE:

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import logging
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,12 @@ from flaresemi.geometry import BoundingBox
 from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.export import write_segmentation
 from flaresemi.inference.postprocessing import keep_largest
-from flaresemi.io.images import Image, read_image, read_label_map
+from flaresemi.io.images import Image, write_label_map
 from flaresemi.labels import LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from flaresemi.planning.cases import read_case
 from flaresemi.plans import Stage
-from flaresemi.records import load_json
+from flaresemi.records import load_json, load_record, save_record
 from flaresemi.training.task import TrainingTask
 from flaresemi.workspace import ModelFolder
 
@@ -31,6 +34,19 @@ logger = logging.getLogger(__name__)
 
 #: Keeping only the largest component of an organ must raise its mean Dice by this much to be adopted (chosen).
 LARGEST_COMPONENT_GAIN = 0.002
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CaseResult:
+    """What is noted of one validated case, beside its label map.
+
+    Attributes:
+        largest_component_gain: Per organ, what its Dice gains when only the largest component is kept.
+        recall: Per organ that is there, the share of its voxels inside the region that COARSE finds; None for FINE.
+    """
+
+    largest_component_gain: dict[str, float]
+    recall: dict[str, float] | None = None
 
 
 def validate(
@@ -47,52 +63,66 @@ def validate(
     takes its place, and the result says so. COARSE is also judged by what it is for: the share of each organ that
     lies in the region it finds.
 
-    Writes label maps, summary.json and .csv (for COARSE recall.json too) into the training's validation folder, and
-    the organs whose largest component alone scores better into the final checkpoint.
+    Writes label maps, summary.json and .csv into the training's validation folder, and the organs whose largest
+    component alone scores better into the final checkpoint.
+
+    Args:
+        coarse_folder: COARSE of the same fold, trained or not.
+        dataset: With all decisions about bad cases applied.
 
     Returns:
         The result as text for a terminal.
+
+    Raises:
+        FlaresemiError: the checkpoint or a case cannot be read.
     """
     final = load_checkpoint(task.folder.final)
     coarse = _coarse_checkpoint(task, coarse_folder)
     folder = task.folder.validation
     _begin(folder, {"final": _identity(final), "coarse": _identity(coarse) if coarse else None})
-    segmenter = Segmenter([final], [coarse] if coarse else [], device=str(device), precision=precision)
+    # What is kept of an organ is decided here, so every component must be seen.
+    drawn = dataclasses.replace(final, keep_largest=())
+    segmenter = Segmenter([drawn], [coarse] if coarse else [], device=str(device), precision=precision)
     cases = [dataset.case(case_id) for case_id in task.validation]
     needs_box = segmenter.two_stage and coarse is None
     for case in tqdm(cases, desc="validation", unit="case", disable=not sys.stderr.isatty()):
-        output = folder / f"{case.id}.nii.gz"
-        if output.exists() or case.label is None:
-            continue
-        image = read_image(case.images)
-        organs = _reference_box(case, task.labels) if needs_box else None
-        segmentation = segmenter.segment(image, organs=organs)
-        for note in segmentation.notes:
-            logger.info("%s: %s", case.id, note)
-        if task.plan.stage is Stage.COARSE:
-            _save_recall(folder, case, segmenter, image, task)
-        write_segmentation(output, segmentation)
-    lines = []
-    if not final.keep_largest:
-        helped = _largest_components_that_help(folder, cases, task.labels)
-        if helped:
-            save_checkpoint(task.folder.final, dataclasses.replace(final, keep_largest=helped))
-            lines.append(f"largest component only, as it scores better here: {', '.join(helped)}")
+        if not (folder / f"{case.id}.json").exists():
+            _validate_case(case, segmenter, task, folder, needs_box=needs_box)
+    results = [load_record(folder / f"{case.id}.json", CaseResult) for case in cases]
+    helped = _largest_components_that_help(results)
+    save_checkpoint(task.folder.final, dataclasses.replace(final, keep_largest=helped))
     summary = evaluate_folders(
         {case.id: folder / f"{case.id}.nii.gz" for case in cases},
-        {case.id: case.label for case in cases if case.label is not None},
+        {case.id: _reference_file(case, folder) for case in cases},
         task.labels,
         annotated={case.id: case.annotated for case in cases if case.annotated is not None},
     )
     save_summary(folder / "summary.json", summary)
-    lines.insert(0, table(summary))
+    lines = [table(summary)]
+    if helped:
+        lines.append(f"prediction will keep only the largest component of {', '.join(helped)}: it scores better here")
     if needs_box:
-        lines.append(
-            "FINE was validated in the reference's box, which is optimistic: COARSE of this fold is not trained yet"
-        )
+        lines.append("validated in the reference's box, which is optimistic: COARSE of this fold is not trained yet")
     if task.plan.stage is Stage.COARSE:
-        lines.append(_recall_text(folder))
+        lines.append(_recall_text(dict(zip(task.validation, results, strict=True))))
     return "\n".join(lines)
+
+
+def _validate_case(case: Case, segmenter: Segmenter, task: TrainingTask, folder: Path, *, needs_box: bool) -> None:
+    image, reference = read_case(case, task.labels)
+    if reference is None:
+        raise ValueError(f"validation case {case.id} has no label map")
+    segmentation = segmenter.segment(image, organs=BoundingBox.of_mask(reference > 0) if needs_box else None)
+    for note in segmentation.notes:
+        logger.info("%s: %s", case.id, note)
+    write_segmentation(folder / f"{case.id}.nii.gz", segmentation)
+    if case.label_on_image_grid:
+        write_label_map(_reference_file(case, folder), task.labels.to_values(reference), image.source)
+    result = CaseResult(
+        largest_component_gain=_largest_component_gain(segmentation.indices_zyx, reference, case, task.labels),
+        recall=_recall(segmenter, image, reference, task) if task.plan.stage is Stage.COARSE else None,
+    )
+    save_record(folder / f"{case.id}.json", result)  # last: it says that the case is done
 
 
 def _coarse_checkpoint(task: TrainingTask, coarse_folder: ModelFolder) -> Checkpoint | None:
@@ -107,67 +137,65 @@ def _identity(checkpoint: Checkpoint) -> str:
 
 
 def _begin(folder: Path, made_with: dict[str, str | None]) -> None:
-    """Keeps the predictions in the folder only if the same weights made them."""
+    """Keeps the results in the folder only if the same weights made them."""
     marker = folder / "made_with.json"
     if marker.exists() and load_json(marker) == made_with:
         return
     if folder.exists():
-        for old in folder.iterdir():
-            old.unlink()
+        shutil.rmtree(folder)
     write_text(marker, json.dumps(made_with, indent=2) + "\n")
 
 
-def _reference_box(case: Case, labels: LabelSet) -> BoundingBox | None:
-    return BoundingBox.of_mask(_reference(case, labels) > 0)
+def _reference_file(case: Case, folder: Path) -> Path:
+    """The user's label map, or its copy on the image's grid where its own header is wrong."""
+    if case.label is None or case.label_on_image_grid:
+        return folder / "references" / f"{case.id}.nii.gz"
+    return case.label
 
 
-def _reference(case: Case, labels: LabelSet) -> np.ndarray:
-    if case.label is None:
-        raise ValueError(f"case {case.id} has no label map")
-    return labels.to_indices(read_label_map(case.label).array_zyx)
+def _largest_component_gain(
+    predicted_zyx: np.ndarray, reference_zyx: np.ndarray, case: Case, labels: LabelSet
+) -> dict[str, float]:
+    before = dice_per_organ(predicted_zyx, reference_zyx, labels.count)
+    cleaned = keep_largest(predicted_zyx.copy(), range(1, labels.channels))
+    after = dice_per_organ(cleaned, reference_zyx, labels.count)
+    return {
+        name: new - old
+        for name, old, new in zip(labels.names, before, after, strict=True)
+        if case.annotated is None or name in case.annotated
+    }
 
 
-def _largest_components_that_help(folder: Path, cases: list[Case], labels: LabelSet) -> tuple[str, ...]:
-    """Organs whose mean Dice rises when only their largest component is kept."""
+def _largest_components_that_help(results: Sequence[CaseResult]) -> tuple[str, ...]:
     gains: dict[str, list[float]] = {}
-    for case in cases:
-        reference = _reference(case, labels)
-        predicted = labels.to_indices(read_label_map(folder / f"{case.id}.nii.gz").array_zyx)
-        before = dice_per_organ(predicted, reference, labels.count)
-        after = dice_per_organ(keep_largest(predicted, range(1, labels.channels)), reference, labels.count)
-        for name, old, new in zip(labels.names, before, after, strict=True):
-            if case.annotated is None or name in case.annotated:
-                gains.setdefault(name, []).append(new - old)
+    for result in results:
+        for name, gain in result.largest_component_gain.items():
+            gains.setdefault(name, []).append(gain)
     return tuple(name for name, values in gains.items() if np.mean(values) > LARGEST_COMPONENT_GAIN)
 
 
-def _save_recall(folder: Path, case: Case, segmenter: Segmenter, image: Image, task: TrainingTask) -> None:
+def _recall(segmenter: Segmenter, image: Image, reference_zyx: np.ndarray, task: TrainingTask) -> dict[str, float]:
     """Share of each organ's reference voxels inside the region that FINE would get."""
-    reference = _reference(case, task.labels)
     organs = segmenter.find_organs(image)
-    inside = reference
+    inside = reference_zyx
     if organs is not None:  # without a box, FINE searches the whole body
         region = organs.grown(task.plan.margin_mm, image.geometry.spacing_zyx_mm, image.geometry.shape_zyx)
-        inside = reference[region.slices]
-    counts = np.bincount(reference.ravel(), minlength=task.labels.channels)
+        inside = reference_zyx[region.slices]
+    counts = np.bincount(reference_zyx.ravel(), minlength=task.labels.channels)
     found = np.bincount(inside.ravel(), minlength=task.labels.channels)
-    recall = {
+    return {
         name: float(found[index] / counts[index])
         for index, name in enumerate(task.labels.names, start=1)
         if counts[index]
     }
-    write_text(folder / f"{case.id}.recall.json", json.dumps(recall, indent=2) + "\n")
 
 
-def _recall_text(folder: Path) -> str:
-    worst: tuple[float, str, str] = (1.0, "", "")
-    values: list[float] = []
-    for path in sorted(folder.glob("*.recall.json")):
-        recall = load_json(path)
-        for organ, share in recall.items():  # type: ignore[attr-defined]
-            values.append(share)
-            worst = min(worst, (share, path.name.removesuffix(".recall.json"), organ))
-    if not values:
+def _recall_text(results: dict[str, CaseResult]) -> str:
+    shares = [
+        (share, organ, case_id) for case_id, result in results.items() for organ, share in (result.recall or {}).items()
+    ]
+    if not shares:
         return "no organ to recall"
-    text = f"recall of the region: mean {np.mean(values):.4f}, worst {worst[0]:.4f}"
-    return text + (f" ({worst[2]} in {worst[1]})" if worst[0] < 1 else "")
+    worst, organ, case_id = min(shares)
+    text = f"recall of the region: mean {np.mean([share for share, _, _ in shares]):.4f}, worst {worst:.4f}"
+    return text + (f" ({organ} in {case_id})" if worst < 1 else "")
