@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from flaresemi.dataset import IMAGE_ENDINGS
 from flaresemi.errors import ImageError
@@ -379,17 +379,15 @@ def _closest_axes(direction: tuple[float, ...]) -> tuple[IntTriple, tuple[bool, 
     digits wins, so that the choice depends on where the voxels lie, not on how the file orders them.
     """
     columns = np.reshape(direction, (3, 3))
-    best: tuple | None = None
-    for order in itertools.permutations(range(3)):
-        for signs in itertools.product((1.0, -1.0), repeat=3):
-            turned = columns[:, order] * np.array(signs)
-            rank = (round(float(np.trace(turned)), 6), tuple(np.round(turned, 6).ravel() + 0.0))
-            if best is None or rank > best[0]:
-                best = rank, order, signs
-    _, order, signs = best  # type: ignore[misc]
+    candidates = [(order, signs) for order in itertools.permutations(range(3)) for signs in _SIGNS]
+    traces = [sum(signs[i] * columns[i, order[i]] for i in range(3)) for order, signs in candidates]
+    closest = [pair for pair, trace in zip(candidates, traces, strict=True) if trace > max(traces) - 1e-6]
+    order, signs = max(closest, key=lambda pair: tuple(np.round(columns[:, pair[0]] * pair[1], 6).ravel() + 0.0))
     z, y, x = (2 - axis for axis in order[::-1])
-    flips = tuple(sign < 0 for sign in signs[::-1])
-    return (z, y, x), flips
+    return (z, y, x), (signs[2] < 0, signs[1] < 0, signs[0] < 0)
+
+
+_SIGNS = tuple(itertools.product((1.0, -1.0), repeat=3))
 
 
 def _last_line(problem: RuntimeError) -> str:

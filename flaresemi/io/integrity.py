@@ -155,7 +155,10 @@ def find_voxels(path: Path) -> VoxelStream:
     with opened(path) as file:
         fields = _nrrd_fields(file, path) if file.read(4) == b"NRRD" else _meta_fields(file, path)
         end = file.tell()
-    return _nrrd_stream(path, fields, end) if path.name.lower().endswith(".nrrd") else _meta_stream(path, fields, end)
+    stream = _nrrd_stream(path, fields, end) if path.name.lower().endswith(".nrrd") else _meta_stream(path, fields, end)
+    if not stream.path.is_file():
+        raise ImageError(f"its voxels should be in '{stream.path.name}', which is not there", where=path)
+    return stream
 
 
 def _inflated(file: BinaryIO, path: Path) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,8 +137,8 @@ def _parse(block: bytes, path: Path) -> NiftiHeader:
     )
 
 
-def _shape(header: object, path: Path) -> IntTriple:
-    dims = [int(size) for size in header["dim"]]  # type: ignore[index]
+def _shape(header: Any, path: Path) -> IntTriple:
+    dims = [int(size) for size in header["dim"]]
     count, sizes = dims[0], dims[1:]
     if not 1 <= count <= 7 or any(size < 1 for size in sizes[:count]):
         raise ImageError(f"the header's dimensions make no sense: {dims}", where=path)
@@ -153,22 +154,22 @@ def _shape(header: object, path: Path) -> IntTriple:
     return shape[2], shape[1], shape[0]
 
 
-def _dtype(header: object, path: Path) -> np.dtype:
-    code = int(header["datatype"])  # type: ignore[index]
+def _dtype(header: Any, path: Path) -> np.dtype:
+    code = int(header["datatype"])
     if code not in _REAL_TYPES:
         found = _OTHER_TYPES.get(code, f"an unknown data type ({code})")
         raise ImageError(f"expected one number per voxel, found {found}", where=path)
     dtype = np.dtype(_REAL_TYPES[code])
-    return dtype.newbyteorder(header.endianness)  # type: ignore[attr-defined]
+    return dtype.newbyteorder(header.endianness)
 
 
-def _affine(header: object, shape_zyx: IntTriple) -> tuple[np.ndarray, float]:
-    unit = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)  # type: ignore[index]
+def _affine(header: Any, shape_zyx: IntTriple) -> tuple[np.ndarray, float]:
+    unit = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
     to_lps_mm = np.diag([-unit, -unit, unit, 1.0])
-    sform = header.get_sform() if int(header["sform_code"]) > 0 else None  # type: ignore[index, attr-defined]
-    qform = _qform(header) if int(header["qform_code"]) > 0 else None  # type: ignore[index]
+    sform = header.get_sform() if int(header["sform_code"]) > 0 else None
+    qform = _qform(header) if int(header["qform_code"]) > 0 else None
     if sform is None and qform is None:
-        sizes = np.abs(np.asarray(header["pixdim"], float)[1:4])  # type: ignore[index]
+        sizes = np.abs(np.asarray(header["pixdim"], float)[1:4])
         return np.diag([*(unit * sizes), 1.0]), 0.0
     if sform is None or qform is None:
         return to_lps_mm @ (qform if sform is None else sform), 0.0
@@ -178,8 +179,8 @@ def _affine(header: object, shape_zyx: IntTriple) -> tuple[np.ndarray, float]:
     return to_lps_mm @ sform, float(np.linalg.norm(apart[:3], axis=0).max())
 
 
-def _qform(header: object) -> np.ndarray | None:
+def _qform(header: Any) -> np.ndarray | None:
     try:
-        return header.get_qform()  # type: ignore[attr-defined]
+        return header.get_qform()
     except ValueError:  # nibabel refuses quaternions that are no rotation, and negative voxel sizes
         return None

@@ -4,9 +4,7 @@ import math
 from typing import Literal
 
 import numpy as np
-import torch
 from scipy import ndimage
-from torch.nn import functional as F
 
 from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
 
@@ -81,8 +79,16 @@ def _block_shape(spacing_zyx_mm: FloatTriple, shape_zyx: IntTriple) -> IntTriple
 
 
 def _block_means(channel_zyx: np.ndarray, blocks: IntTriple) -> np.ndarray:
-    volume = torch.from_numpy(channel_zyx)[None, None]
-    return F.avg_pool3d(volume, blocks, ceil_mode=True)[0, 0].numpy()
+    means = channel_zyx
+    for axis, block in enumerate(blocks):
+        if block == 1:
+            continue
+        size = means.shape[axis]
+        starts = np.arange(0, size, block)
+        counts = np.minimum(starts + block, size) - starts
+        means = np.add.reduceat(means, starts, axis=axis, dtype=np.float32)
+        means /= np.expand_dims(counts, tuple(other for other in range(3) if other != axis)).astype(np.float32)
+    return means
 
 
 def _ct_body(means: np.ndarray, spacing_zyx_mm: tuple[float, ...]) -> np.ndarray | None:

@@ -43,6 +43,7 @@ def resample_image(
     return resample_part(image_czyx, BoundingBox.whole(shape), shape, shape_zyx, kind, box)
 
 
+@torch.no_grad()
 def resample_part(
     part_czyx: np.ndarray,
     part_box: BoundingBox,
@@ -59,7 +60,8 @@ def resample_part(
     result = np.empty((part_czyx.shape[0], *box.shape_zyx), np.float32)
     axes = _axes(part_box, from_shape, to_shape, kind, box)
     for channel, target in zip(part_czyx, result, strict=True):
-        target[...] = _resample(torch.from_numpy(channel), axes).numpy()
+        known = channel if channel.flags.writeable and min(channel.strides) > 0 else channel.copy()  # as torch wants it
+        target[...] = _resample(torch.from_numpy(known), axes).numpy()
     return result
 
 
@@ -103,6 +105,7 @@ def resample_labels(indices_zyx: np.ndarray, shape_zyx: IntTriple) -> np.ndarray
     return result
 
 
+@torch.no_grad()
 def labels_from_logits(
     logits_czyx: torch.Tensor,
     logits_box: BoundingBox,
@@ -182,12 +185,11 @@ class _Axis:
 
 def _axes(
     part_box: BoundingBox, from_shape: IntTriple, to_shape: IntTriple, kind: Kind, box: BoundingBox
-) -> tuple[_Axis, _Axis, _Axis]:
-    z, y, x = (
+) -> tuple[_Axis, ...]:
+    return tuple(
         _axis(from_size, to_size, kind, wanted, known)
         for from_size, to_size, wanted, known in zip(from_shape, to_shape, box.slices, part_box.slices, strict=True)
     )
-    return z, y, x
 
 
 def _axis(from_size: int, to_size: int, kind: Kind, wanted: slice, known: slice) -> _Axis:
@@ -221,13 +223,14 @@ def _catmull_rom(distance: np.ndarray) -> np.ndarray:
     return np.where(d < 1.0, near, np.where(d < 2.0, far, 0.0))
 
 
-def _resample(volume_zyx: torch.Tensor, axes: tuple[_Axis, _Axis, _Axis]) -> torch.Tensor:
+def _resample(volume_zyx: torch.Tensor, axes: tuple[_Axis, ...]) -> torch.Tensor:
     """Applies the three axes to the known part of a volume; float32 on the volume's device."""
     volume = volume_zyx[tuple(axis.span for axis in axes)].float()
-    # The axis that shrinks most comes first: what follows has less to do.
-    for dimension in sorted(range(3), key=lambda d: (axes[d].ratio, -d)):
-        if not axes[dimension].is_identity:
-            volume = _apply(volume, dimension, axes[dimension])
+    with torch.autocast(volume.device.type, enabled=False):  # a caller's mixed precision is not meant for this
+        # The axis that shrinks most comes first: what follows has less to do.
+        for dimension in sorted(range(3), key=lambda d: (axes[d].ratio, -d)):
+            if not axes[dimension].is_identity:
+                volume = _apply(volume, dimension, axes[dimension])
     return volume
 
 
@@ -256,7 +259,7 @@ def _combine_planes(volume: torch.Tensor, index: np.ndarray, weight: np.ndarray)
     return result
 
 
-def _largest(logits_czyx: torch.Tensor, axes: tuple[_Axis, _Axis, _Axis], possible: np.ndarray | None) -> torch.Tensor:
+def _largest(logits_czyx: torch.Tensor, axes: tuple[_Axis, ...], possible: np.ndarray | None) -> torch.Tensor:
     """Index of the largest logit; classes are computed only where they are possible, unless that is None."""
     shape = tuple(len(axis.index) for axis in axes)
     best = torch.full(shape, -math.inf, device=logits_czyx.device)
@@ -288,10 +291,9 @@ def _possible_cells(logits_czyx: torch.Tensor) -> np.ndarray:
     Returns:
         Bool, (C, *cells).
     """
-    floor: torch.Tensor | None = None
-    for logits_zyx in logits_czyx:
-        lowest = -_cell_maximum(-logits_zyx)
-        floor = lowest if floor is None else torch.maximum(floor, lowest)
+    floor = -_cell_maximum(-logits_czyx[0])
+    for logits_zyx in logits_czyx[1:]:
+        floor = torch.maximum(floor, -_cell_maximum(-logits_zyx))
     return np.stack([(_cell_maximum(logits_zyx) >= floor).cpu().numpy() for logits_zyx in logits_czyx])
 
 

@@ -1,0 +1,132 @@
+"""Whether files are whole is found out without reading them, and without allocating what they pretend to hold."""
+
+import gzip
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from flaresemi.errors import ImageError
+from flaresemi.io import integrity
+from flaresemi.io.images import read_grid, read_image
+
+
+@pytest.fixture
+def volume() -> np.ndarray:
+    return np.random.default_rng(0).integers(-500, 500, (12, 30, 31)).astype(np.int16)
+
+
+def write(path, volume) -> None:
+    image = sitk.GetImageFromArray(volume)
+    sitk.WriteImage(image, str(path), path.suffix != ".nii")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_a_file_cut_off_anywhere_is_refused(tmp_path, volume, ending):
+    path = tmp_path / f"a{ending}"
+    write(path, volume)
+    whole = path.read_bytes()
+    for kept in [*range(0, 400, 29), *range(400, len(whole), len(whole) // 12), len(whole) - 5, len(whole) - 1]:
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ImageError) as caught:
+            read_image([path])
+        assert caught.value.where == str(path)
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(read_image([path]).array_czyx[0], volume)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd"])
+def test_a_flipped_bit_in_a_compressed_file_is_seen(tmp_path, volume, ending):
+    path = tmp_path / f"a{ending}"
+    write(path, volume)
+    whole = bytearray(path.read_bytes())
+    whole[-len(whole) // 3] ^= 4
+    path.write_bytes(whole)
+    with pytest.raises(ImageError, match="damaged"):
+        read_image([path])
+
+
+def test_several_gzip_members_and_padding_are_one_stream(tmp_path, volume):
+    write(tmp_path / "a.nii", volume)
+    plain = (tmp_path / "a.nii").read_bytes()
+    path = tmp_path / "b.nii.gz"
+    path.write_bytes(b"".join(gzip.compress(plain[i : i + 5000]) for i in range(0, len(plain), 5000)) + bytes(100))
+    np.testing.assert_array_equal(read_image([path]).array_czyx[0], volume)
+
+
+def test_headers_that_announce_the_world_allocate_nothing(tmp_path, volume):
+    write(tmp_path / "a.nii", volume)
+    plain = bytearray((tmp_path / "a.nii").read_bytes())
+    plain[42:48] = np.array([30000, 30000, 30000], "<i2").tobytes()
+    (tmp_path / "huge.nii").write_bytes(plain)
+    (tmp_path / "huge.nii.gz").write_bytes(gzip.compress(bytes(plain)))
+    for ending in (".mha", ".nrrd"):
+        write(tmp_path / f"a{ending}", volume)
+        text = (tmp_path / f"a{ending}").read_bytes()
+        (tmp_path / f"huge{ending}").write_bytes(text.replace(b"31 30 12", b"31000 30000 12000"))
+    tracemalloc.start()
+    for path in tmp_path.glob("huge*"):
+        for read in (read_grid, lambda p: read_image([p])):
+            with pytest.raises(ImageError, match="not whole"):
+                read(path)
+    assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.nii.gz", b"", "empty"),
+        ("a.nrrd", b"", "empty"),
+        ("a.nii.gz", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-LFS"),
+        ("a.mha", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-LFS"),
+        ("a.nii.gz", b"\x5c\x01\x00\x00" + bytes(400), "not compressed"),
+        ("a.nii.gz", gzip.compress(b"hello"), "breaks off within its header"),
+        ("a.nii.gz", gzip.compress(bytes(1000)), "not a NIfTI file"),
+        ("a.nii", b"PK\x03\x04" + bytes(1000), "not a NIfTI file"),
+        ("a.mha", b"hello world\n", "not a MetaImage"),
+        ("a.mha", b"NDims = 50\nDimSize = 1\nElementDataFile = LOCAL\n", "NDims = 50"),
+        ("a.mha", (b"a = " + b"x" * (1 << 20) + b"\n") * 20, "no end"),
+        ("a.mhd", b"NDims = 3\nDimSize = 2 2 2\nElementDataFile = LIST\n", "several files"),
+        ("a.nrrd", b"NRRD0004\nencoding: raw\n\n", "no dimension"),
+        ("a.nrrd", b"NRRD0004\ndimension: 3\nbyte skip: many\n\n", "whole number"),
+    ],
+)
+def test_what_is_no_image_is_said(tmp_path, name, content, expected):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=expected) as caught:
+        read_image([path])
+    assert caught.value.where == str(path)
+
+
+def test_detached_voxels(tmp_path, volume):
+    image = sitk.GetImageFromArray(volume)
+    sitk.WriteImage(image, str(tmp_path / "a.mhd"))
+    np.testing.assert_array_equal(read_image([tmp_path / "a.mhd"]).array_czyx[0], volume)
+    raw = tmp_path / "a.raw"
+    raw.write_bytes(raw.read_bytes()[:-1])
+    with pytest.raises(ImageError, match="not whole") as caught:
+        read_image([tmp_path / "a.mhd"])
+    assert caught.value.where == str(raw)
+    raw.unlink()
+    with pytest.raises(ImageError, match=r"should be in 'a\.raw'"):
+        read_grid(tmp_path / "a.mhd")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "a.nii.gz").mkdir()
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image([tmp_path / "a.nii.gz"])
+
+
+def test_inflate_keeps_what_was_asked_for(tmp_path):
+    content = np.random.default_rng(0).integers(0, 256, 3 << 20).astype(np.uint8)
+    path = tmp_path / "a"
+    path.write_bytes(b"header" + zlib.compress(content.tobytes()))
+    np.testing.assert_array_equal(integrity.inflate(path, count=1 << 20, offset=6), content[: 1 << 20])
+    assert integrity.inflate(path, count=3 << 20, offset=6, keep=False).size == 0
+    with pytest.raises(ImageError, match="only"):
+        integrity.inflate(path, count=(3 << 20) + 1, offset=6)
