@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from flaresemi import flare22
-from flaresemi.dataset import LAYOUTS, find_images, image_stem, load_dataset
+from flaresemi.dataset import LAYOUTS, declared_labels, find_images, image_stem, load_dataset
 from flaresemi.errors import DatasetError
 
 NNUNET = "nnU-Net"
@@ -210,6 +210,19 @@ def test_the_images_of_a_folder(tmp_path):
     cases = find_images(tmp_path)
     assert ids(cases) == ["a", "b"]
     assert [len(case.images) for case in cases] == [2, 2]
+
+
+def test_declared_labels_need_no_cases(tmp_path):
+    assert declared_labels(tmp_path) == (None, {})
+    content = {"labels": {"background": 0, "liver": 3, "spleen": 1}, "annotated_labels": {"a": ["spleen"]}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    labels, annotated = declared_labels(tmp_path)
+    assert labels is not None
+    assert labels.names == ("spleen", "liver")
+    assert annotated == {"a": ("spleen",)}
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(DatasetError, match="not valid JSON"):
+        declared_labels(tmp_path)
 
 
 def test_stems():
