@@ -14,7 +14,8 @@ from flaresemi.evaluation.surface import surface_distances
 from flaresemi.geometry import FloatTriple
 from flaresemi.labels import Label, LabelSet
 
-#: Below this Dice the official script does not compute the surface Dice and calls it 0.
+#: Below this Dice the official script does not compute the surface Dice and calls it 0. (As published for FLARE24; for
+#: FLARE23 the floor is 0.1, and the script in FLARE22's folder has none.)
 _OFFICIAL_DICE_FLOOR = 0.2
 
 #: The official script rounds every score before it takes means.
