@@ -71,8 +71,7 @@ class ImageFacts:
         channels: Its intensities.
         non_finite: Voxels that are NaN or infinite.
         disagreement_mm: How far apart NIfTI's two affines place it.
-        content: Hash of voxels and spacing, the same for any orientation of the file; origin and direction left out,
-            since exports lose them.
+        content: Hash of its voxels in canonical order; without spacing, origin and direction, which exports lose.
     """
 
     source: SourceGrid
@@ -175,13 +174,12 @@ def _inspect_image(case: Case, problems: list[Problem]) -> ImageFacts | None:
     except ImageError as error:
         together = [error]
     else:
-        spacing = tuple(round(value, 2) for value in image.geometry.spacing_zyx_mm)
         return ImageFacts(
             source=image.source,
             channels=tuple(map(_inspect_channel, image.array_czyx)),
             non_finite=image.non_finite,
             disagreement_mm=max(map(_disagreement_mm, case.images)),
-            content=_hash(image.array_czyx, spacing),
+            content=_hash(image.array_czyx),
         )
     # The reader stops at the first channel that it cannot take; the user shall hear of all of them.
     alone = [problem for path in case.images if (problem := _trouble(path)) is not None]
@@ -234,14 +232,14 @@ def _inspect_label(case: Case, problems: list[Problem]) -> LabelFacts | None:
         source=label.source,
         values=tuple(listed),
         counts=tuple(counts[value] for value in listed),
-        content=_hash(label.array_zyx, ()),
+        content=_hash(label.array_zyx),
     )
 
 
-def _hash(array: np.ndarray, more: tuple[float, ...]) -> str:
-    """Hash of an array's values, whatever integer type they are stored in; plane by plane, so without a whole copy."""
+def _hash(array: np.ndarray) -> str:
+    """Hash of an array's shape and values, whatever integer type they are stored in; plane by plane, so without a whole copy."""
     kind = np.float32 if array.dtype.kind == "f" else np.int64
-    state = hashlib.blake2b(repr((array.shape, more)).encode(), digest_size=16)
+    state = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
     for plane in array.reshape(-1, *array.shape[-2:]):
         state.update(np.ascontiguousarray(plane, dtype=kind).data)
     return state.hexdigest()

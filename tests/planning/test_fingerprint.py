@@ -10,7 +10,8 @@ from flaresemi.errors import DatasetError, ImageError
 from flaresemi.geometry import BoundingBox
 from flaresemi.planning import fingerprint
 from flaresemi.planning.fingerprint import SAMPLES_PER_CASE, fingerprint_dataset, measure_case
-from flaresemi.plans import load_fingerprint
+from flaresemi.planning.planner import make_plans
+from flaresemi.plans import body_rule, load_fingerprint
 from flaresemi.records import save_record
 
 
@@ -218,3 +219,9 @@ class TestResume:
             ["dataset", *(f"l{n}.{kind}" for n in range(3) for kind in ("json", "npy"))]
         )
         assert json.loads((tmp_path / "l0.json").read_text())["fingerprint"]["case_id"] == "l0"
+
+
+@pytest.mark.parametrize("channels", [("CT",), (" ct",), ("MR",), ("PET", "CT"), ("CT", "PET")])
+def test_the_patient_is_found_as_the_plans_will_say(small_dataset, channels):
+    small = small_dataset(channels=channels)
+    assert make_plans(fingerprint_of(small)).body == body_rule(channels)

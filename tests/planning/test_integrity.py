@@ -217,6 +217,7 @@ def test_duplicates_are_found_by_content_in_whatever_orientation_and_group(small
     small = small_dataset(labeled=4)
     image = sitk.ReadImage(str(small.image_path("labeled", "l0")))
     image.SetOrigin((5.0, 6.0, 7.0))
+    image.SetSpacing((1.0, 1.0, 2.0))
     sitk.WriteImage(sitk.DICOMOrient(image, "RAS"), str(small.image_path("unlabeled", "twin")))
     shutil.copy(small.image_path("labeled", "l1"), small.image_path("test", "copy"))
     for path in (small.image_path("labeled", "l2"), small.label_path("l2")):

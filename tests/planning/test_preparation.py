@@ -187,6 +187,7 @@ class TestResume:
         small = small_dataset()
         dataset, plans = planned(small)
         prepare_dataset(dataset, plans, workspace, workers=1)
+        first, status = small.label_path("l2").read_bytes(), small.label_path("l2").stat()
         small.write(small.label_path("l2"), small.label_array(17))
         prepare_stage = preparation._prepare_stage
 
@@ -199,7 +200,8 @@ class TestResume:
             patch.setattr(preparation, "_prepare_stage", killed)
             with pytest.raises(KeyboardInterrupt):
                 prepare_dataset(dataset, plans, workspace, workers=1)
-        small.write(small.label_path("l2"), small.label_array(2))  # back to what the half-done store was made from
+        small.label_path("l2").write_bytes(first)  # what the other half of the store was made from
+        os.utime(small.label_path("l2"), ns=(status.st_atime_ns, status.st_mtime_ns))
         assert [task.case.id for task in pending(dataset, plans, workspace)] == ["l2"]
 
 
