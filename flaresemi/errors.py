@@ -46,3 +46,7 @@ class ConfigError(FlaresemiError):
 
 class CheckpointError(FlaresemiError):
     """A checkpoint is missing, damaged or was made with other plans."""
+
+
+class SelectionError(FlaresemiError):
+    """Pseudo-labels, their scores or their selection are missing, damaged or leave nothing to train on."""

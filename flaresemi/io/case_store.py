@@ -1,11 +1,13 @@
 """Preprocessed cases on disk: whole or absent, opened in no time, patches read without touching the rest."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import shutil
 import uuid
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +100,18 @@ class StoredCase:
         record: What is known of it.
         image_czyx: float16, (C, Z, Y, X), read-only.
         label_zyx: Internal indices, (Z, Y, X), uint8 or uint16, read-only; None when unlabeled.
+
+    Args:
+        folder: Of the label map and the record.
+        record: What is known of it.
+        image_folder: Of the image, where that is another one.
     """
 
-    def __init__(self, folder: Path, record: CaseRecord) -> None:
+    def __init__(self, folder: Path, record: CaseRecord, image_folder: Path | None = None) -> None:
         self.folder = folder
         self.record = record
-        self.image_czyx: np.ndarray = np.load(folder / "image.npy", mmap_mode="r")
+        self.image_folder = folder if image_folder is None else image_folder
+        self.image_czyx: np.ndarray = np.load(self.image_folder / "image.npy", mmap_mode="r")
         self.label_zyx: np.ndarray | None = None
         self._class_voxels: np.ndarray | None = None
         if record.has_label:
@@ -112,7 +120,11 @@ class StoredCase:
         self._check()
 
     def __reduce__(self) -> tuple:
-        return StoredCase, (self.folder, self.record)  # a pickled memory map would carry the whole volume
+        return StoredCase, (
+            self.folder,
+            self.record,
+            self.image_folder,
+        )  # a pickled memory map would carry the whole volume
 
     def class_voxels(self, index: int) -> np.ndarray:
         """Stage voxels of one organ (internal index, 1 and up): all, or a fixed sample of 10000; (n, 3), (Z, Y, X)."""
@@ -186,17 +198,11 @@ class CaseStore:
         _check_write(record, image_czyx, label_zyx)
         stored = np.clip(image_czyx, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
         minima = tuple(float(channel.min()) for channel in stored)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self._temporary_folder()
-        try:
-            _save(unfinished / "image.npy", stored)
+        with self._new_case(record.case_id) as folder:
+            _save(folder / "image.npy", stored)
             if label_zyx is not None:
-                _save(unfinished / "label.npy", label_zyx)
-                _save(unfinished / "class_voxels.npy", _sample_voxels(record, label_zyx))
-            save_record(unfinished / "case.json", dataclasses.replace(record, channel_minima=minima))
-            self._publish(unfinished, record.case_id)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+                _save_labels(folder, record, label_zyx)
+            save_record(folder / "case.json", dataclasses.replace(record, channel_minima=minima))
 
     def open(self, case_id: str) -> StoredCase:
         """Opens a case.
@@ -211,7 +217,7 @@ class CaseStore:
         try:
             if record.case_id != case_id:
                 raise ValueError(f"it says it is case '{record.case_id}'")
-            return StoredCase(folder, record)
+            return self._stored(folder, record)
         except (OSError, ValueError) as problem:
             raise DatasetError(
                 f"preprocessed case '{case_id}' is damaged: {problem}", where=folder,
@@ -259,6 +265,20 @@ class CaseStore:
         folder.mkdir()
         return folder
 
+    def _stored(self, folder: Path, record: CaseRecord) -> StoredCase:
+        return StoredCase(folder, record)
+
+    @contextlib.contextmanager
+    def _new_case(self, case_id: str) -> Iterator[Path]:
+        """A folder to write a case into; it becomes the case when the block ends well."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self._temporary_folder()
+        try:
+            yield unfinished
+            self._publish(unfinished, case_id)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
     def _publish(self, unfinished: Path, case_id: str) -> None:
         folder = self._folder(case_id)
         replaced = self._temporary_folder()
@@ -269,6 +289,49 @@ class CaseStore:
         finally:
             shutil.rmtree(replaced, ignore_errors=True)
         _sync_folder(self.folder)
+
+
+class LabelStore(CaseStore):
+    """Label maps for cases whose images lie in another store: what self-training adds to the unlabeled ones.
+
+    Args:
+        folder: Of the label maps and their records.
+        images: Where the images are.
+    """
+
+    def __init__(self, folder: Path, images: CaseStore) -> None:
+        super().__init__(folder)
+        self.images = images
+
+    def write_labels(self, case_id: str, label_zyx: np.ndarray, organs: int, supervised: tuple[int, ...]) -> None:
+        """Writes, or replaces, the label map of a case.
+
+        Args:
+            label_zyx: Internal indices on the stage grid of the image, uint8 or uint16.
+            organs: Number of organs of the dataset.
+            supervised: Indices of those that the label map is trusted on.
+
+        Raises:
+            DatasetError: the image is not in its store.
+            OSError: the disk is full or the folder cannot be written to; nothing is left behind.
+        """
+        image = self.images.open(case_id)
+        record = CaseRecord.labeled(
+            case_id=case_id,
+            preprocessing_hash=image.record.preprocessing_hash,
+            grid=image.record.grid,
+            label_zyx=label_zyx,
+            organs=organs,
+            supervised=supervised,
+        )
+        record = dataclasses.replace(record, channel_minima=image.record.channel_minima)
+        _check_write(record, image.image_czyx, label_zyx)
+        with self._new_case(case_id) as folder:
+            _save_labels(folder, record, label_zyx)
+            save_record(folder / "case.json", record)
+
+    def _stored(self, folder: Path, record: CaseRecord) -> StoredCase:
+        return StoredCase(folder, record, self.images.open(record.case_id).folder)
 
 
 _AGAIN = "run flaresemi_plan_and_preprocess again"
@@ -313,6 +376,11 @@ def _sample_voxels(record: CaseRecord, label_zyx: np.ndarray) -> np.ndarray:
         chosen.append(voxels)
     together = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
     return np.stack(np.unravel_index(together, label_zyx.shape), axis=1).astype(np.int32)
+
+
+def _save_labels(folder: Path, record: CaseRecord, label_zyx: np.ndarray) -> None:
+    _save(folder / "label.npy", label_zyx)
+    _save(folder / "class_voxels.npy", _sample_voxels(record, label_zyx))
 
 
 def _save(path: Path, array: np.ndarray) -> None:

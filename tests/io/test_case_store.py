@@ -12,7 +12,7 @@ import pytest
 from flaresemi.errors import DatasetError
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.io import case_store
-from flaresemi.io.case_store import MAX_CLASS_VOXELS, CaseRecord, CaseStore
+from flaresemi.io.case_store import MAX_CLASS_VOXELS, CaseRecord, CaseStore, LabelStore
 
 SHAPE = (20, 30, 40)
 
@@ -246,3 +246,31 @@ def test_permissions_follow_the_umask(tmp_path):
     finally:
         os.umask(old)
     assert (Path(tmp_path) / "s" / "case_1").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_label_store_puts_labels_on_images_that_lie_elsewhere(tmp_path: Path) -> None:
+    images = CaseStore(tmp_path / "images")
+    shape = (6, 7, 8)
+    grid = StageGrid(
+        canonical_shape_zyx=shape,
+        canonical_spacing_zyx_mm=(1.0, 1.0, 1.0),
+        body_box=BoundingBox.whole(shape),
+        shape_zyx=shape,
+    )
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    images.write(CaseRecord.unlabeled(case_id="scan", preprocessing_hash="hash", grid=grid), image, None)
+    labels = LabelStore(tmp_path / "labels", images)
+    label = np.zeros(shape, np.uint8)
+    label[2:4, 3:5, 1:6] = 2
+    labels.write_labels("scan", label, organs=3, supervised=(2, 3))
+    assert not (tmp_path / "labels" / "scan" / "image.npy").exists()
+    stored = pickle.loads(pickle.dumps(labels.open("scan")))
+    np.testing.assert_array_equal(stored.label_zyx, label)
+    np.testing.assert_array_equal(stored.image_czyx, images.open("scan").image_czyx)
+    assert stored.record.supervised == (2, 3)
+    assert len(stored.class_voxels(2)) == 20
+    assert stored.record.channel_minima == images.open("scan").record.channel_minima
+    labels.write_labels("scan", np.roll(label, 1, axis=0), organs=3, supervised=(2,))
+    assert labels.open("scan").record.supervised == (2,)
+    with pytest.raises(DatasetError, match="not preprocessed"):
+        labels.write_labels("other", label, organs=3, supervised=(2,))

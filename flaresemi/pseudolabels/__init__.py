@@ -1,0 +1,1 @@
+"""From unlabeled cases to pseudo-labels that can be trusted."""

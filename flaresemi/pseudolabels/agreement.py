@@ -1,0 +1,72 @@
+"""How far the snapshots of one training agree on a case: the raw measure of reliability."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flaresemi.evaluation.overlap import dice_per_organ
+
+#: An organ with less than this share of its median labeled volume counts as absent: specks are no organ.
+ABSENT_BELOW = 0.01
+
+
+def organ_agreement(
+    saved_zyx: np.ndarray, snapshots_zyx: Sequence[np.ndarray], least_voxels: Sequence[float]
+) -> tuple[float | None, ...]:
+    """Mean Dice between the mask that is saved and those of the snapshots, organ by organ.
+
+    Absent from both masks of a pair: the pair is skipped. Absent from one: 0. (ST++, arXiv 2106.05095, compares with
+    the last checkpoint; here it is the mask that training will see.)
+
+    Args:
+        saved_zyx: Label indices of the mask that is saved.
+        snapshots_zyx: Those of the earlier snapshots, of the same shape.
+        least_voxels: Per organ, fewer voxels than these count as absent.
+
+    Returns:
+        One value per organ; None where every pair was skipped.
+    """
+    organs = len(least_voxels)
+    least = np.maximum(np.asarray(least_voxels, float), 1.0)
+    in_saved = _counts(saved_zyx, organs) >= least
+    values: list[list[float]] = [[] for _ in range(organs)]
+    for snapshot in snapshots_zyx:
+        in_snapshot = _counts(snapshot, organs) >= least
+        overlap = dice_per_organ(snapshot, saved_zyx, organs)
+        for organ in range(organs):
+            if in_saved[organ] and in_snapshot[organ]:
+                values[organ].append(overlap[organ])
+            elif in_saved[organ] or in_snapshot[organ]:
+                values[organ].append(0.0)
+    return tuple(float(np.mean(found)) if found else None for found in values)
+
+
+def case_agreement(organs: Sequence[float | None]) -> float:
+    """Mean over the organs that are not absent; 0 when all of them are."""
+    found = [value for value in organs if value is not None]
+    return float(np.mean(found)) if found else 0.0
+
+
+def organ_entropy(probabilities_czyx: np.ndarray, saved_zyx: np.ndarray) -> tuple[float | None, ...]:
+    """Mean entropy inside each organ of the saved mask, as a share of the largest possible (0 sure, 1 a guess).
+
+    Args:
+        probabilities_czyx: Background and every organ, float, summing to 1.
+        saved_zyx: Label indices.
+
+    Returns:
+        One value per organ; None where the organ has no voxel.
+    """
+    channels = probabilities_czyx.shape[0]
+    entropy = np.zeros(saved_zyx.shape, np.float32)
+    for probability in probabilities_czyx:
+        positive = np.maximum(probability, 1e-12, dtype=np.float32)
+        entropy -= positive * np.log(positive)
+    entropy /= np.log(channels)
+    counts = np.bincount(saved_zyx.ravel(), minlength=channels)
+    sums = np.bincount(saved_zyx.ravel(), weights=entropy.ravel(), minlength=channels)
+    return tuple(float(sums[i] / counts[i]) if counts[i] else None for i in range(1, channels))
+
+
+def _counts(labels_zyx: np.ndarray, organs: int) -> np.ndarray:
+    return np.bincount(labels_zyx.ravel(), minlength=organs + 1)[1:]

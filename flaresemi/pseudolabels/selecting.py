@@ -1,0 +1,183 @@
+"""From scores to the pseudo-labels that a round trains on."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from flaresemi.errors import SelectionError
+from flaresemi.selection import CaseScore, OrganScore, Rule, SelectedCase, Selection
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionRule:
+    """The numbers that decide.
+
+    Attributes:
+        rule: `case`: whole cases by score (the seed's rule); `organ`: each organ on its own.
+        best_share: `case`, first round: this share of the cases, best first.
+        case_threshold: `case`, later rounds: scores above it; when fewer than `least_share` of the cases pass, the
+            best share is taken after all.
+        least_share: See above.
+        require_complete: `case`: leave out cases that lack an organ (the completeness filter of the seed's code).
+        organ_threshold: `organ`: least predicted Dice, or agreement where there is no calibration.
+        volume_factor: `organ`: a volume more than this factor outside the labeled ones is implausible.
+    """
+
+    rule: Rule = "organ"
+    best_share: float = 0.5
+    case_threshold: float = 0.9
+    least_share: float = 0.1
+    require_complete: bool = False
+    organ_threshold: float = 0.8
+    volume_factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("best_share", "case_threshold", "least_share", "organ_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be within 0..1")
+        if self.volume_factor < 1:
+            raise ValueError("volume_factor must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LabeledVolumes:
+    """Volumes of one organ in the labeled cases that annotate it.
+
+    Attributes:
+        least_ml: The smallest where it is present.
+        most_ml: The largest.
+        absent: In how many of the cases it is absent.
+    """
+
+    least_ml: float
+    most_ml: float
+    absent: int
+
+
+def select(
+    scores: Sequence[CaseScore], rule: SelectionRule, volumes: Mapping[str, LabeledVolumes], *, round: int, fold: str
+) -> Selection:
+    """Decides which pseudo-labels the next training may use.
+
+    Args:
+        scores: Of all unlabeled cases.
+        rule: The numbers.
+        volumes: By organ, of the labeled cases; an organ that is missing here was in none of them.
+        round: Number of the round, from 1.
+        fold: The chain's fold.
+
+    Raises:
+        SelectionError: there are no scores, or nothing is selected.
+    """
+    if not scores:
+        raise SelectionError(
+            "there are no unlabeled cases to select from", fix="add some to the dataset and plan again"
+        )
+    ranked = sorted(scores, key=lambda case: (-case.score, case.case_id))
+    choose = _select_cases if rule.rule == "case" else _select_organs
+    selected, rejected, notes = choose(ranked, rule, volumes, round)
+    if not selected:
+        best = ranked[0]
+        raise SelectionError(
+            f"no pseudo-label is good enough: the best case, '{best.case_id}', has a score of {best.score:.3f}",
+            fix="train the labeling models longer, or lower the thresholds (--organ-threshold, --case-threshold)",
+        )
+    if not rejected:
+        notes = (*notes, "every case was selected: the thresholds rejected nothing")
+    names = (
+        ("best_share", "case_threshold", "least_share") if rule.rule == "case" else ("organ_threshold", "volume_factor")
+    )
+    return Selection(
+        round=round,
+        fold=fold,
+        rule=rule.rule,
+        thresholds={name: float(getattr(rule, name)) for name in names},
+        selected=tuple(selected),
+        rejected=rejected,
+        notes=notes,
+    )
+
+
+_Choice = tuple[list[SelectedCase], dict[str, str], tuple[str, ...]]
+
+
+def _select_cases(
+    ranked: list[CaseScore], rule: SelectionRule, volumes: Mapping[str, LabeledVolumes], round: int
+) -> _Choice:
+    """The seed's rule: the best half first, later what scores above the threshold."""
+    notes: tuple[str, ...] = ()
+    rejected: dict[str, str] = {}
+    candidates = ranked
+    if rule.require_complete:
+        for case in ranked:
+            missing = [name for name, organ in case.organs.items() if organ.volume_ml == 0]
+            if missing:
+                rejected[case.case_id] = f"lacks {', '.join(missing)}"
+        candidates = [case for case in ranked if case.case_id not in rejected]
+    best = candidates[: math.ceil(rule.best_share * len(candidates))]
+    chosen, reason = best, f"not among the best {rule.best_share:.0%}"
+    if round > 1:
+        passing = [case for case in candidates if case.score > rule.case_threshold]
+        if len(passing) >= rule.least_share * len(candidates):
+            chosen, reason = passing, f"score not above {rule.case_threshold:g}"
+        else:
+            notes = (
+                f"only {len(passing)} of {len(candidates)} cases score above {rule.case_threshold:g}: "
+                f"the best {rule.best_share:.0%} were taken instead",
+            )
+    chosen = [case for case in chosen if case.score > 0]
+    names = {case.case_id for case in chosen}
+    rejected |= {case.case_id: f"{reason} ({case.score:.3f})" for case in candidates if case.case_id not in names}
+    selected = [
+        SelectedCase(case_id=case.case_id, score=case.score, supervised=tuple(case.organs), rejected={})
+        for case in chosen
+    ]
+    return selected, rejected, notes
+
+
+def _select_organs(
+    ranked: list[CaseScore], rule: SelectionRule, volumes: Mapping[str, LabeledVolumes], round: int
+) -> _Choice:
+    """Every organ on its own; a case with nothing accepted that is really there is rejected."""
+    selected: list[SelectedCase] = []
+    rejected: dict[str, str] = {}
+    for case in ranked:
+        reasons = {name: reason_against(organ, volumes.get(name), rule) for name, organ in case.organs.items()}
+        accepted = tuple(name for name, reason in reasons.items() if reason is None)
+        if not any(not case.organs[name].is_absent for name in accepted):
+            rejected[case.case_id] = "no organ accepted"
+            continue
+        selected.append(
+            SelectedCase(
+                case_id=case.case_id,
+                score=case.score,
+                supervised=accepted,
+                rejected={name: reason for name, reason in reasons.items() if reason is not None},
+            )
+        )
+    return selected, rejected, ()
+
+
+def reason_against(organ: OrganScore, volumes: LabeledVolumes | None, rule: SelectionRule) -> str | None:
+    """Why an organ of a pseudo-label is not to be trusted; None if it is.
+
+    An absence is trusted only where the labels know such patients: the model that overlooks an organ everywhere agrees
+    with itself about it, too.
+    """
+    if volumes is None:
+        return "in no labeled case"
+    if organ.agreement is None:
+        return None if volumes.absent > 0 else "absent, but present in every labeled case"
+    trust, what = organ.agreement, "agreement"
+    if organ.predicted_dice is not None:
+        trust, what = organ.predicted_dice, "predicted Dice"
+    if trust < rule.organ_threshold:
+        return f"{what} {trust:.3f} below {rule.organ_threshold:g}"
+    if organ.touched_faces:
+        return "reaches out of the region"
+    if (
+        organ.volume_ml < volumes.least_ml / rule.volume_factor
+        or organ.volume_ml > volumes.most_ml * rule.volume_factor
+    ):
+        return f"{organ.volume_ml:.0f} ml, labeled cases have {volumes.least_ml:.0f} to {volumes.most_ml:.0f}"
+    return None

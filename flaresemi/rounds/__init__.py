@@ -1,0 +1,1 @@
+"""The self-training loop: rounds of labeling, selecting, training and judging."""

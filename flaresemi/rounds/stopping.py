@@ -1,0 +1,107 @@
+"""When a chain of rounds has improved, and when it should stop."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StopRule:
+    """The numbers that decide.
+
+    Attributes:
+        min_delta: The paired mean Dice over the held-out cases must rise by more than this (and by more than its
+            standard error) for a round to become the best.
+        patience: Rounds in a row without an improvement before the chain stops.
+        max_rounds: Rounds at most, not counting the supervised start.
+        collapse: The chain stops at once when the mean Dice of an organ falls by more than this below the best round.
+    """
+
+    min_delta: float = 0.0
+    patience: int = 2
+    max_rounds: int = 5
+    collapse: float = 0.10
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or self.max_rounds < 1:
+            raise ValueError("patience and max_rounds must be at least 1")
+        if self.min_delta < 0 or self.collapse <= 0:
+            raise ValueError("min_delta must not be negative and collapse must be positive")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is known after a round.
+
+    Attributes:
+        best_round: 0 is the supervised start.
+        stop: Whether the chain ends here.
+        why: In words, with the numbers.
+    """
+
+    best_round: int
+    stop: bool
+    why: str
+
+
+#: Dice by organ, by held-out case.
+HeldOutDice = Mapping[str, Mapping[str, float]]
+
+
+def judge(rounds: Sequence[HeldOutDice], rule: StopRule) -> Verdict:
+    """Judges a chain by its held-out real cases, all pooled.
+
+    Args:
+        rounds: One entry per round, from the supervised start on; the same cases in each.
+        rule: The numbers.
+
+    Raises:
+        ValueError: no round, no case, or rounds with different cases.
+    """
+    if not rounds or not rounds[0]:
+        raise ValueError("a verdict needs at least the supervised start, with held-out cases")
+    best, last_improvement, why = 0, 0, "the supervised start"
+    for number in range(1, len(rounds)):
+        fallen = collapsed_organs(rounds[best], rounds[number], rule.collapse)
+        if fallen:
+            organ, drop = min(fallen.items(), key=lambda item: item[1])
+            why = f"round {number}: {organ} fell by {-drop:.3f} below round {best}"
+            return Verdict(best_round=best, stop=True, why=why)
+        gain, error = paired_gain(rounds[best], rounds[number])
+        told = f"round {number}: {gain:+.4f} ± {error:.4f} against round {best} over {len(rounds[0])} held-out cases"
+        if gain > rule.min_delta and gain > error:
+            best = last_improvement = number
+            why = f"{told}: an improvement"
+        else:
+            why = f"{told}: no improvement"
+        if number - last_improvement >= rule.patience:
+            return Verdict(best_round=best, stop=True, why=f"{why}, {rule.patience} in a row")
+        if number >= rule.max_rounds:
+            return Verdict(best_round=best, stop=True, why=f"{why}; {rule.max_rounds} rounds are the most asked for")
+    return Verdict(best_round=best, stop=False, why=why)
+
+
+def paired_gain(before: HeldOutDice, after: HeldOutDice) -> tuple[float, float]:
+    """Mean over the cases of the change of their mean Dice, and its standard error (infinite for one case)."""
+    if before.keys() != after.keys():
+        raise ValueError("the rounds were validated on different cases")
+    changes = [np.mean(list(after[case].values())) - np.mean(list(before[case].values())) for case in sorted(before)]
+    if len(changes) < 2:
+        return float(changes[0]), math.inf
+    return float(np.mean(changes)), float(np.std(changes, ddof=1) / math.sqrt(len(changes)))
+
+
+def collapsed_organs(before: HeldOutDice, after: HeldOutDice, limit: float) -> dict[str, float]:
+    """Organs whose mean Dice changed by less than -limit, with that change."""
+    changes = {organ: _mean(after, organ) - _mean(before, organ) for organ in _organs(before) & _organs(after)}
+    return {organ: change for organ, change in changes.items() if change < -limit}
+
+
+def _organs(cases: HeldOutDice) -> set[str]:
+    return {organ for scores in cases.values() for organ in scores}
+
+
+def _mean(cases: HeldOutDice, organ: str) -> float:
+    return float(np.mean([scores[organ] for scores in cases.values() if organ in scores]))

@@ -1,0 +1,167 @@
+"""What was judged about pseudo-labels: scores per case and organ, and which of them training may use."""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import Literal
+
+from flaresemi.errors import SelectionError
+from flaresemi.files import write_text
+
+SCHEMA_VERSION = 1
+
+Rule = Literal["case", "organ"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OrganScore:
+    """How far one organ of one pseudo-label may be trusted.
+
+    Attributes:
+        agreement: Mean Dice of the saved mask with those of the snapshots, 0 to 1; None where the organ is absent from
+            all of them.
+        predicted_dice: What a calibration on real labels expects its Dice to be; None without one, or when absent.
+        volume_ml: Of the saved mask.
+        entropy: Mean entropy of the probabilities inside the saved mask, as a share of the largest possible, 0 to 1;
+            None when absent.
+        touched_faces: Faces of the region, with image behind them, that the mask reaches.
+    """
+
+    agreement: float | None
+    predicted_dice: float | None = None
+    volume_ml: float
+    entropy: float | None
+    touched_faces: int = 0
+
+    @property
+    def is_absent(self) -> bool:
+        """Absent from the saved mask and from all snapshots."""
+        return self.agreement is None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CaseScore:
+    """One row of the score file.
+
+    Attributes:
+        score: Mean agreement of the organs that are not absent; 0 when nothing was found at all.
+        organs: By name, in the order of the label set.
+        flags: What was unusual: fallbacks, repairs.
+        made_with: Hashes of the checkpoints that labeled and judged it.
+    """
+
+    case_id: str
+    score: float
+    organs: dict[str, OrganScore]
+    flags: tuple[str, ...] = ()
+    made_with: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SelectedCase:
+    """A pseudo-labeled case that training uses.
+
+    Attributes:
+        supervised: Organs that its label map is trusted on, including trusted absences.
+        rejected: The other organs, with the reason.
+        weight: Of its loss.
+    """
+
+    case_id: str
+    score: float
+    supervised: tuple[str, ...]
+    rejected: dict[str, str]
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which pseudo-labels a round trains on, and why; a recorded artefact.
+
+    Attributes:
+        round: Number of the round, from 1.
+        fold: The chain's fold.
+        rule: `case`: whole cases by their score; `organ`: each organ on its own.
+        thresholds: The numbers that decided, by name.
+        selected: Best score first.
+        rejected: Cases that are not used, with the reason.
+        notes: What a reader should know, for example that the threshold had to be given up.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    round: int
+    fold: str
+    rule: Rule
+    thresholds: dict[str, float]
+    selected: tuple[SelectedCase, ...]
+    rejected: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {self.schema_version} is not known to this flaresemi")
+
+
+_CASE_COLUMNS = ("case_id", "score", "flags", "made_with")
+_ORGAN_COLUMNS = ("agreement", "predicted_dice", "volume_ml", "entropy", "touched_faces")
+
+
+def save_scores(path: Path, scores: tuple[CaseScore, ...]) -> None:
+    """Writes the score file: a row per case, a group of columns per organ; empty cells where there is no value."""
+    organs = tuple(scores[0].organs) if scores else ()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_CASE_COLUMNS, *(f"{organ}: {column}" for organ in organs for column in _ORGAN_COLUMNS)])
+    for case in scores:
+        cells: list[object] = [case.case_id, _cell(case.score), "; ".join(case.flags), " ".join(case.made_with)]
+        for organ in organs:
+            cells += [_cell(getattr(case.organs[organ], column)) for column in _ORGAN_COLUMNS]
+        writer.writerow(cells)
+    write_text(path, text.getvalue())
+
+
+def load_scores(path: Path) -> tuple[CaseScore, ...]:
+    """Reads a score file.
+
+    Raises:
+        SelectionError: it is missing or damaged.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        return tuple(_score(row) for row in rows)
+    except FileNotFoundError:
+        raise SelectionError("score file not found", where=path, fix="label the cases of this round first") from None
+    except (ValueError, KeyError, TypeError, csv.Error) as problem:
+        raise SelectionError(
+            f"the score file is damaged: {problem}", where=path, fix="delete it: it is made anew from the labeled cases"
+        ) from None
+
+
+def _score(row: dict[str, str]) -> CaseScore:
+    organs = dict.fromkeys(column.rsplit(": ", 1)[0] for column in row if ": " in column)
+    return CaseScore(
+        case_id=row["case_id"],
+        score=float(row["score"]),
+        organs={
+            organ: OrganScore(
+                agreement=_number(row[f"{organ}: agreement"]),
+                predicted_dice=_number(row[f"{organ}: predicted_dice"]),
+                volume_ml=float(row[f"{organ}: volume_ml"]),
+                entropy=_number(row[f"{organ}: entropy"]),
+                touched_faces=int(row[f"{organ}: touched_faces"]),
+            )
+            for organ in organs
+        },
+        flags=tuple(row["flags"].split("; ")) if row["flags"] else (),
+        made_with=tuple(row["made_with"].split()),
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def _number(cell: str) -> float | None:
+    return float(cell) if cell else None

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from flaresemi.pseudolabels.agreement import case_agreement, organ_agreement, organ_entropy
+
+
+def mask(organ: int, start: int, stop: int) -> np.ndarray:
+    labels = np.zeros((4, 4, 20), np.uint8)
+    labels[:, :, start:stop] = organ
+    return labels
+
+
+def test_identical_masks_agree_fully() -> None:
+    labels = mask(1, 0, 10)
+    assert organ_agreement(labels, [labels, labels], [1.0])[0] == 1
+
+
+def test_agreement_is_the_mean_dice_with_the_snapshots() -> None:
+    half = organ_agreement(mask(1, 0, 10), [mask(1, 5, 15), mask(1, 0, 10)], [1.0])
+    assert half[0] == pytest.approx((0.5 + 1) / 2)
+
+
+def test_absent_from_both_is_skipped_and_from_one_is_zero() -> None:
+    empty, found = mask(1, 0, 0), mask(1, 0, 10)
+    assert organ_agreement(empty, [empty, empty], [1.0]) == (None,)
+    assert organ_agreement(empty, [found, empty], [1.0]) == (0.0,)
+    assert organ_agreement(found, [empty, found], [1.0]) == (0.5,)
+
+
+def test_specks_count_as_absent() -> None:
+    speck = mask(1, 0, 0)
+    speck[0, 0, 0] = 1
+    assert organ_agreement(speck, [mask(1, 0, 0)], [5.0]) == (None,)
+    assert organ_agreement(speck, [mask(1, 0, 10)], [5.0]) == (0.0,)
+
+
+def test_a_case_with_nothing_in_it_has_no_score() -> None:
+    assert case_agreement([None, None]) == 0
+    assert case_agreement([None, 0.6, 0.8]) == pytest.approx(0.7)
+
+
+def test_entropy_is_zero_when_sure_and_one_when_guessing() -> None:
+    labels = mask(1, 0, 10)
+    sure = np.stack([labels == 0, labels == 1]).astype(np.float32)
+    assert organ_entropy(sure, labels)[0] == pytest.approx(0, abs=1e-6)
+    assert organ_entropy(np.full((2, 4, 4, 20), 0.5, np.float32), labels)[0] == pytest.approx(1, abs=1e-6)
+    assert organ_entropy(sure, mask(1, 0, 0)) == (None,)

@@ -1,0 +1,114 @@
+import dataclasses
+
+import pytest
+
+from flaresemi.errors import SelectionError
+from flaresemi.pseudolabels.selecting import LabeledVolumes, SelectionRule, select
+from flaresemi.selection import CaseScore, OrganScore, load_scores, save_scores
+
+VOLUMES = {
+    "liver": LabeledVolumes(least_ml=1000, most_ml=2000, absent=0),
+    "gallbladder": LabeledVolumes(least_ml=10, most_ml=50, absent=3),
+}
+
+
+def case(name: str, liver: float | None, gallbladder: float | None = 0.9, **changes: object) -> CaseScore:
+    def organ(agreement: float | None, volume: float) -> OrganScore:
+        absent = agreement is None
+        return OrganScore(
+            agreement=agreement, volume_ml=0.0 if absent else volume, entropy=None if absent else 0.1, touched_faces=0
+        )
+
+    found = [value for value in (liver, gallbladder) if value is not None]
+    score = CaseScore(
+        case_id=name,
+        score=sum(found) / len(found) if found else 0.0,
+        organs={"liver": organ(liver, 1500.0), "gallbladder": organ(gallbladder, 30.0)},
+    )
+    return dataclasses.replace(score, **changes)  # type: ignore[arg-type]
+
+
+def chosen(scores: list[CaseScore], rule: SelectionRule, round: int = 1) -> dict[str, tuple[str, ...]]:
+    selection = select(scores, rule, VOLUMES, round=round, fold="0")
+    everything = {selected.case_id for selected in selection.selected} | set(selection.rejected)
+    assert everything == {score.case_id for score in scores}
+    return {selected.case_id: selected.supervised for selected in selection.selected}
+
+
+def test_a_good_liver_is_used_even_if_the_gallbladder_failed() -> None:
+    result = chosen([case("a", 0.95, 0.2), case("b", 0.3, 0.1)], SelectionRule())
+    assert result == {"a": ("liver",)}
+
+
+def test_an_absence_is_trusted_only_where_labels_know_it() -> None:
+    assert chosen([case("a", 0.95, None)], SelectionRule()) == {"a": ("liver", "gallbladder")}
+    assert chosen([case("a", None, 0.95)], SelectionRule()) == {"a": ("gallbladder",)}
+
+
+def test_a_case_where_only_absences_are_accepted_teaches_nothing() -> None:
+    assert chosen([case("a", 0.1, None), case("b", 0.9)], SelectionRule()) == {"b": ("liver", "gallbladder")}
+
+
+def test_predicted_dice_takes_the_place_of_agreement() -> None:
+    score = case("a", 0.95, 0.95)
+    organs = score.organs | {"liver": dataclasses.replace(score.organs["liver"], predicted_dice=0.5)}
+    assert chosen([dataclasses.replace(score, organs=organs)], SelectionRule()) == {"a": ("gallbladder",)}
+
+
+@pytest.mark.parametrize("change", [{"volume_ml": 5000.0}, {"volume_ml": 100.0}, {"touched_faces": 1}])
+def test_implausible_organs_are_rejected_with_a_reason(change: dict) -> None:
+    score = case("a", 0.95)
+    organs = score.organs | {"liver": dataclasses.replace(score.organs["liver"], **change)}
+    selection = select([dataclasses.replace(score, organs=organs)], SelectionRule(), VOLUMES, round=1, fold="0")
+    assert selection.selected[0].supervised == ("gallbladder",)
+    assert selection.selected[0].rejected["liver"]
+
+
+def test_the_seeds_rule_takes_the_best_half_first() -> None:
+    scores = [case(str(number), number / 10) for number in range(1, 10)]
+    assert set(chosen(scores, SelectionRule(rule="case"))) == {"5", "6", "7", "8", "9"}
+
+
+def test_the_seeds_rule_takes_scores_above_the_threshold_later() -> None:
+    scores = [case(str(number), number / 10, number / 10) for number in range(1, 11)]
+    assert set(chosen(scores, SelectionRule(rule="case", case_threshold=0.75), round=2)) == {"8", "9", "10"}
+
+
+def test_too_few_above_the_threshold_falls_back_to_the_best_half_and_says_so() -> None:
+    scores = [case(str(number), 0.5 + number / 100) for number in range(20)]
+    selection = select(scores, SelectionRule(rule="case"), VOLUMES, round=2, fold="0")
+    assert len(selection.selected) == 10
+    assert "best 50%" in selection.notes[0]
+
+
+def test_the_completeness_filter_is_an_option() -> None:
+    scores = [case("whole", 0.9), case("operated", 0.99, None)]
+    complete = SelectionRule(rule="case", require_complete=True, best_share=1.0)
+    assert set(chosen(scores, complete)) == {"whole"}
+
+
+def test_nothing_selected_is_one_clear_message() -> None:
+    with pytest.raises(SelectionError, match="no pseudo-label is good enough"):
+        select([case("a", 0.1, 0.1)], SelectionRule(), VOLUMES, round=1, fold="0")
+    with pytest.raises(SelectionError, match="no unlabeled cases"):
+        select([], SelectionRule(), VOLUMES, round=1, fold="0")
+
+
+def test_nothing_rejected_is_noted() -> None:
+    assert "rejected nothing" in select([case("a", 0.95)], SelectionRule(), VOLUMES, round=1, fold="0").notes[0]
+
+
+def test_scores_survive_the_file(tmp_path) -> None:
+    scores = (case("a", 0.123456789, None, flags=("one", "two"), made_with=("abc", "def")), case("b, c", None, None))
+    save_scores(tmp_path / "scores.csv", scores)
+    assert load_scores(tmp_path / "scores.csv") == scores
+
+
+def test_a_damaged_score_file_is_a_clear_error(tmp_path) -> None:
+    path = tmp_path / "scores.csv"
+    with pytest.raises(SelectionError, match="not found"):
+        load_scores(path)
+    save_scores(path, (case("a", 0.5),))
+    path.write_text(path.read_text().replace("0.5", "half"))
+    with pytest.raises(SelectionError, match="damaged"):
+        load_scores(path)

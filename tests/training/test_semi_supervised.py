@@ -1,0 +1,81 @@
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flaresemi.errors import SelectionError
+from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
+from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.selection import SelectedCase, Selection
+from flaresemi.training.config import TrainingConfig
+from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
+from flaresemi.training.task import TrainingTask
+from tests.training.conftest import SHAPE
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def semi(store: CaseStore, tmp_path: Path) -> SemiSupervision:
+    """Two unlabeled scans whose pseudo-labels say 'right ball' everywhere in a corner; only that organ is trusted."""
+    labels = LabelStore(tmp_path / "labels", store)
+    selected = []
+    for number in range(2):
+        source = store.open(f"case_{number}")
+        case_id = f"scan_{number}"
+        record = CaseRecord.unlabeled(case_id=case_id, preprocessing_hash="test", grid=source.record.grid)
+        store.write(record, np.asarray(source.image_czyx, np.float32), None)
+        label = np.zeros(SHAPE, np.uint8)
+        label[:12, :12, :12] = 2
+        labels.write_labels(case_id, label, organs=2, supervised=(2,))
+        selected.append(
+            SelectedCase(
+                case_id=case_id, score=0.9, supervised=("right ball",), rejected={"left ball": "agreement"}, weight=0.5
+            )
+        )
+    selection = Selection(round=1, fold="0", rule="organ", thresholds={}, selected=tuple(selected), rejected={})
+    return SemiSupervision(labels=labels, selection=selection, pseudo_share=0.75)
+
+
+def test_patches_come_from_both_in_the_asked_ratio(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, semi: SemiSupervision
+) -> None:
+    trainer = SemiSupervisedTrainer(make_task(), quick_config, semi, device=CPU)
+    batches = [trainer.sampler[(iteration, 0)] for iteration in range(200)]
+    pseudo = [batch for batch in batches if batch.weight_b[0] == 0.5]
+    assert 0.6 < len(pseudo) / len(batches) < 0.9
+    for batch in pseudo:  # the rejected organ is not supervised there
+        assert batch.supervised_bc.tolist() == [[True, False, True]]
+    for batch in batches:
+        if batch.weight_b[0] == 1:
+            assert batch.supervised_bc.all()
+
+
+def test_pseudo_cases_are_augmented_more_strongly(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, semi: SemiSupervision
+) -> None:
+    trainer = SemiSupervisedTrainer(make_task(), quick_config, semi, device=CPU)
+    strengths = {case.case_id: case.augmentation for case in trainer.sampler.cases}
+    assert strengths == {"case_0": "standard", "case_1": "standard", "scan_0": "strong", "scan_1": "strong"}
+    assert set(trainer.sampler.augmentations) == {"standard", "strong"}
+
+
+def test_it_trains_and_validates_on_real_labels(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, semi: SemiSupervision
+) -> None:
+    task = make_task()
+    assert SemiSupervisedTrainer(task, quick_config, semi, device=CPU).fit()
+    assert load_checkpoint(task.folder.final).iteration == 12
+    assert load_checkpoint(task.folder.best).plan == task.plan
+
+
+def test_a_labeled_case_is_never_replaced_by_its_pseudo_label(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, semi: SemiSupervision
+) -> None:
+    leaked = dataclasses.replace(semi.selection.selected[0], case_id="case_2")  # the validation case
+    selection = dataclasses.replace(semi.selection, selected=(leaked,))
+    with pytest.raises(SelectionError, match="never replaced"):
+        SemiSupervisedTrainer(make_task(), quick_config, dataclasses.replace(semi, selection=selection), device=CPU)
