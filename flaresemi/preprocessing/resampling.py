@@ -173,7 +173,8 @@ class _Axis:
 
     @property
     def is_identity(self) -> bool:
-        return self.index.shape[1] == 1
+        """Whether the voxels of the span are simply taken; beyond known voxels the last one is taken repeatedly."""
+        return self.index.shape[1] == 1 and bool((np.diff(self.index[:, 0]) == 1).all())
 
     def matrix(self, device: torch.device) -> torch.Tensor:
         """The weights as a dense matrix, (n, length of the span)."""

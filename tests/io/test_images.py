@@ -168,7 +168,7 @@ def test_float_label_maps(tmp_path):
     for value in (np.nan, np.inf, 1e30):
         array[2, 2, 2] = value
         write_reference(tmp_path / "bad.nii.gz", array)
-        with pytest.raises(ImageError, match="NaN or infinite|do not fit"):
+        with pytest.raises(ImageError, match=r"NaN or infinite|do not fit"):
             read_label_map(tmp_path / "bad.nii.gz")
 
 

@@ -1,0 +1,164 @@
+"""The body crop: the patient whole, the table gone, and never a crash."""
+
+import time
+
+import numpy as np
+import pytest
+
+from flaresemi.geometry import BoundingBox
+from flaresemi.io.images import read_image
+from flaresemi.preprocessing.cropping import find_body
+
+SPACING = (2.5, 2.0, 2.0)
+
+
+def ellipse(shape, center, radii) -> np.ndarray:
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    return ((y - center[0]) / radii[0]) ** 2 + ((x - center[1]) / radii[1]) ** 2 < 1
+
+
+def scan(shape=(40, 180, 180), air=-1000.0) -> tuple[np.ndarray, np.ndarray]:
+    """A trunk with lungs on a table; the image and where the trunk is."""
+    image = np.full(shape, air, np.float32)
+    body = np.zeros(shape, bool)
+    body[:] = ellipse(shape[1:], (80, 90), (50, 70))
+    image[body] = 40
+    image[:, ellipse(shape[1:], (80, 60), (30, 20))] = -850
+    image[:, ellipse(shape[1:], (80, 120), (30, 20))] = -850
+    image[:, 130:134, 20:160] = -200  # table top touches the back
+    image[:, 150:153, 10:170] = -100
+    image[:, 40:42, 2:30] = 0  # a blanket
+    image += np.random.default_rng(0).normal(0, 15, shape).astype(np.float32)
+    return image[None], body
+
+
+def contains_closely(box: BoundingBox, truth: np.ndarray, slack: int) -> None:
+    expected = BoundingBox.of_mask(truth)
+    assert box.contains(expected)
+    for low, high, a, b in zip(box.start, box.stop, expected.start, expected.stop, strict=True):
+        assert a - low <= slack and high - b <= slack
+
+
+@pytest.mark.parametrize("air", [-1000.0, -1024.0, -3024.0])
+def test_ct_body_without_table_with_lungs(air):
+    image, body = scan(air=air)
+    box, mask = find_body(image, SPACING, "ct")
+    contains_closely(box, body, slack=6)
+    whole = np.zeros(body.shape, bool)
+    whole[box.slices] = mask
+    assert mask.shape == box.shape_zyx and mask.dtype == bool
+    assert 2 * (whole & body).sum() / (whole.sum() + body.sum()) > 0.95, "lungs are inside, the table is not"
+
+
+def test_two_legs_and_an_arm_are_kept():
+    image = np.full((1, 60, 120, 120), -1000, np.float32)
+    truth = ellipse((120, 120), (60, 30), (22, 22)) | ellipse((120, 120), (60, 90), (18, 18))
+    image[0, :, truth] = 30
+    box, _ = find_body(image, SPACING, "ct")
+    contains_closely(box, np.broadcast_to(truth, (60, 120, 120)), slack=6)
+
+
+def test_a_body_that_leaves_the_field_of_view_is_kept_to_the_border():
+    image = np.full((1, 40, 100, 100), -1000, np.float32)
+    image[:, :, 20:, :60] = 50
+    box, _ = find_body(image, SPACING, "ct")
+    assert box.start[0] == 0 and box.stop[0] == 40
+    assert box.start[2] == 0 and box.stop[1] == 100
+    assert 10 <= box.start[1] <= 20 and 60 <= box.stop[2] <= 70
+
+
+@pytest.mark.parametrize("body", ["ct", "foreground"])
+@pytest.mark.parametrize("value", [-1000.0, 0.0, 40.0])
+def test_nothing_to_find_gives_the_whole_image(body, value):
+    image = np.full((1, 10, 20, 30), value, np.float32)
+    box, mask = find_body(image, SPACING, body)
+    assert box == BoundingBox.whole((10, 20, 30)) and mask.all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 200, 200), (1, 64, 64), (200, 3, 5)])
+@pytest.mark.parametrize("body", ["ct", "foreground"])
+def test_thin_volumes(shape, body):
+    image = np.full((1, *shape), -1000, np.float32)
+    inner = tuple(slice(size // 4, max(size - size // 4, 1)) for size in shape)
+    image[(0, *inner)] = 60
+    box, mask = find_body(image, (1.0, 1.0, 1.0), body)
+    assert mask.shape == box.shape_zyx
+    assert box.contains(BoundingBox(start=tuple(s.start for s in inner), stop=tuple(s.stop for s in inner)))
+
+
+def test_foreground_keeps_dark_anatomy_and_cuts_air():
+    generator = np.random.default_rng(0)
+    truth = np.zeros((40, 120, 120), bool)
+    truth[:, 30:90, 20:100] = True
+    image = np.abs(generator.normal(0, 8, truth.shape))
+    image[truth] = generator.normal(400, 60, int(truth.sum()))
+    image[:, 30:40, 20:100] = generator.normal(120, 10, (40, 10, 80))  # a dark layer of the patient
+    box, mask = find_body(image[None].astype(np.float32), SPACING, "foreground")
+    contains_closely(box, truth, slack=6)
+    whole = np.zeros(truth.shape, bool)
+    whole[box.slices] = mask
+    assert (whole & truth).sum() > 0.97 * truth.sum()
+
+
+@pytest.mark.parametrize("scale", [0.001, 1.0, 5000.0])
+def test_foreground_without_air_is_everything(scale):
+    image = np.random.default_rng(0).normal(100, 20, (1, 35, 50, 36)).astype(np.float32) * scale
+    box, _ = find_body(image, (1.0, 1.0, 1.0), "foreground")
+    assert box == BoundingBox.whole((35, 50, 36))
+
+
+def test_channels_are_united():
+    image = np.zeros((2, 40, 100, 100), np.float32)
+    image[0, :, 20:40, 40:60] = 100
+    image[1, :, 60:80, 40:60] = 3
+    box, _ = find_body(image, SPACING, "foreground")
+    assert box.start[1] <= 20 and box.stop[1] >= 80 and box.shape_zyx[2] < 50
+
+
+def test_a_channel_that_is_not_in_hu_has_no_say_in_ct():
+    image, body = scan()
+    with_pet = np.concatenate([image, np.abs(image)])
+    assert find_body(with_pet, SPACING, "ct")[0] == find_body(image, SPACING, "ct")[0]
+    contains_closely(find_body(with_pet, SPACING, "ct")[0], body, slack=6)
+
+
+def test_full_resolution_takes_no_time():
+    image, _ = scan((100, 180, 180))
+    image = np.repeat(np.repeat(image, 3, axis=2), 3, axis=3)[:, :, :512, :512]
+    start = time.process_time()
+    find_body(image, (2.5, 0.8, 0.8), "ct")
+    assert time.process_time() - start < 3.0
+
+
+# Real files ----------------------------------------------------------------------------------------------------------
+
+
+def test_real_ct_table_is_cut_off(shared_data):
+    image = read_image([shared_data / "crlm_ct" / "CRLM-CT-1004_0000.nii.gz"])
+    box, mask = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, "ct")
+    # Seen in a viewer: the patient lies between rows 118 and 410, the table's shell below to row 500.
+    assert box.start[1] <= 118 and 410 <= box.stop[1] <= 430
+    whole = np.zeros(image.array_czyx.shape[1:], bool)
+    whole[box.slices] = mask
+    assert not whole[:, 440:].any()
+
+
+def test_real_labels_are_inside_the_body(shared_data):
+    from flaresemi.io.images import read_label_map
+
+    folder = shared_data / "totalsegmentator"
+    pairs = [("example_ct.nii.gz", "example_ct_flare13_labels.nii.gz", "ct")]
+    for image_name, label_name, body in pairs:
+        image, label = read_image([folder / image_name]), read_label_map(folder / label_name)
+        box, mask = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)
+        labeled = label.array_zyx > 0
+        assert box.contains(BoundingBox.of_mask(labeled))
+        assert mask[labeled[box.slices]].mean() > 0.999
+
+
+def test_real_tissue_crops_stay_whole(shared_data):
+    for path in sorted((shared_data / "hippocampus" / "imagesTr").glob("*.nii.gz"))[::26]:
+        image = read_image([path])
+        box, mask = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, "foreground")
+        assert box == BoundingBox.whole(image.geometry.shape_zyx)
+        assert mask.mean() > 0.8

@@ -1,0 +1,65 @@
+"""Normalization: the plan's numbers for CT, the image's own inside the body for everything else."""
+
+import numpy as np
+import pytest
+
+from flaresemi.plans import IntensityPlan
+from flaresemi.preprocessing.normalization import measure_scaling, normalize, scale
+
+CT = IntensityPlan(scheme="ct", clip_low=-150.0, clip_high=250.0, mean=50.0, sd=100.0)
+OTHER = IntensityPlan(scheme="zscore")
+
+
+def test_ct_is_clipped_then_shifted_and_scaled():
+    image = np.array([-3024.0, -150.0, 50.0, 250.0, 3000.0], np.float32).reshape(1, 1, 1, 5)
+    found = normalize(image, (CT,))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.ravel(), [-2, -2, 0, 2, 2], rtol=1e-6)
+    assert image.min() == -3024, "the input is not changed"
+
+
+def test_zscore_is_measured_inside_the_body_only():
+    generator = np.random.default_rng(0)
+    image = generator.normal(300, 40, (1, 10, 11, 12)).astype(np.float32)
+    mask = np.zeros(image.shape[1:], bool)
+    mask[2:8, 3:9, 3:9] = True
+    image[0][~mask] = 0
+    found = normalize(image, (OTHER,), mask)[0]
+    assert abs(found[mask].mean()) < 1e-4 and abs(found[mask].std() - 1) < 1e-4
+    np.testing.assert_allclose(normalize(3 * image + 100, (OTHER,), mask)[0], found, atol=1e-3)
+
+
+def test_channels_are_normalized_each_by_its_plan():
+    image = np.stack([np.full((3, 3, 3), 150.0), np.arange(27.0).reshape(3, 3, 3)]).astype(np.float32)
+    found = normalize(image, (CT, OTHER))
+    np.testing.assert_allclose(found[0], 1.0)
+    assert abs(found[1].std() - 1) < 1e-5
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-3, 4096.1])
+def test_a_constant_channel_becomes_zero(value):
+    image = np.full((1, 4, 4, 4), value, np.float32)
+    found = normalize(image, (OTHER,))
+    assert np.isfinite(found).all() and np.abs(found).max() < 1e-3
+
+
+def test_small_intensities_are_not_taken_for_a_constant():
+    image = np.random.default_rng(0).normal(0, 1e-7, (1, 8, 8, 8)).astype(np.float32)
+    assert abs(normalize(image, (OTHER,)).std() - 1) < 1e-3
+
+
+def test_an_empty_mask_measures_everywhere():
+    image = np.random.default_rng(0).normal(5, 2, (1, 6, 6, 6)).astype(np.float32)
+    np.testing.assert_array_equal(normalize(image, (OTHER,), np.zeros((6, 6, 6), bool)), normalize(image, (OTHER,)))
+
+
+def test_large_offsets_lose_no_precision():
+    image = (1e6 + np.random.default_rng(0).integers(0, 100, (1, 40, 40, 40))).astype(np.float32)
+    (scaling,) = measure_scaling(image, (OTHER,), None)
+    assert scaling.sd == pytest.approx(image.astype(np.float64).std(), rel=1e-6)
+    assert abs(scale(image, (scaling,)).mean(dtype=np.float64)) < 1e-2
+
+
+def test_channels_must_match_the_plan():
+    with pytest.raises(ValueError, match="channel"):
+        normalize(np.zeros((2, 3, 3, 3), np.float32), (CT,))
