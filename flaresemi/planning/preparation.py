@@ -84,7 +84,7 @@ def prepare_dataset(
     grids = read_geometries(task.case for task in tasks)
     gib = max((gib_to_prepare(grid, plans) for grid in grids), default=0.0)
     count = worker_count(gib, workers)
-    logger.info("preparing %d case(s) with %d process(es)", len(tasks), count)
+    logger.info("preparing %d case(s) with %d process(es) of at most %.1f GiB each", len(tasks), count, gib)
     work = functools.partial(_prepare_case, labels=dataset.labels, plans=plans, workspace=workspace)
     failures = {
         task.case.id: failure

@@ -1,4 +1,5 @@
 import functools
+import logging
 import os
 import signal
 import subprocess
@@ -39,6 +40,10 @@ def threads(_):
     import torch
 
     return torch.get_num_threads(), os.getpid()
+
+
+def speak(number):
+    logging.getLogger("flaresemi.io").warning("case %d is odd", number)
 
 
 def note(folder, number):
@@ -82,6 +87,12 @@ def test_one_worker_is_this_process_and_others_have_one_thread_each():
     results = [result for _, result in parallel_map(threads, range(3), workers=2)]
     assert {count for count, _ in results} == {1}
     assert os.getpid() not in {pid for _, pid in results}
+
+
+@pytest.mark.parametrize("mute", [True, False])
+def test_workers_are_mute_where_their_results_say_it_all(mute, capfd):
+    list(parallel_map(speak, range(2), workers=2, mute=mute))
+    assert ("is odd" in capfd.readouterr().err) != mute
 
 
 def test_no_more_than_two_items_per_worker_are_under_way(tmp_path):
