@@ -9,18 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from flaresemi.cli import evaluate, plan_and_preprocess, predict, train
 from flaresemi.cli.common import EXIT_OK, StrictParser, print_next, run
-from flaresemi.dataset import LAYOUTS, find_images, image_stem, load_dataset
+from flaresemi.dataset import LAYOUTS
 from flaresemi.errors import ConfigError
 from flaresemi.geometry import IntTriple
-from flaresemi.io.images import read_image, read_label_map
-from flaresemi.labels import LabelSet
 from flaresemi.phantom.dataset import SIZES, TEST_LABELS, write_phantom_dataset
 from flaresemi.records import load_record, save_record
-from flaresemi.reporting.overlay import save_overlay
 
 #: Time for the networks on two cores, so that the demo ends within twelve minutes.
 _COARSE_TIME = "90s"
@@ -71,10 +66,6 @@ class DemoFolder:
     def summary(self) -> Path:
         return self.root / "summary.json"
 
-    @property
-    def overlays(self) -> Path:
-        return self.root / "overlays"
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
@@ -91,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    if not options.only_data and min(options.labeled, options.test) < 1:
+        raise ConfigError("the demo needs labeled and test cases", fix="leave --labeled and --test at 1 or more")
     started = time.monotonic()
     folder = DemoFolder(options.output, options.layout)
     _make_data(folder, options)
@@ -103,11 +96,7 @@ def _demo(options: argparse.Namespace) -> int:
         code = step.main(step.words)
         if code != EXIT_OK:
             return code
-    pictures = list(_draw_overlays(folder))
-    print(f"\nsummary    {folder.summary}")
-    for picture in pictures:
-        print(f"overlay    {picture}")
-    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes; look at the pictures above")
     return EXIT_OK
 
 
@@ -142,7 +131,7 @@ def _make_data(folder: DemoFolder, options: argparse.Namespace) -> None:
         test=wanted.test,
         size=_size(wanted.size),
         seed=wanted.seed,
-        workers=None,
+        workers=options.workers,
     )
 
 
@@ -157,7 +146,8 @@ def _steps(folder: DemoFolder, options: argparse.Namespace) -> Iterator[Step]:
     """The main job, each command such that a second call goes on where the first one ended."""
     data = ("-d", str(folder.data))
     device = ("--device", options.device)
-    yield Step("flaresemi_plan_and_preprocess", plan_and_preprocess.main, data)
+    workers = () if options.workers is None else ("--workers", str(options.workers))
+    yield Step("flaresemi_plan_and_preprocess", plan_and_preprocess.main, (*data, *workers))
     for stage, length in (("COARSE", options.coarse_time), ("FINE", options.fine_time)):
         words = (stage, "0", *data, "--time-budget", length, *device, "--continue")
         yield Step("flaresemi_train", train.main, words)
@@ -166,38 +156,8 @@ def _steps(folder: DemoFolder, options: argparse.Namespace) -> Iterator[Step]:
         predict.main,
         ("-i", str(folder.test_images), "-o", str(folder.predictions), *data, "--fold", "0", *device, "--continue"),
     )
-    yield Step(
-        "flaresemi_evaluate",
-        evaluate.main,
-        ("-p", str(folder.predictions), "-r", str(folder.test_labels), "-o", str(folder.summary), *data),
-    )
-
-
-def _draw_overlays(folder: DemoFolder) -> Iterator[Path]:
-    """One picture per test case: three planes through the organs, prediction beside reference."""
-    dataset = load_dataset(folder.data)
-    predictions = _by_case(folder.predictions)
-    references = _by_case(folder.test_labels)
-    for case in find_images(folder.test_images):
-        image = read_image(case.images)
-        picture = folder.overlays / f"{case.id}.png"
-        save_overlay(
-            picture,
-            image.array_czyx[0],
-            _indices(predictions[case.id], dataset.labels),
-            _indices(references[case.id], dataset.labels),
-            dataset.labels,
-            image.geometry.spacing_zyx_mm,
-        )
-        yield picture
-
-
-def _by_case(folder: Path) -> dict[str, Path]:
-    return {stem: path for path in sorted(folder.iterdir()) if (stem := image_stem(path)) is not None}
-
-
-def _indices(path: Path, labels: LabelSet) -> np.ndarray:
-    return labels.to_indices(read_label_map(path).array_zyx)
+    scores = ("-p", str(folder.predictions), "-r", str(folder.test_labels), "-o", str(folder.summary))
+    yield Step("flaresemi_evaluate", evaluate.main, (*scores, *data, "--overlays", str(options.test)))
 
 
 def _parser() -> StrictParser:
@@ -218,6 +178,7 @@ def _parser() -> StrictParser:
     add("--coarse-time", default=_COARSE_TIME, metavar="TIME", help=f"training time of COARSE [{_COARSE_TIME}]")
     add("--fine-time", default=_FINE_TIME, metavar="TIME", help=f"training time of FINE [{_FINE_TIME}]")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    add("--workers", type=_count, metavar="N", help="processes for data and preprocessing [one per core]")
     return parser
 
 
@@ -239,7 +200,7 @@ def _size(text: str) -> str | IntTriple:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of cases")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
     return int(text)
 
 
