@@ -14,11 +14,12 @@ from flaresemi.compute.device import select_device
 from flaresemi.compute.precision import Precision, PrecisionName
 from flaresemi.errors import ImageError
 from flaresemi.geometry import BoundingBox, StageGrid
+from flaresemi.inference.drawing import draw, fine_region
 from flaresemi.inference.export import Segmentation, StepClock, write_segmentation
 from flaresemi.inference.models import CheckpointName, load_models
 from flaresemi.inference.postprocessing import keep_largest
 from flaresemi.inference.predictor import StagePredictor, WindowMode
-from flaresemi.inference.regions import TouchedFace, at_least, extended, organs_box, touched_faces
+from flaresemi.inference.regions import organs_box
 from flaresemi.io.images import Image, read_image
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.plans import Stage
@@ -26,12 +27,6 @@ from flaresemi.preprocessing.preprocessor import PreparedImage, prepare
 from flaresemi.preprocessing.resampling import labels_from_logits
 
 logger = logging.getLogger(__name__)
-
-#: How often a region is extended when FINE draws up to its faces.
-MAX_REPAIRS = 2
-
-#: A face is moved by the plan's margin, but at least by this much (chosen: a margin of 0 must not stop the repair).
-LEAST_REPAIR_MM = 10.0
 
 
 class Segmenter:
@@ -158,11 +153,13 @@ class Segmenter:
         with clock("body"):
             prepared = prepare(image, self.body)
         region, notes = self._region(prepared, organs, clock)
+        grid = prepared.grid(self._fine.plan)
         with clock("fine"):
-            logits, region, more = self._draw(prepared, region, self._padding(prepared, region))
-        notes += more
+            crop = functools.partial(prepared.stage_image, self._fine.plan)
+            drawing = draw(self._fine, crop, region, grid, self.labels, self._padding(prepared, region))
+        notes += drawing.notes
         with clock("restore"):
-            indices = self._restore(logits, region, prepared.grid(self._fine.plan))
+            indices = self._restore(drawing.logits, drawing.region, grid)
         if not indices.any():
             notes.append("no organ found in this image")
         return Segmentation(
@@ -186,30 +183,11 @@ class Segmenter:
         if organs is None and self._coarse is not None:
             with clock("coarse"):
                 organs, notes = _find_organs(self._coarse, prepared)
-        found = None if organs is None else grid.to_stage(organs)
-        if found is None:
+        region = fine_region(organs, plan, grid)
+        if region is None:
             missing = "no COARSE model" if self._coarse is None else "COARSE found no organ"
             return whole, [*notes, f"{missing}: FINE searched the whole body"]
-        margin = found.grown(plan.margin_mm, grid.spacing_zyx_mm, grid.shape_zyx)
-        return at_least(margin, plan.patch_zyx, grid.shape_zyx), notes
-
-    def _draw(
-        self, prepared: PreparedImage, region: BoundingBox, fill_c: np.ndarray | None, repairs: int = MAX_REPAIRS
-    ) -> tuple[torch.Tensor, BoundingBox, list[str]]:
-        """FINE's logits, the region they are for (extended where an organ was cut off), and notes."""
-        plan, grid = self._fine.plan, prepared.grid(self._fine.plan)
-        logits, retreats = self._fine.logits(prepared.stage_image(plan, region), fill_c)
-        faces = touched_faces(logits, region, grid.shape_zyx)
-        if not faces:
-            return logits, region, list(retreats)
-        if repairs == 0:
-            return logits, region, [*retreats, f"{self._named(faces)} even then: it may be cut off there"]
-        del logits  # two of them need not fit
-        margin = max(plan.margin_mm, LEAST_REPAIR_MM)
-        note = f"{self._named(faces)}: extended there by {margin:g} mm and drawn again"
-        larger = extended(region, faces, margin, grid.spacing_zyx_mm, grid.shape_zyx)
-        logits, region, more = self._draw(prepared, larger, fill_c, repairs - 1)
-        return logits, region, [*retreats, note, *more]
+        return region, notes
 
     def _padding(self, prepared: PreparedImage, region: BoundingBox) -> np.ndarray | None:
         """What training pads with, the minimum of each channel over the whole body; None where nothing is padded."""
@@ -217,11 +195,6 @@ class Segmenter:
         if all(size >= patch for size, patch in zip(region.shape_zyx, plan.patch_zyx, strict=True)):
             return None
         return prepared.stage_image(plan).min(axis=(1, 2, 3))
-
-    def _named(self, faces: tuple[TouchedFace, ...]) -> str:
-        names = self.labels.names
-        parts = [f"{face.name} face ({', '.join(names[organ - 1] for organ in face.organs)})" for face in faces]
-        return f"FINE drew up to the region's {', '.join(parts)}"
 
     def _restore(self, logits: torch.Tensor, region: BoundingBox, grid: StageGrid) -> np.ndarray:
         """Organ indices on the canonical grid."""

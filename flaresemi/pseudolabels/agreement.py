@@ -47,25 +47,20 @@ def case_agreement(organs: Sequence[float | None]) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def organ_entropy(probabilities_czyx: np.ndarray, saved_zyx: np.ndarray) -> tuple[float | None, ...]:
-    """Mean entropy inside each organ of the saved mask, as a share of the largest possible (0 sure, 1 a guess).
+def organ_entropy(entropy_zyx: np.ndarray, saved_zyx: np.ndarray, organs: int) -> tuple[float | None, ...]:
+    """Mean entropy inside each organ of the saved mask.
 
     Args:
-        probabilities_czyx: Background and every organ, float, summing to 1.
+        entropy_zyx: Entropy of the probabilities of each voxel, as a share of the largest possible (0 sure, 1 a guess).
         saved_zyx: Label indices.
+        organs: Number of organs.
 
     Returns:
         One value per organ; None where the organ has no voxel.
     """
-    channels = probabilities_czyx.shape[0]
-    entropy = np.zeros(saved_zyx.shape, np.float32)
-    for probability in probabilities_czyx:
-        positive = np.maximum(probability, 1e-12, dtype=np.float32)
-        entropy -= positive * np.log(positive)
-    entropy /= np.log(channels)
-    counts = np.bincount(saved_zyx.ravel(), minlength=channels)
-    sums = np.bincount(saved_zyx.ravel(), weights=entropy.ravel(), minlength=channels)
-    return tuple(float(sums[i] / counts[i]) if counts[i] else None for i in range(1, channels))
+    counts = np.bincount(saved_zyx.ravel(), minlength=organs + 1)
+    sums = np.bincount(saved_zyx.ravel(), weights=entropy_zyx.ravel(), minlength=organs + 1)
+    return tuple(float(sums[i] / counts[i]) if counts[i] else None for i in range(1, organs + 1))
 
 
 def _counts(labels_zyx: np.ndarray, organs: int) -> np.ndarray:

@@ -39,9 +39,8 @@ def test_a_case_with_nothing_in_it_has_no_score() -> None:
     assert case_agreement([None, 0.6, 0.8]) == pytest.approx(0.7)
 
 
-def test_entropy_is_zero_when_sure_and_one_when_guessing() -> None:
+def test_entropy_is_averaged_inside_the_organ_alone() -> None:
     labels = mask(1, 0, 10)
-    sure = np.stack([labels == 0, labels == 1]).astype(np.float32)
-    assert organ_entropy(sure, labels)[0] == pytest.approx(0, abs=1e-6)
-    assert organ_entropy(np.full((2, 4, 4, 20), 0.5, np.float32), labels)[0] == pytest.approx(1, abs=1e-6)
-    assert organ_entropy(sure, mask(1, 0, 0)) == (None,)
+    entropy = np.where(labels == 1, 0.25, 1.0)
+    entropy[:, :, 0] = 0.75
+    assert organ_entropy(entropy, labels, 2) == (pytest.approx(0.3), None)

@@ -1,0 +1,91 @@
+"""FINE at work in a region that may have to grow: shared by prediction and by the labeling of prepared cases."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from flaresemi.geometry import BoundingBox, StageGrid
+from flaresemi.inference.predictor import StagePredictor
+from flaresemi.inference.regions import TouchedFace, at_least, extended, touched_faces
+from flaresemi.labels import LabelSet
+from flaresemi.plans import StagePlan
+
+#: How often a region is extended when FINE draws up to its faces.
+MAX_REPAIRS = 2
+
+#: A face is moved by the plan's margin, but at least by this much (chosen: a margin of 0 must not stop the repair).
+LEAST_REPAIR_MM = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """What a stage drew.
+
+    Attributes:
+        logits: Background and organs, (labels + 1, *region.shape_zyx).
+        region: Where, in stage voxels; larger than asked for when an organ was cut off.
+        touched: Faces of the region that organs still reach.
+        notes: Retreats and repairs, in words.
+    """
+
+    logits: torch.Tensor
+    region: BoundingBox
+    touched: tuple[TouchedFace, ...]
+    notes: tuple[str, ...]
+
+
+def fine_region(organs: BoundingBox | None, plan: StagePlan, grid: StageGrid) -> BoundingBox | None:
+    """Where FINE draws first: the organs' box with its margin, at least one patch large where the body goes on.
+
+    Args:
+        organs: Their box in canonical voxels.
+        plan: Of FINE.
+        grid: Of FINE, for this image.
+
+    Returns:
+        A box of stage voxels; None where no organ is known inside the body.
+    """
+    found = None if organs is None else grid.to_stage(organs)
+    if found is None:
+        return None
+    margin = found.grown(plan.margin_mm, grid.spacing_zyx_mm, grid.shape_zyx)
+    return at_least(margin, plan.patch_zyx, grid.shape_zyx)
+
+
+def draw(
+    predictor: StagePredictor,
+    crop: Callable[[BoundingBox], np.ndarray],
+    region: BoundingBox,
+    grid: StageGrid,
+    labels: LabelSet,
+    fill_c: np.ndarray | None,
+    repairs: int = MAX_REPAIRS,
+) -> Drawing:
+    """Draws in a region; where an organ reaches a face with image behind it, extends that face and draws again.
+
+    Args:
+        crop: Gives the prepared image in a box of stage voxels, (channels, *box.shape_zyx) float32.
+        region: Where to begin.
+        fill_c: What to pad with where the body is smaller than a window.
+        repairs: How often the region may still be extended.
+    """
+    logits, retreats = predictor.logits(crop(region), fill_c)
+    faces = touched_faces(logits, region, grid.shape_zyx)
+    if not faces:
+        return Drawing(logits=logits, region=region, touched=(), notes=retreats)
+    if repairs == 0:
+        note = f"{_named(faces, labels)} even then: it may be cut off there"
+        return Drawing(logits=logits, region=region, touched=faces, notes=(*retreats, note))
+    del logits  # two of them need not fit
+    margin = max(predictor.plan.margin_mm, LEAST_REPAIR_MM)
+    note = f"{_named(faces, labels)}: extended there by {margin:g} mm and drawn again"
+    larger = extended(region, faces, margin, grid.spacing_zyx_mm, grid.shape_zyx)
+    again = draw(predictor, crop, larger, grid, labels, fill_c, repairs - 1)
+    return dataclasses.replace(again, notes=(*retreats, note, *again.notes))
+
+
+def _named(faces: tuple[TouchedFace, ...], labels: LabelSet) -> str:
+    parts = [f"{face.name} face ({', '.join(labels.names[organ - 1] for organ in face.organs)})" for face in faces]
+    return f"FINE drew up to the region's {', '.join(parts)}"

@@ -1,0 +1,135 @@
+"""The Dice that an organ of a pseudo-label probably has, learned on held-out cases whose real labels are known."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from flaresemi.selection import OrganScore
+
+SCHEMA_VERSION = 1
+
+#: Fewer observations than these teach nothing beyond agreement itself (chosen: three per coefficient).
+LEAST_OBSERVATIONS = 15
+
+#: Strength of the pull toward the pooled fit: of the slopes toward none, of an organ's offset toward zero. In units of
+#: observations: an organ seen four times is believed by half.
+SLOPE_RIDGE, ORGAN_RIDGE = 1.0, 4.0
+
+_CLIP = 0.01
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """An organ of a held-out case: what the scores said, and its true Dice."""
+
+    case_id: str
+    organ: str
+    score: OrganScore
+    dice: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """A logistic curve of Dice over agreement, entropy, volume and border contact, with an offset per organ.
+
+    Attributes:
+        slopes: Of intercept, agreement, entropy, distance of the volume from the median, border contact.
+        offsets: Per organ, pulled toward 0.
+        median_ml: Per organ, of the labeled cases.
+        observations: How many it was fitted on.
+        error: Mean absolute error on cases left out of the fit.
+        error_of_agreement: The same error if agreement itself were the prediction.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    slopes: tuple[float, ...]
+    offsets: dict[str, float]
+    median_ml: dict[str, float]
+    observations: int
+    error: float
+    error_of_agreement: float
+
+    @property
+    def is_better(self) -> bool:
+        """Whether it beat raw agreement on cases that the fit had not seen."""
+        return self.error < self.error_of_agreement
+
+    def predict(self, organ: str, score: OrganScore) -> float | None:
+        """Expected Dice of an organ; None where it is absent from all masks."""
+        features = _features(organ, score, self.median_ml)
+        if features is None:
+            return None
+        return _sigmoid(float(features @ np.array(self.slopes)) + self.offsets.get(organ, 0.0))
+
+
+def calibrate(observations: Sequence[Observation], median_ml: dict[str, float]) -> Calibration | None:
+    """Fits the curve, and judges it by leaving out one case at a time.
+
+    Args:
+        observations: Organs of held-out real cases; those that are absent everywhere are left out.
+        median_ml: Per organ, median volume of the labeled cases.
+
+    Returns:
+        None where there are too few observations to learn from.
+    """
+    present = [each for each in observations if each.score.agreement is not None]
+    cases = sorted({each.case_id for each in present})
+    if len(present) < LEAST_OBSERVATIONS or len(cases) < 3:
+        return None
+    errors, raw_errors = [], []
+    for left_out in cases:
+        slopes, offsets = _fit([each for each in present if each.case_id != left_out], median_ml)
+        trial = Calibration(
+            slopes=slopes, offsets=offsets, median_ml=median_ml, observations=0, error=0.0, error_of_agreement=0.0
+        )
+        for each in present:
+            if each.case_id == left_out and each.score.agreement is not None:
+                errors.append(abs((trial.predict(each.organ, each.score) or 0.0) - each.dice))
+                raw_errors.append(abs(each.score.agreement - each.dice))
+    slopes, offsets = _fit(present, median_ml)
+    return Calibration(
+        slopes=slopes,
+        offsets=offsets,
+        median_ml=median_ml,
+        observations=len(present),
+        error=float(np.mean(errors)),
+        error_of_agreement=float(np.mean(raw_errors)),
+    )
+
+
+def _fit(
+    observations: Sequence[Observation], median_ml: dict[str, float]
+) -> tuple[tuple[float, ...], dict[str, float]]:
+    """Ridge regression of the logit of Dice, in one linear system."""
+    organs = sorted({each.organ for each in observations})
+    rows, targets = [], []
+    for each in observations:
+        features = _features(each.organ, each.score, median_ml)
+        if features is not None:
+            rows.append(np.concatenate([features, [float(organ == each.organ) for organ in organs]]))
+            targets.append(_logit(each.dice))
+    matrix, target = np.array(rows), np.array(targets)
+    slopes = matrix.shape[1] - len(organs)
+    penalty = np.diag([0.0] + [SLOPE_RIDGE] * (slopes - 1) + [ORGAN_RIDGE] * len(organs))
+    solution = np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ target)
+    return tuple(map(float, solution[:slopes])), dict(zip(organs, map(float, solution[slopes:]), strict=True))
+
+
+def _features(organ: str, score: OrganScore, median_ml: dict[str, float]) -> np.ndarray | None:
+    if score.agreement is None:
+        return None
+    median = max(median_ml.get(organ, 0.0), 1e-3)
+    volume = abs(math.log(max(score.volume_ml, 0.01 * median) / median))
+    entropy = 1.0 if score.entropy is None else score.entropy
+    return np.array([1.0, _logit(score.agreement), entropy, volume, float(score.touched_faces > 0)])
+
+
+def _logit(share: float) -> float:
+    clipped = min(max(share, _CLIP), 1 - _CLIP)
+    return math.log(clipped / (1 - clipped))
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-min(max(value, -30.0), 30.0)))

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flaresemi.io.case_store import CaseRecord, CaseStore
+from flaresemi.plans import Stage
+from flaresemi.preprocessing.preprocessor import prepare
+from flaresemi.pseudolabels.labeling import Chain, Labeler
+from tests.inference.conftest import NEVER, ThresholdNetwork, make_body, make_checkpoint, make_image, make_plan
+
+FINE, COARSE = make_plan(Stage.FINE), make_plan(Stage.COARSE, spacing=(6.0, 6.0, 6.0))
+MEDIAN_ML = (10.0, 10.0, 10.0)
+
+
+@pytest.fixture(autouse=True)
+def _threshold_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flaresemi.inference.predictor.build_network", ThresholdNetwork)
+
+
+def stores(folder: Path, array_zyx: np.ndarray) -> tuple[CaseStore, CaseStore]:
+    prepared = prepare(make_image(array_zyx), "ct")
+    made = []
+    for plan in (FINE, COARSE):
+        store = CaseStore(folder / plan.stage.value)
+        record = CaseRecord.unlabeled(case_id="scan", preprocessing_hash="test", grid=prepared.grid(plan))
+        store.write(record, prepared.stage_image(plan), None)
+        made.append(store)
+    return made[0], made[1]
+
+
+def kidney_and_liver() -> np.ndarray:
+    """A ball of 300 HU (the right kidney) and a slab of 600 HU (the liver) in soft tissue."""
+    body = make_body((40, 48, 56))
+    z, y, x = np.indices(body.shape)
+    body[(z - 20) ** 2 + (y - 24) ** 2 + (x - 18) ** 2 < 36] = 300
+    body[14:26, 16:30, 32:42] = 600
+    return body
+
+
+def labeler(folder: Path, snapshots: list[tuple[float, float, float]], array_zyx: np.ndarray) -> Labeler:
+    organs = (2.0, NEVER, 5.0)  # right kidney above 200 HU, liver above 500 HU, no left kidney
+    chain = Chain(
+        fine=make_checkpoint(FINE, organs),
+        snapshots=tuple(make_checkpoint(FINE, thresholds) for thresholds in snapshots),
+        coarse=make_checkpoint(COARSE, organs),
+        made_with=("abc",),
+    )
+    fine, coarse = stores(folder, array_zyx)
+    return Labeler(chain, fine, coarse, MEDIAN_ML, device="cpu", precision="fp32")
+
+
+def test_snapshots_that_see_the_same_agree(tmp_path: Path) -> None:
+    same = (2.0, NEVER, 5.0)
+    made = labeler(tmp_path, [same, same], kidney_and_liver()).label("scan")
+    organs = made.score.organs
+    assert organs["right kidney"].agreement == 1
+    assert organs["liver"].agreement == 1
+    assert organs["left kidney"].is_absent
+    assert made.score.score == 1
+    assert made.score.made_with == ("abc",)
+    assert organs["liver"].volume_ml == pytest.approx(12 * 14 * 10 * 0.027, rel=0.15)
+    assert organs["right kidney"].touched_faces == 0
+
+
+def test_a_snapshot_that_missed_an_organ_disagrees_about_it_alone(tmp_path: Path) -> None:
+    made = labeler(tmp_path, [(2.0, NEVER, NEVER), (2.0, NEVER, 5.0)], kidney_and_liver()).label("scan")
+    # Without the liver, the kidney's threshold claims its voxels, too: only the liver is seen by one of two.
+    assert made.score.organs["liver"].agreement == pytest.approx(0.5)
+
+
+def test_the_label_lies_on_the_whole_grid(tmp_path: Path) -> None:
+    same = (2.0, NEVER, 5.0)
+    made = labeler(tmp_path, [same], kidney_and_liver())
+    case = made.label("scan")
+    stored = made.fine_store.open("scan")
+    assert case.label_zyx.shape == stored.record.grid.shape_zyx
+    expected = np.asarray(stored.image_czyx[0]) > 2
+    inside = np.zeros_like(expected)
+    inside[case.region.slices] = True
+    np.testing.assert_array_equal(case.label_zyx > 0, expected & inside)
+    assert (expected & inside).sum() > 0.95 * expected.sum()
+
+
+def test_an_empty_scan_is_searched_whole_and_scores_zero(tmp_path: Path) -> None:
+    same = (2.0, NEVER, 5.0)
+    made = labeler(tmp_path, [same], make_body((40, 48, 56))).label("scan")
+    assert made.score.score == 0
+    assert not made.label_zyx.any()
+    assert "searched the whole body" in made.score.flags[0]
+
+
+def test_a_chain_needs_something_to_compare_with() -> None:
+    fine = make_checkpoint(FINE)
+    with pytest.raises(ValueError, match="at least one snapshot"):
+        Chain(fine=fine, snapshots=(), coarse=None)
+    with pytest.raises(ValueError, match="COARSE is needed"):
+        Chain(fine=fine, snapshots=(fine,), coarse=None)
