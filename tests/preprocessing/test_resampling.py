@@ -215,6 +215,17 @@ def test_mixed_precision_of_the_caller_changes_nothing():
     np.testing.assert_array_equal(plain, mixed)
 
 
+def test_planes_on_a_cpu_and_the_matrix_on_a_gpu_are_the_same():
+    volume = torch.randn((7, 5, 6), generator=torch.Generator().manual_seed(0))
+    for size in (3, 5, 12):
+        (axis, _, _) = resampling._axes(
+            BoundingBox.whole((7, 5, 6)), (7, 5, 6), (size, 5, 6), "cubic", BoundingBox.whole((size, 5, 6))
+        )
+        planes = resampling._apply(volume, 0, axis)
+        matrix = (axis.matrix(volume.device) @ volume.reshape(7, -1)).reshape(size, 5, 6)
+        torch.testing.assert_close(planes, matrix, atol=1e-5, rtol=1e-5)
+
+
 def test_logits_must_fit_their_box():
     with pytest.raises(ValueError, match="box"):
         labels_from_logits(
