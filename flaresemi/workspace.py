@@ -18,6 +18,7 @@ class Workspace:
     lists/*.txt                           labeled, unlabeled, test; train and validation per fold
     preprocessed/FINE|COARSE/CASE/        resampled cases
     models/fold_0/FINE/                   see ModelFolder
+    rounds/fold_0/round_1/                see RoundFolder
     ```
     """
 
@@ -82,6 +83,55 @@ class Workspace:
     def model(self, fold: str, stage: Stage) -> "ModelFolder":
         """Folder of one training. `fold` is a number or 'all'."""
         return ModelFolder(self.models / f"fold_{fold}" / stage.value)
+
+    def chain(self, fold: str) -> Path:
+        """The folder of a chain of self-training rounds, which belongs to one fold."""
+        return self.root / "rounds" / f"fold_{fold}"
+
+    def round(self, fold: str, number: int) -> "RoundFolder":
+        """Folder of one round of a chain, from 1."""
+        return RoundFolder(self.chain(fold) / f"round_{number}", fold)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RoundFolder:
+    """The folder of one round of self-training."""
+
+    root: Path
+    fold: str
+
+    @property
+    def state(self) -> Path:
+        """Which steps are done, from what."""
+        return self.root / "round.json"
+
+    def labels(self, stage: Stage) -> Path:
+        """Label maps of the unlabeled cases on this stage's grid."""
+        return self.root / "labels" / stage.value
+
+    @property
+    def case_scores(self) -> Path:
+        """One score file per labeled case; it says that the case is done."""
+        return self.root / "case_scores"
+
+    @property
+    def scores(self) -> Path:
+        return self.root / "scores.csv"
+
+    @property
+    def calibration(self) -> Path:
+        return self.root / "calibration.json"
+
+    @property
+    def selection(self) -> Path:
+        return self.root / "selection.json"
+
+    @property
+    def reliable_series(self) -> Path:
+        return self.root / "reliable_series.txt"
+
+    def model(self, stage: Stage) -> "ModelFolder":
+        return ModelFolder(self.root / "models" / f"fold_{self.fold}" / stage.value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

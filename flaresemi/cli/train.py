@@ -28,17 +28,14 @@ from flaresemi.compute.device import select_device
 from flaresemi.compute.distributed import Ranks, join_ranks
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import load_dataset
-from flaresemi.errors import CheckpointError, ConfigError, DatasetError
-from flaresemi.io.case_store import CaseStore
+from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.decisions import usable_cases
-from flaresemi.planning.splits import load_splits
-from flaresemi.plans import Stage, load_plans
-from flaresemi.preprocessing.preprocessor import preprocessing_hash
+from flaresemi.plans import Stage
 from flaresemi.records import closest, load_record
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.runs import RunRecord
-from flaresemi.training.task import TrainingTask
+from flaresemi.training.task import TrainingTask, load_task
 from flaresemi.training.trainer import Trainer
 from flaresemi.training.validation import validate
 from flaresemi.workspace import ModelFolder, Workspace
@@ -66,7 +63,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     with join_ranks(device.type) as ranks, _StopSignals() as signals:
         if ranks.world_size > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.local_rank)
-        task = _task(workspace, stage, options.fold)
+        task = load_task(workspace, stage, options.fold)
         resume, config = _starting_point(task.folder, options, ranks)
         trainer = Trainer(
             task,
@@ -98,47 +95,6 @@ def _finish(
         print_next(["flaresemi_train", "FINE", fold, *words])
     else:
         print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *words, "--fold", fold])
-
-
-def _task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
-    """Gathers what the earlier commands left in the workspace.
-
-    Raises:
-        FlaresemiError: plans, splits or prepared cases are missing or do not fit together.
-    """
-    if not workspace.plans.exists():
-        raise ConfigError(
-            "this dataset has no plans yet", where=workspace.plans, fix="run flaresemi_plan_and_preprocess first"
-        )
-    plans = load_plans(workspace.plans)
-    plan = plans.stage(stage)
-    split = load_splits(workspace.splits).fold(fold)
-    store = CaseStore(workspace.preprocessed(stage))
-    _check_prepared(store, (*split.train, *split.validation), preprocessing_hash(plans.body, plan))
-    if stage is Stage.COARSE and not plans.two_stage:
-        logger.warning("the plans have one stage: COARSE is trained, but FINE works without it")
-    return TrainingTask(
-        plan=plan,
-        body=plans.body,
-        labels=plans.labels,
-        channels=plans.channels,
-        fold=fold,
-        store=store,
-        training=split.train,
-        validation=split.validation,
-        folder=workspace.model(fold, stage),
-    )
-
-
-def _check_prepared(store: CaseStore, case_ids: Sequence[str], wanted: str) -> None:
-    missing = [case_id for case_id in case_ids if not store.has(case_id, wanted)]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise DatasetError(
-            f"cases are not preprocessed for these plans: {', '.join(missing[:3])}{more}",
-            where=store.folder,
-            fix="run flaresemi_plan_and_preprocess again: it prepares what is missing",
-        )
 
 
 def _starting_point(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks) -> tuple[bool, TrainingConfig]:

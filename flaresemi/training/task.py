@@ -1,11 +1,18 @@
 """What is trained, on what, into which folder."""
 
 import dataclasses
+import logging
+from collections.abc import Sequence
 
+from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.io.case_store import CaseStore
 from flaresemi.labels import LabelSet
-from flaresemi.plans import StagePlan
-from flaresemi.workspace import ModelFolder
+from flaresemi.planning.splits import load_splits
+from flaresemi.plans import Stage, StagePlan, load_plans
+from flaresemi.preprocessing.preprocessor import preprocessing_hash
+from flaresemi.workspace import ModelFolder, Workspace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,3 +40,44 @@ class TrainingTask:
     training: tuple[str, ...]
     validation: tuple[str, ...]
     folder: ModelFolder
+
+
+def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
+    """Gathers what the earlier commands left in the workspace.
+
+    Raises:
+        FlaresemiError: plans, splits or prepared cases are missing or do not fit together.
+    """
+    if not workspace.plans.exists():
+        raise ConfigError(
+            "this dataset has no plans yet", where=workspace.plans, fix="run flaresemi_plan_and_preprocess first"
+        )
+    plans = load_plans(workspace.plans)
+    plan = plans.stage(stage)
+    split = load_splits(workspace.splits).fold(fold)
+    store = CaseStore(workspace.preprocessed(stage))
+    _check_prepared(store, (*split.train, *split.validation), preprocessing_hash(plans.body, plan))
+    if stage is Stage.COARSE and not plans.two_stage:
+        logger.warning("the plans have one stage: COARSE is trained, but FINE works without it")
+    return TrainingTask(
+        plan=plan,
+        body=plans.body,
+        labels=plans.labels,
+        channels=plans.channels,
+        fold=fold,
+        store=store,
+        training=split.train,
+        validation=split.validation,
+        folder=workspace.model(fold, stage),
+    )
+
+
+def _check_prepared(store: CaseStore, case_ids: Sequence[str], wanted: str) -> None:
+    missing = [case_id for case_id in case_ids if not store.has(case_id, wanted)]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise DatasetError(
+            f"cases are not preprocessed for these plans: {', '.join(missing[:3])}{more}",
+            where=store.folder,
+            fix="run flaresemi_plan_and_preprocess again: it prepares what is missing",
+        )
