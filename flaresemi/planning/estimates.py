@@ -1,0 +1,203 @@
+"""What a dataset will cost before anything is computed: disk, main memory, time, GPU memory."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from flaresemi.geometry import Geometry, IntTriple, resampled_shape
+from flaresemi.networks.cost import forward_gflop, inference_memory_gib, training_memory_gib
+from flaresemi.planning.preparation import gib_to_prepare
+from flaresemi.plans import DatasetFingerprint, Plans, Stage, StagePlan
+
+#: Seconds of one core to prepare a case: per million voxels of the image (unpacking, finding the patient), of its label
+#: map, of a stage's image and of a stage's labels. Measured on 2026-11-23 on one AMD EPYC (Zen 4) core: CTs of
+#: 41×512×512 and 112×101×122, 13-label phantoms of 60 and 100×512×512; CPU time, so a slow disk adds to it; rounded up.
+_SECONDS_PER_IMAGE_MEGAVOXEL = 0.02
+_SECONDS_PER_LABEL_MEGAVOXEL = 0.02
+_SECONDS_PER_STAGE_MEGAVOXEL = 0.025
+_SECONDS_PER_STAGE_LABEL_MEGAVOXEL = 0.012
+_SECONDS_PER_CASE = 0.1
+
+#: A training step costs forward, and twice as much backward.
+_STEP_FORWARDS = 3
+
+#: Windows overlap by half, so that inner voxels are computed up to 2³ times.
+_WINDOW_STEP = 0.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StageEstimate:
+    """Of one stage.
+
+    Attributes:
+        disk_gib: Its prepared cases: images in float16, labels in a byte.
+        training_gib: GPU memory of training.
+        training_step_tflop: Operations of one training step, 10¹².
+        prediction_gib: GPU memory of predicting with windows of the size of the patch.
+        prediction_tflop: Operations of predicting a median case, without mirroring.
+    """
+
+    stage: Stage
+    disk_gib: float
+    training_gib: float
+    training_step_tflop: float
+    prediction_gib: float
+    prediction_tflop: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What lies ahead of a dataset with its plans. Figures, not promises: good to about a factor of 1.5.
+
+    Attributes:
+        labeled: Cases with a label map.
+        unlabeled: Cases without.
+        worker_gib: Main memory of one preprocessing process, for the largest image.
+        preprocessing_core_hours: Time for all cases on one core like the one that the constants were measured on.
+    """
+
+    labeled: int
+    unlabeled: int
+    worker_gib: float
+    preprocessing_core_hours: float
+    coarse: StageEstimate
+    fine: StageEstimate
+
+    @property
+    def disk_gib(self) -> float:
+        """All that preprocessing writes."""
+        return self.coarse.disk_gib + self.fine.disk_gib
+
+    def training_hours(self, stage: Stage, iterations: int, tflops: float) -> float:
+        """Time of a training on a device that sustains `tflops` (10¹² operations a second) in convolutions."""
+        one = self.coarse if stage is Stage.COARSE else self.fine
+        return iterations * one.training_step_tflop / tflops / 3600
+
+    def prediction_seconds(self, tflops: float) -> float:
+        """Network time of a median case; reading, resampling and writing come on top."""
+        return (self.coarse.prediction_tflop + self.fine.prediction_tflop) / tflops
+
+    @property
+    def text(self) -> str:
+        """A few lines for a person."""
+        lines = [
+            f"estimate for {self.labeled} labeled and {self.unlabeled} unlabeled cases:",
+            f"  disk      {_gib(self.disk_gib)} for prepared cases (COARSE {_gib(self.coarse.disk_gib)}, "
+            f"FINE {_gib(self.fine.disk_gib)})",
+            f"  memory    up to {_gib(self.worker_gib)} for each preprocessing process (--workers)",
+            f"  time      {_hours(self.preprocessing_core_hours)} of one core to prepare all cases",
+        ]
+        for one in (self.coarse, self.fine):
+            if one.stage is Stage.COARSE and one.prediction_tflop == 0:
+                continue  # a single stage: COARSE is neither trained nor used
+            lines.append(
+                f"  {one.stage.value:<8}  training: {_gib(one.training_gib)} of GPU memory, "
+                f"{_tflop(one.training_step_tflop)} a step; prediction: {_gib(one.prediction_gib)}, {_tflop(one.prediction_tflop)} a case"
+            )
+        return "\n".join(lines)
+
+
+def estimate(
+    plans: Plans, fingerprint: DatasetFingerprint, labeled: Sequence[Geometry], unlabeled: Sequence[Geometry] = ()
+) -> Estimate:
+    """Estimates from the headers of the images.
+
+    Args:
+        fingerprint: Tells how much of an image the patient takes, on the mean of the labeled cases.
+        labeled: Canonical grids of the labeled images.
+        unlabeled: Canonical grids of the unlabeled ones.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    images = [*labeled, *unlabeled]
+    if not images:
+        raise ValueError("nothing to estimate: no images")
+    share = _body_share(fingerprint)
+    seconds = sum(_preparing_seconds(image, plans, share, True) for image in labeled)
+    seconds += sum(_preparing_seconds(image, plans, share, False) for image in unlabeled)
+    return Estimate(
+        labeled=len(labeled),
+        unlabeled=len(unlabeled),
+        worker_gib=max(gib_to_prepare(image, plans) for image in images),
+        preprocessing_core_hours=seconds / 3600,
+        coarse=_stage(plans, Stage.COARSE, fingerprint, labeled, unlabeled),
+        fine=_stage(plans, Stage.FINE, fingerprint, labeled, unlabeled),
+    )
+
+
+def windows_per_axis(size: int, window: int) -> int:
+    """How many windows that overlap by half cover an axis."""
+    return 1 if size <= window else math.ceil((size - window) / (window * _WINDOW_STEP) - 1e-9) + 1
+
+
+def _stage(
+    plans: Plans,
+    stage: Stage,
+    fingerprint: DatasetFingerprint,
+    labeled: Sequence[Geometry],
+    unlabeled: Sequence[Geometry],
+) -> StageEstimate:
+    plan = plans.stage(stage)
+    share = _body_share(fingerprint)
+    voxels = [sum(math.prod(_stage_shape(image, plan)) for image in images) * share for images in (labeled, unlabeled)]
+    label_bytes = 1 if plans.labels.count < 256 else 2
+    image_bytes = 2 * len(plans.channels)
+    gflop = forward_gflop(plan.network, plan.patch_zyx)
+    windows = 0 if stage is Stage.COARSE and not plans.two_stage else _windows(plan, fingerprint)
+    return StageEstimate(
+        stage=stage,
+        disk_gib=(voxels[0] * (image_bytes + label_bytes) + voxels[1] * image_bytes) / 2**30,
+        training_gib=training_memory_gib(plan.network, plan.patch_zyx, plan.batch_size),
+        training_step_tflop=_STEP_FORWARDS * plan.batch_size * gflop / 1000,
+        prediction_gib=inference_memory_gib(plan.network, plan.patch_zyx),
+        prediction_tflop=windows * gflop / 1000,
+    )
+
+
+def _windows(plan: StagePlan, fingerprint: DatasetFingerprint) -> float:
+    """Windows that predicting a case takes, mean over the labeled cases."""
+    total = 0
+    for case in fingerprint.cases:
+        box = case.body_box
+        if plan.region == "organs" and case.foreground_box is not None:
+            box = (
+                case.foreground_box.grown(plan.margin_mm, case.spacing_zyx_mm, case.shape_zyx).intersection(box) or box
+            )
+        shape = resampled_shape(box.shape_zyx, case.spacing_zyx_mm, plan.spacing_zyx_mm)
+        total += math.prod(windows_per_axis(size, window) for size, window in zip(shape, plan.patch_zyx, strict=True))
+    return total / max(1, len(fingerprint.cases))
+
+
+def _preparing_seconds(image: Geometry, plans: Plans, share: float, has_label: bool) -> float:
+    channels = len(plans.channels)
+    voxels = math.prod(image.shape_zyx) / 1e6
+    stages = sum(math.prod(_stage_shape(image, plans.stage(stage))) for stage in Stage) * share / 1e6
+    seconds = _SECONDS_PER_CASE + channels * (
+        voxels * _SECONDS_PER_IMAGE_MEGAVOXEL + stages * _SECONDS_PER_STAGE_MEGAVOXEL
+    )
+    if has_label:
+        seconds += voxels * _SECONDS_PER_LABEL_MEGAVOXEL + stages * _SECONDS_PER_STAGE_LABEL_MEGAVOXEL
+    return seconds
+
+
+def _body_share(fingerprint: DatasetFingerprint) -> float:
+    """Part of an image that the body's box takes, mean over the labeled cases."""
+    shares = [math.prod(case.body_box.shape_zyx) / math.prod(case.shape_zyx) for case in fingerprint.cases]
+    return sum(shares) / len(shares) if shares else 1.0
+
+
+def _stage_shape(image: Geometry, plan: StagePlan) -> IntTriple:
+    return resampled_shape(image.shape_zyx, image.spacing_zyx_mm, plan.spacing_zyx_mm)
+
+
+def _gib(value: float) -> str:
+    return f"{value:.0f} GiB" if value >= 10 else f"{value:.1f} GiB" if value >= 0.1 else f"{value * 1024:.0f} MiB"
+
+
+def _hours(value: float) -> str:
+    return f"{value:.1f} hours" if value >= 1 else f"{max(1, round(value * 60))} minutes"
+
+
+def _tflop(value: float) -> str:
+    return f"{value:.3g} TFLOP"
