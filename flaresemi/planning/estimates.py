@@ -34,7 +34,7 @@ class StageEstimate:
         training_gib: GPU memory of training.
         training_step_tflop: Operations of one training step, 10¹².
         prediction_gib: GPU memory of predicting with windows of the size of the patch.
-        prediction_tflop: Operations of predicting a median case, without mirroring.
+        prediction_tflop: Operations of predicting a case, mean over the labeled ones, without mirroring.
     """
 
     stage: Stage
@@ -74,7 +74,7 @@ class Estimate:
         return iterations * one.training_step_tflop / tflops / 3600
 
     def prediction_seconds(self, tflops: float) -> float:
-        """Network time of a median case; reading, resampling and writing come on top."""
+        """Network time of a case; reading, resampling and writing come on top."""
         return (self.coarse.prediction_tflop + self.fine.prediction_tflop) / tflops
 
     @property
@@ -92,7 +92,8 @@ class Estimate:
                 continue  # a single stage: COARSE is neither trained nor used
             lines.append(
                 f"  {one.stage.value:<8}  training: {_gib(one.training_gib)} of GPU memory, "
-                f"{_tflop(one.training_step_tflop)} a step; prediction: {_gib(one.prediction_gib)}, {_tflop(one.prediction_tflop)} a case"
+                f"{_tflop(one.training_step_tflop)} a step; prediction: {_gib(one.prediction_gib)}, "
+                f"{_tflop(one.prediction_tflop)} a case"
             )
         return "\n".join(lines)
 

@@ -50,8 +50,8 @@ def coarse(sizer: Sizer, stage: SizedStage, fine_gflop: float) -> dict[str, str]
     return _common(sizer, stage) | {
         "spacing_zyx_mm": (
             f"the finest that is at least {sizing.COARSE_FACTOR:g} times FINE's on every axis and about isotropic "
-            f"(no finer than {sizing.LOCALIZING_MM:g} mm where FINE is coarser on another axis), and at which one patch "
-            f"holds a large body within the budget and costs at most 1/{1 / sizing.COARSE_SHARE:.0f} of FINE "
+            f"(no finer than {sizing.LOCALIZING_MM:g} mm where FINE is coarser on another axis), and at which one "
+            f"patch holds a large body within the budget and costs at most 1/{1 / sizing.COARSE_SHARE:.0f} of FINE "
             f"(here {100 * share:.1f} %)"
         ),
         "patch_zyx": (
