@@ -17,12 +17,14 @@ from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError
 from flaresemi.files import write_text
 from flaresemi.networks.cost import parameter_count, training_memory_gib
+from flaresemi.planning.cases import read_geometries
 from flaresemi.planning.decisions import Decisions, load_decisions, save_decisions, settle, usable_cases
+from flaresemi.planning.estimates import estimate
 from flaresemi.planning.findings import Finding
 from flaresemi.planning.fingerprint import fingerprint_dataset
 from flaresemi.planning.inspection import inspect_dataset
 from flaresemi.planning.planner import make_plans
-from flaresemi.planning.preparation import gib_to_store, pending, prepare_dataset, write_lists
+from flaresemi.planning.preparation import Task, pending, prepare_dataset, write_lists
 from flaresemi.planning.splits import DEFAULT_FOLDS, DEFAULT_SEED, Splits, load_or_make_splits, make_splits
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
 from flaresemi.records import dumps, record_hash, save_record
@@ -217,7 +219,7 @@ def _splits(options: argparse.Namespace, dataset: Dataset, workspace: Workspace)
 def _prepare(
     options: argparse.Namespace, dataset: Dataset, plans: Plans, fingerprint: DatasetFingerprint, workspace: Workspace
 ) -> bool:
-    """Says what preparing will take, sees that the disk has room for it, and prepares what is missing.
+    """Prepares what is missing, after saying what that will take.
 
     Returns:
         Whether all cases are prepared now.
@@ -231,15 +233,7 @@ def _prepare(
     if not tasks:
         logger.info("\nall cases are prepared already")
         return True
-    wanted = gib_to_store(tasks, plans, _body_share(fingerprint))
-    free = shutil.disk_usage(workspace.root).free / 2**30
-    logger.info("\nto prepare: %d case(s), about %.2g GiB of disk (%.3g GiB are free)", len(tasks), wanted, free)
-    if wanted > free:
-        raise ConfigError(
-            f"not enough disk space: the prepared cases take about {wanted:.1f} GiB, {free:.1f} GiB are free",
-            where=workspace.root,
-            fix="free some space, name a workspace on another disk with -w, or raise fine.spacing_zyx_mm in plans.json",
-        )
+    _check_disk(tasks, plans, fingerprint, workspace)
     if options.plan_only:
         return False
     started = time.monotonic()
@@ -248,10 +242,29 @@ def _prepare(
     return True
 
 
-def _body_share(fingerprint: DatasetFingerprint) -> float:
-    """Part of an image that the patient takes, over all labeled cases."""
-    body = sum(math.prod(case.body_box.shape_zyx) for case in fingerprint.cases)
-    return body / sum(math.prod(case.shape_zyx) for case in fingerprint.cases)
+def _check_disk(tasks: Sequence[Task], plans: Plans, fingerprint: DatasetFingerprint, workspace: Workspace) -> None:
+    """Says what is to come, and sees that the disk has room for it.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    labeled, others = (
+        read_geometries(task.case for task in tasks if (task.case.label is not None) == has_label)
+        for has_label in (True, False)
+    )
+    if not (labeled or others):  # no header can be read: preparing says why
+        return
+    expected = estimate(plans, fingerprint, labeled, others)
+    lacking = {stage for task in tasks for stage in task.stages}
+    wanted = sum(one.disk_gib for one in (expected.coarse, expected.fine) if one.stage in lacking)
+    free = shutil.disk_usage(workspace.root).free / 2**30
+    logger.info("\n%s\n  %.3g GiB of disk are free", expected.text, free)
+    if wanted > free:
+        raise ConfigError(
+            f"not enough disk space: the prepared cases take about {wanted:.1f} GiB, {free:.1f} GiB are free",
+            where=workspace.root,
+            fix="free some space, name a workspace on another disk with -w, or raise fine.spacing_zyx_mm in plans.json",
+        )
 
 
 def _times(values: Iterable[float]) -> str:

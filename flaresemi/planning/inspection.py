@@ -237,10 +237,10 @@ def _inspect_label(case: Case, problems: list[Problem]) -> LabelFacts | None:
 
 
 def _hash(array: np.ndarray) -> str:
-    """Hash of an array's shape and values, whatever integer type they are stored in; plane by plane, so without a whole copy."""
+    """Hash of an array's shape and values, whatever integer type they are stored in."""
     kind = np.float32 if array.dtype.kind == "f" else np.int64
     state = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
-    for plane in array.reshape(-1, *array.shape[-2:]):
+    for plane in array.reshape(-1, *array.shape[-2:]):  # without a copy of the whole
         state.update(np.ascontiguousarray(plane, dtype=kind).data)
     return state.hexdigest()
 

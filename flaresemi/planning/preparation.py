@@ -123,20 +123,6 @@ def gib_to_prepare(image: Geometry, plans: Plans) -> float:
     return 0.5 + bytes_per_channel * len(plans.channels) / 2**30
 
 
-def gib_to_store(tasks: Iterable[Task], plans: Plans, body_share: float) -> float:
-    """Disk space that prepared cases take, GiB.
-
-    Args:
-        body_share: Part of an image that the body's box takes, typically; only that is stored.
-    """
-    total = 0.0
-    for task in tasks:
-        voxel_bytes = 2 * len(plans.channels) + (task.case.label is not None)  # float16 and one byte
-        for image in read_geometries([task.case]):
-            total += voxel_bytes * sum(math.prod(_stage_shape(image, plans, stage)) for stage in task.stages)
-    return total * body_share / 2**30
-
-
 def _stage_shape(image: Geometry, plans: Plans, stage: Stage) -> IntTriple:
     return resampled_shape(image.shape_zyx, image.spacing_zyx_mm, plans.stage(stage).spacing_zyx_mm)
 

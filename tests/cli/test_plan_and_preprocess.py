@@ -108,7 +108,8 @@ def test_the_story_fits_a_screen_and_ends_with_the_next_command(phantoms, tmp_pa
     lines = outcome.err.splitlines()
     assert outcome.code == 0
     assert len(lines) < 40
-    for part in ("cases: 4 labeled", "fingerprint: 4 labeled", "plans: preset", "COARSE", "FINE", "GiB of disk"):
+    estimate = "estimate for 4 labeled and 1 unlabeled"
+    for part in ("cases: 4 labeled", "fingerprint: 4 labeled", "plans: preset", "COARSE", "FINE", estimate):
         assert part in outcome.err
     stage = "COARSE" if load_plans(tmp_path / "w" / "plans.json").two_stage else "FINE"
     assert outcome.out.strip() == f"next: flaresemi_train {stage} 0 -d {phantoms} -w {tmp_path / 'w'}"
@@ -141,7 +142,7 @@ def test_a_killed_run_is_taken_up_again(phantoms, workspace, command):
     (workspace.case_fingerprints / "phantom_0001.json").unlink()
     outcome = command(phantoms, workspace.root)
     assert outcome.code == 0
-    assert "to prepare: 1 case(s)" in outcome.err
+    assert "preparing 1 case(s)" in outcome.err
     assert {path: path.read_bytes() for path in (workspace.root / "preprocessed").rglob("*.npy")} == expected
 
 
@@ -269,7 +270,7 @@ class TestPlans:
         edited = workspace.plans.read_bytes()
         outcome = command(phantoms, workspace.root)
         assert outcome.code == 0
-        assert "to prepare: 5 case(s)" in outcome.err
+        assert "preparing 5 case(s)" in outcome.err
         assert workspace.plans.read_bytes() == edited
         grid = CaseStore(workspace.preprocessed(Stage.FINE)).open("phantom_0001").record.grid
         assert grid.spacing_zyx_mm == pytest.approx(spacing, rel=0.05)
@@ -317,7 +318,7 @@ class TestPlans:
         kept = load_plans(workspace.plans)
         assert (kept.fine, kept.coarse) == (plans.fine, plans.coarse)
         assert kept.fingerprint_hash == load_fingerprint(workspace.fingerprint).hash != plans.fingerprint_hash
-        assert "to prepare: 1 case(s)" in outcome.err
+        assert "preparing 1 case(s)" in outcome.err
         assert command(data, workspace.root).code == 0
 
     def test_plans_cannot_be_kept_for_other_organs(self, data, workspace, command):
