@@ -6,10 +6,8 @@ import logging
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +22,7 @@ from flaresemi.cli.common import (
     run,
     workspace_of,
 )
+from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.device import select_device
 from flaresemi.compute.distributed import Ranks, join_ranks
 from flaresemi.compute.precision import PrecisionName
@@ -60,7 +59,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     workspace = workspace_of(options)
     stage = Stage(options.stage)
     device = select_device(options.device)
-    with join_ranks(device.type) as ranks, _StopSignals() as signals:
+    with join_ranks(device.type) as ranks, StopSignals() as signals:
         if ranks.world_size > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.local_rank)
         task = load_task(workspace, stage, options.fold)
@@ -151,29 +150,6 @@ def _launch(options: argparse.Namespace, words: list[str]) -> None:
         raise ConfigError(f"the training processes ended with code {code}; the reason stands above")
 
 
-class _StopSignals:
-    """While in force, SIGTERM and SIGUSR1 (preemption, time limits) ask for a save instead of killing."""
-
-    _signals = (signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self._received = False
-
-    def requested(self) -> bool:
-        return self._received
-
-    def __enter__(self) -> "_StopSignals":
-        self._before = {number: signal.signal(number, self._receive) for number in self._signals}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: types.FrameType | None) -> None:
-        self._received = True
-
-
 def _duration(text: str) -> float:
     match = _DURATION.fullmatch(text)
     if not text or match is None or not any(match.groups()):
@@ -235,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         "--time-budget", dest="time_budget_seconds", type=_duration, default=argparse.SUPPRESS, metavar="30m",
         help="length in time: some steps are timed, then the number of steps is fixed",
     )  # fmt: skip
-    add("--iterations-per-epoch", int, "steps that count as an epoch")
+    add("--iterations-per-epoch", int, "steps that count as an epoch [250; fewer in a short training]")
     add("--batch-size", int, "patches per step over all GPUs [the plan's]")
     add("--optimizer", str, "auto: adamw below 50000 iterations, else sgd", choices=["auto", "sgd", "adamw"])
     add("--learning-rate", float, "peak [0.01 for sgd, 0.002 for adamw]")

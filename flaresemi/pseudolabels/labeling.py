@@ -99,6 +99,11 @@ class Labeler:
         self._coarse = stage([chain.coarse]) if chain.coarse and chain.fine.plan.region == "organs" else None
         self._keep_largest = tuple(self.labels.index(name) for name in chain.fine.keep_largest)
 
+    @property
+    def two_stage(self) -> bool:
+        """Whether COARSE finds the region that FINE works in."""
+        return self._coarse is not None
+
     def label(self, case_id: str) -> LabeledCase:
         """Labels one case.
 

@@ -7,6 +7,7 @@ from flaresemi.errors import ConfigError
 
 #: nnU-Net's training length (1000 epochs of 250 iterations), the default here.
 DEFAULT_ITERATIONS = 250_000
+EPOCH_ITERATIONS = 250
 #: Trainings shorter than this use AdamW: SGD with momentum 0.99 has not yet learned anything useful by then.
 SHORT_TRAINING = 50_000
 
@@ -21,7 +22,8 @@ class TrainingConfig:
         epochs: Length in epochs of `iterations_per_epoch`.
         iterations: Length in optimizer steps.
         time_budget_seconds: Length in wall-clock time: some steps are timed first, then the number is fixed.
-        iterations_per_epoch: What counts as an epoch (a line of the history, a point of the curves).
+        iterations_per_epoch: What counts as an epoch (a line of the history, a point of the curves); None: 250, or a
+            twentieth of a training that has fewer than 20 of those.
         batch_size: Patches per step over all ranks; None: the plan's.
         optimizer: `auto`: adamw below 50,000 iterations, else sgd.
         learning_rate: Peak; None: 0.01 for sgd (nnU-Net), 0.002 for adamw (chosen; see docs/training.md).
@@ -49,7 +51,7 @@ class TrainingConfig:
     epochs: int | None = None
     iterations: int | None = None
     time_budget_seconds: float | None = None
-    iterations_per_epoch: int = 250
+    iterations_per_epoch: int | None = None
     batch_size: int | None = None
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     learning_rate: float | None = None
@@ -77,7 +79,7 @@ class TrainingConfig:
             raise ValueError("choose one of epochs, iterations and time_budget_seconds")
         if any(length is not None and length <= 0 for length in lengths):
             raise ValueError("the training length must be positive")
-        if self.iterations_per_epoch < 1 or (self.batch_size is not None and self.batch_size < 1):
+        if any(number is not None and number < 1 for number in (self.iterations_per_epoch, self.batch_size)):
             raise ValueError("iterations_per_epoch and batch_size must be at least 1")
         if not 0 <= self.foreground_share <= 1 or not 0 <= self.ema_decay < 1:
             raise ValueError("foreground_share must be within 0..1 and ema_decay within 0..1 (1 excluded)")
@@ -94,7 +96,7 @@ class TrainingConfig:
         if self.time_budget_seconds is not None:
             return None
         if self.epochs is not None:
-            return self.epochs * self.iterations_per_epoch
+            return self.epochs * (self.iterations_per_epoch or EPOCH_ITERATIONS)
         return self.iterations or DEFAULT_ITERATIONS
 
 
@@ -103,6 +105,7 @@ class Recipe:
     """A config with everything `auto` resolved for a known number of iterations."""
 
     total_iterations: int
+    iterations_per_epoch: int
     optimizer: Literal["sgd", "adamw"]
     learning_rate: float
     weight_decay: float
@@ -120,11 +123,20 @@ def resolve(config: TrainingConfig, total_iterations: int) -> Recipe:
         warmup = min(total_iterations // 20, 200) if adamw else 0
     return Recipe(
         total_iterations=total_iterations,
+        iterations_per_epoch=_epoch_length(config, total_iterations),
         optimizer=optimizer,
         learning_rate=config.learning_rate if config.learning_rate is not None else (2e-3 if adamw else 1e-2),
         weight_decay=config.weight_decay if config.weight_decay is not None else (1e-2 if adamw else 3e-5),
         warmup_iterations=warmup,
     )
+
+
+def _epoch_length(config: TrainingConfig, total_iterations: int) -> int:
+    if config.iterations_per_epoch is not None:
+        return config.iterations_per_epoch
+    if config.epochs is not None:
+        return EPOCH_ITERATIONS
+    return min(EPOCH_ITERATIONS, max(total_iterations // 20, 1))
 
 
 def local_batch_size(config: TrainingConfig, planned: int, world_size: int) -> int:

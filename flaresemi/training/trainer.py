@@ -155,7 +155,7 @@ class Trainer:
             self._optimize(self.training_step(network, batch))
             if self.iteration in self._snapshots():
                 self._save_snapshot(self._snapshots()[self.iteration])
-            if self.iteration % self.config.iterations_per_epoch == 0 or self.iteration == self.recipe.total_iterations:
+            if self.iteration % self.recipe.iterations_per_epoch == 0 or self.iteration == self.recipe.total_iterations:
                 monitor.add(self._end_epoch(time.monotonic() - epoch_started))
                 epoch_started = time.monotonic()
             stop = self.ranks.any(self.stop_requested(), self.device)
@@ -195,7 +195,7 @@ class Trainer:
             )
         row: Row = {
             "iteration": self.iteration,
-            "epoch": math.ceil(self.iteration / self.config.iterations_per_epoch),
+            "epoch": math.ceil(self.iteration / self.recipe.iterations_per_epoch),
             "loss": loss,
             "learning_rate": learning_rate(self.recipe, self.iteration - 1),
             "seconds": round(seconds, 3),
@@ -209,8 +209,8 @@ class Trainer:
         return row
 
     def _validation_due(self) -> bool:
-        epochs = math.ceil(self.recipe.total_iterations / self.config.iterations_per_epoch)
-        epoch = math.ceil(self.iteration / self.config.iterations_per_epoch)
+        epochs = math.ceil(self.recipe.total_iterations / self.recipe.iterations_per_epoch)
+        epoch = math.ceil(self.iteration / self.recipe.iterations_per_epoch)
         every = max(epochs // self.config.validations, 1) if self.config.validations else 0
         return bool(every and self.task.validation) and (epoch % every == 0 or epoch == epochs)
 

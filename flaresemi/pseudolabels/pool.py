@@ -1,0 +1,133 @@
+"""The whole pool of unlabeled cases: labeled once per round, in any number of shards, and put together again."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from flaresemi.errors import DatasetError, SelectionError
+from flaresemi.evaluation.overlap import dice_per_organ
+from flaresemi.files import write_text
+from flaresemi.io.case_store import CaseStore, LabelStore
+from flaresemi.plans import Stage
+from flaresemi.preprocessing.resampling import resample_labels
+from flaresemi.pseudolabels.calibration import Observation
+from flaresemi.pseudolabels.labeling import LabeledCase, Labeler
+from flaresemi.records import load_record, save_record
+from flaresemi.selection import CaseScore, Selection
+from flaresemi.workspace import RoundFolder
+
+logger = logging.getLogger(__name__)
+
+
+def shard_of(case_ids: Sequence[str], shard: int, shards: int) -> list[str]:
+    """Every `shards`-th case from number `shard` (0 and up) on.
+
+    Raises:
+        SelectionError: there is no such shard.
+    """
+    if not 0 <= shard < shards:
+        raise SelectionError(f"there is no shard {shard} of {shards}", fix=f"shards are numbered 0 to {shards - 1}")
+    return sorted(case_ids)[shard::shards]
+
+
+def label_pool(labeler: Labeler, case_ids: Sequence[str], folder: RoundFolder) -> None:
+    """Labels the cases that these checkpoints have not labeled yet, one after the other.
+
+    A case is done when its score file is there, which is written last. Memory does not grow with the number of cases.
+
+    Raises:
+        DatasetError: a case is not prepared, or damaged.
+    """
+    left = [case_id for case_id in case_ids if not is_labeled(labeler, case_id, folder)]
+    if len(left) < len(case_ids):
+        logger.info("%d of %d cases are labeled already", len(case_ids) - len(left), len(case_ids))
+    for case_id in tqdm(left, desc="labeling", unit="case", disable=not sys.stderr.isatty()):
+        labeled = labeler.label(case_id)
+        write_labels(labeler, labeled, folder)
+        save_record(_score_file(folder, case_id), labeled.score)
+
+
+def is_labeled(labeler: Labeler, case_id: str, folder: RoundFolder) -> bool:
+    """Whether these checkpoints have labeled the case, and its label maps are there."""
+    if not _score_file(folder, case_id).is_file():
+        return False
+    score = load_record(_score_file(folder, case_id), CaseScore, error=SelectionError)
+    if score.made_with != labeler.chain.made_with:
+        return False
+    return all(
+        LabelStore(folder.labels(stage), images).has(case_id, images.open(case_id).record.preprocessing_hash)
+        for stage, images in _stores(labeler).items()
+    )
+
+
+def write_labels(labeler: Labeler, labeled: LabeledCase, folder: RoundFolder) -> None:
+    """Writes a pseudo-label on the grids of all stages that will be trained on it."""
+    case_id, organs = labeled.score.case_id, labeler.labels.count
+    for stage, images in _stores(labeler).items():
+        shape = images.open(case_id).record.grid.shape_zyx
+        store = LabelStore(folder.labels(stage), images)
+        store.write_labels(case_id, resample_labels(labeled.label_zyx, shape), organs, tuple(range(1, organs + 1)))
+
+
+def merge_scores(case_ids: Sequence[str], made_with: tuple[str, ...], folder: RoundFolder) -> tuple[CaseScore, ...]:
+    """The scores of all cases, whichever shard made them, sorted by name.
+
+    Raises:
+        SelectionError: cases are not labeled yet, or were labeled by other checkpoints; it names them.
+    """
+    scores, missing = [], []
+    for case_id in sorted(case_ids):
+        path = _score_file(folder, case_id)
+        score = load_record(path, CaseScore, error=SelectionError) if path.is_file() else None
+        if score is None or score.made_with != made_with:
+            missing.append(case_id)
+        else:
+            scores.append(score)
+    if missing:
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise SelectionError(
+            f"{len(missing)} of {len(case_ids)} cases are not labeled in this round: {listed}",
+            where=folder.case_scores,
+            fix="run the labeling step (all of its shards) to the end",
+        )
+    return tuple(scores)
+
+
+def observe(labeler: Labeler, case_ids: Sequence[str]) -> list[Observation]:
+    """Labels held-out real cases as if they were unlabeled, and compares with their labels, on FINE's grid."""
+    observations = []
+    for case_id in tqdm(case_ids, desc="calibrating", unit="case", disable=not sys.stderr.isatty()):
+        stored = labeler.fine_store.open(case_id)
+        if stored.label_zyx is None:
+            raise DatasetError(f"case '{case_id}' has no label map to compare with", where=stored.folder)
+        labeled = labeler.label(case_id)
+        overlap = dice_per_organ(labeled.label_zyx, np.asarray(stored.label_zyx), labeler.labels.count)
+        observations += [
+            Observation(
+                case_id=case_id,
+                organ=labeler.labels.names[index - 1],
+                score=labeled.score.organs[labeler.labels.names[index - 1]],
+                dice=overlap[index - 1],
+            )
+            for index in stored.record.supervised
+        ]
+    return observations
+
+
+def write_reliable_series(folder: RoundFolder, selection: Selection) -> None:
+    """The names of the selected cases, one a line, best first: the seed's file."""
+    write_text(folder.reliable_series, "".join(f"{case.case_id}\n" for case in selection.selected))
+
+
+def _stores(labeler: Labeler) -> dict[Stage, CaseStore]:
+    """Where the images of the stages lie that will be trained on the pseudo-labels."""
+    stores = {Stage.FINE: labeler.fine_store}
+    return stores | {Stage.COARSE: labeler.coarse_store} if labeler.two_stage else stores
+
+
+def _score_file(folder: RoundFolder, case_id: str) -> Path:
+    return folder.case_scores / f"{case_id}.json"

@@ -1,0 +1,303 @@
+"""One round of a chain: label the pool, select, train COARSE and FINE on both kinds of labels, validate."""
+
+import dataclasses
+import logging
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from flaresemi.compute.precision import PrecisionName
+from flaresemi.dataset import Dataset
+from flaresemi.errors import ConfigError, SelectionError
+from flaresemi.io.case_store import CaseStore, LabelStore
+from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
+from flaresemi.pseudolabels.calibration import calibrate
+from flaresemi.pseudolabels.labeling import Chain, Labeler
+from flaresemi.pseudolabels.pool import label_pool, merge_scores, observe, shard_of, write_reliable_series
+from flaresemi.pseudolabels.selecting import LabeledVolumes, select
+from flaresemi.records import load_record, save_record
+from flaresemi.rounds.state import (
+    STEPS,
+    RoundConfig,
+    RoundState,
+    StepState,
+    file_hash,
+    inputs_hash,
+    load_state,
+    save_state,
+)
+from flaresemi.selection import CaseScore, Selection, save_scores
+from flaresemi.training.config import TrainingConfig
+from flaresemi.training.runs import RunRecord
+from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
+from flaresemi.training.task import TrainingTask, load_task
+from flaresemi.training.validation import validate
+from flaresemi.workspace import ModelFolder, Workspace
+
+logger = logging.getLogger(__name__)
+
+#: Weights that the final ones are compared with, by percent of the training.
+COMPARED_SNAPSHOTS = (36, 66)
+
+
+class Round:
+    """A round of the chain of one fold. Every step can be run again: what is done from the same inputs is kept.
+
+    The chain never sees the labels of its fold: its models were trained without them, and so are the students.
+
+    Args:
+        workspace: Planned and prepared, with the fold trained (round 0 is the supervised training).
+        dataset: With all decisions about bad cases applied.
+        fold: The chain's fold.
+        number: From 1.
+        config: The user's choices.
+        device: Where everything runs.
+        precision: What the networks compute in.
+        stop_requested: Asked during training; True saves and stops.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        dataset: Dataset,
+        fold: str,
+        number: int,
+        config: RoundConfig,
+        *,
+        device: torch.device,
+        precision: PrecisionName = "auto",
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if not dataset.unlabeled:
+            raise SelectionError(
+                "the dataset has no unlabeled cases", where=dataset.root,
+                fix="put them into unlabeled_image or imagesUn and run flaresemi_plan_and_preprocess again",
+            )  # fmt: skip
+        self.workspace = workspace
+        self.dataset = dataset
+        self.fold = fold
+        self.number = number
+        self.config = config
+        self.device = device
+        self.precision = precision
+        self.stop_requested = stop_requested
+        self.folder = workspace.round(fold, number)
+        self.plans: Plans = load_plans(workspace.plans)
+        self.fingerprint: DatasetFingerprint = load_fingerprint(workspace.fingerprint)
+        self.pool = tuple(case.id for case in dataset.unlabeled)
+        self.stages = (Stage.COARSE, Stage.FINE) if self.plans.two_stage else (Stage.FINE,)
+
+    def run(self, *, last_step: str = STEPS[-1]) -> RoundState | None:
+        """Runs what is missing, up to and including `last_step`.
+
+        Returns:
+            The state; None when training was asked to stop before its end.
+        """
+        work: dict[str, Callable[[], bool]] = {
+            "label": self.label,
+            "select": self.select,
+            "train COARSE": lambda: self.train(Stage.COARSE),
+            "train FINE": lambda: self.train(Stage.FINE),
+            "validate": self.validate,
+        }
+        for name in STEPS[: STEPS.index(last_step) + 1]:
+            if not self._run_step(name, work[name]):
+                return None
+        return self._state()
+
+    # The steps. Each returns False when it was asked to stop.
+
+    def label(self, shard: int = 0, shards: int = 1) -> bool:
+        """Labels the pool, or one shard of it, with the models of the round before."""
+        label_pool(self._labeler(), shard_of(self.pool, shard, shards), self.folder)
+        return True
+
+    def select(self) -> bool:
+        """Puts the scores together, calibrates them on the held-out cases, and selects."""
+        labeler = self._labeler()
+        scores = merge_scores(self.pool, labeler.chain.made_with, self.folder)
+        medians = dict(zip(self.plans.labels.names, self._median_volumes_ml(), strict=True))
+        calibration = calibrate(observe(labeler, self._task(Stage.FINE).validation), medians)
+        if calibration is not None:
+            save_record(self.folder.calibration, calibration)
+            logger.info(
+                "predicted Dice: mean error %.3f on held-out cases (agreement itself: %.3f)",
+                calibration.error, calibration.error_of_agreement,
+            )  # fmt: skip
+        else:
+            self.folder.calibration.unlink(missing_ok=True)
+        if calibration is not None and calibration.is_better:
+            scores = tuple(_with_predictions(score, calibration.predict) for score in scores)
+        save_scores(self.folder.scores, scores)
+        selection = select(
+            scores, self.config.selection, self._labeled_volumes(), round=self.number, fold=self.fold
+        )  # fmt: skip
+        save_record(self.folder.selection, selection)
+        write_reliable_series(self.folder, selection)
+        for note in selection.notes:
+            logger.warning("%s", note)
+        logger.info("selected %d of %d unlabeled cases", len(selection.selected), len(scores))
+        return True
+
+    def train(self, stage: Stage) -> bool:
+        """Trains a student of one stage on the labeled cases of the fold and the selected pseudo-labels."""
+        if stage not in self.stages:
+            return True
+        task = self._task(stage)
+        semi = SemiSupervision(
+            labels=LabelStore(self.folder.labels(stage), CaseStore(self.workspace.preprocessed(stage))),
+            selection=load_record(self.folder.selection, Selection, error=SelectionError),
+            pseudo_share=self.config.pseudo_share,
+            augmentation=self.config.pseudo_augmentation,
+        )
+        trainer = SemiSupervisedTrainer(
+            task, self._training_config(stage), semi, device=self.device, stop_requested=self.stop_requested
+        )
+        return trainer.fit(resume=task.folder.latest.exists())
+
+    def validate(self) -> bool:
+        """Predicts the held-out real cases with the students' final weights."""
+        for stage in self.stages:
+            text = validate(
+                self._task(stage), self.folder.model(Stage.COARSE), self.dataset,
+                device=self.device, precision=self.precision,
+            )  # fmt: skip
+            logger.info("%s", text)
+        return True
+
+    # What the steps are made from.
+
+    def _run_step(self, name: str, work: Callable[[], bool]) -> bool:
+        inputs = self._inputs(name)
+        state = self._state()
+        before = state.steps.get(name)
+        if before is not None and before.inputs == inputs and before.done and self._outputs_are_there(name):
+            logger.info("round %d: %s is done", self.number, name)
+            return True
+        if before is not None and before.inputs != inputs:
+            logger.warning("round %d: what '%s' was made from has changed: it is done again", self.number, name)
+            self._discard(name)
+            before = None
+        step = StepState(inputs=inputs, seconds=before.seconds if before else 0.0)
+        save_state(self.folder.state, state.with_step(name, step))
+        logger.info("round %d: %s", self.number, name)
+        started = time.monotonic()
+        is_done = work()
+        step = dataclasses.replace(step, seconds=step.seconds + time.monotonic() - started, done=is_done)
+        save_state(self.folder.state, self._state().with_step(name, step))
+        return is_done
+
+    def _state(self) -> RoundState:
+        state = load_state(self.folder.state)
+        if state is None:
+            return RoundState(fold=self.fold, round=self.number, config=self.config, steps={})
+        return dataclasses.replace(state, config=self.config)
+
+    def _inputs(self, name: str) -> str:
+        """Hash of everything that decides the result of a step."""
+        plans = inputs_hash(self.plans.fine.hash, self.plans.coarse.hash if self.plans.two_stage else "")
+        labeled_by = inputs_hash(plans, *self._checkpoint_hashes(), *self.pool)
+        selected_from = inputs_hash(labeled_by, self.config.selection)
+        if name == "label":
+            return labeled_by
+        if name == "select":
+            return selected_from
+        chosen = inputs_hash(selected_from, file_hash(self.folder.selection))
+        if name == "validate":
+            return inputs_hash(chosen, *(file_hash(self.folder.model(stage).latest) for stage in self.stages))
+        stage = Stage(name.removeprefix("train "))
+        if stage not in self.stages:
+            return inputs_hash(chosen, "not needed")
+        config = self._training_config(stage)
+        return inputs_hash(chosen, config, self.config.pseudo_share, self.config.pseudo_augmentation)
+
+    def _outputs_are_there(self, name: str) -> bool:
+        outputs = {
+            "select": [self.folder.selection, self.folder.scores],
+            "train COARSE": [self.folder.model(Stage.COARSE).final] if Stage.COARSE in self.stages else [],
+            "train FINE": [self.folder.model(Stage.FINE).final],
+            "validate": [self.folder.model(stage).validation / "summary.json" for stage in self.stages],
+        }
+        if name == "label":  # cheap enough to look at every case: a deleted or edited one is labeled again
+            return False
+        return all(path.is_file() for path in outputs[name])
+
+    def _discard(self, name: str) -> None:
+        """Removes what a step left that must not be taken for the new result."""
+        if name.startswith("train "):
+            shutil.rmtree(self.folder.model(Stage(name.removeprefix("train "))).root, ignore_errors=True)
+
+    def _teacher(self, stage: Stage) -> ModelFolder:
+        """The models of the round before; of the supervised training for the first round."""
+        if self.number == 1:
+            return self.workspace.model(self.fold, stage)
+        return self.workspace.round(self.fold, self.number - 1).model(stage)
+
+    def _checkpoint_files(self) -> list[Path]:
+        fine = self._teacher(Stage.FINE)
+        files = [fine.final, *(fine.snapshot(percent) for percent in COMPARED_SNAPSHOTS)]
+        return [*files, self._teacher(Stage.COARSE).final] if self.plans.two_stage else files
+
+    def _checkpoint_hashes(self) -> tuple[str, ...]:
+        return tuple(file_hash(path) for path in self._checkpoint_files())
+
+    def _labeler(self) -> Labeler:
+        final, *others = (load_checkpoint(path) for path in self._checkpoint_files())
+        coarse = others.pop() if self.plans.two_stage else None
+        if final.plan.hash != self.plans.fine.hash:
+            raise ConfigError(
+                "the models that label were trained with other plans", where=self._teacher(Stage.FINE).final,
+                fix="put plans.json back, or train the fold again",
+            )  # fmt: skip
+        chain = Chain(fine=final, snapshots=tuple(others), coarse=coarse, made_with=self._checkpoint_hashes())
+        fine, coarse_store = (CaseStore(self.workspace.preprocessed(stage)) for stage in (Stage.FINE, Stage.COARSE))
+        volumes = self._median_volumes_ml()
+        return Labeler(chain, fine, coarse_store, volumes, device=str(self.device), precision=self.precision)
+
+    def _task(self, stage: Stage) -> TrainingTask:
+        return dataclasses.replace(load_task(self.workspace, stage, self.fold), folder=self.folder.model(stage))
+
+    def _training_config(self, stage: Stage) -> TrainingConfig:
+        """That of the supervised training, at its length times `length`, from scratch or from the weights before."""
+        record = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
+        iterations = max(round(record.recipe.total_iterations * self.config.length), 1)
+        start = str(self._teacher(stage).final) if self.config.start == "previous" else None
+        return dataclasses.replace(
+            record.config, epochs=None, time_budget_seconds=None, iterations=iterations, init_from=start
+        )
+
+    def _volumes_ml(self) -> dict[str, list[float]]:
+        """Volumes per organ in the labeled cases that annotate it; 0 where it is absent."""
+        volumes: dict[str, list[float]] = {name: [] for name in self.plans.labels.names}
+        for case in self.fingerprint.cases:
+            z, y, x = case.spacing_zyx_mm
+            for name, voxels, annotated in zip(volumes, case.voxels_per_label, case.annotated, strict=True):
+                if annotated:
+                    volumes[name].append(voxels * z * y * x / 1000)
+        return volumes
+
+    def _median_volumes_ml(self) -> tuple[float, ...]:
+        present = ([volume for volume in found if volume > 0] for found in self._volumes_ml().values())
+        return tuple(statistics.median(found) if found else 0.0 for found in present)
+
+    def _labeled_volumes(self) -> dict[str, LabeledVolumes]:
+        made = {}
+        for name, found in self._volumes_ml().items():
+            present = [volume for volume in found if volume > 0]
+            if present:
+                made[name] = LabeledVolumes(
+                    least_ml=min(present), most_ml=max(present), absent=len(found) - len(present)
+                )
+        return made
+
+
+def _with_predictions(score: CaseScore, predict: Callable) -> CaseScore:
+    organs = {
+        name: dataclasses.replace(organ, predicted_dice=predict(name, organ)) for name, organ in score.organs.items()
+    }
+    return dataclasses.replace(score, organs=organs)

@@ -1,0 +1,110 @@
+"""What a round has done so far, from what: one JSON file, by which a killed round goes on."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from flaresemi.errors import SelectionError
+from flaresemi.pseudolabels.selecting import SelectionRule
+from flaresemi.records import load_record, record_hash, save_record
+
+SCHEMA_VERSION = 1
+
+STEPS = ("label", "select", "train COARSE", "train FINE", "validate")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RoundConfig:
+    """The user's choices for a round.
+
+    Attributes:
+        selection: Which pseudo-labels are used.
+        pseudo_share: Share of the patches from pseudo-labeled cases.
+        pseudo_augmentation: Strength of their augmentation.
+        start: Students start from `scratch` or from the weights of the `previous` round.
+        length: Iterations of a student, relative to the supervised training of its stage.
+    """
+
+    selection: SelectionRule = dataclasses.field(default_factory=SelectionRule)
+    pseudo_share: float = 0.5
+    pseudo_augmentation: Literal["none", "standard", "strong"] = "strong"
+    start: Literal["scratch", "previous"] = "scratch"
+    length: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pseudo_share < 1:
+            raise ValueError("pseudo_share must lie between 0 and 1")
+        if not self.length > 0:
+            raise ValueError("length must be positive")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepState:
+    """One step.
+
+    Attributes:
+        inputs: Hash of all that decides its result.
+        seconds: What it took, over all starts.
+        done: Whether it came to its end.
+    """
+
+    inputs: str
+    seconds: float = 0.0
+    done: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RoundState:
+    """All steps of a round that were begun."""
+
+    schema_version: int = SCHEMA_VERSION
+    fold: str
+    round: int
+    config: RoundConfig
+    steps: dict[str, StepState]
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {self.schema_version} is not known to this flaresemi")
+
+    @property
+    def next_step(self) -> str | None:
+        """The first step that is not done; None when the round is complete."""
+        return next((name for name in STEPS if name not in self.steps or not self.steps[name].done), None)
+
+    def with_step(self, name: str, step: StepState) -> "RoundState":
+        return dataclasses.replace(self, steps={**self.steps, name: step})
+
+
+def load_state(path: Path) -> RoundState | None:
+    """The state of a round; None when it was never begun.
+
+    Raises:
+        SelectionError: the file is damaged.
+    """
+    return load_record(path, RoundState, error=SelectionError) if path.exists() else None
+
+
+def save_state(path: Path, state: RoundState) -> None:
+    save_record(path, state)
+
+
+def file_hash(path: Path) -> str:
+    """First 16 hex digits of the SHA-256 of a file.
+
+    Raises:
+        SelectionError: it is not there.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except FileNotFoundError:
+        raise SelectionError(
+            f"{path.name} is missing", where=path, fix="finish the training that writes it: flaresemi_train --continue"
+        ) from None
+
+
+def inputs_hash(*parts: object) -> str:
+    """Hash of strings, records and nested tuples of them."""
+    return record_hash(list(parts))
