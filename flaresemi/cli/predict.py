@@ -20,7 +20,7 @@ from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.export import Segmentation, StepClock, write_segmentation
 from flaresemi.io.images import Image, image_ending
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("flaresemi.cli.predict")  # also when run with python -m
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -39,7 +39,7 @@ from flaresemi.training.trainer import Trainer
 from flaresemi.training.validation import validate
 from flaresemi.workspace import ModelFolder, Workspace
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("flaresemi.cli.train")  # also when run with python -m
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _DURATION = re.compile(rf"(?:(?P<hours>{_NUMBER})h)?(?:(?P<minutes>{_NUMBER})m)?(?:(?P<seconds>{_NUMBER})s)?")
@@ -214,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--iterations-per-epoch", int, "steps that count as an epoch [250; fewer in a short training]")
     add("--batch-size", int, "patches per step over all GPUs [the plan's]")
     add("--optimizer", str, "auto: adamw below 50000 iterations, else sgd", choices=["auto", "sgd", "adamw"])
-    add("--learning-rate", float, "peak [0.01 for sgd, 0.002 for adamw]")
+    add("--learning-rate", float, "peak [0.01 for sgd, 0.004 for adamw]")
     add("--weight-decay", float, "[3e-5 for sgd, 0.01 for adamw]")
     add("--warmup-iterations", int, "linear rise at the start [none for sgd; a twentieth, at most 200, for adamw]")
     add("--gradient-clip", float, "largest gradient norm")

@@ -21,6 +21,7 @@ class UNet(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         self.deep_supervision = False
+        self.divisor_zyx = plan.divisor_zyx
         stack = ConvStack if plan.block == "plain" else ResidualStack
         features = plan.input_channels
         if plan.block == "residual":
@@ -50,7 +51,14 @@ class UNet(nn.Module):
         Returns:
             Logits (B, output channels, Z, Y, X), before softmax; with `deep_supervision` a list of them, full
             resolution first, one per decoder level.
+
+        Raises:
+            ValueError: a size is not divisible.
         """
+        if any(size % divisor for size, divisor in zip(image_bczyx.shape[2:], self.divisor_zyx, strict=True)):
+            raise ValueError(
+                f"image of {tuple(image_bczyx.shape[2:])} voxels, expected multiples of {self.divisor_zyx}"
+            )
         if image_bczyx.device.type == "cpu":  # where this layout doubles the speed of the convolutions
             image_bczyx = channels_last(image_bczyx)
         features = self.stem(image_bczyx)

@@ -26,7 +26,7 @@ class TrainingConfig:
             twentieth of a training that has fewer than 20 of those.
         batch_size: Patches per step over all ranks; None: the plan's.
         optimizer: `auto`: adamw below 50,000 iterations, else sgd.
-        learning_rate: Peak; None: 0.01 for sgd (nnU-Net), 0.002 for adamw (chosen; see docs/training.md).
+        learning_rate: Peak; None: 0.01 for sgd (nnU-Net), 0.004 for adamw (measured; see docs/training.md).
         weight_decay: None: 3e-5 for sgd, 0.01 for adamw.
         warmup_iterations: Linear rise at the start; None: none for sgd, a twentieth of the length but at most 200 for
             adamw.
@@ -125,7 +125,7 @@ def resolve(config: TrainingConfig, total_iterations: int) -> Recipe:
         total_iterations=total_iterations,
         iterations_per_epoch=_epoch_length(config, total_iterations),
         optimizer=optimizer,
-        learning_rate=config.learning_rate if config.learning_rate is not None else (2e-3 if adamw else 1e-2),
+        learning_rate=config.learning_rate if config.learning_rate is not None else (4e-3 if adamw else 1e-2),
         weight_decay=config.weight_decay if config.weight_decay is not None else (1e-2 if adamw else 3e-5),
         warmup_iterations=warmup,
     )

@@ -103,7 +103,12 @@ def test_a_size_that_means_nothing_is_refused(size: str, tmp_path: Path, capsys:
     assert "72x112x112" in capsys.readouterr().err
 
 
-def test_the_whole_job_runs_and_a_second_call_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_whole_job_runs_and_a_second_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    train = demo.train.main
+    # Starting a loader's process takes longer than these trainings.
+    monkeypatch.setattr(demo.train, "main", lambda words: train([*words, "--loader-workers", "0"]))
     arguments = [
         "-o", str(tmp_path), "--labeled", "3", "--unlabeled", "1", "--test", "1", "--size", "40x48x48",
         "--coarse-time", "4s", "--fine-time", "4s", "--device", "cpu", "--workers", "1", "--quiet",

@@ -79,6 +79,11 @@ def test_several_channels(make_plan: Callable[..., NetworkPlan]) -> None:
     assert network(torch.randn(1, 3, 4, 16, 16)).shape == (1, 3, 4, 16, 16)
 
 
+def test_size_that_the_strides_do_not_divide_is_refused(make_plan: Callable[..., NetworkPlan]) -> None:
+    with pytest.raises(ValueError, match=r"multiples of \(2, 4, 4\)"):
+        build_network(make_plan())(torch.randn(1, 1, 4, 18, 16))
+
+
 def test_same_seed_same_weights(plan: NetworkPlan) -> None:
     torch.manual_seed(5)
     one = build_network(plan).state_dict()
