@@ -218,9 +218,7 @@ def _cases(folder: Path, numbered: bool) -> tuple[Case, ...]:
     )
 
 
-def _labeled_cases(
-    found: tuple[Case, ...], images: Path, masks: Path, description: "_Description"
-) -> tuple[Case, ...]:
+def _labeled_cases(found: tuple[Case, ...], images: Path, masks: Path, description: "_Description") -> tuple[Case, ...]:
     cases = {case.id: case for case in found}
     labels: dict[str, Path] = {}
     for stem, path in _files(masks):
@@ -244,9 +242,7 @@ def _labeled_cases(
         )
     unknown = sorted(description.annotated.keys() - cases.keys())
     if unknown:
-        raise DatasetError(
-            f"annotated_labels names cases that do not exist: {_few(unknown)}", where=description.path
-        )
+        raise DatasetError(f"annotated_labels names cases that do not exist: {_few(unknown)}", where=description.path)
     return tuple(
         dataclasses.replace(case, label=labels[case.id], annotated=description.annotated.get(case.id))
         for case in cases.values()

@@ -117,7 +117,7 @@ class LabelSet:
 
 
 def count_values(values: np.ndarray) -> dict[int, int]:
-    """How often each integer stands in an array, in ascending order. Much faster than sorting where the range is sane."""
+    """How often each integer stands in an array, in ascending order; faster than sorting where the range is sane."""
     flat = values.reshape(-1)
     if flat.size == 0:
         return {}

@@ -224,7 +224,7 @@ def test_the_page_on_the_layout_names_every_module() -> None:
     named = set()
     for line in (line for line in page.splitlines() if line.startswith("| `")):
         package = ""
-        for word in re.findall(r"`([a-z_0-9/]+\.py)`", line):  # `io/images.py` `nifti.py`: the folder holds for the line
+        for word in re.findall(r"`([a-z_0-9/]+\.py)`", line):  # a folder holds for its line
             package = word.rpartition("/")[0] or package
             named.add(f"{package}/{word.rpartition('/')[2]}".lstrip("/"))
     present = {source.name for source in SOURCES if source.path.name != "__init__.py"}

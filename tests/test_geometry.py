@@ -119,9 +119,7 @@ def test_a_margin_about_nothing_is_a_broken_contract():
 
 @given(shapes, spacings, spacings)
 def test_resampling_keeps_the_extent_to_half_a_voxel(shape, spacing, target):
-    for size, old, resampled, new in zip(
-        shape, spacing, resampled_shape(shape, spacing, target), target, strict=True
-    ):
+    for size, old, resampled, new in zip(shape, spacing, resampled_shape(shape, spacing, target), target, strict=True):
         assert resampled >= 1
         assert abs(resampled * new - size * old) <= 0.5 * new + 1e-9 or resampled == 1
 
@@ -131,9 +129,7 @@ def test_a_rescaled_box_covers_the_same_extent(data, shape, other):
     before = data.draw(boxes(shape))
     after = before.rescaled(shape, other)
     assert BoundingBox.whole(other).contains(after)
-    for a, b, c, d, n, m in zip(
-        before.start, before.stop, after.start, after.stop, shape, other, strict=True
-    ):
+    for a, b, c, d, n, m in zip(before.start, before.stop, after.start, after.stop, shape, other, strict=True):
         assert c / m <= a / n + 1e-5
         assert d / m >= b / n - 1e-5
         assert c + 1 > a * m / n - 1e-5 or c == m - 1  # and is the smallest that does

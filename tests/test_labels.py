@@ -10,9 +10,7 @@ from flaresemi.labels import Label, LabelSet, count_values, find_mirror_pairs
 
 
 def label_set(values, background=0):
-    return LabelSet(
-        labels=tuple(Label(name=f"organ {value}", value=value) for value in values), background=background
-    )
+    return LabelSet(labels=tuple(Label(name=f"organ {value}", value=value) for value in values), background=background)
 
 
 label_sets = st.lists(st.integers(-(2**31) + 1, 2**31 - 1), min_size=2, max_size=9, unique=True).map(
@@ -35,9 +33,7 @@ def test_undeclared_values_are_reported_and_read_as_background(labels, values):
     known = {labels.background, *(label.value for label in labels.labels)}
     array = np.array(values, np.int64)
     assert labels.unknown_values(array) == tuple(sorted({value for value in values if value not in known}))
-    assert all(
-        index == 0 for value, index in zip(values, labels.to_indices(array), strict=True) if value not in known
-    )
+    assert all(index == 0 for value, index in zip(values, labels.to_indices(array), strict=True) if value not in known)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int32, np.int64])

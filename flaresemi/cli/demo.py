@@ -19,7 +19,7 @@ from flaresemi.records import load_record, save_record
 
 #: Time for the networks on two cores, so that the demo ends within twelve minutes.
 _COARSE_TIME = "90s"
-_FINE_TIME = "5m"
+_FINE_TIME = "6m30s"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
