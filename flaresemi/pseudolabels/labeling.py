@@ -17,6 +17,7 @@ from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
 from flaresemi.io.case_store import CaseStore, StoredCase
 from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.plans import Stage
 from flaresemi.pseudolabels.agreement import ABSENT_BELOW, case_agreement, organ_agreement, organ_entropy
 from flaresemi.selection import CaseScore, OrganScore
 
@@ -100,9 +101,10 @@ class Labeler:
         self._keep_largest = tuple(self.labels.index(name) for name in chain.fine.keep_largest)
 
     @property
-    def two_stage(self) -> bool:
-        """Whether COARSE finds the region that FINE works in."""
-        return self._coarse is not None
+    def stores(self) -> dict[Stage, CaseStore]:
+        """Prepared cases of the stages that will be trained on the pseudo-labels."""
+        fine = {Stage.FINE: self.fine_store}
+        return fine if self._coarse is None else fine | {Stage.COARSE: self.coarse_store}
 
     def label(self, case_id: str) -> LabeledCase:
         """Labels one case.

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,8 @@ def label_pool(labeler: Labeler, case_ids: Sequence[str], folder: RoundFolder) -
     Raises:
         DatasetError: a case is not prepared, or damaged.
     """
-    left = [case_id for case_id in case_ids if not is_labeled(labeler, case_id, folder)]
+    made_with, images = labeler.chain.made_with, labeler.stores
+    left = [case_id for case_id in case_ids if not is_labeled(case_id, made_with, images, folder)]
     if len(left) < len(case_ids):
         logger.info("%d of %d cases are labeled already", len(case_ids) - len(left), len(case_ids))
     for case_id in tqdm(left, desc="labeling", unit="case", disable=not sys.stderr.isatty()):
@@ -51,23 +52,29 @@ def label_pool(labeler: Labeler, case_ids: Sequence[str], folder: RoundFolder) -
         save_record(_score_file(folder, case_id), labeled.score)
 
 
-def is_labeled(labeler: Labeler, case_id: str, folder: RoundFolder) -> bool:
-    """Whether these checkpoints have labeled the case, and its label maps are there."""
+def is_labeled(
+    case_id: str, made_with: tuple[str, ...], images: Mapping[Stage, CaseStore], folder: RoundFolder
+) -> bool:
+    """Whether the case was labeled by these checkpoints, and its label maps are there.
+
+    Args:
+        made_with: Hashes of the checkpoints.
+        images: Prepared cases of every stage that is trained on pseudo-labels.
+        folder: Of the round.
+    """
     if not _score_file(folder, case_id).is_file():
         return False
     score = load_record(_score_file(folder, case_id), CaseScore, error=SelectionError)
-    if score.made_with != labeler.chain.made_with:
-        return False
-    return all(
-        LabelStore(folder.labels(stage), images).has(case_id, images.open(case_id).record.preprocessing_hash)
-        for stage, images in _stores(labeler).items()
+    return score.made_with == made_with and all(
+        LabelStore(folder.labels(stage), store).has(case_id, store.open(case_id).record.preprocessing_hash)
+        for stage, store in images.items()
     )
 
 
 def write_labels(labeler: Labeler, labeled: LabeledCase, folder: RoundFolder) -> None:
     """Writes a pseudo-label on the grids of all stages that will be trained on it."""
     case_id, organs = labeled.score.case_id, labeler.labels.count
-    for stage, images in _stores(labeler).items():
+    for stage, images in labeler.stores.items():
         shape = images.open(case_id).record.grid.shape_zyx
         store = LabelStore(folder.labels(stage), images)
         store.write_labels(case_id, resample_labels(labeled.label_zyx, shape), organs, tuple(range(1, organs + 1)))
@@ -121,12 +128,6 @@ def observe(labeler: Labeler, case_ids: Sequence[str]) -> list[Observation]:
 def write_reliable_series(folder: RoundFolder, selection: Selection) -> None:
     """The names of the selected cases, one a line, best first: the seed's file."""
     write_text(folder.reliable_series, "".join(f"{case.case_id}\n" for case in selection.selected))
-
-
-def _stores(labeler: Labeler) -> dict[Stage, CaseStore]:
-    """Where the images of the stages lie that will be trained on the pseudo-labels."""
-    stores = {Stage.FINE: labeler.fine_store}
-    return stores | {Stage.COARSE: labeler.coarse_store} if labeler.two_stage else stores
 
 
 def _score_file(folder: RoundFolder, case_id: str) -> Path:

@@ -18,7 +18,7 @@ from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
 from flaresemi.pseudolabels.calibration import calibrate
 from flaresemi.pseudolabels.labeling import Chain, Labeler
-from flaresemi.pseudolabels.pool import label_pool, merge_scores, observe, shard_of, write_reliable_series
+from flaresemi.pseudolabels.pool import is_labeled, label_pool, merge_scores, observe, shard_of, write_reliable_series
 from flaresemi.pseudolabels.selecting import LabeledVolumes, select
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.state import (
@@ -223,8 +223,10 @@ class Round:
             "train FINE": [self.folder.model(Stage.FINE).final],
             "validate": [self.folder.model(stage).validation / "summary.json" for stage in self.stages],
         }
-        if name == "label":  # cheap enough to look at every case: a deleted or edited one is labeled again
-            return False
+        if name == "label":
+            stores = {stage: CaseStore(self.workspace.preprocessed(stage)) for stage in self.stages}
+            made_with = self._checkpoint_hashes()
+            return all(is_labeled(case_id, made_with, stores, self.folder) for case_id in self.pool)
         return all(path.is_file() for path in outputs[name])
 
     def _discard(self, name: str) -> None:

@@ -1,0 +1,151 @@
+"""A whole round on a tiny phantom with networks that have learned nothing: what counts is what is done, and when."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from flaresemi.cli import plan_and_preprocess, train
+from flaresemi.dataset import load_dataset
+from flaresemi.errors import SelectionError
+from flaresemi.io.case_store import CaseStore, LabelStore
+from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
+from flaresemi.plans import Stage
+from flaresemi.pseudolabels.selecting import SelectionRule
+from flaresemi.records import load_record
+from flaresemi.rounds.round import Round
+from flaresemi.rounds.state import STEPS, RoundConfig
+from flaresemi.selection import Selection, load_scores
+from flaresemi.workspace import Workspace
+
+#: With these every case is selected, however bad.
+TAKE_ALL = RoundConfig(selection=SelectionRule(rule="case", best_share=1.0))
+QUICK = ["--iterations", "3", "--iterations-per-epoch", "3", "--validations", "0", "--loader-workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def trained(phantom_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with fold 0 trained for three steps, one stage."""
+    workspace = tmp_path_factory.mktemp("round") / "workspace"
+    words = ["-d", str(phantom_dataset), "-w", str(workspace)]
+    assert plan_and_preprocess.main([*words, "--preset", "small", "--stages", "one", "--workers", "1", "--quiet"]) == 0
+    plans = json.loads((workspace / "plans.json").read_text())
+    network = plans["fine"]["network"]
+    for name in ("kernels", "strides", "encoder_convs"):
+        network[name] = network[name][:3]
+    network |= {"features": [4, 8, 8], "decoder_convs": [1, 1], "encoder_convs": [1, 1, 1]}
+    plans["fine"]["patch_zyx"] = [32, 32, 32]
+    (workspace / "plans.json").write_text(json.dumps(plans))
+    assert train.main(["FINE", "0", *words, *QUICK, "--device", "cpu"]) == 0
+    # Untrained networks see an organ nowhere: these weights see one everywhere, so that there is something to score.
+    model = Workspace(workspace).model("0", Stage.FINE)
+    for path in (model.final, model.snapshot(36), model.snapshot(66)):
+        checkpoint = load_checkpoint(path)
+        weights = dict(checkpoint.weights)
+        weights["heads.0.bias"] = torch.tensor([0.0, 50.0] + [0.0] * 12)
+        save_checkpoint(path, dataclasses.replace(checkpoint, weights=weights))
+    return workspace
+
+
+@pytest.fixture
+def round_one(trained: Path, phantom_dataset: Path, tmp_path: Path) -> Round:
+    shutil.copytree(trained, tmp_path / "workspace")
+    return Round(
+        Workspace(tmp_path / "workspace"), load_dataset(phantom_dataset), "0", 1, TAKE_ALL,
+        device=torch.device("cpu"), precision="fp32",
+    )  # fmt: skip
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "round.json"}
+
+
+def test_a_round_labels_selects_trains_and_validates(round_one: Round, phantom_dataset: Path) -> None:
+    state = round_one.run()
+    assert state is not None
+    assert state.next_step is None
+    folder = round_one.folder
+    unlabeled = [case.id for case in load_dataset(phantom_dataset).unlabeled]
+    assert [score.case_id for score in load_scores(folder.scores)] == unlabeled
+    assert folder.reliable_series.read_text().split() == unlabeled
+    assert load_checkpoint(folder.model(Stage.FINE).final).iteration == 3
+    assert (folder.model(Stage.FINE).validation / "summary.json").is_file()
+    # Nothing is done twice.
+    before = times(folder.root)
+    assert round_one.run() == state
+    assert times(folder.root) == before
+
+
+def test_a_deleted_label_is_made_again(round_one: Round) -> None:
+    round_one.run(last_step="select")
+    case_id = round_one.pool[0]
+    labels = round_one.folder.labels(Stage.FINE)
+    shutil.rmtree(labels / case_id)
+    round_one.run(last_step="select")
+    images = CaseStore(round_one.workspace.preprocessed(Stage.FINE))
+    assert LabelStore(labels, images).open(case_id).label_zyx is not None
+
+
+def test_replaced_weights_of_the_teacher_begin_the_round_anew(
+    round_one: Round, caplog: pytest.LogCaptureFixture
+) -> None:
+    round_one.run()
+    before = load_scores(round_one.folder.scores)
+    final = round_one.workspace.model("0", Stage.FINE).final
+    checkpoint = load_checkpoint(final)
+    weights = {name: value + 0.01 for name, value in checkpoint.weights.items()}
+    save_checkpoint(final, dataclasses.replace(checkpoint, weights=weights))
+    state = round_one.run()
+    assert state is not None
+    assert state.next_step is None
+    assert "has changed: it is done again" in caplog.text
+    assert load_scores(round_one.folder.scores)[0].made_with != before[0].made_with
+
+
+def test_a_stopped_training_goes_on(round_one: Round) -> None:
+    round_one.run(last_step="select")
+    requests = iter([False, True])
+    round_one.stop_requested = lambda: next(requests, False)
+    assert round_one.run() is None
+    assert load_checkpoint(round_one.folder.model(Stage.FINE).latest).iteration == 2
+    state = round_one.run()
+    assert state is not None
+    assert state.next_step is None
+
+
+def test_shards_are_put_together_and_missing_cases_named(round_one: Round) -> None:
+    with pytest.raises(SelectionError, match="not labeled in this round"):
+        round_one.select()
+    round_one.label(shard=1, shards=2)  # one case: the second shard has nothing to do
+    with pytest.raises(SelectionError, match=round_one.pool[0]):
+        round_one.select()
+    round_one.label(shard=0, shards=2)
+    assert round_one.select()
+    with pytest.raises(SelectionError, match="no shard 2"):
+        round_one.label(shard=2, shards=2)
+
+
+def test_the_validation_cases_never_become_pseudo_labels(round_one: Round) -> None:
+    round_one.run(last_step="select")
+    held_out = set(round_one._task(Stage.FINE).validation)
+    selection = load_record(round_one.folder.selection, Selection)
+    assert held_out
+    assert not held_out & {case.case_id for case in selection.selected}
+
+
+def test_a_dataset_without_unlabeled_cases_is_one_clear_message(round_one: Round) -> None:
+    empty = dataclasses.replace(round_one.dataset, unlabeled=())
+    with pytest.raises(SelectionError, match="no unlabeled cases"):
+        Round(round_one.workspace, empty, "0", 1, TAKE_ALL, device=torch.device("cpu"))
+
+
+def test_a_fold_that_was_not_trained_is_named(round_one: Round) -> None:
+    assert STEPS[0] == "label"
+    other = Round(
+        round_one.workspace, round_one.dataset, "1", 1, TAKE_ALL, device=torch.device("cpu"), precision="fp32"
+    )
+    with pytest.raises(SelectionError, match=r"snapshot_100\.pt is missing"):
+        other.run()
