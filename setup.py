@@ -35,7 +35,7 @@ DEVELOPMENT = [
     "surface-distance>=0.1",  # the reference implementation that ours is compared with
 ]
 
-COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "demo")
+COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "semi_round", "demo")
 
 setup(
     name="flaresemi",
