@@ -69,7 +69,7 @@ def main() -> None:
                 f"Recall of the region on held-out cases: mean {mean:.4f}, worst {worst[1]:.4f} ({worst[0]}).",
                 "",
             ]
-    bench.report("\n".join(parts))
+        bench.report("\n".join(parts))
 
 
 if __name__ == "__main__":

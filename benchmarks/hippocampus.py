@@ -23,7 +23,7 @@ def main() -> None:
         )  # fmt: skip
         summary = workspace / "models" / "fold_0" / "FINE" / "validation" / "summary.json"
         parts += [f"## seed {seed}", "", running.summary_table(summary), ""]
-    bench.report("\n".join(parts))
+        bench.report("\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main() -> None:
         words = ("-p", predictions, "-r", data / "labelsTs", "-o", summary, "-d", data)
         bench.command(f"{arm} evaluate", "flaresemi_evaluate", *words)
         parts += [f"## {arm} stage{'s' if arm == 'two' else ''}", "", running.summary_table(summary), ""]
-    bench.report("\n".join(parts))
+        bench.report("\n".join(parts))
 
 
 if __name__ == "__main__":
