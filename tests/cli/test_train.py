@@ -90,10 +90,10 @@ def test_a_checkpoint_of_other_plans_is_refused(planned: list[str], capsys: pyte
         (["FINE", "al"], "did you mean 'all'"),
         (["FINE", "0", "--time-budget", "soon"], "not a duration"),
         (["FINE", "0", "--epocks", "3"], "did you mean '--epochs'"),
-        (["FINE", "0", "--batch-size", "0"], "at least 1"),
+        (["FINE", "2", "--batch-size", "0"], "at least 1"),
         (["FINE", "0", "--device", "cuda:99"], "is not there"),
         (["FINE", "0", "--mirror-axes", "q"], "does not name axes"),
-        (["FINE", "0", "--init-from", "nowhere.pt"], "nowhere.pt"),
+        (["FINE", "2", "--init-from", "nowhere.pt"], "nowhere.pt"),
     ],
 )
 def test_wrong_options_give_one_clear_message(
