@@ -1,0 +1,63 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flaresemi.cli import semi_round
+from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.plans import Stage
+from flaresemi.workspace import Workspace
+from tests.rounds.conftest import trained  # noqa: F401
+
+TAKE_ALL = ["--select", "case", "--best-share", "1.0", "--device", "cpu", "--precision", "fp32"]
+
+
+@pytest.fixture
+def place(trained: Path, phantom_dataset: Path, tmp_path: Path) -> list[str]:  # noqa: F811
+    shutil.copytree(trained, tmp_path / "workspace")
+    return ["-d", str(phantom_dataset), "-w", str(tmp_path / "workspace")]
+
+
+def test_a_round_from_the_command_line(place: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert semi_round.main([*place, "--status"]) == 0
+    assert "0 complete rounds" in capsys.readouterr().out
+    assert semi_round.main([*place, *TAKE_ALL, "--shard", "0/1"]) == 0
+    assert semi_round.main([*place, *TAKE_ALL, "--step", "select"]) == 0
+    assert "next comes 'train COARSE'" in capsys.readouterr().out
+    assert semi_round.main([*place, *TAKE_ALL]) == 0
+    out = capsys.readouterr().out
+    assert "mean Dice of the held-out cases: start" in out
+    assert "optimistic" in out
+    assert "next: flaresemi_semi_round" in out
+    final = Workspace(Path(place[3])).round("0", 1).model(Stage.FINE).final
+    assert load_checkpoint(final).iteration == 3
+    assert semi_round.main([*place, "--status"]) == 0
+    assert "1 complete round" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--shard", "4/4"], "is not a shard"),
+        (["--shard", "0/2", "--step", "select"], "only labeling can be divided"),
+        (["--best-share", "2"], "best_share must be within 0..1"),
+        (["--fold", "3"], "snapshot_100.pt is missing"),
+        (["--organ-treshold", "0.5"], "did you mean '--organ-threshold'"),
+    ],
+)
+def test_wrong_options_give_one_clear_message(
+    place: list[str], words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert semi_round.main([*place, "--device", "cpu", *words]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("error:") == 1
+    assert complaint in errors
+
+
+def test_nothing_good_enough_is_said_and_the_round_stays_usable(
+    place: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = [*place, "--device", "cpu", "--precision", "fp32", "--organ-threshold", "1.0", "--volume-factor", "1.0"]
+    assert semi_round.main(strict) == 2
+    assert "no pseudo-label is good enough" in capsys.readouterr().err
+    assert semi_round.main([*place, *TAKE_ALL, "--step", "select"]) == 0
