@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure: pytest's own timeout ends what hangs.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 # Each test process computes with one thread: several of them share the cores (torch reads this when it is imported).
 if "PYTEST_XDIST_WORKER" in os.environ:
