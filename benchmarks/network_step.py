@@ -1,6 +1,6 @@
 """How fast the small U-Net runs on a CPU, by precision, memory layout and norm.
 
-    python benchmarks/network_step.py [--repeats 7] [--threads 2] [--output benchmarks/results/network_step.md]
+    python benchmarks/network_step.py [--repeats 7] [--threads 2] [--patch 64 64 64] [--output FILE]
 
 Forward pass (no gradients) and training step (forward, a loss on every decoder level, backward; no optimizer) on random
 data, batch 2. The variants take turns, so that a busy machine slows down all of them; reported are the fastest run in
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from flaresemi.compute.allocation import keep_freed_memory
 from flaresemi.compute.device import device_name
 from flaresemi.networks import unet
 from flaresemi.networks.blocks import InstanceNorm, channels_last
@@ -28,7 +29,6 @@ from flaresemi.networks.cost import forward_gflop
 from flaresemi.networks.unet import UNet, build_network
 from flaresemi.plans import NetworkPlan
 
-PATCHES = ((64, 64, 64), (80, 48, 64))
 FEATURES = (16, 32, 64, 128, 160)
 BATCH = 2
 
@@ -106,22 +106,16 @@ def fastest(
     return {variant: (forward, whole) for variant, (forward, whole) in best.items()}
 
 
-def report(repeats: int, threads: int) -> str:
+def report(patch: tuple[int, int, int], repeats: int, threads: int) -> str:
     torch.set_num_threads(threads)
     clock, kind = (time.process_time, "CPU seconds") if threads == 1 else (time.perf_counter, "seconds")
-    lines = [
-        f"{threads} thread(s), fastest of {repeats}, {kind}; load average {os.getloadavg()[0]:.1f} at the start",
-        "",
-    ]
-    lines += [
-        "| precision | layout | norm | patch | forward | training step | step, GFLOP/s |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for patch in PATCHES:
-        gflop = 3 * BATCH * forward_gflop(network_plan(), patch)
-        for variant, (forward, whole) in fastest(patch, repeats, clock).items():
-            size = "×".join(map(str, patch))
-            lines.append(f"| {variant.name} | {size} | {forward:.3f} | {whole:.3f} | {gflop / whole:.0f} |")
+    size = "×".join(map(str, patch))
+    load = f"load average {os.getloadavg()[0]:.1f} at the start"
+    lines = [f"Patch {BATCH}×{size}, {threads} thread(s), fastest of {repeats}, {kind}; {load}.", ""]
+    lines += ["| precision | layout | norm | forward | training step | step, GFLOP/s |", "|---|---|---|---|---|---|"]
+    gflop = 3 * BATCH * forward_gflop(network_plan(), patch)
+    for variant, (forward, whole) in fastest(patch, repeats, clock).items():
+        lines.append(f"| {variant.name} | {forward:.3f} | {whole:.3f} | {gflop / whole:.0f} |")
     return "\n".join(lines)
 
 
@@ -129,11 +123,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--patch", type=int, nargs=3, default=(64, 64, 64), metavar=("Z", "Y", "X"))
+    parser.add_argument("--keep-memory", action="store_true", help="with keep_freed_memory()")
     parser.add_argument("--output", type=Path, default=None, help="append the table to this file")
     options = parser.parse_args()
-    text = report(options.repeats, options.threads)
+    if options.keep_memory:
+        keep_freed_memory()
+    text = report(tuple(options.patch), options.repeats, options.threads)
     machine = f"{device_name(torch.device('cpu'))}, torch {torch.__version__}, Python {platform.python_version()}"
-    text = f"{machine}; U-Net {', '.join(map(str, FEATURES))}, batch {BATCH}\n\n{text}\n"
+    machine += "; freed memory kept" if options.keep_memory else ""
+    text = f"{machine}; U-Net {', '.join(map(str, FEATURES))}.\n{text}\n"
     print(text)
     if options.output is not None:
         with options.output.open("a", encoding="utf-8") as file:
