@@ -23,6 +23,7 @@ from flaresemi.cli.common import (
     workspace_of,
 )
 from flaresemi.cli.signals import StopSignals
+from flaresemi.compute.allocation import keep_freed_memory
 from flaresemi.compute.device import select_device
 from flaresemi.compute.distributed import Ranks, join_ranks
 from flaresemi.compute.precision import PrecisionName
@@ -59,6 +60,8 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     workspace = workspace_of(options)
     stage = Stage(options.stage)
     device = select_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     with join_ranks(device.type) as ranks, StopSignals() as signals:
         if ranks.world_size > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.local_rank)
