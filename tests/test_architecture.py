@@ -257,7 +257,9 @@ def test_constraints_pin_every_declared_dependency() -> None:
         ("flaresemi.plans", ("torch", "SimpleITK", "scipy", "matplotlib")),
         ("flaresemi.dataset", ("torch", "SimpleITK", "scipy", "matplotlib")),
         ("flaresemi.workspace", ("torch", "SimpleITK", "scipy", "matplotlib")),
-        ("flaresemi.inference", ("flaresemi.training", "batchgenerators", "matplotlib", "tensorboard", "pandas")),
+        ("flaresemi.inference", ("torch", "SimpleITK", "scipy")),
+        ("flaresemi.inference.api", ("flaresemi.training", "batchgenerators", "matplotlib", "tensorboard", "pandas")),
+        ("flaresemi.cli.predict", ("flaresemi.training", "batchgenerators", "matplotlib", "tensorboard", "pandas")),
         ("flaresemi.cli.common", ("torch", "SimpleITK", "scipy", "matplotlib")),
     ],
 )
