@@ -59,7 +59,7 @@ class UNet(nn.Module):
             raise ValueError(
                 f"image of {tuple(image_bczyx.shape[2:])} voxels, expected multiples of {self.divisor_zyx}"
             )
-        if image_bczyx.device.type == "cpu":  # where this layout doubles the speed of the convolutions
+        if image_bczyx.device.type == "cpu":  # where convolutions are faster in this layout
             image_bczyx = channels_last(image_bczyx)
         features = self.stem(image_bczyx)
         skips = []
