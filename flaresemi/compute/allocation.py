@@ -14,8 +14,9 @@ def keep_freed_memory() -> bool:
     """Lets this process keep the memory of freed tensors for the next ones, instead of giving it back to the system.
 
     glibc maps every block above 32 MiB anew and unmaps it when it is freed. A training step on a CPU does that with
-    each of its large activations, and each page of them then faults and is cleared again. The median step got faster by
-    10 to 24 %, though not in every comparison (benchmarks/results/network_step.md). For loops that need the same sizes again and again; the process stays at its peak.
+    each of its large activations, and each page of them then faults and is cleared again. With kept memory the median
+    step was 10 to 24 % faster, though not in every comparison (benchmarks/results/network_step.md). For loops that need
+    the same sizes again and again; the process stays at its peak.
 
     Returns:
         Whether it took effect: True with glibc only.

@@ -13,9 +13,9 @@ class InstanceNorm(nn.Module):
     """Instance norm over (Z, Y, X), scale and shift per channel: the numbers of `nn.InstanceNorm3d(affine=True)`.
 
     On a CPU convolutions are faster in the channels-last layout, but torch's instance norm copies such a tensor to the
-    contiguous layout and back, which costs what was won (and, for a batch of one, returns a wrong gradient: torch 2.13),
-    and its group norm is far slower backward. Batch norm has a fast kernel for it, and batch norm of one sample at a
-    time is instance norm.
+    contiguous layout and back, which costs what was won (and, for a batch of one, returns a wrong gradient: torch
+    2.13), and its group norm is far slower backward. Batch norm has a fast kernel for it, and batch norm of one sample
+    at a time is instance norm.
 
     Source: Ulyanov et al., arXiv 1607.08022; the choice of kernels is measured in benchmarks/results/network_step.md.
     """
