@@ -43,7 +43,7 @@ class Bench:
             ).returncode
         if code:
             raise SystemExit(f"{step} ended with code {code}; see {self.work / f'{step}.log'}")
-        self.record(step, seconds=time.monotonic() - started, command=shlex.join(line))
+        self.record(step, seconds=time.monotonic() - started, command=shlex.join(line), made=_when_and_what())
         return self.steps[step]["seconds"]
 
     def record(self, step: str, **facts: object) -> None:
@@ -52,12 +52,12 @@ class Bench:
         self._steps_file.write_text(json.dumps(self.steps, indent=2) + "\n")
 
     def report(self, text: str) -> None:
-        """Writes results/NAME.md: the text, the commands with their times, the date and the machine."""
-        lines = [text.rstrip(), "", "| step | command | seconds |", "|---|---|---:|"]
+        """Writes results/NAME.md: the text, the commands with their times and dates, the machine."""
+        lines = [text.rstrip(), "", "| step | command | seconds | date, flaresemi |", "|---|---|---:|---|"]
         for step, facts in self.steps.items():
             if "command" in facts:
                 command = facts["command"].replace(str(self.work), "WORK").replace(str(SHARED), "../shared/data")
-                lines.append(f"| {step} | `{command}` | {facts['seconds']:.0f} |")
+                lines.append(f"| {step} | `{command}` | {facts['seconds']:.0f} | {facts.get('made', '')} |")
         lines += ["", machine()]
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{self.name}.md").write_text("\n".join(lines) + "\n")
@@ -65,16 +65,21 @@ class Bench:
 
 
 def machine() -> str:
-    """One line: date, processor, cores, versions."""
+    """One line: processor, cores, versions."""
     import torch
 
     from flaresemi.compute.device import available_cores, device_name
-    from flaresemi.training.runs import git_revision
 
     return (
-        f"{datetime.date.today().isoformat()}, {device_name(torch.device('cpu'))}, {available_cores()} cores, no GPU, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, flaresemi {git_revision()}"
+        f"{device_name(torch.device('cpu'))}, {available_cores()} cores, no GPU, "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
     )
+
+
+def _when_and_what() -> str:
+    from flaresemi.training.runs import git_revision
+
+    return f"{datetime.date.today().isoformat()}, {git_revision()}"
 
 
 def parser(description: str) -> argparse.ArgumentParser:
