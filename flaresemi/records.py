@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import enum
+import functools
 import hashlib
 import json
 import math
@@ -148,12 +149,18 @@ def _convert_dataclass(cls: type, value: object, at: str, complain: _Complaint) 
     ]
     if missing:
         raise complain(f"missing key {_name(f'{at}.{missing[0]}')}")
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     converted = {key: _convert(hints[key], item, f"{at}.{key}", complain) for key, item in value.items()}
     try:
         return cls(**converted)
     except ValueError as problem:
         raise complain(f"{_name(at)}: {problem}") from None
+
+
+@functools.cache
+def _type_hints(cls: type) -> dict[str, object]:
+    # Resolving annotations takes a hundred times as long as using them.
+    return typing.get_type_hints(cls)
 
 
 def _convert_union(options: tuple, value: object, at: str, complain: _Complaint) -> object:
