@@ -1,6 +1,8 @@
-"""Atomic writes: a file is either whole, with its final name, or not there."""
+"""Atomic writes (a file is either whole, with its final name, or not there), and what tells a file from another."""
 
 import contextlib
+import functools
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -45,6 +47,22 @@ def remove_leftovers(folder: Path) -> None:
     for leftover in Path(folder).glob(f"{PARTIAL}*"):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
+
+
+def content_hash(path: Path) -> str:
+    """First 16 hex digits of the SHA-256 of a file; an unchanged file (size, time) is read only once.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    status = os.stat(path)
+    return _content_hash(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _content_hash(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _umask() -> int:

@@ -13,165 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from flaresemi.errors import DatasetError
-from flaresemi.files import PARTIAL, remove_leftovers
-from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
+from flaresemi.files import PARTIAL, content_hash, remove_leftovers
+from flaresemi.io.stored_case import MAX_CLASS_VOXELS, CaseRecord, StoredCase, count_voxels
 from flaresemi.records import load_record, save_record
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-
-#: Voxels kept per organ for drawing patches on it. Chosen: many more than any training draws from one case.
-MAX_CLASS_VOXELS = 10_000
-
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CaseRecord:
-    """What is known of one preprocessed case.
-
-    Attributes:
-        preprocessing_hash: Of what decided the arrays; a case with another hash is made anew.
-        grid: How the arrays lie in the canonical image.
-        organs_box: Box of all labels, in stage voxels; None when there are none.
-        supervised: Internal indices (1 and up) of the organs that the label map annotates.
-        voxels_per_label: Stage voxels per organ; empty when unlabeled.
-        has_label: Whether there is a label map.
-        channel_minima: Lowest stored value per channel (air), which pads patches that reach outside. Filled in on
-            writing.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-    case_id: str
-    preprocessing_hash: str
-    grid: StageGrid
-    organs_box: BoundingBox | None
-    supervised: tuple[int, ...]
-    voxels_per_label: tuple[int, ...]
-    has_label: bool
-    channel_minima: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {self.schema_version} is not known to this flaresemi")
-
-    @staticmethod
-    def unlabeled(*, case_id: str, preprocessing_hash: str, grid: StageGrid) -> "CaseRecord":
-        """The record of a case without a label map."""
-        return CaseRecord(
-            case_id=case_id, preprocessing_hash=preprocessing_hash, grid=grid,
-            organs_box=None, supervised=(), voxels_per_label=(), has_label=False,
-        )  # fmt: skip
-
-    @staticmethod
-    def labeled(
-        *,
-        case_id: str,
-        preprocessing_hash: str,
-        grid: StageGrid,
-        label_zyx: np.ndarray,
-        organs: int,
-        supervised: tuple[int, ...],
-    ) -> "CaseRecord":
-        """The record of a case with a label map; its box and voxels are counted here.
-
-        Args:
-            label_zyx: Internal indices, on the stage grid.
-            organs: Number of organs of the dataset.
-            supervised: Indices of those that this case annotates.
-        """
-        counts = _count(label_zyx, organs)
-        return CaseRecord(
-            case_id=case_id,
-            preprocessing_hash=preprocessing_hash,
-            grid=grid,
-            organs_box=BoundingBox.of_mask(label_zyx != 0),
-            supervised=supervised,
-            voxels_per_label=counts,
-            has_label=True,
-        )
-
-
-class StoredCase:
-    """One preprocessed case. Its arrays are memory-mapped: opening costs nothing, and workers get no copy.
-
-    Attributes:
-        record: What is known of it.
-        image_czyx: float16, (C, Z, Y, X), read-only.
-        label_zyx: Internal indices, (Z, Y, X), uint8 or uint16, read-only; None when unlabeled.
-
-    Args:
-        folder: Of the label map and the record.
-        record: What is known of it.
-        image_folder: Of the image, where that is another one.
-    """
-
-    def __init__(self, folder: Path, record: CaseRecord, image_folder: Path | None = None) -> None:
-        self.folder = folder
-        self.record = record
-        self.image_folder = folder if image_folder is None else image_folder
-        self.image_czyx: np.ndarray = np.load(self.image_folder / "image.npy", mmap_mode="r")
-        self.label_zyx: np.ndarray | None = None
-        self._class_voxels: np.ndarray | None = None
-        if record.has_label:
-            self.label_zyx = np.load(folder / "label.npy", mmap_mode="r")
-            self._class_voxels = np.load(folder / "class_voxels.npy", mmap_mode="r")
-        self._check()
-
-    def __reduce__(self) -> tuple:
-        return StoredCase, (
-            self.folder,
-            self.record,
-            self.image_folder,
-        )  # a pickled memory map would carry the whole volume
-
-    def class_voxels(self, index: int) -> np.ndarray:
-        """Stage voxels of one organ (internal index, 1 and up): all, or a fixed sample of 10000; (n, 3), (Z, Y, X)."""
-        if self._class_voxels is None:
-            return np.empty((0, 3), np.int32)
-        sizes = [min(count, MAX_CLASS_VOXELS) for count in self.record.voxels_per_label]
-        start = sum(sizes[: index - 1])
-        return np.asarray(self._class_voxels[start : start + sizes[index - 1]])
-
-    def read_patch(self, start_zyx: IntTriple, shape_zyx: IntTriple) -> tuple[np.ndarray, np.ndarray | None]:
-        """Reads a box of voxels, which may reach outside the case or lie there altogether.
-
-        Outside, the image has its channel's lowest value (air) and the label map background.
-
-        Returns:
-            The image, float32, (C, *shape), and the labels, (*shape); None when unlabeled. Both may be written to.
-        """
-        size = self.record.grid.shape_zyx
-        source, target = [], []
-        for start, length, limit in zip(start_zyx, shape_zyx, size, strict=True):
-            low, high = max(start, 0), min(start + length, limit)
-            high = max(high, low)
-            source.append(slice(low, high))
-            target.append(slice(low - start, high - start))
-        if any(part.stop == part.start for part in source):
-            source, target = [slice(0, 0)] * 3, [slice(0, 0)] * 3
-        image = np.empty((self.image_czyx.shape[0], *shape_zyx), np.float32)
-        whole = all(part.stop - part.start == length for part, length in zip(source, shape_zyx, strict=True))
-        if not whole:
-            image[...] = np.reshape(self.record.channel_minima, (-1, 1, 1, 1))
-        image[(slice(None), *target)] = self.image_czyx[(slice(None), *source)]
-        if self.label_zyx is None:
-            return image, None
-        label = np.zeros(shape_zyx, self.label_zyx.dtype)
-        label[tuple(target)] = self.label_zyx[tuple(source)]
-        return image, label
-
-    def _check(self) -> None:
-        shape = self.record.grid.shape_zyx
-        image, label, voxels = self.image_czyx, self.label_zyx, self._class_voxels
-        if image.dtype != np.float16 or image.shape != (len(self.record.channel_minima), *shape):
-            raise ValueError(f"image.npy holds {image.dtype} {image.shape}, its record says {shape}")
-        if label is not None and (label.dtype.kind != "u" or label.shape != shape):
-            raise ValueError(f"label.npy holds {label.dtype} {label.shape}, its record says {shape}")
-        expected = sum(min(count, MAX_CLASS_VOXELS) for count in self.record.voxels_per_label)
-        if voxels is not None and voxels.shape != (expected, 3):
-            raise ValueError(f"class_voxels.npy holds {voxels.shape}, its record says {expected} voxels")
 
 
 class CaseStore:
@@ -201,7 +49,7 @@ class CaseStore:
         with self._new_case(record.case_id) as folder:
             _save(folder / "image.npy", stored)
             if label_zyx is not None:
-                _save_labels(folder, record, label_zyx)
+                record = _save_labels(folder, record, label_zyx)
             save_record(folder / "case.json", dataclasses.replace(record, channel_minima=minima))
 
     def open(self, case_id: str) -> StoredCase:
@@ -210,10 +58,8 @@ class CaseStore:
         Raises:
             DatasetError: it is not in the store, or damaged.
         """
+        record = self.record(case_id)
         folder = self._folder(case_id)
-        if not folder.is_dir():
-            raise DatasetError(f"case '{case_id}' is not preprocessed", where=folder, fix=_AGAIN)
-        record = load_record(folder / "case.json", CaseRecord, error=DatasetError)
         try:
             if record.case_id != case_id:
                 raise ValueError(f"it says it is case '{record.case_id}'")
@@ -223,6 +69,17 @@ class CaseStore:
                 f"preprocessed case '{case_id}' is damaged: {problem}", where=folder,
                 fix=f"delete this folder and {_AGAIN}",
             ) from None  # fmt: skip
+
+    def record(self, case_id: str) -> CaseRecord:
+        """What is known of a case; its arrays are not looked at.
+
+        Raises:
+            DatasetError: it is not in the store, or its record is damaged.
+        """
+        folder = self._folder(case_id)
+        if not folder.is_dir():
+            raise DatasetError(f"case '{case_id}' is not preprocessed", where=folder, fix=_AGAIN)
+        return load_record(folder / "case.json", CaseRecord, error=DatasetError)
 
     def has(self, case_id: str, preprocessing_hash: str) -> bool:
         """Whether the case is there, whole, and made with these settings."""
@@ -323,12 +180,44 @@ class LabelStore(CaseStore):
             label_zyx=label_zyx,
             organs=organs,
             supervised=supervised,
+            source_hash=image.record.source_hash,
         )
         record = dataclasses.replace(record, channel_minima=image.record.channel_minima)
         _check_write(record, image.image_czyx, label_zyx)
         with self._new_case(case_id) as folder:
-            _save_labels(folder, record, label_zyx)
-            save_record(folder / "case.json", record)
+            save_record(folder / "case.json", _save_labels(folder, record, label_zyx))
+
+    def is_current(self, case_id: str) -> bool:
+        """Whether the label map is there and was drawn on the image as it is prepared now; arrays are not read.
+
+        Raises:
+            DatasetError: the image is not in its store, or a record is damaged.
+        """
+        image = self.images.record(case_id)
+        if not (self._folder(case_id) / "case.json").is_file():
+            return False
+        label = self.record(case_id)
+        return (label.source_hash, label.preprocessing_hash, label.grid) == (
+            image.source_hash, image.preprocessing_hash, image.grid,
+        )  # fmt: skip
+
+    def refuse_edited(self, case_id: str) -> None:
+        """Reads a label map whole, to see that it is what was written.
+
+        Raises:
+            DatasetError: it is missing, or another file by now.
+        """
+        folder = self._folder(case_id)
+        again = "delete this folder and start the round again: it labels the case anew"
+        try:
+            found = content_hash(folder / "label.npy")
+        except FileNotFoundError:
+            raise DatasetError(f"the pseudo-label of case '{case_id}' is missing", where=folder, fix=again) from None
+        if self.record(case_id).label_hash not in ("", found):
+            raise DatasetError(
+                f"the pseudo-label of case '{case_id}' is not the one that was judged: its file has changed",
+                where=folder, fix=again,
+            )  # fmt: skip
 
     def _stored(self, folder: Path, record: CaseRecord) -> StoredCase:
         return StoredCase(folder, record, self.images.open(record.case_id).folder)
@@ -347,19 +236,9 @@ def _check_write(record: CaseRecord, image_czyx: np.ndarray, label_zyx: np.ndarr
         return
     if label_zyx.shape != shape or label_zyx.dtype.kind != "u":
         raise ValueError(f"label map {label_zyx.dtype} of shape {label_zyx.shape} for a stage grid of {shape}")
-    counted = _count(label_zyx, len(record.voxels_per_label))
+    counted = count_voxels(label_zyx, len(record.voxels_per_label))
     if counted != record.voxels_per_label:
         raise ValueError(f"voxels_per_label is {record.voxels_per_label}, the label map has {counted}")
-
-
-def _count(label_zyx: np.ndarray, organs: int) -> tuple[int, ...]:
-    total = np.zeros(organs + 1, np.int64)
-    for plane in label_zyx:  # bincount makes a 64-bit copy, so plane by plane
-        counts = np.bincount(plane.ravel(), minlength=organs + 1)
-        if counts.size > organs + 1:
-            raise ValueError(f"label index {counts.size - 1} where there are {organs} organs")
-        total += counts
-    return tuple(int(count) for count in total[1:])
 
 
 def _sample_voxels(record: CaseRecord, label_zyx: np.ndarray) -> np.ndarray:
@@ -378,9 +257,11 @@ def _sample_voxels(record: CaseRecord, label_zyx: np.ndarray) -> np.ndarray:
     return np.stack(np.unravel_index(together, label_zyx.shape), axis=1).astype(np.int32)
 
 
-def _save_labels(folder: Path, record: CaseRecord, label_zyx: np.ndarray) -> None:
+def _save_labels(folder: Path, record: CaseRecord, label_zyx: np.ndarray) -> CaseRecord:
+    """Writes the label map and its sample of voxels; returns the record with its hash."""
     _save(folder / "label.npy", label_zyx)
     _save(folder / "class_voxels.npy", _sample_voxels(record, label_zyx))
+    return dataclasses.replace(record, label_hash=content_hash(folder / "label.npy"))
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -116,6 +116,26 @@ def pending(
     return tasks
 
 
+def refuse_changed(cases: Iterable[Case], labels: LabelSet, workspace: Workspace) -> None:
+    """Sees that the files of some prepared cases are still those that they were prepared from.
+
+    Raises:
+        DatasetError: they are not; it names the cases.
+    """
+    changed = []
+    for case in cases:
+        known = _known_source(_source_path(workspace, case))
+        if known is not None and known != source_hash(case, labels, _RULES):
+            changed.append(case.id)
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise DatasetError(
+            f"{len(changed)} case(s) have changed since they were prepared: {', '.join(changed[:5])}{more}",
+            where=workspace.prepared_sources,
+            fix="put the files back as they were, or run flaresemi_plan_and_preprocess again and train anew",
+        )
+
+
 def gib_to_prepare(image: Geometry, plans: Plans) -> float:
     """Main memory that preparing an image takes, GiB, if the patient fills it."""
     stage = max(math.prod(_stage_shape(image, plans, stage)) for stage in Stage)
@@ -158,13 +178,13 @@ def _prepare_case(task: Task, *, labels: LabelSet, plans: Plans, workspace: Work
         record.unlink(missing_ok=True)  # killed between the stages, the next run shall not take the old one for new
     prepared = prepare(image, plans.body)
     for stage in task.stages:
-        _prepare_stage(case, prepared, indices, labels=labels, plans=plans, store=_store(workspace, stage), stage=stage)
+        _prepare_stage(task, prepared, indices, labels=labels, plans=plans, store=_store(workspace, stage), stage=stage)
     save_record(record, _Source(source_hash=task.source_hash))
     return None
 
 
 def _prepare_stage(
-    case: Case,
+    task: Task,
     prepared: PreparedImage,
     indices_zyx: np.ndarray | None,
     *,
@@ -178,16 +198,19 @@ def _prepare_stage(
     made_by = preprocessing_hash(plans.body, plan)
     if indices_zyx is None:
         label = None
-        record = CaseRecord.unlabeled(case_id=case.id, preprocessing_hash=made_by, grid=grid)
+        record = CaseRecord.unlabeled(
+            case_id=task.case.id, preprocessing_hash=made_by, grid=grid, source_hash=task.source_hash
+        )
     else:
         label = stage_labels(indices_zyx, grid)
         record = CaseRecord.labeled(
-            case_id=case.id,
+            case_id=task.case.id,
             preprocessing_hash=made_by,
             grid=grid,
             label_zyx=label,
             organs=labels.count,
-            supervised=supervised_organs(case, labels),
+            supervised=supervised_organs(task.case, labels),
+            source_hash=task.source_hash,
         )
     store.write(record, prepared.stage_image(plan), label)
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from flaresemi.errors import DatasetError, SelectionError
 from flaresemi.evaluation.overlap import dice_per_organ
-from flaresemi.files import write_text
+from flaresemi.files import remove_leftovers, write_text
 from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.resampling import resample_labels
@@ -37,7 +37,8 @@ def shard_of(case_ids: Sequence[str], shard: int, shards: int) -> list[str]:
 def label_pool(labeler: Labeler, case_ids: Sequence[str], folder: RoundFolder) -> None:
     """Labels the cases that these checkpoints have not labeled yet, one after the other.
 
-    A case is done when its score file is there, which is written last. Memory does not grow with the number of cases.
+    A case is done when its score file is there, which is written last. Memory does not grow with the number of cases,
+    and several processes may label different cases at once.
 
     Raises:
         DatasetError: a case is not prepared, or damaged.
@@ -46,7 +47,9 @@ def label_pool(labeler: Labeler, case_ids: Sequence[str], folder: RoundFolder) -
     left = [case_id for case_id in case_ids if not is_labeled(case_id, made_with, images, folder)]
     if len(left) < len(case_ids):
         logger.info("%d of %d cases are labeled already", len(case_ids) - len(left), len(case_ids))
-    for case_id in tqdm(left, desc="labeling", unit="case", disable=not sys.stderr.isatty()):
+    is_watched = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
+    for case_id in tqdm(left, desc="labeling", unit="case", disable=not is_watched):
+        _score_file(folder, case_id).unlink(missing_ok=True)  # an old score shall not vouch for a new label
         labeled = labeler.label(case_id)
         write_labels(labeler, labeled, folder)
         save_record(_score_file(folder, case_id), labeled.score)
@@ -55,19 +58,23 @@ def label_pool(labeler: Labeler, case_ids: Sequence[str], folder: RoundFolder) -
 def is_labeled(
     case_id: str, made_with: tuple[str, ...], images: Mapping[Stage, CaseStore], folder: RoundFolder
 ) -> bool:
-    """Whether the case was labeled by these checkpoints, and its label maps are there.
+    """Whether the case was labeled by these checkpoints, as it is prepared now, and its label maps are there.
+
+    No array is read: of thousands of cases this is asked whenever a round goes on.
 
     Args:
         made_with: Hashes of the checkpoints.
         images: Prepared cases of every stage that is trained on pseudo-labels.
         folder: Of the round.
+
+    Raises:
+        FlaresemiError: the case is not prepared, or a record is damaged.
     """
     if not _score_file(folder, case_id).is_file():
         return False
     score = load_record(_score_file(folder, case_id), CaseScore, error=SelectionError)
     return score.made_with == made_with and all(
-        LabelStore(folder.labels(stage), store).has(case_id, store.open(case_id).record.preprocessing_hash)
-        for stage, store in images.items()
+        LabelStore(folder.labels(stage), store).is_current(case_id) for stage, store in images.items()
     )
 
 
@@ -82,6 +89,8 @@ def write_labels(labeler: Labeler, labeled: LabeledCase, folder: RoundFolder) ->
 
 def merge_scores(case_ids: Sequence[str], made_with: tuple[str, ...], folder: RoundFolder) -> tuple[CaseScore, ...]:
     """The scores of all cases, whichever shard made them, sorted by name.
+
+    What killed shards left behind is removed once all cases are there.
 
     Raises:
         SelectionError: cases are not labeled yet, or were labeled by other checkpoints; it names them.
@@ -101,6 +110,9 @@ def merge_scores(case_ids: Sequence[str], made_with: tuple[str, ...], folder: Ro
             where=folder.case_scores,
             fix="run the labeling step (all of its shards) to the end",
         )
+    remove_leftovers(folder.case_scores)
+    for stage in Stage:
+        CaseStore(folder.labels(stage)).remove_leftovers()
     return tuple(scores)
 
 

@@ -248,29 +248,64 @@ def test_permissions_follow_the_umask(tmp_path):
     assert (Path(tmp_path) / "s" / "case_1").stat().st_mode & 0o777 == 0o750
 
 
-def test_a_label_store_puts_labels_on_images_that_lie_elsewhere(tmp_path: Path) -> None:
+@pytest.fixture
+def pseudo(tmp_path: Path) -> LabelStore:
+    """The label map of one scan, whose image lies in another store."""
     images = CaseStore(tmp_path / "images")
+    images.write(*unlabeled_scan())
+    labels = LabelStore(tmp_path / "labels", images)
+    labels.write_labels("scan", scan_label(), organs=3, supervised=(2, 3))
+    return labels
+
+
+def unlabeled_scan(source_hash: str = "source") -> tuple[CaseRecord, np.ndarray, None]:
     shape = (6, 7, 8)
     grid = StageGrid(
-        canonical_shape_zyx=shape,
-        canonical_spacing_zyx_mm=(1.0, 1.0, 1.0),
-        body_box=BoundingBox.whole(shape),
-        shape_zyx=shape,
-    )
-    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
-    images.write(CaseRecord.unlabeled(case_id="scan", preprocessing_hash="hash", grid=grid), image, None)
-    labels = LabelStore(tmp_path / "labels", images)
-    label = np.zeros(shape, np.uint8)
+        canonical_shape_zyx=shape, canonical_spacing_zyx_mm=(1.0, 1.0, 1.0),
+        body_box=BoundingBox.whole(shape), shape_zyx=shape,
+    )  # fmt: skip
+    record = CaseRecord.unlabeled(case_id="scan", preprocessing_hash="hash", grid=grid, source_hash=source_hash)
+    return record, np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32), None
+
+
+def scan_label() -> np.ndarray:
+    label = np.zeros((6, 7, 8), np.uint8)
     label[2:4, 3:5, 1:6] = 2
-    labels.write_labels("scan", label, organs=3, supervised=(2, 3))
-    assert not (tmp_path / "labels" / "scan" / "image.npy").exists()
-    stored = pickle.loads(pickle.dumps(labels.open("scan")))
-    np.testing.assert_array_equal(stored.label_zyx, label)
-    np.testing.assert_array_equal(stored.image_czyx, images.open("scan").image_czyx)
+    return label
+
+
+def test_a_label_store_puts_labels_on_images_that_lie_elsewhere(pseudo: LabelStore) -> None:
+    assert not (pseudo.folder / "scan" / "image.npy").exists()
+    stored = pickle.loads(pickle.dumps(pseudo.open("scan")))
+    image = pseudo.images.open("scan")
+    np.testing.assert_array_equal(stored.label_zyx, scan_label())
+    np.testing.assert_array_equal(stored.image_czyx, image.image_czyx)
     assert stored.record.supervised == (2, 3)
     assert len(stored.class_voxels(2)) == 20
-    assert stored.record.channel_minima == images.open("scan").record.channel_minima
-    labels.write_labels("scan", np.roll(label, 1, axis=0), organs=3, supervised=(2,))
-    assert labels.open("scan").record.supervised == (2,)
+    assert stored.record.channel_minima == image.record.channel_minima
+    pseudo.write_labels("scan", np.roll(scan_label(), 1, axis=0), organs=3, supervised=(2,))
+    assert pseudo.open("scan").record.supervised == (2,)
     with pytest.raises(DatasetError, match="not preprocessed"):
-        labels.write_labels("other", label, organs=3, supervised=(2,))
+        pseudo.write_labels("other", scan_label(), organs=3, supervised=(2,))
+
+
+def test_a_label_map_drawn_on_another_image_is_not_current(pseudo: LabelStore) -> None:
+    assert pseudo.is_current("scan")
+    pseudo.images.write(*unlabeled_scan(source_hash="a corrected file"))
+    assert not pseudo.is_current("scan")
+    pseudo.write_labels("scan", scan_label(), organs=3, supervised=(2, 3))
+    assert pseudo.is_current("scan")
+
+
+def test_an_edited_label_map_is_refused(pseudo: LabelStore) -> None:
+    pseudo.refuse_edited("scan")
+    file = pseudo.folder / "scan" / "label.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] = 3
+    file.write_bytes(content)
+    pseudo.open("scan")  # nothing that costs less would see it
+    with pytest.raises(DatasetError, match="not the one that was judged"):
+        pseudo.refuse_edited("scan")
+    file.unlink()
+    with pytest.raises(DatasetError, match="is missing"):
+        pseudo.refuse_edited("scan")

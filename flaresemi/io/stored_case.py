@@ -1,0 +1,181 @@
+"""One preprocessed case: its record, its memory-mapped arrays, and how a patch of them is read."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
+
+SCHEMA_VERSION = 1
+
+#: Voxels kept per organ for drawing patches on it. Chosen: many more than any training draws from one case.
+MAX_CLASS_VOXELS = 10_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CaseRecord:
+    """What is known of one preprocessed case.
+
+    Attributes:
+        preprocessing_hash: Of what decided the arrays; a case with another hash is made anew.
+        grid: How the arrays lie in the canonical image.
+        organs_box: Box of all labels, in stage voxels; None when there are none.
+        supervised: Internal indices (1 and up) of the organs that the label map annotates.
+        voxels_per_label: Stage voxels per organ; empty when unlabeled.
+        has_label: Whether there is a label map.
+        source_hash: Of the files that the case was prepared from; empty where that is not known.
+        channel_minima: Lowest stored value per channel (air), which pads patches that reach outside. Filled in on
+            writing.
+        label_hash: Of the stored label map, so that a later change is noticed; empty without one. Filled in on writing.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    case_id: str
+    preprocessing_hash: str
+    grid: StageGrid
+    organs_box: BoundingBox | None
+    supervised: tuple[int, ...]
+    voxels_per_label: tuple[int, ...]
+    has_label: bool
+    source_hash: str = ""
+    channel_minima: tuple[float, ...] = ()
+    label_hash: str = ""
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {self.schema_version} is not known to this flaresemi")
+
+    @staticmethod
+    def unlabeled(*, case_id: str, preprocessing_hash: str, grid: StageGrid, source_hash: str = "") -> "CaseRecord":
+        """The record of a case without a label map."""
+        return CaseRecord(
+            case_id=case_id, preprocessing_hash=preprocessing_hash, grid=grid,
+            organs_box=None, supervised=(), voxels_per_label=(), has_label=False, source_hash=source_hash,
+        )  # fmt: skip
+
+    @staticmethod
+    def labeled(
+        *,
+        case_id: str,
+        preprocessing_hash: str,
+        grid: StageGrid,
+        label_zyx: np.ndarray,
+        organs: int,
+        supervised: tuple[int, ...],
+        source_hash: str = "",
+    ) -> "CaseRecord":
+        """The record of a case with a label map; its box and voxels are counted here.
+
+        Args:
+            label_zyx: Internal indices, on the stage grid.
+            organs: Number of organs of the dataset.
+            supervised: Indices of those that this case annotates.
+        """
+        counts = count_voxels(label_zyx, organs)
+        return CaseRecord(
+            case_id=case_id,
+            preprocessing_hash=preprocessing_hash,
+            grid=grid,
+            organs_box=BoundingBox.of_mask(label_zyx != 0),
+            supervised=supervised,
+            voxels_per_label=counts,
+            has_label=True,
+            source_hash=source_hash,
+        )
+
+
+class StoredCase:
+    """One preprocessed case. Its arrays are memory-mapped: opening costs nothing, and workers get no copy.
+
+    Attributes:
+        record: What is known of it.
+        image_czyx: float16, (C, Z, Y, X), read-only.
+        label_zyx: Internal indices, (Z, Y, X), uint8 or uint16, read-only; None when unlabeled.
+
+    Args:
+        folder: Of the label map and the record.
+        record: What is known of it.
+        image_folder: Of the image, where that is another one.
+    """
+
+    def __init__(self, folder: Path, record: CaseRecord, image_folder: Path | None = None) -> None:
+        self.folder = folder
+        self.record = record
+        self.image_folder = folder if image_folder is None else image_folder
+        self.image_czyx: np.ndarray = np.load(self.image_folder / "image.npy", mmap_mode="r")
+        self.label_zyx: np.ndarray | None = None
+        self._class_voxels: np.ndarray | None = None
+        if record.has_label:
+            self.label_zyx = np.load(folder / "label.npy", mmap_mode="r")
+            self._class_voxels = np.load(folder / "class_voxels.npy", mmap_mode="r")
+        self._check()
+
+    def __reduce__(self) -> tuple:
+        return StoredCase, (
+            self.folder,
+            self.record,
+            self.image_folder,
+        )  # a pickled memory map would carry the whole volume
+
+    def class_voxels(self, index: int) -> np.ndarray:
+        """Stage voxels of one organ (internal index, 1 and up): all, or a fixed sample of 10000; (n, 3), (Z, Y, X)."""
+        if self._class_voxels is None:
+            return np.empty((0, 3), np.int32)
+        sizes = [min(count, MAX_CLASS_VOXELS) for count in self.record.voxels_per_label]
+        start = sum(sizes[: index - 1])
+        return np.asarray(self._class_voxels[start : start + sizes[index - 1]])
+
+    def read_patch(self, start_zyx: IntTriple, shape_zyx: IntTriple) -> tuple[np.ndarray, np.ndarray | None]:
+        """Reads a box of voxels, which may reach outside the case or lie there altogether.
+
+        Outside, the image has its channel's lowest value (air) and the label map background.
+
+        Returns:
+            The image, float32, (C, *shape), and the labels, (*shape); None when unlabeled. Both may be written to.
+        """
+        size = self.record.grid.shape_zyx
+        source, target = [], []
+        for start, length, limit in zip(start_zyx, shape_zyx, size, strict=True):
+            low, high = max(start, 0), min(start + length, limit)
+            high = max(high, low)
+            source.append(slice(low, high))
+            target.append(slice(low - start, high - start))
+        if any(part.stop == part.start for part in source):
+            source, target = [slice(0, 0)] * 3, [slice(0, 0)] * 3
+        image = np.empty((self.image_czyx.shape[0], *shape_zyx), np.float32)
+        whole = all(part.stop - part.start == length for part, length in zip(source, shape_zyx, strict=True))
+        if not whole:
+            image[...] = np.reshape(self.record.channel_minima, (-1, 1, 1, 1))
+        image[(slice(None), *target)] = self.image_czyx[(slice(None), *source)]
+        if self.label_zyx is None:
+            return image, None
+        label = np.zeros(shape_zyx, self.label_zyx.dtype)
+        label[tuple(target)] = self.label_zyx[tuple(source)]
+        return image, label
+
+    def _check(self) -> None:
+        shape = self.record.grid.shape_zyx
+        image, label, voxels = self.image_czyx, self.label_zyx, self._class_voxels
+        if image.dtype != np.float16 or image.shape != (len(self.record.channel_minima), *shape):
+            raise ValueError(f"image.npy holds {image.dtype} {image.shape}, its record says {shape}")
+        if label is not None and (label.dtype.kind != "u" or label.shape != shape):
+            raise ValueError(f"label.npy holds {label.dtype} {label.shape}, its record says {shape}")
+        expected = sum(min(count, MAX_CLASS_VOXELS) for count in self.record.voxels_per_label)
+        if voxels is not None and voxels.shape != (expected, 3):
+            raise ValueError(f"class_voxels.npy holds {voxels.shape}, its record says {expected} voxels")
+
+
+def count_voxels(label_zyx: np.ndarray, organs: int) -> tuple[int, ...]:
+    """Voxels of each organ.
+
+    Raises:
+        ValueError: an index is larger than there are organs.
+    """
+    total = np.zeros(organs + 1, np.int64)
+    for plane in label_zyx:  # bincount makes a 64-bit copy, so plane by plane
+        counts = np.bincount(plane.ravel(), minlength=organs + 1)
+        if counts.size > organs + 1:
+            raise ValueError(f"label index {counts.size - 1} where there are {organs} organs")
+        total += counts
+    return tuple(int(count) for count in total[1:])

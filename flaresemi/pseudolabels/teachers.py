@@ -1,0 +1,74 @@
+"""The checkpoints that label: which files they are, and whether they belong to each other and to the plans."""
+
+from pathlib import Path
+
+from flaresemi.errors import CheckpointError, ConfigError, SelectionError
+from flaresemi.files import content_hash
+from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint
+from flaresemi.plans import Plans, StagePlan
+from flaresemi.pseudolabels.labeling import Chain
+from flaresemi.workspace import ModelFolder
+
+#: Weights that the final ones are compared with, by percent of the training.
+COMPARED_SNAPSHOTS = (36, 66)
+
+
+def teacher_files(fine: ModelFolder, coarse: ModelFolder | None) -> tuple[Path, ...]:
+    """FINE's final weights, its earlier snapshots, and COARSE's final weights where there is a COARSE."""
+    files = (fine.final, *(fine.snapshot(percent) for percent in COMPARED_SNAPSHOTS))
+    return files if coarse is None else (*files, coarse.final)
+
+
+def teacher_hashes(fine: ModelFolder, coarse: ModelFolder | None) -> tuple[str, ...]:
+    """Hashes of these files, in this order.
+
+    Raises:
+        SelectionError: one is missing.
+    """
+    return tuple(_hash(path) for path in teacher_files(fine, coarse))
+
+
+def load_teachers(fine: ModelFolder, coarse: ModelFolder | None, plans: Plans) -> Chain:
+    """Loads the models of a training that label.
+
+    Args:
+        fine: Of the training whose end draws the labels.
+        coarse: Of the COARSE model before it; None where FINE works on the whole body.
+        plans: What the labels are for: the students are trained by them.
+
+    Raises:
+        SelectionError: a file is missing.
+        CheckpointError: one is damaged.
+        ConfigError: one was trained with other plans.
+    """
+    made_with = teacher_hashes(fine, coarse)
+    final, *snapshots = (_load(path, plans.fine) for path in teacher_files(fine, None))
+    found = None if coarse is None else _load(coarse.final, plans.coarse)
+    return Chain(fine=final, snapshots=tuple(snapshots), coarse=found, made_with=made_with)
+
+
+def _hash(path: Path) -> str:
+    try:
+        return content_hash(path)
+    except FileNotFoundError:
+        folder = ModelFolder(path.parent)
+        what, fix = f"{path.name} is missing", "finish the training that writes it: flaresemi_train --continue"
+        if path != folder.final and folder.final.exists():
+            what += ", the weights that the final ones are compared with"
+            fix = "put it back, or train this model again (flaresemi_train --restart): snapshots are kept by default"
+        raise SelectionError(what, where=path, fix=fix) from None
+
+
+def _load(path: Path, plan: StagePlan) -> Checkpoint:
+    checkpoint = load_checkpoint(path)
+    if checkpoint.plan.stage != plan.stage:
+        raise CheckpointError(
+            f"this is a {checkpoint.plan.stage.value} model, expected {plan.stage.value}", where=path,
+            fix="put the file back that was there",
+        )  # fmt: skip
+    if checkpoint.plan.hash != plan.hash:
+        raise ConfigError(
+            "a model that labels was trained with other plans than those of the workspace", where=path,
+            fix="put plans.json back as it was, or train this fold again: flaresemi_train --restart",
+        )  # fmt: skip
+    return checkpoint
