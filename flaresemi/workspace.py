@@ -1,6 +1,7 @@
 """Every path that is ever written, in one class."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from flaresemi.plans import Stage
@@ -19,6 +20,8 @@ class Workspace:
     preprocessed/FINE|COARSE/CASE/        resampled cases
     models/fold_0/FINE/                   see ModelFolder
     rounds/fold_0/round_1/                see RoundFolder
+    rounds/folds_0.json                   what was judged of the chains of these folds
+    rounds/final/                         models on everything, after the chains have ended
     ```
     """
 
@@ -88,6 +91,15 @@ class Workspace:
         """The folder of a chain of self-training rounds, which belongs to one fold."""
         return self.root / "rounds" / f"fold_{fold}"
 
+    def verdict(self, folds: Sequence[str]) -> Path:
+        """What was judged of the chains of these folds together."""
+        return self.root / "rounds" / f"folds_{'_'.join(folds)}.json"
+
+    @property
+    def final_round(self) -> "RoundFolder":
+        """The models that are trained on everything after the chains have ended."""
+        return RoundFolder(self.root / "rounds" / "final", "all")
+
     def round(self, fold: str, number: int) -> "RoundFolder":
         """Folder of one round of a chain, from 1."""
         return RoundFolder(self.chain(fold) / f"round_{number}", fold)
@@ -113,6 +125,11 @@ class RoundFolder:
     def case_scores(self) -> Path:
         """One score file per labeled case; it says that the case is done."""
         return self.root / "case_scores"
+
+    @property
+    def observations(self) -> Path:
+        """Scores of the held-out real cases with their true Dice."""
+        return self.root / "observations.json"
 
     @property
     def scores(self) -> Path:

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Sequence
 
@@ -16,13 +15,14 @@ from flaresemi.cli.common import (
     workspace_of,
 )
 from flaresemi.cli.signals import StopSignals
-from flaresemi.compute.device import select_device
+from flaresemi.compute.sharding import shard
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import ConfigError
 from flaresemi.planning.decisions import usable_cases
+from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
-from flaresemi.rounds.chain import ChainState, SelfTrainingChain
+from flaresemi.rounds.chain import ChainState, SelfTraining
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import STEPS, RoundConfig, load_state
 from flaresemi.rounds.stopping import StopRule
@@ -31,7 +31,10 @@ from flaresemi.workspace import Workspace
 
 logger = logging.getLogger("flaresemi.cli.semi_round")  # also when run with python -m
 
-_SHARD = re.compile(r"(\d+)/(\d+)")
+#: With fewer labeled cases, one fold holds out too few to judge a round by: all folds take part (chosen).
+_FEW_LABELS = 25
+_STOPPED = "stopped and saved; the same command goes on"
+
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,46 +45,95 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _semi_round(options: argparse.Namespace) -> None:
     workspace = workspace_of(options)
     with StopSignals() as signals:
-        chain = _chain(options, workspace, signals)
+        training = _self_training(options, workspace, signals)
         if options.status:
-            print(_status(chain, workspace))
+            print(_status(training, workspace))
             return
         if options.step is not None or options.shard is not None:
-            _run_step(options, chain)
+            _run_step(options, training)
             return
-        state = chain.run_until_converged() if options.until_converged else chain.run_next()
-    if state is None:
-        raise StoppedEarly("stopped and saved; the same command goes on")
-    print(_told(state))
-    if state.verdict.stop:
-        best = chain.model(state.verdict.best_round, Stage.FINE).root.parent
-        print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", "-m", str(best)])
+        if options.final:
+            _train_final(training)
+            return
+        if options.until_converged:
+            state = training.run_until_converged()
+        else:
+            state = training.run_next() if options.rounds is None else training.run_rounds(options.rounds)
+        if state is None:
+            raise StoppedEarly(_STOPPED)
+        print(_told(state))
+        if options.until_converged and state.verdict is not None and state.verdict.best_round > 0:
+            _train_final(training)
+            return
+    _print_next(options, training, state)
+
+
+def _train_final(training: SelfTraining) -> None:
+    folder = training.train_final()
+    if folder is None:
+        raise StoppedEarly(_STOPPED)
+    print("final models: trained on all labels and pseudo-labels; nothing was held out to score them on")
+    print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", "-m", str(folder.root)])
+
+
+def _print_next(options: argparse.Namespace, training: SelfTraining, state: ChainState) -> None:
+    """What a user would do now."""
+    verdict, words = state.verdict, dataset_words(options)
+    if verdict is None:
+        newest = training.model(training.folds[0], state.rounds, Stage.FINE).root.parent
+        print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", "-m", str(newest)])
+    elif not verdict.stop:
+        print_next(["flaresemi_semi_round", *words, "--fold", *training.folds])
+    elif verdict.best_round > 0:
+        print_next(["flaresemi_semi_round", *words, "--fold", *training.folds, "--final"])
     else:
-        print_next(["flaresemi_semi_round", *dataset_words(options), "--fold", options.fold])
+        print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *words])
 
 
-def _chain(options: argparse.Namespace, workspace: Workspace, signals: StopSignals) -> SelfTrainingChain:
+def _self_training(options: argparse.Namespace, workspace: Workspace, signals: StopSignals) -> SelfTraining:
     try:
         config, rule = _round_config(options), StopRule(**_given(options, "patience", "min_delta", "max_rounds"))
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
-    device = select_device(options.device)
+    device = shard(options.shard or "0/1").device(options.device)
+    folds = tuple(dict.fromkeys(options.fold)) if options.fold else _folds(workspace)
 
-    def make_round(number: int) -> Round:
+    def make_round(fold: str, number: int) -> Round:
         dataset = usable_cases(load_dataset(options.dataset), workspace)
         return Round(
-            workspace, dataset, options.fold, number, config,
+            workspace, dataset, fold, number, config, peers=folds,
             device=device, precision=options.precision, stop_requested=signals.requested,
         )  # fmt: skip
 
-    return SelfTrainingChain(workspace, options.fold, rule, make_round)
+    return SelfTraining(workspace, folds, rule, make_round)
+
+
+def _folds(workspace: Workspace) -> tuple[str, ...]:
+    """Fold 0; all folds where one holds too few cases out to judge a round by.
+
+    Raises:
+        ConfigError: there is one labeled case, and therefore no fold.
+    """
+    splits = load_splits(workspace.splits)
+    if not splits.folds:
+        raise ConfigError(
+            "with one labeled case, nothing can be held out to judge a round by",
+            where=workspace.splits,
+            fix="label more cases, or go on unjudged: --fold all --rounds 1",
+        )
+    if len(splits.case_ids) >= _FEW_LABELS:
+        return ("0",)
+    folds = tuple(str(number) for number in range(len(splits.folds)))
+    logger.info("%d labeled cases are few: all %d folds take part (--fold 0: that one alone)",
+                len(splits.case_ids), len(folds))  # fmt: skip
+    return folds
 
 
 def _round_config(options: argparse.Namespace) -> RoundConfig:
     """The options, on top of what the preset says."""
     thresholds = _given(options, "best_share", "case_threshold", "require_complete", "organ_threshold", "volume_factor")
     rule: Rule = options.select or ("case" if options.preset == "seed" else "organ")
-    choices = _given(options, "pseudo_share", "pseudo_augmentation", "start", "length")
+    choices = _given(options, "pseudo_share", "pseudo_augmentation", "start", "length", "fine_tune")
     return RoundConfig(selection=SelectionRule(rule=rule, **thresholds), **choices)
 
 
@@ -89,38 +141,47 @@ def _given(options: argparse.Namespace, *names: str) -> dict:
     return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
-def _run_step(options: argparse.Namespace, chain: SelfTrainingChain) -> None:
+def _run_step(options: argparse.Namespace, training: SelfTraining) -> None:
     """One step of the current round, or one shard of its labeling."""
     if options.shard is not None and options.step not in (None, "label"):
         raise ConfigError("only labeling can be divided: --shard goes with --step label")
-    round = chain.make_round(chain.complete_rounds + 1)
+    number = training.complete_rounds + 1
     if options.shard is not None:
-        round.label(*options.shard)
-        print_next(["flaresemi_semi_round", *dataset_words(options), "--fold", options.fold])
+        part = shard(options.shard)
+        for fold in training.folds:
+            training.make_round(fold, number).label(part)
+        if part.speaks:
+            print_next(["flaresemi_semi_round", *dataset_words(options), "--fold", *training.folds])
         return
-    state = round.run(last_step=options.step)
-    if state is None:
-        raise StoppedEarly("stopped and saved; the same command goes on")
-    print(f"round {round.number}: done up to '{options.step}'; next comes '{state.next_step or 'the next round'}'")
+    if training.run_next(options.step) is None:
+        raise StoppedEarly(_STOPPED)
+    for fold in training.folds:
+        state = load_state(training.workspace.round(fold, number).state)
+        following = state.next_step if state else options.step
+        print(f"fold {fold}, round {number}: done up to '{options.step}'; next comes '{following or 'the next round'}'")
 
 
-def _status(chain: SelfTrainingChain, workspace: Workspace) -> str:
-    complete = chain.complete_rounds
-    lines = [f"fold {chain.fold}: {complete} complete round{'' if complete == 1 else 's'}"]
+def _status(training: SelfTraining, workspace: Workspace) -> str:
+    complete = training.complete_rounds
+    lines = [f"{complete} complete round{'' if complete == 1 else 's'}"]
     if complete:
-        lines.append(_told(chain.judge()))
-    state = load_state(workspace.round(chain.fold, complete + 1).state)
-    if state is None:
-        lines.append(f"round {complete + 1}: not begun")
-    else:
+        lines.append(_told(training.judge()))
+    for fold in training.folds:
+        place = f"fold {fold}, round {complete + 1}"
+        state = load_state(workspace.round(fold, complete + 1).state)
+        if state is None:
+            lines.append(f"{place}: not begun")
+            continue
         for name in STEPS:
             step = state.steps.get(name)
             stands = "not begun" if step is None else "done" if step.done else "begun"
-            lines.append(f"round {complete + 1}: {name}: {stands}" + (f", {step.seconds:.0f} s" if step else ""))
+            lines.append(f"{place}: {name}: {stands}" + (f", {step.seconds:.0f} s" if step else ""))
     return "\n".join(lines)
 
 
 def _told(state: ChainState) -> str:
+    if state.verdict is None:
+        return f"{state.rounds} complete round{'' if state.rounds == 1 else 's'}; nothing is held out to judge by"
     rounds = ", ".join(
         f"{'start' if number == 0 else f'round {number}'} {dice:.4f}" for number, dice in enumerate(state.mean_dice)
     )
@@ -132,13 +193,6 @@ def _told(state: ChainState) -> str:
     )
 
 
-def _shard(text: str) -> tuple[int, int]:
-    match = _SHARD.fullmatch(text)
-    if match is None or not int(match[1]) < int(match[2]):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a shard; write 0/4, 1/4, 2/4 or 3/4 for four of them")
-    return int(match[1]), int(match[2])
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = StrictParser(
         "flaresemi_semi_round",
@@ -146,14 +200,27 @@ def _parser() -> argparse.ArgumentParser:
         "What is done already is not done again.",
     )
     add_dataset_options(parser)
-    parser.add_argument("--fold", default="0", help="the chain's fold: its cases judge, and are never trained on [0]")
+    parser.add_argument(
+        "--fold", nargs="+", metavar="FOLD",
+        help="folds whose cases judge and are never trained on; 'all' judges nothing "
+        f"[0; with fewer than {_FEW_LABELS} labeled cases every fold]",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="mixed precision")
     what = parser.add_argument_group("what to do")
     what.add_argument("--until-converged", action="store_true", help="go on, round after round, by the stop rule")
+    what.add_argument("--rounds", type=int, metavar="N", help="go on until N rounds are complete")
+    what.add_argument(
+        "--final", action="store_true",
+        help="train the models that are kept, on all labels and the best models' pseudo-labels "
+        "(--until-converged does so at its end)",
+    )  # fmt: skip
     what.add_argument("--status", action="store_true", help="say where the chain stands, and do nothing")
     what.add_argument("--step", choices=STEPS, help="stop after this step of the round")
-    what.add_argument("--shard", type=_shard, metavar="I/N", help="label only this part of the unlabeled cases")
+    what.add_argument(
+        "--shard", metavar="I/N", help="label only this part of the unlabeled cases: 0/4, slurm (this task of a job "
+        "array) or torchrun (this rank)",
+    )  # fmt: skip
     rule = parser.add_argument_group("selection", "what is not given has the default in brackets")
     defaults, round_defaults, stop_defaults = SelectionRule(), RoundConfig(), StopRule()
     rule.add_argument(
@@ -182,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(students, "--start", round_defaults, "weights to start from", choices=["scratch", "previous"])
     add(students, "--length", round_defaults, "iterations, relative to the supervised training")
+    add(students, "--fine-tune", round_defaults, "share of the iterations, at the end, on real labels alone")
     stop = parser.add_argument_group("stop rule")
     add(stop, "--patience", stop_defaults, "rounds without an improvement before the chain ends")
     add(stop, "--min-delta", stop_defaults, "mean Dice that counts as an improvement")

@@ -31,6 +31,14 @@ class Observation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Observations:
+    """What the held-out cases of one fold showed in one round."""
+
+    schema_version: int = SCHEMA_VERSION
+    observations: tuple[Observation, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """A logistic curve of Dice over agreement, entropy, volume and border contact, with an offset per organ.
 

@@ -23,17 +23,6 @@ from flaresemi.workspace import RoundFolder
 logger = logging.getLogger(__name__)
 
 
-def shard_of(case_ids: Sequence[str], shard: int, shards: int) -> list[str]:
-    """Every `shards`-th case from number `shard` (0 and up) on.
-
-    Raises:
-        SelectionError: there is no such shard.
-    """
-    if not 0 <= shard < shards:
-        raise SelectionError(f"there is no shard {shard} of {shards}", fix=f"shards are numbered 0 to {shards - 1}")
-    return sorted(case_ids)[shard::shards]
-
-
 def label_pool(labeler: Labeler, case_ids: Sequence[str], folder: RoundFolder) -> None:
     """Labels the cases that these checkpoints have not labeled yet, one after the other.
 

@@ -1,89 +1,142 @@
-"""A chain of rounds: goes on from its latest round, remembers its best, and knows when to stop."""
+"""Chains of rounds: they go on from their latest round, remember their best, and know when to stop."""
 
 import dataclasses
-import logging
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from flaresemi.errors import SelectionError
+from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.evaluation.summary import Summary, load_summary
+from flaresemi.planning.splits import ALL
 from flaresemi.plans import Stage
 from flaresemi.records import load_record, save_record
+from flaresemi.rounds.final import train_final
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import load_state
 from flaresemi.rounds.stopping import HeldOutDice, StopRule, Verdict, judge
-from flaresemi.workspace import ModelFolder, Workspace
-
-logger = logging.getLogger(__name__)
+from flaresemi.workspace import ModelFolder, RoundFolder, Workspace
 
 SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChainState:
-    """Where a chain stands.
+    """Where the chains stand.
 
     Attributes:
+        folds: Whose chains.
         rounds: Complete rounds, not counting the supervised start.
-        mean_dice: Of the held-out real cases, from the supervised start on.
-        verdict: After the last of them.
+        mean_dice: Of the held-out real cases of all folds, from the supervised start on.
+        verdict: After the last of them; None where nothing is held out (fold 'all').
     """
 
     schema_version: int = SCHEMA_VERSION
-    fold: str
+    folds: tuple[str, ...]
     rounds: int
     mean_dice: tuple[float, ...]
-    verdict: Verdict
+    verdict: Verdict | None
 
 
-class SelfTrainingChain:
-    """The rounds of one fold.
+class SelfTraining:
+    """The rounds of one or more folds, judged together.
+
+    Each fold has a chain of its own; the chains share no pseudo-label and no weight, so that no held-out label reaches
+    a model that it judges.
 
     Args:
-        workspace: Planned, prepared, with the fold trained.
-        fold: A number: 'all' holds nothing out that could be judged.
+        workspace: Planned, prepared, with the folds trained.
+        folds: Numbers; or 'all' alone, which holds nothing out and therefore cannot be judged.
         rule: When to stop.
-        make_round: Makes the round of a number.
+        make_round: Makes the round of a fold and number.
+
+    Raises:
+        ConfigError: 'all' stands among other folds.
     """
 
-    def __init__(self, workspace: Workspace, fold: str, rule: StopRule, make_round: Callable[[int], Round]) -> None:
+    def __init__(
+        self, workspace: Workspace, folds: tuple[str, ...], rule: StopRule, make_round: Callable[[str, int], Round]
+    ) -> None:
+        if ALL in folds and len(folds) > 1:
+            raise ConfigError("fold 'all' stands alone", fix="name numbered folds, or 'all'")
         self.workspace = workspace
-        self.fold = fold
+        self.folds = folds
         self.rule = rule
         self.make_round = make_round
-        self.path = workspace.chain(fold) / "chain.json"
+        self.path = workspace.verdict(folds)
 
     @property
     def complete_rounds(self) -> int:
-        """How many rounds are finished, from the first on."""
+        """How many rounds are finished in all chains, from the first on."""
+        return min(self._complete(fold) for fold in self.folds)
+
+    def _complete(self, fold: str) -> int:
         number = 0
-        while (state := load_state(self.workspace.round(self.fold, number + 1).state)) and state.next_step is None:
+        while (state := load_state(self.workspace.round(fold, number + 1).state)) and state.next_step is None:
             number += 1
         return number
 
-    def run_next(self) -> ChainState | None:
-        """Runs, or goes on with, the round after the last complete one, and judges the chain.
+    def run_next(self, last_step: str | None = None) -> ChainState | None:
+        """Runs, or goes on with, the round after the last complete one, and judges.
+
+        Args:
+            last_step: End after this step; None: run the whole round.
 
         Returns:
-            Where the chain stands now; None when training was asked to stop before the round was complete.
+            Where the chains stand now; None when training was asked to stop before its end.
         """
         number = self.complete_rounds + 1
-        if self.make_round(number).run() is None:
-            return None
+        rounds = [self.make_round(fold, number) for fold in self.folds]
+        for round in rounds:  # all of them first: a round selects by what the held-out cases of all folds showed
+            round.run(last_step="label")
+        for round in rounds:
+            if (round.run(last_step=last_step) if last_step else round.run()) is None:
+                return None
+        return self.judge()
+
+    def run_rounds(self, count: int) -> ChainState | None:
+        """Runs rounds until `count` of them are complete; see `run_next`."""
+        while self.complete_rounds < count:
+            if self.run_next() is None:
+                return None
         return self.judge()
 
     def run_until_converged(self) -> ChainState | None:
-        """Runs rounds until the stop rule ends the chain.
+        """Runs rounds until the stop rule ends the chains.
 
         Returns:
             The last state; None when training was asked to stop.
+
+        Raises:
+            ConfigError: nothing is held out.
         """
-        state: ChainState | None = self.judge() if self.complete_rounds else None
-        while state is None or not state.verdict.stop:
-            state = self.run_next()
-            if state is None:
+        if self.folds == (ALL,):
+            raise ConfigError(
+                "fold 'all' holds no case out that could say when to stop", fix="ask for a number: --rounds 2"
+            )
+        state = self.judge()
+        while state.verdict is not None and not state.verdict.stop:
+            following = self.run_next()
+            if following is None:
                 return None
+            state = following
         return state
+
+    def train_final(self) -> RoundFolder | None:
+        """Trains the models that are kept, on all labels and what the best models of the chains drew.
+
+        Returns:
+            Their folder; None when training was asked to stop.
+
+        Raises:
+            SelectionError: no round was an improvement, so that the supervised training is what should be kept.
+        """
+        verdict = self.judge().verdict
+        if verdict is None or verdict.best_round == 0:
+            raise SelectionError(
+                "no round was better than the supervised start", where=self.path,
+                fix="keep the supervised models; on every label: flaresemi_train COARSE all, flaresemi_train FINE all",
+            )  # fmt: skip
+        return train_final([self.make_round(fold, verdict.best_round + 1) for fold in self.folds])
 
     def judge(self) -> ChainState:
         """Compares all complete rounds on the held-out real cases and keeps the verdict.
@@ -92,38 +145,50 @@ class SelfTrainingChain:
             SelectionError: a round has no validation, or validated other cases than the others.
         """
         rounds = self.complete_rounds
-        summaries = [self._summary(number) for number in range(rounds + 1)]
-        try:
-            verdict = judge([held_out_dice(summary) for summary in summaries], self.rule)
-        except ValueError as problem:
-            raise SelectionError(
-                f"the rounds cannot be compared: {problem}", where=self.path.parent,
-                fix="validate them on the same cases: flaresemi_train FINE FOLD --continue",
-            ) from None  # fmt: skip
-        state = ChainState(
-            fold=self.fold,
-            rounds=rounds,
-            mean_dice=tuple(summary.mean_dice or 0.0 for summary in summaries),
-            verdict=verdict,
-        )
+        state = ChainState(folds=self.folds, rounds=rounds, mean_dice=(), verdict=None)
+        if self.folds != (ALL,):
+            held_out = [self._held_out(number) for number in range(rounds + 1)]
+            try:
+                verdict = judge(held_out, self.rule)
+            except ValueError as problem:
+                raise SelectionError(
+                    f"the rounds cannot be compared: {problem}", where=self.path.parent,
+                    fix="validate them on the same cases: flaresemi_train FINE FOLD --continue",
+                ) from None  # fmt: skip
+            state = dataclasses.replace(state, mean_dice=tuple(map(mean_dice, held_out)), verdict=verdict)
         if not self.path.exists() or load_record(self.path, ChainState, error=SelectionError) != state:
             save_record(self.path, state)
         return state
 
-    def model(self, number: int, stage: Stage) -> ModelFolder:
+    def model(self, fold: str, number: int, stage: Stage) -> ModelFolder:
         """Models of a round; 0 is the supervised start."""
         if number == 0:
-            return self.workspace.model(self.fold, stage)
-        return self.workspace.round(self.fold, number).model(stage)
+            return self.workspace.model(fold, stage)
+        return self.workspace.round(fold, number).model(stage)
 
-    def _summary(self, number: int) -> Summary:
-        path: Path = self.model(number, Stage.FINE).validation / "summary.json"
+    def _held_out(self, number: int) -> HeldOutDice:
+        """Of all folds: each case is held out in one of them."""
+        return {
+            case: scores for fold in self.folds for case, scores in held_out_dice(self._summary(fold, number)).items()
+        }
+
+    def _summary(self, fold: str, number: int) -> Summary:
+        path: Path = self.model(fold, number, Stage.FINE).validation / "summary.json"
         if not path.exists():
             raise SelectionError(
-                f"round {number} was not validated", where=path,
-                fix=f"flaresemi_train FINE {self.fold} --continue" if number == 0 else "run the round again",
+                f"round {number} of fold {fold} was not validated", where=path,
+                fix=f"flaresemi_train FINE {fold} --continue" if number == 0 else "run the round again",
             )  # fmt: skip
         return load_summary(path)
+
+
+def mean_dice(held_out: HeldOutDice) -> float:
+    """Mean over the organs of their mean over the cases, as in a summary; 0 where nothing was scored."""
+    by_organ: dict[str, list[float]] = {}
+    for scores in held_out.values():
+        for organ, dice in scores.items():
+            by_organ.setdefault(organ, []).append(dice)
+    return statistics.mean(statistics.mean(values) for values in by_organ.values()) if by_organ else 0.0
 
 
 def held_out_dice(summary: Summary) -> HeldOutDice:

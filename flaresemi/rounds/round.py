@@ -5,21 +5,24 @@ import logging
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from flaresemi.compute.precision import PrecisionName
+from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import Dataset
 from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.io.case_store import CaseStore, LabelStore
-from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.planning.preparation import refuse_changed
+from flaresemi.planning.splits import load_splits
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
-from flaresemi.pseudolabels.calibration import calibrate
-from flaresemi.pseudolabels.labeling import Chain, Labeler
-from flaresemi.pseudolabels.pool import is_labeled, label_pool, merge_scores, observe, shard_of, write_reliable_series
+from flaresemi.pseudolabels.calibration import Observations, calibrate
+from flaresemi.pseudolabels.labeling import Labeler
+from flaresemi.pseudolabels.pool import is_labeled, label_pool, merge_scores, observe, write_reliable_series
 from flaresemi.pseudolabels.selecting import LabeledVolumes, select
+from flaresemi.pseudolabels.teachers import load_teachers, teacher_hashes
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.state import (
     STEPS,
@@ -34,15 +37,12 @@ from flaresemi.rounds.state import (
 from flaresemi.selection import CaseScore, Selection, save_scores
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.runs import RunRecord
-from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
+from flaresemi.training.semi_supervised import SemiSupervisedTrainer
 from flaresemi.training.task import TrainingTask, load_task
 from flaresemi.training.validation import validate
 from flaresemi.workspace import ModelFolder, Workspace
 
 logger = logging.getLogger(__name__)
-
-#: Weights that the final ones are compared with, by percent of the training.
-COMPARED_SNAPSHOTS = (36, 66)
 
 
 class Round:
@@ -56,6 +56,8 @@ class Round:
         fold: The chain's fold.
         number: From 1.
         config: The user's choices.
+        peers: Folds whose chains take part, this one among them; what their held-out cases taught about the scores is
+            shared. Default: this fold alone.
         device: Where everything runs.
         precision: What the networks compute in.
         stop_requested: Asked during training; True saves and stops.
@@ -69,6 +71,7 @@ class Round:
         number: int,
         config: RoundConfig,
         *,
+        peers: Sequence[str] | None = None,
         device: torch.device,
         precision: PrecisionName = "auto",
         stop_requested: Callable[[], bool] = lambda: False,
@@ -78,11 +81,14 @@ class Round:
                 "the dataset has no unlabeled cases", where=dataset.root,
                 fix="put them into unlabeled_image or imagesUn and run flaresemi_plan_and_preprocess again",
             )  # fmt: skip
+        load_splits(workspace.splits).fold(fold)  # says so if there is no such fold
+        refuse_changed(dataset.labeled, dataset.labels, workspace)
         self.workspace = workspace
         self.dataset = dataset
         self.fold = fold
         self.number = number
         self.config = config
+        self.peers = (fold,) if peers is None else tuple(peers)
         self.device = device
         self.precision = precision
         self.stop_requested = stop_requested
@@ -112,17 +118,21 @@ class Round:
 
     # The steps. Each returns False when it was asked to stop.
 
-    def label(self, shard: int = 0, shards: int = 1) -> bool:
-        """Labels the pool, or one shard of it, with the models of the round before."""
-        label_pool(self._labeler(), shard_of(self.pool, shard, shards), self.folder)
+    def label(self, shard: Shard = Shard()) -> bool:  # noqa: B008 (frozen)
+        """Labels the pool, or one shard of it, with the models of the round before; the held-out cases as well."""
+        labeler = self._labeler()
+        label_pool(labeler, shard.of(self.pool), self.folder)
+        if shard.count == 1:
+            observations = observe(labeler, self._task(Stage.FINE).validation)
+            save_record(self.folder.observations, Observations(observations=tuple(observations)))
         return True
 
     def select(self) -> bool:
         """Puts the scores together, calibrates them on the held-out cases, and selects."""
-        labeler = self._labeler()
-        scores = merge_scores(self.pool, labeler.chain.made_with, self.folder)
+        scores = merge_scores(self.pool, teacher_hashes(*self._teachers()), self.folder)
         medians = dict(zip(self.plans.labels.names, self._median_volumes_ml(), strict=True))
-        calibration = calibrate(observe(labeler, self._task(Stage.FINE).validation), medians)
+        observed = (load_record(path, Observations, error=SelectionError) for path in self._observation_files())
+        calibration = calibrate([each for record in observed for each in record.observations], medians)
         if calibration is not None:
             save_record(self.folder.calibration, calibration)
             logger.info(
@@ -149,26 +159,37 @@ class Round:
         if stage not in self.stages:
             return True
         task = self._task(stage)
-        semi = SemiSupervision(
-            labels=LabelStore(self.folder.labels(stage), CaseStore(self.workspace.preprocessed(stage))),
-            selection=load_record(self.folder.selection, Selection, error=SelectionError),
-            pseudo_share=self.config.pseudo_share,
-            augmentation=self.config.pseudo_augmentation,
-        )
+        selection = load_record(self.folder.selection, Selection, error=SelectionError)
+        store = self.label_store(stage)
+        labels = {case.case_id: store for case in selection.selected}
         trainer = SemiSupervisedTrainer(
-            task, self._training_config(stage), semi, device=self.device, stop_requested=self.stop_requested
-        )
+            task, self.training_config(stage), self.config.supervision(labels, selection), device=self.device,
+            stop_requested=self.stop_requested,
+        )  # fmt: skip
         return trainer.fit(resume=task.folder.latest.exists())
 
     def validate(self) -> bool:
         """Predicts the held-out real cases with the students' final weights."""
-        for stage in self.stages:
+        for stage in self.stages if self._task(Stage.FINE).validation else ():
             text = validate(
                 self._task(stage), self.folder.model(Stage.COARSE), self.dataset,
                 device=self.device, precision=self.precision,
             )  # fmt: skip
             logger.info("%s", text)
         return True
+
+    def label_store(self, stage: Stage) -> LabelStore:
+        """The pseudo-labels that this round drew, on the stage's grid."""
+        return LabelStore(self.folder.labels(stage), CaseStore(self.workspace.preprocessed(stage)))
+
+    def training_config(self, stage: Stage) -> TrainingConfig:
+        """That of the supervised training, at its length times `length`, from scratch or from the weights before."""
+        record = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
+        iterations = max(round(record.recipe.total_iterations * self.config.length), 1)
+        start = str(self._teacher(stage).final) if self.config.start == "previous" else None
+        return dataclasses.replace(
+            record.config, epochs=None, time_budget_seconds=None, iterations=iterations, init_from=start
+        )
 
     # What the steps are made from.
 
@@ -181,8 +202,9 @@ class Round:
             return True
         if before is not None and before.inputs != inputs:
             logger.warning("round %d: what '%s' was made from has changed: it is done again", self.number, name)
-            self._discard(name)
             before = None
+        if before is None:
+            self._discard(name)
         step = StepState(inputs=inputs, seconds=before.seconds if before else 0.0)
         save_state(self.folder.state, state.with_step(name, step))
         logger.info("round %d: %s", self.number, name)
@@ -201,10 +223,11 @@ class Round:
     def _inputs(self, name: str) -> str:
         """Hash of everything that decides the result of a step."""
         plans = inputs_hash(self.plans.fine.hash, self.plans.coarse.hash if self.plans.two_stage else "")
-        labeled_by = inputs_hash(plans, *self._checkpoint_hashes(), *self.pool)
-        selected_from = inputs_hash(labeled_by, self.config.selection)
+        labeled_by = inputs_hash(plans, *teacher_hashes(*self._teachers()), *self.pool)
         if name == "label":
             return labeled_by
+        observed = (file_hash(path, fix="run the labeling step to its end") for path in self._observation_files())
+        selected_from = inputs_hash(labeled_by, self.config.selection, *observed)
         if name == "select":
             return selected_from
         chosen = inputs_hash(selected_from, file_hash(self.folder.selection))
@@ -213,19 +236,27 @@ class Round:
         stage = Stage(name.removeprefix("train "))
         if stage not in self.stages:
             return inputs_hash(chosen, "not needed")
-        config = self._training_config(stage)
-        return inputs_hash(chosen, config, self.config.pseudo_share, self.config.pseudo_augmentation)
+        config = self.training_config(stage)
+        return inputs_hash(
+            chosen, config, self.config.pseudo_share, self.config.pseudo_augmentation, self.config.fine_tune
+        )
 
     def _outputs_are_there(self, name: str) -> bool:
         outputs = {
             "select": [self.folder.selection, self.folder.scores],
             "train COARSE": [self.folder.model(Stage.COARSE).final] if Stage.COARSE in self.stages else [],
             "train FINE": [self.folder.model(Stage.FINE).final],
-            "validate": [self.folder.model(stage).validation / "summary.json" for stage in self.stages],
+            "validate": [
+                self.folder.model(stage).validation / "summary.json"
+                for stage in self.stages
+                if self._task(stage).validation
+            ],
         }
+        if name == "label" and not self.folder.observations.is_file():
+            return False
         if name == "label":
             stores = {stage: CaseStore(self.workspace.preprocessed(stage)) for stage in self.stages}
-            made_with = self._checkpoint_hashes()
+            made_with = teacher_hashes(*self._teachers())
             return all(is_labeled(case_id, made_with, stores, self.folder) for case_id in self.pool)
         return all(path.is_file() for path in outputs[name])
 
@@ -240,43 +271,28 @@ class Round:
             return self.workspace.model(self.fold, stage)
         return self.workspace.round(self.fold, self.number - 1).model(stage)
 
-    def _checkpoint_files(self) -> list[Path]:
-        fine = self._teacher(Stage.FINE)
-        files = [fine.final, *(fine.snapshot(percent) for percent in COMPARED_SNAPSHOTS)]
-        return [*files, self._teacher(Stage.COARSE).final] if self.plans.two_stage else files
+    def _observation_files(self) -> list[Path]:
+        return [self.workspace.round(fold, self.number).observations for fold in self.peers]
 
-    def _checkpoint_hashes(self) -> tuple[str, ...]:
-        return tuple(file_hash(path) for path in self._checkpoint_files())
+    def _teachers(self) -> tuple[ModelFolder, ModelFolder | None]:
+        return self._teacher(Stage.FINE), self._teacher(Stage.COARSE) if self.plans.two_stage else None
 
     def _labeler(self) -> Labeler:
-        final, *others = (load_checkpoint(path) for path in self._checkpoint_files())
-        coarse = others.pop() if self.plans.two_stage else None
-        if final.plan.hash != self.plans.fine.hash:
-            raise ConfigError(
-                "the models that label were trained with other plans", where=self._teacher(Stage.FINE).final,
-                fix="put plans.json back, or train the fold again",
-            )  # fmt: skip
-        chain = Chain(fine=final, snapshots=tuple(others), coarse=coarse, made_with=self._checkpoint_hashes())
-        fine, coarse_store = (CaseStore(self.workspace.preprocessed(stage)) for stage in (Stage.FINE, Stage.COARSE))
+        chain = load_teachers(*self._teachers(), self.plans)
+        fine, coarse = (CaseStore(self.workspace.preprocessed(stage)) for stage in (Stage.FINE, Stage.COARSE))
         volumes = self._median_volumes_ml()
-        return Labeler(chain, fine, coarse_store, volumes, device=str(self.device), precision=self.precision)
+        return Labeler(chain, fine, coarse, volumes, device=str(self.device), precision=self.precision)
 
     def _task(self, stage: Stage) -> TrainingTask:
         return dataclasses.replace(load_task(self.workspace, stage, self.fold), folder=self.folder.model(stage))
 
-    def _training_config(self, stage: Stage) -> TrainingConfig:
-        """That of the supervised training, at its length times `length`, from scratch or from the weights before."""
-        record = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
-        iterations = max(round(record.recipe.total_iterations * self.config.length), 1)
-        start = str(self._teacher(stage).final) if self.config.start == "previous" else None
-        return dataclasses.replace(
-            record.config, epochs=None, time_budget_seconds=None, iterations=iterations, init_from=start
-        )
-
     def _volumes_ml(self) -> dict[str, list[float]]:
-        """Volumes per organ in the labeled cases that annotate it; 0 where it is absent."""
+        """Volumes per organ in the fold's training cases that annotate it; 0 where it is absent."""
         volumes: dict[str, list[float]] = {name: [] for name in self.plans.labels.names}
+        training = set(self._task(Stage.FINE).training)
         for case in self.fingerprint.cases:
+            if case.case_id not in training:
+                continue
             z, y, x = case.spacing_zyx_mm
             for name, voxels, annotated in zip(volumes, case.voxels_per_label, case.annotated, strict=True):
                 if annotated:

@@ -2,12 +2,16 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from flaresemi.errors import SelectionError
+from flaresemi.io.case_store import LabelStore
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record, record_hash, save_record
+from flaresemi.selection import Selection
+from flaresemi.training.semi_supervised import SemiSupervision
 
 SCHEMA_VERSION = 1
 
@@ -24,6 +28,7 @@ class RoundConfig:
         pseudo_augmentation: Strength of their augmentation.
         start: Students start from `scratch` or from the weights of the `previous` round.
         length: Iterations of a student, relative to the supervised training of its stage.
+        fine_tune: Share of a student's iterations, at the end, that sees real labels alone.
     """
 
     selection: SelectionRule = dataclasses.field(default_factory=SelectionRule)
@@ -31,12 +36,25 @@ class RoundConfig:
     pseudo_augmentation: Literal["none", "standard", "strong"] = "strong"
     start: Literal["scratch", "previous"] = "scratch"
     length: float = 1.0
+    fine_tune: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.pseudo_share < 1:
             raise ValueError("pseudo_share must lie between 0 and 1")
         if not self.length > 0:
             raise ValueError("length must be positive")
+        if not 0 <= self.fine_tune < 1:
+            raise ValueError("fine_tune must be within 0..1 (1 excluded)")
+
+    def supervision(self, labels: Mapping[str, LabelStore], selection: Selection) -> SemiSupervision:
+        """What these choices make of selected pseudo-labels."""
+        return SemiSupervision(
+            labels=labels,
+            selection=selection,
+            pseudo_share=self.pseudo_share,
+            augmentation=self.pseudo_augmentation,
+            fine_tune=self.fine_tune,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,19 +108,17 @@ def save_state(path: Path, state: RoundState) -> None:
     save_record(path, state)
 
 
-def file_hash(path: Path) -> str:
+def file_hash(path: Path, fix: str = "finish the training that writes it: flaresemi_train --continue") -> str:
     """First 16 hex digits of the SHA-256 of a file.
 
     Raises:
-        SelectionError: it is not there.
+        SelectionError: it is not there; the message ends with `fix`.
     """
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except FileNotFoundError:
-        raise SelectionError(
-            f"{path.name} is missing", where=path, fix="finish the training that writes it: flaresemi_train --continue"
-        ) from None
+        raise SelectionError(f"{path.name} is missing", where=path, fix=fix) from None
 
 
 def inputs_hash(*parts: object) -> str:

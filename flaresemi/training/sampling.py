@@ -24,6 +24,7 @@ class TrainingCase:
         share: How often it is drawn, relative to the others.
         weight: Of its loss.
         augmentation: Strength of its augmentation: `none` or a key of `augmentation.STRENGTHS`.
+        last_iteration: It is not drawn any more from this iteration on; None: to the end.
     """
 
     case_id: str
@@ -31,6 +32,7 @@ class TrainingCase:
     share: float = 1.0
     weight: float = 1.0
     augmentation: str = "standard"
+    last_iteration: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,14 +84,14 @@ class PatchSampler(Dataset):
         self.region_jitter_mm = region_jitter_mm
         self.augmentations = augmentations
         self.seed = seed
-        shares = np.array([case.share for case in cases], float)
-        self.probabilities = shares / shares.sum()
+        self._shares = np.array([case.share for case in cases], float)
+        self._last = np.array([np.inf if case.last_iteration is None else case.last_iteration for case in cases])
         self._opened: dict[str, StoredCase] = {}
 
     def __getitem__(self, address: tuple[int, int]) -> Batch:
         iteration, position = address
         generator = np.random.default_rng((self.seed, iteration, position))
-        case = self.cases[generator.choice(len(self.cases), p=self.probabilities)]
+        case = self.cases[generator.choice(len(self.cases), p=self.probabilities(iteration))]
         stored = self._open(case.case_id)
         augmentation = self.augmentations.get(case.augmentation)
         read_shape = augmentation.input_zyx if augmentation else self.plan.patch_zyx
@@ -103,6 +105,11 @@ class PatchSampler(Dataset):
         supervised = np.zeros(self.plan.network.output_channels, bool)
         supervised[[0, *case.supervised]] = True
         return Batch(image[None], label[None], supervised[None], np.array([case.weight], np.float32))
+
+    def probabilities(self, iteration: int) -> np.ndarray:
+        """How probably each case is drawn in an iteration."""
+        shares = np.where(iteration < self._last, self._shares, 0.0)
+        return shares / shares.sum()
 
     def _open(self, case_id: str) -> StoredCase:
         if case_id not in self._opened:

@@ -1,10 +1,10 @@
 """Training on labeled and pseudo-labeled cases together: a trainer that replaces hooks, and nothing of the loop."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
-from flaresemi.errors import SelectionError
+from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.io.case_store import CaseStore, LabelStore, StoredCase
 from flaresemi.selection import Selection
 from flaresemi.training.config import TrainingConfig
@@ -18,39 +18,41 @@ class SemiSupervision:
     """What pseudo-labels add to a training.
 
     Attributes:
-        labels: Label maps of the selected cases, on this stage's grid.
-        selection: Which of them, and which organs of each.
+        labels: Per selected case, where its label map on this stage's grid is.
+        selection: Which cases, and which organs of each.
         pseudo_share: Share of the patches that come from pseudo-labeled cases (0.5: one of each, the seed's 1:1).
         augmentation: Strength for pseudo-labeled cases; labeled ones keep that of the config.
+        fine_tune: Share of the training, at its end, that sees labeled cases alone.
     """
 
-    labels: LabelStore
+    labels: Mapping[str, LabelStore]
     selection: Selection
     pseudo_share: float = 0.5
     augmentation: str = "strong"
+    fine_tune: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.pseudo_share < 1:
             raise ValueError("pseudo_share must lie between 0 and 1")
+        if not 0 <= self.fine_tune < 1:
+            raise ValueError("fine_tune must be within 0..1 (1 excluded)")
 
 
 class MixedStore(CaseStore):
-    """Labeled cases from one store, pseudo-labeled ones from another.
+    """Labeled cases from one store, pseudo-labeled ones from others.
 
     Args:
         labeled: The stage's prepared cases.
-        pseudo: Label maps of some unlabeled ones.
-        pseudo_ids: Which cases are pseudo-labeled.
+        pseudo: Per pseudo-labeled case, the store of its label map.
     """
 
-    def __init__(self, labeled: CaseStore, pseudo: LabelStore, pseudo_ids: Iterable[str]) -> None:
+    def __init__(self, labeled: CaseStore, pseudo: Mapping[str, LabelStore]) -> None:
         super().__init__(labeled.folder)
         self.labeled = labeled
         self.pseudo = pseudo
-        self.pseudo_ids = frozenset(pseudo_ids)
 
     def open(self, case_id: str) -> StoredCase:
-        return (self.pseudo if case_id in self.pseudo_ids else self.labeled).open(case_id)
+        return self.pseudo.get(case_id, self.labeled).open(case_id)
 
 
 class SemiSupervisedTrainer(Trainer):
@@ -67,6 +69,8 @@ class SemiSupervisedTrainer(Trainer):
 
     Raises:
         SelectionError: a pseudo-labeled case is also a labeled one of this training.
+        DatasetError: the file of a pseudo-label has changed since it was written.
+        ConfigError: fine-tuning at the end of a training whose length is not known yet.
     """
 
     def __init__(self, task: TrainingTask, config: TrainingConfig, semi: SemiSupervision, **settings: Any) -> None:
@@ -76,22 +80,30 @@ class SemiSupervisedTrainer(Trainer):
         if twice:
             raise SelectionError(
                 f"labeled cases stand among the pseudo-labeled: {', '.join(twice[:5])}",
-                where=semi.labels.folder,
+                where=semi.labels[twice[0]].folder,
                 fix="select again: a real label is never replaced",
             )
-        mixed = MixedStore(task.store, semi.labels, pseudo_ids)
+        if semi.fine_tune and config.fixed_iterations is None:
+            raise ConfigError("fine-tuning needs a training of known length", fix="give --iterations or --epochs")
+        for case_id in pseudo_ids:
+            semi.labels[case_id].refuse_edited(case_id)
+        mixed = MixedStore(task.store, semi.labels)
         super().__init__(dataclasses.replace(task, store=mixed), config, **settings)
 
     def training_cases(self) -> list[TrainingCase]:
         """Labeled and pseudo-labeled cases, drawn in the ratio of `pseudo_share`."""
         labeled = super().training_cases()
         names = self.task.labels.names
+        last = None
+        if self.semi.fine_tune and self.config.fixed_iterations:
+            last = round(self.config.fixed_iterations * (1 - self.semi.fine_tune))
         pseudo = [
             TrainingCase(
                 case_id=case.case_id,
                 supervised=tuple(index for index, name in enumerate(names, start=1) if name in case.supervised),
                 weight=case.weight,
                 augmentation=self.semi.augmentation,
+                last_iteration=last,
             )
             for case in self.semi.selection.selected
         ]

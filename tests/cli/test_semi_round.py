@@ -15,7 +15,7 @@ TAKE_ALL = ["--select", "case", "--best-share", "1.0", "--device", "cpu", "--pre
 @pytest.fixture
 def place(trained: Path, phantom_dataset: Path, tmp_path: Path) -> list[str]:  # noqa: F811
     shutil.copytree(trained, tmp_path / "workspace")
-    return ["-d", str(phantom_dataset), "-w", str(tmp_path / "workspace")]
+    return ["-d", str(phantom_dataset), "-w", str(tmp_path / "workspace"), "--fold", "0"]
 
 
 def test_a_round_from_the_command_line(place: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,10 +38,13 @@ def test_a_round_from_the_command_line(place: list[str], capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--shard", "4/4"], "is not a shard"),
+        (["--shard", "4/4"], "no shard 4 of 4"),
+        (["--shard", "slurm"], "SLURM_ARRAY_TASK_ variables are not set"),
         (["--shard", "0/2", "--step", "select"], "only labeling can be divided"),
         (["--best-share", "2"], "best_share must be within 0..1"),
-        (["--fold", "3"], "snapshot_100.pt is missing"),
+        (["--fold", "1"], "snapshot_100.pt is missing"),
+        (["--fold", "0", "all"], "stands alone"),
+        (["--fold", "all", "--until-converged"], "holds no case out"),
         (["--organ-treshold", "0.5"], "did you mean '--organ-threshold'"),
     ],
 )

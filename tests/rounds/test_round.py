@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import SelectionError
 from flaresemi.io.case_store import CaseStore, LabelStore
@@ -92,13 +93,11 @@ def test_a_stopped_training_goes_on(round_one: Round) -> None:
 def test_shards_are_put_together_and_missing_cases_named(round_one: Round) -> None:
     with pytest.raises(SelectionError, match="not labeled in this round"):
         round_one.select()
-    round_one.label(shard=1, shards=2)  # one case: the second shard has nothing to do
+    round_one.label(Shard(1, 2))  # one case: the second shard has nothing to do
     with pytest.raises(SelectionError, match=round_one.pool[0]):
         round_one.select()
-    round_one.label(shard=0, shards=2)
-    assert round_one.select()
-    with pytest.raises(SelectionError, match="no shard 2"):
-        round_one.label(shard=2, shards=2)
+    round_one.label(Shard(0, 2))
+    assert round_one.run(last_step="select")
 
 
 def test_the_validation_cases_never_become_pseudo_labels(round_one: Round) -> None:

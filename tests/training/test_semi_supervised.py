@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flaresemi.errors import SelectionError
+from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.selection import SelectedCase, Selection
@@ -37,7 +37,7 @@ def semi(store: CaseStore, tmp_path: Path) -> SemiSupervision:
             )
         )
     selection = Selection(round=1, fold="0", rule="organ", thresholds={}, selected=tuple(selected), rejected={})
-    return SemiSupervision(labels=labels, selection=selection, pseudo_share=0.75)
+    return SemiSupervision(labels=dict.fromkeys(("scan_0", "scan_1"), labels), selection=selection, pseudo_share=0.75)
 
 
 def test_patches_come_from_both_in_the_asked_ratio(
@@ -77,5 +77,24 @@ def test_a_labeled_case_is_never_replaced_by_its_pseudo_label(
 ) -> None:
     leaked = dataclasses.replace(semi.selection.selected[0], case_id="case_2")  # the validation case
     selection = dataclasses.replace(semi.selection, selected=(leaked,))
+    leaking = dataclasses.replace(semi, selection=selection, labels={"case_2": semi.labels["scan_0"]})
     with pytest.raises(SelectionError, match="never replaced"):
-        SemiSupervisedTrainer(make_task(), quick_config, dataclasses.replace(semi, selection=selection), device=CPU)
+        SemiSupervisedTrainer(make_task(), quick_config, leaking, device=CPU)
+
+
+def test_fine_tuning_ends_a_training_on_real_labels_alone(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, semi: SemiSupervision
+) -> None:
+    trainer = SemiSupervisedTrainer(make_task(), quick_config, dataclasses.replace(semi, fine_tune=0.25), device=CPU)
+    assert quick_config.iterations == 12
+    before, after = trainer.sampler.probabilities(8), trainer.sampler.probabilities(9)
+    np.testing.assert_allclose(before, [0.125, 0.125, 0.375, 0.375])
+    np.testing.assert_allclose(after, [0.5, 0.5, 0.0, 0.0])
+
+
+def test_fine_tuning_needs_a_known_length(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, semi: SemiSupervision
+) -> None:
+    timed = dataclasses.replace(quick_config, iterations=None, time_budget_seconds=5.0)
+    with pytest.raises(ConfigError, match="known length"):
+        SemiSupervisedTrainer(make_task(), timed, dataclasses.replace(semi, fine_tune=0.1), device=CPU)

@@ -1,0 +1,118 @@
+"""The models that are kept: trained once on every label and the chains' best pseudo-labels, after the rounds."""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+
+from flaresemi.errors import SelectionError
+from flaresemi.io.case_store import LabelStore
+from flaresemi.plans import Stage
+from flaresemi.records import load_record, save_record
+from flaresemi.rounds.round import Round
+from flaresemi.rounds.state import file_hash, inputs_hash
+from flaresemi.selection import SelectedCase, Selection
+from flaresemi.training.semi_supervised import SemiSupervisedTrainer
+from flaresemi.training.task import load_task
+from flaresemi.workspace import RoundFolder
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FinalState:
+    """What the final models are made from.
+
+    Attributes:
+        inputs: Hash of all that decides them.
+        folds: The chains whose pseudo-labels they see.
+        labels_of_round: The round in which the best models drew those.
+        chains: Per pseudo-labeled case, the fold whose label was taken.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    inputs: str
+    folds: tuple[str, ...]
+    labels_of_round: int
+    chains: dict[str, str]
+
+
+def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
+    """Trains COARSE and FINE on all labeled cases and the pseudo-labels of these rounds; resumable.
+
+    Nothing is held out, so these models have no score of their own: that of the chains stands for them.
+
+    Args:
+        rounds: One per chain, all of one number: the round that the best models labeled. Labels and selection are made
+            where they are missing.
+
+    Returns:
+        The folder of the models; None when training was asked to stop.
+
+    Raises:
+        FlaresemiError: what the rounds say.
+    """
+    for round in rounds:
+        round.run(last_step="label")
+    for round in rounds:
+        round.run(last_step="select")
+    first = rounds[0]
+    folder = first.workspace.final_round
+    chains, selection = merged([load_record(round.folder.selection, Selection) for round in rounds])
+    state = FinalState(
+        inputs=inputs_hash(
+            *(file_hash(round.folder.selection) for round in rounds),
+            *(first.training_config(stage) for stage in first.stages),
+            first.config.pseudo_share, first.config.pseudo_augmentation, first.config.fine_tune,
+        ),
+        folds=tuple(round.fold for round in rounds),
+        labels_of_round=first.number,
+        chains=chains,
+    )  # fmt: skip
+    if folder.state.exists() and load_record(folder.state, FinalState, error=SelectionError) != state:
+        logger.warning("what the final models were made from has changed: they are trained again")
+        shutil.rmtree(folder.root)
+    save_record(folder.state, state)
+    save_record(folder.selection, selection)
+    for stage in first.stages:
+        by_fold = {round.fold: round.label_store(stage) for round in rounds}
+        if not _train(first, stage, selection, {case_id: by_fold[fold] for case_id, fold in chains.items()}):
+            return None
+    return folder
+
+
+def merged(selections: Sequence[Selection]) -> tuple[dict[str, str], Selection]:
+    """One selection of several chains': of each case, the pseudo-label with the best score.
+
+    Returns:
+        By case, the fold that it comes from; and the selection.
+    """
+    best: dict[str, tuple[SelectedCase, str]] = {}
+    for selection in selections:
+        for case in selection.selected:
+            if case.case_id not in best or case.score > best[case.case_id][0].score:
+                best[case.case_id] = (case, selection.fold)
+    everywhere = set.intersection(*(set(selection.rejected) for selection in selections))
+    ordered = sorted(best.values(), key=lambda item: (-item[0].score, item[0].case_id))
+    chosen = dataclasses.replace(
+        selections[0],
+        fold="all",
+        selected=tuple(case for case, _ in ordered),
+        rejected={case_id: why for case_id, why in selections[0].rejected.items() if case_id in everywhere},
+    )
+    return {case.case_id: fold for case, fold in ordered}, chosen
+
+
+def _train(round: Round, stage: Stage, selection: Selection, labels: Mapping[str, LabelStore]) -> bool:
+    folder = round.workspace.final_round.model(stage)
+    if folder.final.exists():
+        logger.info("final %s is trained", stage.value)
+        return True
+    task = dataclasses.replace(load_task(round.workspace, stage, "all"), folder=folder)
+    trainer = SemiSupervisedTrainer(
+        task, round.training_config(stage), round.config.supervision(labels, selection), device=round.device,
+        stop_requested=round.stop_requested,
+    )  # fmt: skip
+    return trainer.fit(resume=folder.latest.exists())

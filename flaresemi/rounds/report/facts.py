@@ -1,0 +1,296 @@
+"""Everything that a round left on disk and its page tells; read once, computed by nobody here."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from flaresemi.errors import SelectionError
+from flaresemi.evaluation.flare import OrganScore
+from flaresemi.evaluation.summary import load_summary
+from flaresemi.io.case_store import CaseStore, LabelStore
+from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
+from flaresemi.pseudolabels.calibration import Calibration, Observation, Observations
+from flaresemi.records import load_record
+from flaresemi.rounds.state import RoundState, load_state
+from flaresemi.rounds.stopping import HeldOutDice, StopRule, Verdict, judge
+from flaresemi.selection import CaseScore, Selection, load_scores
+from flaresemi.selection import OrganScore as PseudoOrganScore
+from flaresemi.training.validation import CaseResult
+from flaresemi.workspace import ModelFolder, RoundFolder, Workspace
+
+Metric = Literal["dice", "nsd"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Scores of the held-out real cases after one round.
+
+    Attributes:
+        cases: By organ, by case.
+    """
+
+    cases: dict[str, dict[str, OrganScore]]
+
+    def values(self, metric: Metric) -> dict[str, dict[str, float]]:
+        """By organ, by case; organs that a case does not annotate are left out."""
+        return {
+            case_id: {name: value for name, score in organs.items() if (value := getattr(score, metric)) is not None}
+            for case_id, organs in self.cases.items()
+        }
+
+    def case_means(self, metric: Metric) -> dict[str, float]:
+        """Mean over the organs of each case."""
+        return {
+            case_id: float(np.mean(list(found.values()))) for case_id, found in self.values(metric).items() if found
+        }
+
+    def mean(self, metric: Metric) -> float | None:
+        """Mean over the organs of their mean over the cases; None where nothing was scored."""
+        by_organ: dict[str, list[float]] = {}
+        for found in self.values(metric).values():
+            for name, value in found.items():
+                by_organ.setdefault(name, []).append(value)
+        return float(np.mean([np.mean(values) for values in by_organ.values()])) if by_organ else None
+
+    def organ(self, name: str, metric: Metric) -> dict[str, float]:
+        """One organ by case."""
+        return {case_id: found[name] for case_id, found in self.values(metric).items() if name in found}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A paired difference.
+
+    Attributes:
+        mean: Over the cases.
+        error: Its standard error; None for a single case.
+    """
+
+    mean: float
+    error: float | None
+
+    @property
+    def is_fall(self) -> bool:
+        """Whether it fell by more than its standard error."""
+        return self.error is not None and self.mean < -self.error
+
+
+def paired_change(before: dict[str, float], after: dict[str, float]) -> Change | None:
+    """Change over the cases that both have; None where there is none."""
+    changes = [after[case_id] - before[case_id] for case_id in before if case_id in after]
+    if not changes:
+        return None
+    error = float(np.std(changes, ddof=1)) / math.sqrt(len(changes)) if len(changes) > 1 else None
+    return Change(mean=float(np.mean(changes)), error=error)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """The share of an organ of a held-out case that lies in the region that COARSE finds."""
+
+    case_id: str
+    organ: str
+    share: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RoundFacts:
+    """What is known of a round and of those before it.
+
+    Attributes:
+        workspace: Where everything lies.
+        fold: The chain's fold.
+        folds: Chains whose held-out cases judge together.
+        number: Of the round, from 1.
+        rule: When the chain ends.
+        verdict: On this round; None where no held-out case could judge it.
+        plans: Of the dataset.
+        fingerprint: Of the labeled cases.
+        held_out: From the supervised start to this round; empty without held-out cases.
+        best_before: The best of the rounds before this one.
+        states: Of rounds 1 to this one.
+        selections: Of the same rounds; None where a round left none.
+        scores: Of this round's pseudo-labels, best first.
+        calibration: Of the scores; None where there were too few held-out cases.
+        observations: Scores of held-out cases, with their true Dice.
+        recall: What this round's COARSE keeps of the organs of the fold's held-out cases; empty without COARSE.
+        not_found: Files that should be there and are not, in words.
+    """
+
+    workspace: Workspace
+    fold: str
+    folds: tuple[str, ...]
+    number: int
+    rule: StopRule
+    verdict: Verdict | None
+    plans: Plans
+    fingerprint: DatasetFingerprint
+    held_out: tuple[HeldOut, ...]
+    best_before: int
+    states: tuple[RoundState, ...]
+    selections: tuple[Selection | None, ...]
+    scores: tuple[CaseScore, ...]
+    calibration: Calibration | None
+    observations: tuple[Observation, ...]
+    recall: tuple[Recall, ...]
+    not_found: tuple[str, ...]
+
+    @property
+    def folder(self) -> RoundFolder:
+        return self.workspace.round(self.fold, self.number)
+
+    @property
+    def state(self) -> RoundState:
+        return self.states[-1]
+
+    @property
+    def selection(self) -> Selection | None:
+        return self.selections[-1]
+
+    @property
+    def organs(self) -> tuple[str, ...]:
+        return self.plans.labels.names
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage.COARSE, Stage.FINE) if self.plans.two_stage else (Stage.FINE,)
+
+    @property
+    def pseudo_labels(self) -> LabelStore:
+        """On FINE's grid."""
+        return LabelStore(self.folder.labels(Stage.FINE), CaseStore(self.workspace.preprocessed(Stage.FINE)))
+
+    def model(self, number: int, stage: Stage) -> ModelFolder:
+        """Of this chain; 0 is the supervised start."""
+        return _model(self.workspace, self.fold, number, stage)
+
+    def change(
+        self, since: int, metric: Metric = "dice", organ: str | None = None, *, until: int = -1
+    ) -> Change | None:
+        """From an earlier round to this one, or to another: of an organ, or of the cases' means."""
+        before, after = self.held_out[since], self.held_out[until]
+        if organ is None:
+            return paired_change(before.case_means(metric), after.case_means(metric))
+        return paired_change(before.organ(organ, metric), after.organ(organ, metric))
+
+
+def gather(
+    workspace: Workspace, fold: str, number: int, *, rule: StopRule, verdict: Verdict | None, folds: Sequence[str]
+) -> RoundFacts:
+    """Reads what a complete round left.
+
+    Args:
+        workspace: Where everything lies.
+        fold: The chain's fold.
+        number: Of the round, from 1.
+        rule: When the chain ends.
+        verdict: On this round, or None.
+        folds: Chains whose held-out cases judge together.
+
+    Raises:
+        SelectionError: the round was never begun, or a file of it is damaged.
+        PlanError: the workspace has no plans.
+    """
+    states = tuple(_state(workspace, fold, each) for each in range(1, number + 1))
+    folder = workspace.round(fold, number)
+    not_found: list[str] = []
+    held_out = _held_out(workspace, folds, number, not_found)
+    paths = (workspace.round(fold, each).selection for each in range(1, number + 1))
+    selections = tuple(load_record(path, Selection, error=SelectionError) if path.is_file() else None for path in paths)
+    if selections[-1] is None:
+        not_found.append(f"{folder.selection}: what was selected is not known")
+    if not folder.scores.is_file():
+        not_found.append(f"{folder.scores}: the scores are not known")
+    scores = load_scores(folder.scores) if folder.scores.is_file() else ()
+    calibrated = folder.calibration.is_file()
+    observed = (workspace.round(each, number).observations for each in folds)
+    return RoundFacts(
+        workspace=workspace,
+        fold=fold,
+        folds=tuple(folds),
+        number=number,
+        rule=rule,
+        verdict=verdict,
+        plans=load_plans(workspace.plans),
+        fingerprint=load_fingerprint(workspace.fingerprint),
+        held_out=held_out,
+        best_before=judge([dice(each) for each in held_out[:number]], rule).best_round if held_out else 0,
+        states=states,
+        selections=selections,
+        scores=tuple(sorted(scores, key=lambda case: (-case.score, case.case_id))),
+        calibration=load_record(folder.calibration, Calibration, error=SelectionError) if calibrated else None,
+        observations=tuple(
+            each
+            for path in observed
+            if path.is_file()
+            for each in load_record(path, Observations, error=SelectionError).observations
+        ),
+        recall=_recall(_model(workspace, fold, number, Stage.COARSE)),
+        not_found=tuple(not_found),
+    )
+
+
+def dice(held_out: HeldOut) -> HeldOutDice:
+    """What the stop rule judges."""
+    return held_out.values("dice")
+
+
+def trust(score: PseudoOrganScore) -> float | None:
+    """What an organ of a pseudo-label was judged by: its predicted Dice, or else its agreement."""
+    return score.agreement if score.predicted_dice is None else score.predicted_dice
+
+
+def used_organs(facts: RoundFacts) -> dict[str, frozenset[str]]:
+    """Organs of each unlabeled case that the students were trained on; none of a rejected case."""
+    if facts.selection is None:
+        return {}
+    used = {case.case_id: frozenset(case.supervised) for case in facts.selection.selected}
+    return {case.case_id: used.get(case.case_id, frozenset()) for case in facts.scores}
+
+
+def _state(workspace: Workspace, fold: str, number: int) -> RoundState:
+    path = workspace.round(fold, number).state
+    state = load_state(path)
+    if state is None:
+        raise SelectionError(f"there is no round {number} of fold {fold} to report", where=path, fix="run it first")
+    return state
+
+
+def _model(workspace: Workspace, fold: str, number: int, stage: Stage) -> ModelFolder:
+    return workspace.model(fold, stage) if number == 0 else workspace.round(fold, number).model(stage)
+
+
+def _held_out(workspace: Workspace, folds: Sequence[str], number: int, not_found: list[str]) -> tuple[HeldOut, ...]:
+    """The validations of all rounds, over the folds that have them all."""
+    rounds: list[dict[str, dict[str, OrganScore]]] = [{} for _ in range(number + 1)]
+    for fold in folds:
+        models = [_model(workspace, fold, each, Stage.FINE) for each in range(number + 1)]
+        paths = [model.validation / "summary.json" for model in models]
+        there = [path for path in paths if path.is_file()]
+        if len(there) < len(paths):
+            if there:
+                absent = next(path for path in paths if not path.is_file())
+                not_found.append(f"{absent}: the held-out cases of fold {fold} count nowhere on this page")
+            continue
+        for found, path in zip(rounds, paths, strict=True):
+            found.update({case.case_id: case.organs for case in load_summary(path).cases})
+    return tuple(HeldOut(cases=found) for found in rounds) if rounds[0] else ()
+
+
+def _recall(coarse: ModelFolder) -> tuple[Recall, ...]:
+    summary = coarse.validation / "summary.json"
+    if not summary.is_file():
+        return ()
+    results = {
+        case.case_id: load_record(path, CaseResult)
+        for case in load_summary(summary).cases
+        if (path := coarse.validation / f"{case.case_id}.json").is_file()
+    }
+    return tuple(
+        Recall(case_id=case_id, organ=organ, share=share)
+        for case_id, result in results.items()
+        for organ, share in (result.recall or {}).items()
+    )

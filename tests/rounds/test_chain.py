@@ -1,0 +1,126 @@
+"""Chains of rounds: what their folds share, when they are judged, and the models that are kept."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from flaresemi.dataset import load_dataset
+from flaresemi.errors import ConfigError, SelectionError
+from flaresemi.evaluation.summary import load_summary, save_summary
+from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.plans import Stage
+from flaresemi.pseudolabels.selecting import SelectionRule
+from flaresemi.records import load_record
+from flaresemi.rounds.chain import SelfTraining, mean_dice
+from flaresemi.rounds.final import merged
+from flaresemi.rounds.round import Round
+from flaresemi.rounds.state import RoundConfig
+from flaresemi.rounds.stopping import StopRule, Verdict
+from flaresemi.selection import SelectedCase, Selection
+from flaresemi.training.runs import RunRecord
+from flaresemi.workspace import Workspace
+
+TAKE_ALL = RoundConfig(selection=SelectionRule(rule="case", best_share=1.0, case_threshold=0.0))
+
+
+@pytest.fixture
+def workspace(trained: Path, tmp_path: Path) -> Workspace:
+    shutil.copytree(trained, tmp_path / "workspace")
+    return Workspace(tmp_path / "workspace")
+
+
+def self_training(workspace: Workspace, dataset: Path, folds: tuple[str, ...]) -> SelfTraining:
+    def make_round(fold: str, number: int) -> Round:
+        return Round(
+            workspace, load_dataset(dataset), fold, number, TAKE_ALL,
+            peers=folds, device=torch.device("cpu"), precision="fp32",
+        )  # fmt: skip
+
+    return SelfTraining(workspace, folds, StopRule(), make_round)
+
+
+def test_fold_all_is_trained_and_not_judged(workspace: Workspace, phantom_dataset: Path) -> None:
+    shutil.copytree(workspace.model("0", Stage.FINE).root, workspace.model("all", Stage.FINE).root)
+    training = self_training(workspace, phantom_dataset, ("all",))
+    state = training.run_rounds(1)
+    assert state is not None
+    assert (state.rounds, state.mean_dice, state.verdict) == (1, (), None)
+    assert training.run_rounds(1) == state  # asking again trains no second round
+    record = load_record(workspace.round("all", 1).model(Stage.FINE).run_record, RunRecord)
+    dataset = load_dataset(phantom_dataset)
+    assert set(record.training_cases) == {case.id for case in (*dataset.labeled, *dataset.unlabeled)}
+    with pytest.raises(ConfigError, match="holds no case out"):
+        training.run_until_converged()
+
+
+def test_chains_are_judged_on_the_held_out_cases_of_all_folds(workspace: Workspace, phantom_dataset: Path) -> None:
+    fine = workspace.model("0", Stage.FINE).validation / "summary.json"
+    summary = load_summary(fine)
+    others = tuple(dataclasses.replace(case, case_id=f"other_{case.case_id}") for case in summary.cases)
+    training = self_training(workspace, phantom_dataset, ("0", "1"))
+    with pytest.raises(SelectionError, match="round 0 of fold 1 was not validated"):
+        training.judge()
+    save_summary(
+        workspace.model("1", Stage.FINE).validation / "summary.json", dataclasses.replace(summary, cases=others)
+    )
+    assert training._held_out(0).keys() == {case.case_id for case in (*summary.cases, *others)}
+    assert len(training.judge().mean_dice) == 1
+
+
+def test_final_models_see_every_label_and_what_the_best_models_drew(
+    workspace: Workspace, phantom_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = self_training(workspace, phantom_dataset, ("0",))
+    with pytest.raises(SelectionError, match="no round was better"):
+        training.train_final()
+    state = training.run_rounds(1)
+    assert state is not None
+    improved = dataclasses.replace(state, verdict=Verdict(best_round=1, stop=True, why=""))
+    monkeypatch.setattr(training, "judge", lambda: improved)
+    folder = training.train_final()
+    assert folder is not None
+    record = load_record(folder.model(Stage.FINE).run_record, RunRecord)
+    dataset = load_dataset(phantom_dataset)
+    assert set(record.training_cases) == {case.id for case in (*dataset.labeled, *dataset.unlabeled)}
+    assert record.validation_cases == ()
+    # Round 1 was best, so its models label: in the folder of round 2, which trains nothing.
+    second = workspace.round("0", 2)
+    assert second.selection.exists()
+    assert not second.model(Stage.FINE).root.exists()
+    weights = load_checkpoint(folder.model(Stage.FINE).final).weights
+    before = folder.model(Stage.FINE).final.stat().st_mtime_ns
+    training.train_final()
+    assert folder.model(Stage.FINE).final.stat().st_mtime_ns == before
+    # A kill at any moment: what is lost is made again, the same.
+    shutil.rmtree(folder.model(Stage.FINE).root)
+    training.train_final()
+    for name, value in load_checkpoint(folder.model(Stage.FINE).final).weights.items():
+        assert torch.equal(value, weights[name])
+
+
+def selection(fold: str, scores: dict[str, float], rejected: dict[str, str]) -> Selection:
+    chosen = tuple(
+        SelectedCase(case_id=case_id, score=score, supervised=("liver",), rejected={})
+        for case_id, score in scores.items()
+    )
+    return Selection(round=2, fold=fold, rule="organ", thresholds={}, selected=chosen, rejected=rejected)
+
+
+def test_chains_are_merged_by_the_better_score() -> None:
+    chains, both = merged(
+        [
+            selection("0", {"a": 0.9, "b": 0.7}, {"c": "no organ accepted", "d": "no organ accepted"}),
+            selection("1", {"a": 0.8, "b": 0.75, "c": 0.5}, {"d": "no organ accepted"}),
+        ]
+    )
+    assert chains == {"a": "0", "b": "1", "c": "1"}
+    assert [(case.case_id, case.score) for case in both.selected] == [("a", 0.9), ("b", 0.75), ("c", 0.5)]
+    assert both.rejected == {"d": "no organ accepted"}
+
+
+def test_mean_dice_is_over_organs_first() -> None:
+    assert mean_dice({"x": {"liver": 1.0, "spleen": 0.5}, "y": {"liver": 0.0}}) == 0.5
+    assert mean_dice({}) == 0.0
