@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -50,16 +50,22 @@ class Ranks:
         return bool(shared.item())
 
 
+def launched_ranks(environment: Mapping[str, str] = os.environ) -> Ranks | None:
+    """Who we are by torchrun's environment variables; None where torchrun did not start this process."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    return Ranks(*(int(environment[name]) for name in names)) if all(name in environment for name in names) else None
+
+
 @contextlib.contextmanager
 def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Ranks]:
     """Joins the process group that torchrun's environment variables describe; alone, does nothing.
 
     torchrun (RANK, WORLD_SIZE, LOCAL_RANK) is the one launcher; SLURM and --gpus start it.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    ranks = launched_ranks()
+    if ranks is None or ranks.world_size == 1:
         yield Ranks()
         return
-    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
     if device_type == "cuda":
         torch.cuda.set_device(ranks.local_rank)
     backend = "nccl" if device_type == "cuda" else "gloo"
