@@ -86,8 +86,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "weights": {name: tensor.detach().cpu() for name, tensor in checkpoint.weights.items()},
         "training_state": checkpoint.training_state,
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    # Given a name, torch would write it into the archive: equal checkpoints shall be equal files.
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
 
 
 def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint:

@@ -148,6 +148,8 @@ class Trainer:
         self.average = AveragedWeights(self.network, self.config.ema_decay) if self.config.ema_decay else None
         if resume:
             self._load_state()
+        elif self.ranks.is_main:
+            cut_history(self.task.folder.history, 0)  # of a training that was killed before it saved anything
         network = self._distributed()
         monitor = Monitor(self.task.folder, self.iteration, enabled=self.ranks.is_main)
         saved_at = epoch_started = time.monotonic()

@@ -47,6 +47,13 @@ def checkpoint(make_plan: Callable[..., NetworkPlan]) -> Checkpoint:
     )
 
 
+def test_equal_checkpoints_are_equal_files(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    paths = [tmp_path / "one.pt", tmp_path / "folder" / "another.pt"]
+    for path in paths:
+        save_checkpoint(path, checkpoint)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
 def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "models" / "checkpoint_latest.pt"
     save_checkpoint(path, checkpoint)

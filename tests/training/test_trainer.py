@@ -14,7 +14,7 @@ from flaresemi.errors import CheckpointError, ConfigError, FlaresemiError
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.records import load_record
 from flaresemi.training.config import TrainingConfig
-from flaresemi.training.history import Row, read_history
+from flaresemi.training.history import Row, append_row, read_history
 from flaresemi.training.runs import RunRecord
 from flaresemi.training.task import TrainingTask
 from flaresemi.training.trainer import Trainer
@@ -94,6 +94,16 @@ def test_a_stopped_and_resumed_training_equals_one_that_was_not(
     one, other = load_checkpoint(whole.folder.final).weights, load_checkpoint(parts.folder.final).weights
     for name, weights in one.items():
         torch.testing.assert_close(other[name], weights, rtol=0, atol=0)
+
+
+def test_a_training_that_was_killed_before_it_saved_leaves_no_rows(
+    make_task: MakeTask, quick_config: TrainingConfig
+) -> None:
+    task = make_task()
+    task.folder.root.mkdir(parents=True)
+    append_row(task.folder.history, {"iteration": 1, "epoch": 1, "loss": 9.0})
+    Trainer(task, quick_config, device=CPU).fit()
+    assert 9.0 not in [row["loss"] for row in read_history(task.folder.history)]
 
 
 def test_a_finished_training_can_be_extended(make_task: MakeTask, quick_config: TrainingConfig) -> None:
