@@ -14,6 +14,7 @@ from flaresemi.compute.precision import PrecisionName
 from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import Dataset
 from flaresemi.errors import ConfigError, SelectionError
+from flaresemi.files import remove_leftovers
 from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.planning.preparation import refuse_changed
 from flaresemi.planning.splits import load_splits
@@ -111,6 +112,7 @@ class Round:
             "train FINE": lambda: self.train(Stage.FINE),
             "validate": self.validate,
         }
+        self._remove_leftovers()
         for name in STEPS[: STEPS.index(last_step) + 1]:
             if not self._run_step(name, work[name]):
                 return None
@@ -213,6 +215,12 @@ class Round:
         step = dataclasses.replace(step, seconds=step.seconds + time.monotonic() - started, done=is_done)
         save_state(self.folder.state, self._state().with_step(name, step))
         return is_done
+
+    def _remove_leftovers(self) -> None:
+        """Removes the unfinished files of a killed start, but for labels and scores: shards may be writing them."""
+        models = [self.folder.model(stage) for stage in self.stages]
+        for folder in (self.folder.root, *(place for model in models for place in (model.root, model.validation))):
+            remove_leftovers(folder)
 
     def _state(self) -> RoundState:
         state = load_state(self.folder.state)
