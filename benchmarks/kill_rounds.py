@@ -1,0 +1,182 @@
+"""A round of self-training, killed (SIGKILL) at random moments and started again each time: is anything different?
+
+A phantom dataset of 48³ voxels, two stages, tiny networks. One copy of the trained workspace goes through a round in
+one go, the other is killed again and again; then every file that the two rounds left is compared.
+Result: results/kill_rounds.md.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import running
+import torch
+
+from flaresemi.io.images import read_label_map
+from flaresemi.networks.checkpoint import load_checkpoint
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+#: Times, and the revision of a working tree that others change meanwhile; all else must not differ.
+TIMES = {"seconds", "patches_per_second", "started", "continued", "git_revision"}
+
+TRAINING = ("--iterations", 400, "--learning-rate", 0.01, "--ema-decay", 0, "--validations", 2, "--device", "cpu",
+            "--precision", "fp32", "--checkpoint-minutes", 0.05)  # fmt: skip
+ROUND = ("--fold", 0, "--select", "case", "--best-share", 0.75, "--device", "cpu", "--precision", "fp32")
+
+
+def main() -> None:
+    parser = running.parser(__doc__ or "")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args()
+    bench = running.Bench("kill_rounds", options.work)
+    data, start = bench.work / "demo" / "data", bench.work / "start"
+    bench.command(
+        "data", "flaresemi_demo", "-o", bench.work / "demo", "--only-data", "--size", "tiny", "--labeled", 8,
+        "--unlabeled", 8, "--test", 0, "--seed", 5, "--workers", 1,
+    )  # fmt: skip
+    bench.command("plan", "flaresemi_plan_and_preprocess", "-d", data, "-w", start, "--stages", "two", "--workers", 1)
+    if "shrink" not in bench.steps:
+        shrink(start / "plans.json")
+        bench.record("shrink")
+    for stage in ("COARSE", "FINE"):
+        bench.command(stage, "flaresemi_train", stage, 0, "-d", data, "-w", start, *TRAINING, "--continue")
+    whole, killed = bench.work / "never_killed", bench.work / "killed"
+    for workspace in (whole, killed):
+        if f"copy {workspace.name}" not in bench.steps:
+            shutil.rmtree(workspace, ignore_errors=True)
+            shutil.copytree(start, workspace)
+            bench.record(f"copy {workspace.name}")
+    startup = bench.command("status", "flaresemi_semi_round", "-d", data, "-w", whole, "--fold", 0, "--status")
+    seconds = bench.command("round", "flaresemi_semi_round", "-d", data, "-w", whole, *ROUND)
+    if "kills" not in bench.steps:
+        program = [str(Path(sys.executable).parent / "flaresemi_semi_round"), "-d", str(data), "-w", str(killed)]
+        with open(bench.work / "killed.log", "a", encoding="utf-8") as log:
+            kills = kill_again_and_again(
+                [*program, *map(str, ROUND)], killed, log, options.kills, random.Random(options.seed), startup, seconds
+            )
+        bench.record("kills", moments=kills)
+    bench.command("last start", "flaresemi_semi_round", "-d", data, "-w", killed, *ROUND)
+    compared, different = compare(whole / "rounds", killed / "rounds")
+    bench.report(text(bench.steps["kills"]["moments"], seconds, compared, different))
+    if different:
+        raise SystemExit("the two rounds differ")
+
+
+def shrink(path: Path) -> None:
+    """Replaces the planned networks by ones that take a fraction of a second a step."""
+    plans = json.loads(path.read_text())
+    for stage in ("coarse", "fine"):
+        network = plans[stage]["network"]
+        for name in ("kernels", "strides"):
+            network[name] = network[name][:3]
+        network |= {"features": [8, 16, 16], "encoder_convs": [1, 1, 1], "decoder_convs": [1, 1]}
+        plans[stage] |= {"patch_zyx": [32, 32, 32], "batch_size": 2}
+    path.write_text(json.dumps(plans, indent=2))
+
+
+def kill_again_and_again(
+    command: list[str], workspace: Path, log, count: int, moments: random.Random, startup: float, seconds: float
+) -> list[dict]:
+    """Starts the command `count` times and kills it each time after a random part of the round."""
+    kills = []
+    for number in range(1, count + 1):
+        delay = startup + moments.uniform(0, 2 * seconds / (count + 2))
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        time.sleep(delay)
+        if process.poll() is not None:
+            raise SystemExit(f"start {number} ended by itself with code {process.returncode} before it was killed")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills.append({"after_seconds": round(delay, 2), "during": during(workspace)})
+        print(f"kill {number}: {kills[-1]}", flush=True)
+    return kills
+
+
+def during(workspace: Path) -> str:
+    """The step that was under way."""
+    path = workspace / "rounds" / "fold_0" / "round_1" / "round.json"
+    if not path.exists():
+        return "before the first step"
+    begun = [name for name, step in json.loads(path.read_text())["steps"].items() if not step["done"]]
+    return begun[0] if begun else "between two steps"
+
+
+def compare(whole: Path, killed: Path) -> tuple[dict[str, int], list[str]]:
+    """How many files of each kind are the same, and which are not."""
+    names = [{str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} for root in (whole, killed)]
+    # TensorBoard and the picture of the curves show times.
+    names = [{name for name in each if "/logs/" not in name and not name.endswith("curves.png")} for each in names]
+    different = [f"only in one: {name}" for name in sorted(names[0] ^ names[1])]
+    compared: dict[str, int] = {}
+    for name in sorted(names[0] & names[1]):
+        how, same = same_file(whole / name, killed / name)
+        if same:
+            compared[f"{kind(name)}: {how}"] = compared.get(f"{kind(name)}: {how}", 0) + 1
+        else:
+            different.append(f"{name}: {how}")
+    return compared, different
+
+
+def kind(name: str) -> str:
+    for part, what in {
+        "labels/": "pseudo-labels", "case_scores/": "scores of cases", "snapshot_": "weights", "checkpoint_": "weights",
+        "validation/": "validation", "selection.json": "selection", "reliable": "selection",
+    }.items():  # fmt: skip
+        if part in name:
+            return what
+    return "records"
+
+
+def same_file(one: Path, other: Path) -> tuple[str, bool]:
+    """What was compared, and whether it is the same."""
+    if one.read_bytes() == other.read_bytes():
+        return "byte for byte", True
+    if one.suffix == ".pt":
+        ours, theirs = (load_checkpoint(path).weights for path in (one, other))
+        return "weights bit for bit", ours.keys() == theirs.keys() and all(
+            torch.equal(ours[name], theirs[name]) for name in ours
+        )
+    if one.name.endswith(".nii.gz"):
+        return "every voxel", np.array_equal(read_label_map(one).array_zyx, read_label_map(other).array_zyx)
+    if one.suffix in (".json", ".jsonl"):
+        ours, theirs = (
+            [timeless(json.loads(line)) for line in ([path.read_text()] if path.suffix == ".json" else path.open())]
+            for path in (one, other)
+        )
+        return "all but times", ours == theirs
+    return "byte for byte", False
+
+
+def timeless(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in TIMES}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def text(kills: list[dict], seconds: float, compared: dict[str, int], different: list[str]) -> str:
+    lines = [
+        f"# A round killed {len(kills)} times",
+        "",
+        f"Never killed, the round took {seconds:.0f} s. **{len(different)} of "
+        f"{sum(compared.values()) + len(different)} files differ** from it after {len(kills)} kills and as many starts.",
+        "", "| kill | seconds after the start | during |", "|---:|---:|---|",
+    ]  # fmt: skip
+    lines += [f"| {number} | {kill['after_seconds']} | {kill['during']} |" for number, kill in enumerate(kills, 1)]
+    lines += ["", "| the same | files |", "|---|---:|"]
+    lines += [f"| {what} | {count} |" for what, count in sorted(compared.items())]
+    if different:
+        lines += ["", "Different:", "", *(f"* {each}" for each in different)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
