@@ -147,8 +147,17 @@ class RoundFolder:
     def reliable_series(self) -> Path:
         return self.root / "reliable_series.txt"
 
+    @property
+    def report(self) -> Path:
+        """The page that tells a person whether to trust the round."""
+        return self.root / "report.html"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
     def model(self, stage: Stage) -> "ModelFolder":
-        return ModelFolder(self.root / "models" / f"fold_{self.fold}" / stage.value)
+        return ModelFolder(self.models / f"fold_{self.fold}" / stage.value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

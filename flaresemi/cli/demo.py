@@ -9,17 +9,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from flaresemi.cli import evaluate, plan_and_preprocess, predict, train
+from flaresemi.cli import evaluate, plan_and_preprocess, predict, semi_round, train
 from flaresemi.cli.common import EXIT_OK, StrictParser, print_next, run
 from flaresemi.dataset import LAYOUTS
 from flaresemi.errors import ConfigError
 from flaresemi.geometry import IntTriple
 from flaresemi.phantom.dataset import SIZES, TEST_LABELS, write_phantom_dataset
 from flaresemi.records import load_record, save_record
+from flaresemi.workspace import Workspace
 
-#: Time for the networks on two cores, so that the demo ends within twelve minutes.
-_COARSE_TIME = "90s"
-_FINE_TIME = "6m30s"
+#: Time for the networks on two cores, so that the demo ends within fifteen minutes.
+_COARSE_TIME = "80s"
+_FINE_TIME = "5m"
+
+#: The round of self-training goes on from the supervised weights, for this part of their training.
+_ROUND = ("--rounds", "1", "--start", "previous", "--length", "0.3")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +63,8 @@ class DemoFolder:
         return self.data / TEST_LABELS[self.layout]
 
     @property
-    def predictions(self) -> Path:
-        return self.root / "predictions"
-
-    @property
-    def summary(self) -> Path:
-        return self.root / "summary.json"
+    def workspace(self) -> Workspace:
+        return Workspace(self.data / "flaresemi")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,6 +97,9 @@ def _demo(options: argparse.Namespace) -> int:
         if code != EXIT_OK:
             return code
     print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes; look at the pictures above")
+    report = folder.workspace.round("0", 1).report
+    if report.exists():
+        print(f"and at the report of the round of self-training: {report}")
     return EXIT_OK
 
 
@@ -151,19 +154,28 @@ def _steps(folder: DemoFolder, options: argparse.Namespace) -> Iterator[Step]:
     for stage, length in (("COARSE", options.coarse_time), ("FINE", options.fine_time)):
         words = (stage, "0", *data, "--time-budget", length, *device, "--continue")
         yield Step("flaresemi_train", train.main, words)
-    yield Step(
-        "flaresemi_predict",
-        predict.main,
-        ("-i", str(folder.test_images), "-o", str(folder.predictions), *data, "--fold", "0", *device, "--continue"),
-    )
-    scores = ("-p", str(folder.predictions), "-r", str(folder.test_labels), "-o", str(folder.summary))
-    yield Step("flaresemi_evaluate", evaluate.main, (*scores, *data, "--overlays", str(options.test)))
+    yield from _score(folder, options, "supervised", folder.workspace.models, ("--overlays", str(options.test)))
+    if options.unlabeled:
+        yield Step("flaresemi_semi_round", semi_round.main, (*data, "--fold", "0", *_ROUND, *device))
+        yield from _score(folder, options, "after_round_1", folder.workspace.round("0", 1).models)
+
+
+def _score(
+    folder: DemoFolder, options: argparse.Namespace, name: str, models: Path, more: tuple[str, ...] = ()
+) -> Iterator[Step]:
+    """Prediction and evaluation of the test cases."""
+    predictions, summary = folder.root / f"predictions_{name}", folder.root / f"summary_{name}.json"
+    words = ("-i", str(folder.test_images), "-o", str(predictions), "-m", str(models), "--fold", "0")
+    yield Step("flaresemi_predict", predict.main, (*words, "--device", options.device, "--continue"))
+    words = ("-p", str(predictions), "-r", str(folder.test_labels), "-o", str(summary), "-d", str(folder.data))
+    yield Step("flaresemi_evaluate", evaluate.main, (*words, *more))
 
 
 def _parser() -> StrictParser:
     parser = StrictParser(
         "flaresemi_demo",
-        "Make synthetic CT scans and run the main job on them: plan, preprocess, train, predict, evaluate. "
+        "Make synthetic CT scans and run the whole job on them: plan, preprocess, train, predict, evaluate, "
+        "and a round of self-training. "
         "A second call goes on where the first one ended.",
     )
     add = parser.add_argument
@@ -171,7 +183,7 @@ def _parser() -> StrictParser:
     add("--only-data", action="store_true", help="make the dataset and stop")
     add("--layout", choices=tuple(TEST_LABELS), default="flaresemi", help="names of the dataset's folders [flaresemi]")
     add("--labeled", type=_count, default=12, metavar="N", help="labeled cases [12]")
-    add("--unlabeled", type=_count, default=4, metavar="N", help="unlabeled cases [4]")
+    add("--unlabeled", type=_count, default=8, metavar="N", help="unlabeled cases; 0: no self-training [8]")
     add("--test", type=_count, default=4, metavar="N", help="test cases [4]")
     add("--size", type=_checked_size, default="demo", help=f"{', '.join(SIZES)}, or voxels as 72x112x112 [demo]")
     add("--seed", type=int, default=0, help="of the synthetic patients [0]")

@@ -22,7 +22,7 @@ class Commands:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[list[str]] = []
         self.codes: dict[str, int] = {}  # by command; 0 where not set
-        for name in ("plan_and_preprocess", "train", "predict", "evaluate"):
+        for name in ("plan_and_preprocess", "train", "predict", "evaluate", "semi_round"):
             monkeypatch.setattr(getattr(demo, name), "main", self._replacement(name))
 
     def _replacement(self, name: str) -> Callable[[Sequence[str]], int]:
@@ -55,10 +55,17 @@ def test_the_main_job_runs_in_order_and_shows_each_command(
 ) -> None:
     assert demo.main(["-o", str(tmp_path), *SMALL]) == 0
     names = [(name, words[0]) if name == "train" else name for name, *words in commands.calls]
-    assert names == ["plan_and_preprocess", ("train", "COARSE"), ("train", "FINE"), "predict", "evaluate"]
+    trained = [("train", "COARSE"), ("train", "FINE")]
+    assert names == ["plan_and_preprocess", *trained, "predict", "evaluate", "semi_round", "predict", "evaluate"]
     shown = capsys.readouterr().out
     for name, *words in commands.calls:
         assert f"$ flaresemi_{name} {' '.join(words)}\n" in shown
+
+
+def test_without_unlabeled_cases_there_is_no_round(tmp_path: Path, commands: Commands) -> None:
+    assert demo.main(["-o", str(tmp_path), *SMALL, "--unlabeled", "0"]) == 0
+    assert [name for name, *_ in commands.calls][-2:] == ["predict", "evaluate"]
+    assert "semi_round" not in [name for name, *_ in commands.calls]
 
 
 def test_a_second_call_makes_no_data_anew(tmp_path: Path, commands: Commands) -> None:
@@ -103,14 +110,14 @@ def test_a_size_that_means_nothing_is_refused(size: str, tmp_path: Path, capsys:
     assert "72x112x112" in capsys.readouterr().err
 
 
-def test_the_whole_job_runs_and_a_second_call_goes_on(
+def test_the_supervised_job_runs_and_a_second_call_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     train = demo.train.main
     # Starting a loader's process takes longer than these trainings.
     monkeypatch.setattr(demo.train, "main", lambda words: train([*words, "--loader-workers", "0"]))
     arguments = [
-        "-o", str(tmp_path), "--labeled", "3", "--unlabeled", "1", "--test", "1", "--size", "40x48x48",
+        "-o", str(tmp_path), "--labeled", "3", "--unlabeled", "0", "--test", "1", "--size", "40x48x48",
         "--coarse-time", "4s", "--fine-time", "4s", "--device", "cpu", "--workers", "1", "--quiet",
     ]  # fmt: skip
     assert demo.main(arguments) == 0
