@@ -240,10 +240,8 @@ class Few:
     def report(self, draws: list[int], *, test: bool) -> None:
         """Writes the tables of what there is."""
         yardstick = self.yardstick
-        lines = [
-            f"# {yardstick.name.replace('_', '-')}: {yardstick.labeled} labeled cases, {yardstick.iterations} iterations of "
-            f"batch {yardstick.batch} per model",
-        ]
+        title = f"{yardstick.name.replace('_', '-')}: {yardstick.labeled} labeled cases"
+        lines = [f"# {title}, {yardstick.iterations} iterations of batch {yardstick.batch} per model"]
         for part in ("test", "development") if test else ("development",):
             lines += ["", f"## {part} cases", "", *self._table(draws, part)]
         self.bench.report("\n".join(lines))
