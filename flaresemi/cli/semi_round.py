@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from flaresemi.cli.common import (
     StoppedEarly,
@@ -36,7 +37,6 @@ _FEW_LABELS = 25
 _STOPPED = "stopped and saved; the same command goes on"
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     return run(_semi_round, _parser(), argv)
@@ -48,6 +48,9 @@ def _semi_round(options: argparse.Namespace) -> None:
         training = _self_training(options, workspace, signals)
         if options.status:
             print(_status(training, workspace))
+            return
+        if options.export_labels is not None:
+            _export(options, training)
             return
         if options.step is not None or options.shard is not None:
             _run_step(options, training)
@@ -161,6 +164,24 @@ def _run_step(options: argparse.Namespace, training: SelfTraining) -> None:
         print(f"fold {fold}, round {number}: done up to '{options.step}'; next comes '{following or 'the next round'}'")
 
 
+def _export(options: argparse.Namespace, training: SelfTraining) -> None:
+    """Writes the newest pseudo-labels of every chain as files."""
+    step = "select" if options.export_which == "selected" else "label"
+    for fold in training.folds:
+        number = training.complete_rounds + 1
+        state = load_state(training.workspace.round(fold, number).state)
+        if state is None or step not in state.steps or not state.steps[step].done:
+            number -= 1
+        if number == 0:
+            raise ConfigError(
+                "there are no pseudo-labels to export yet",
+                where=training.workspace.chain(fold), fix=f"flaresemi_semi_round --step {step} makes them",
+            )  # fmt: skip
+        folder = options.export_labels / f"fold_{fold}" if len(training.folds) > 1 else options.export_labels
+        count = training.make_round(fold, number).export_labels(folder, selected_only=step == "select")
+        print(f"fold {fold}, round {number}: {count} label map(s) written to {folder}")
+
+
 def _status(training: SelfTraining, workspace: Workspace) -> str:
     complete = training.complete_rounds
     lines = [f"{complete} complete round{'' if complete == 1 else 's'}"]
@@ -221,6 +242,13 @@ def _parser() -> argparse.ArgumentParser:
         "--shard", metavar="I/N", help="label only this part of the unlabeled cases: 0/4, slurm (this task of a job "
         "array) or torchrun (this rank)",
     )  # fmt: skip
+    what.add_argument(
+        "--export-labels", type=Path, metavar="FOLDER",
+        help="write the newest pseudo-labels as CASE.nii.gz on the grids of their images, and do nothing else",
+    )  # fmt: skip
+    what.add_argument(
+        "--export-which", choices=["selected", "all"], default="selected", help="of which cases [selected]"
+    )
     rule = parser.add_argument_group("selection", "what is not given has the default in brackets")
     defaults, round_defaults, stop_defaults = SelectionRule(), RoundConfig(), StopRule()
     rule.add_argument(

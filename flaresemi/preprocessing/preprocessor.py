@@ -113,3 +113,17 @@ def stage_labels(indices_zyx: np.ndarray, grid: StageGrid) -> np.ndarray:
     if indices_zyx.shape != grid.canonical_shape_zyx:
         raise ValueError(f"label map of shape {indices_zyx.shape} for an image of {grid.canonical_shape_zyx}")
     return resample_labels(indices_zyx[grid.body_box.slices], grid.shape_zyx)
+
+
+def canonical_labels(indices_zyx: np.ndarray, grid: StageGrid) -> np.ndarray:
+    """A stage's label map on the voxels of the canonical image: the way back of `stage_labels`.
+
+    Args:
+        indices_zyx: Internal indices on the whole stage grid, uint8 or uint16.
+        grid: The stage's grid of the image.
+    """
+    if indices_zyx.shape != grid.shape_zyx:
+        raise ValueError(f"label map of shape {indices_zyx.shape} for a stage grid of {grid.shape_zyx}")
+    canonical = np.zeros(grid.canonical_shape_zyx, indices_zyx.dtype)
+    canonical[grid.body_box.slices] = resample_labels(indices_zyx, grid.body_box.shape_zyx)
+    return canonical

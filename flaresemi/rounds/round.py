@@ -20,6 +20,7 @@ from flaresemi.planning.preparation import refuse_changed
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
 from flaresemi.pseudolabels.calibration import Observations, calibrate
+from flaresemi.pseudolabels.exporting import ExportRecord, export_labels
 from flaresemi.pseudolabels.labeling import Labeler
 from flaresemi.pseudolabels.pool import is_labeled, label_pool, merge_scores, observe, write_reliable_series
 from flaresemi.pseudolabels.selecting import LabeledVolumes, select
@@ -179,6 +180,24 @@ class Round:
             )  # fmt: skip
             logger.info("%s", text)
         return True
+
+    def export_labels(self, folder: Path, *, selected_only: bool) -> int:
+        """Writes the pseudo-labels of this round as CASE.nii.gz on the grids of their images; resumable.
+
+        Returns:
+            How many were written now.
+
+        Raises:
+            FlaresemiError: the step that makes them is not done, an image has changed, or the folder holds others.
+        """
+        made_with = teacher_hashes(*self._teachers())
+        wanted = {score.case_id for score in merge_scores(self.pool, made_with, self.folder)}
+        if selected_only:
+            wanted = {case.case_id for case in load_record(self.folder.selection, Selection).selected}
+        cases = [case for case in self.dataset.unlabeled if case.id in wanted]
+        refuse_changed(cases, self.dataset.labels, self.workspace)
+        record = ExportRecord(fold=self.fold, round=self.number, made_with=made_with)
+        return export_labels(cases, self.label_store(Stage.FINE), self.plans.labels, folder, record)
 
     def label_store(self, stage: Stage) -> LabelStore:
         """The pseudo-labels that this round drew, on the stage's grid."""

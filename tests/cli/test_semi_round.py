@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 from flaresemi.cli import semi_round
+from flaresemi.dataset import load_dataset
+from flaresemi.io.images import read_grid
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.plans import Stage
 from flaresemi.workspace import Workspace
@@ -33,6 +35,22 @@ def test_a_round_from_the_command_line(place: list[str], capsys: pytest.CaptureF
     assert load_checkpoint(final).iteration == 3
     assert semi_round.main([*place, "--status"]) == 0
     assert "1 complete round" in capsys.readouterr().out
+
+
+def test_labels_are_exported_once_they_are_there(
+    place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = [*place, *TAKE_ALL, "--fold", "0", "--export-labels", str(tmp_path / "out")]
+    assert semi_round.main(export) == 2
+    assert "--step select makes them" in capsys.readouterr().err
+    assert semi_round.main([*place, *TAKE_ALL, "--fold", "0", "--step", "label"]) == 0
+    assert semi_round.main([*export, "--export-which", "all"]) == 0
+    assert "1 label map(s) written" in capsys.readouterr().out
+    unlabeled = load_dataset(Path(place[1])).unlabeled[0]
+    exported = tmp_path / "out" / f"{unlabeled.id}.nii.gz"
+    assert read_grid(exported).canonical == read_grid(unlabeled.images[0]).canonical
+    assert semi_round.main([*export, "--export-which", "all"]) == 0
+    assert "0 label map(s) written" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

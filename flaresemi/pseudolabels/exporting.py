@@ -1,0 +1,96 @@
+"""Pseudo-labels as files for other programs: on the grids of the user's images, with the user's values."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from flaresemi.dataset import Case
+from flaresemi.errors import ConfigError, DatasetError
+from flaresemi.io.case_store import LabelStore
+from flaresemi.io.images import read_grid, write_label_map
+from flaresemi.labels import LabelSet
+from flaresemi.preprocessing.preprocessor import canonical_labels
+from flaresemi.records import load_record, save_record
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRecord:
+    """Which pseudo-labels a folder holds, so that those of two rounds are never mixed in it.
+
+    Attributes:
+        fold: The chain's fold.
+        round: Number of the round, from 1.
+        made_with: Hashes of the checkpoints that drew them.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    fold: str
+    round: int
+    made_with: tuple[str, ...]
+
+
+def export_labels(
+    cases: Sequence[Case], store: LabelStore, labels: LabelSet, folder: Path, record: ExportRecord
+) -> int:
+    """Writes CASE.nii.gz for every case that has none in the folder yet.
+
+    What is written is the pseudo-label that training sees, brought back from FINE's voxels class by class: the same
+    way through the same grids as a prediction's logits. A voxel between stage voxels of one label therefore has the
+    label that `flaresemi_predict` gives it; along borders, labels and logits may round differently.
+
+    Args:
+        cases: Unlabeled cases.
+        store: Their pseudo-labels on FINE's grid.
+        labels: The organs and their values.
+        folder: Where to.
+        record: What they are.
+
+    Returns:
+        How many were written now.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        DatasetError: a pseudo-label is missing, or its image is another one by now.
+    """
+    outputs = {case.id: folder / f"{case.id}.nii.gz" for case in cases}
+    _begin(folder, outputs, record)
+    left = [case for case in cases if not outputs[case.id].exists()]
+    for case in tqdm(left, desc="exporting", unit="case", disable=not sys.stderr.isatty()):
+        stored = store.open(case.id)
+        source = read_grid(case.images[0])
+        if source.canonical.shape_zyx != stored.record.grid.canonical_shape_zyx or stored.label_zyx is None:
+            raise DatasetError(
+                f"the image of case '{case.id}' is not the one that was labeled", where=case.images[0],
+                fix="run flaresemi_plan_and_preprocess again, and the round",
+            )  # fmt: skip
+        indices = canonical_labels(np.asarray(stored.label_zyx), stored.record.grid)
+        write_label_map(outputs[case.id], labels.to_values(indices), source)
+    return len(left)
+
+
+def _begin(folder: Path, outputs: dict[str, Path], record: ExportRecord) -> None:
+    """Sees that what stands in the folder is of the same round."""
+    path = folder / "exported.json"
+    if path.exists():
+        found = load_record(path, ExportRecord, error=ConfigError)
+        if found == record:
+            return
+        what = f"this folder holds the pseudo-labels of round {found.round} of fold {found.fold}"
+        if (found.fold, found.round) == (record.fold, record.round):
+            what += ", drawn by other weights"
+        raise ConfigError(what, where=folder, fix="name another folder, or remove this one")
+    there = [output for output in outputs.values() if output.exists()]
+    if there:
+        raise ConfigError(
+            f"{len(there)} of the files to be written are there already", where=there[0], fix="name another folder"
+        )
+    save_record(path, record)
