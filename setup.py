@@ -57,5 +57,5 @@ setup(
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
         "Typing :: Typed",
     ],
-    package_data={"flaresemi": ["py.typed"]},
+    package_data={"flaresemi": ["py.typed", "reporting/page.css"]},
 )

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Literal
 
+from flaresemi.errors import DatasetError
 from flaresemi.files import write_text
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import orientation, spans
@@ -126,6 +127,27 @@ def cases_per_value(facts: dict[str, CaseFacts]) -> dict[int, tuple[str, ...]]:
             cases[value].append(case_id)
     return {value: tuple(cases[value]) for value in sorted(cases)}
 
+
+def load_warnings(path: Path) -> tuple[Finding, ...]:
+    """The warnings about single cases in a file that `IntegrityReport.write_csv` wrote.
+
+    Raises:
+        DatasetError: it is not such a file.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if rows.fieldnames is None or not {"case", "severity", *_FINDING_COLUMNS} <= set(rows.fieldnames):
+            raise DatasetError(
+                "not a list of findings", where=path, fix="run flaresemi_plan_and_preprocess, which writes it"
+            )
+        return tuple(
+            Finding(case_id=row["case"], severity="warning", **{name: row[name] for name in _FINDING_COLUMNS})
+            for row in rows
+            if row["severity"] == "warning" and row["case"]
+        )
+
+
+_FINDING_COLUMNS = ("problem", "file", "message", "remedy")
 
 _COLUMNS = (
     "case", "group", "severity", "problem", "file", "message", "remedy", "shape_zyx", "spacing_zyx_mm", "orientation",

@@ -1,8 +1,9 @@
-"""Prediction and reference drawn over the image, in three planes: what one looks at before believing a number."""
+"""Label maps drawn over the image, in three planes: what one looks at before believing a number."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,14 @@ _HEIGHT_INCHES = 5.0
 _LEGEND_INCHES = 2.2
 _FILL = 0.45
 _MARGIN_MM = 40.0
+
+#: Of pictures in a page, which are smaller and have no legend of their own.
+_REVIEW_INCHES = 3.6
+_REVIEW_DPI = 100
+_REVIEW_QUALITY = 80
+#: Width and height.
+IntTwo = tuple[int, int]
+
 _PLANES = ("axial", "coronal", "sagittal")
 
 
@@ -29,13 +38,15 @@ class _Plane:
     """One slice as it hangs on the wall: head or nose up, the patient's right (or nose) on the left.
 
     Attributes:
+        filled: Indices that are drawn as areas.
+        outlined: Indices that are drawn as outlines, or None.
         spacing_mm: Of its rows and columns.
     """
 
     title: str
     image: np.ndarray
-    prediction: np.ndarray
-    reference: np.ndarray | None
+    filled: np.ndarray
+    outlined: np.ndarray | None
     spacing_mm: tuple[float, float]
 
     @property
@@ -87,6 +98,54 @@ def save_overlay(
         figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
 
 
+def review_picture(
+    image_zyx: np.ndarray,
+    used_zyx: np.ndarray,
+    rejected_zyx: np.ndarray,
+    spacing_zyx_mm: FloatTriple,
+    *,
+    focus: int | None = None,
+) -> tuple[bytes, IntTwo]:
+    """Draws a pseudo-label in three planes: what is used as areas, what was rejected as hatched outlines.
+
+    Args:
+        image_zyx: One channel in canonical orientation.
+        used_zyx: Internal indices on the same grid.
+        rejected_zyx: The same; an organ stands in one of both.
+        spacing_zyx_mm: Distance between voxel centers; slices are drawn to scale.
+        focus: The organ that the slices are chosen for, where it is there; None: all of them.
+
+    Returns:
+        A JPEG, and its width and height in pixels.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    from matplotlib.figure import Figure  # takes a second, and only pictures need it
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    for array in (used_zyx, rejected_zyx):
+        if array.shape != image_zyx.shape:
+            raise ValueError(f"arrays of one shape expected, found {array.shape} and {image_zyx.shape}")
+    drawn = np.maximum(used_zyx, rejected_zyx)
+    organs = int(drawn.max())
+    looked_at = (drawn == focus).astype(np.uint8) if focus is not None and (drawn == focus).any() else drawn
+    planes = _cut(image_zyx, [used_zyx, rejected_zyx], busiest_slices(looked_at, int(looked_at.max())), spacing_zyx_mm)
+    widths = _widths(planes, _REVIEW_INCHES)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+    figure = Figure(figsize=(sum(widths), _REVIEW_INCHES + 0.3), facecolor="black", layout=layout)
+    window = automatic_window(image_zyx)
+    for axes, plane in zip(figure.subplots(1, 3, width_ratios=widths), planes, strict=True):
+        _draw_plane(axes, plane, organs, window, hatched=True)
+    file = io.BytesIO()
+    figure.savefig(
+        file, format="jpeg", dpi=_REVIEW_DPI, facecolor="black",
+        pil_kwargs={"quality": _REVIEW_QUALITY, "optimize": True},
+    )  # fmt: skip
+    width, height = (round(inches * _REVIEW_DPI) for inches in figure.get_size_inches())
+    return file.getvalue(), (width, height)
+
+
 def busiest_slices(indices_zyx: np.ndarray, organs: int) -> IntTriple:
     """Per axis, the slice that cuts most organs, and among those the one where they are largest.
 
@@ -123,7 +182,7 @@ def automatic_window(image_zyx: np.ndarray) -> tuple[float, float]:
 def _cut(
     image_zyx: np.ndarray, maps: list[np.ndarray], position: IntTriple, spacing_zyx_mm: FloatTriple
 ) -> tuple[_Plane, ...]:
-    """The three slices of an image and of its maps (prediction, and reference where there is one)."""
+    """The three slices of an image and of its maps (what is filled, and what is outlined where there is such)."""
     boxes = [box for each in maps if (box := BoundingBox.of_mask(each > 0)) is not None]
     shown = BoundingBox.whole(image_zyx.shape)
     if boxes:
@@ -139,8 +198,8 @@ def _cut(
             _Plane(
                 title=f"{title} {position[axis] + 1}/{image_zyx.shape[axis]}",
                 image=cuts[0],
-                prediction=cuts[1],
-                reference=cuts[2] if len(maps) > 1 else None,
+                filled=cuts[1],
+                outlined=cuts[2] if len(maps) > 1 else None,
                 spacing_mm=(rows, columns),
             )
         )
@@ -150,7 +209,7 @@ def _cut(
 def _draw(planes: tuple[_Plane, ...], labels: LabelSet, window: tuple[float, float], title: str | None) -> Figure:
     from matplotlib.figure import Figure  # takes a second, and only pictures need it
 
-    widths = [_HEIGHT_INCHES * min(max(plane.size_mm[1] / plane.size_mm[0], 0.25), 2.5) for plane in planes]
+    widths = _widths(planes, _HEIGHT_INCHES)
     figure = Figure(
         figsize=(sum(widths) + _LEGEND_INCHES, _HEIGHT_INCHES + 0.6), facecolor="black", layout="constrained"
     )
@@ -163,7 +222,12 @@ def _draw(planes: tuple[_Plane, ...], labels: LabelSet, window: tuple[float, flo
     return figure
 
 
-def _draw_plane(axes: Axes, plane: _Plane, organs: int, window: tuple[float, float]) -> None:
+def _widths(planes: tuple[_Plane, ...], height: float) -> list[float]:
+    """Widths of planes that are drawn at one height, to scale as far as they are no strips."""
+    return [height * min(max(plane.size_mm[1] / plane.size_mm[0], 0.25), 2.5) for plane in planes]
+
+
+def _draw_plane(axes: Axes, plane: _Plane, organs: int, window: tuple[float, float], *, hatched: bool = False) -> None:
     height, width = plane.size_mm
     extent = (0.0, width, height, 0.0)
     axes.imshow(
@@ -175,26 +239,38 @@ def _draw_plane(axes: Axes, plane: _Plane, organs: int, window: tuple[float, flo
         interpolation="bilinear",
         aspect="equal",
     )
-    fill = np.zeros((*plane.prediction.shape, 4))
-    for index in np.unique(plane.prediction[plane.prediction > 0]):
-        fill[plane.prediction == index] = (*organ_color(int(index)), _FILL)
+    fill = np.zeros((*plane.filled.shape, 4))
+    for index in np.unique(plane.filled[plane.filled > 0]):
+        fill[plane.filled == index] = (*organ_color(int(index)), _FILL)
     axes.imshow(fill, extent=extent, interpolation="nearest", aspect="equal")
-    if plane.reference is not None:
+    if plane.outlined is not None:
         for index in range(1, organs + 1):
-            _outline(axes, plane.reference == index, plane.spacing_mm, organ_color(index))
+            _outline(axes, plane.outlined == index, plane.spacing_mm, organ_color(index), hatched=hatched)
     axes.set_title(plane.title, color="0.8", fontsize=9)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_axis_off()
 
 
-def _outline(axes: Axes, mask: np.ndarray, spacing_mm: tuple[float, float], color: tuple[float, float, float]) -> None:
+def _outline(
+    axes: Axes,
+    mask: np.ndarray,
+    spacing_mm: tuple[float, float],
+    color: tuple[float, float, float],
+    *,
+    hatched: bool,
+) -> None:
     if not mask.any():
         return
     padded = np.pad(mask, 1).astype(float)  # closed along the border of the field too
     rows = (np.arange(padded.shape[0]) - 0.5) * spacing_mm[0]
     columns = (np.arange(padded.shape[1]) - 0.5) * spacing_mm[1]
-    axes.contour(columns, rows, padded, levels=[0.5], colors=[color], linewidths=1.1)
+    if hatched:
+        area = axes.contourf(columns, rows, padded, levels=[0.5, 1.5], colors="none", hatches=["/////"])
+        area.set_edgecolor(color)
+        area.set_linewidth(0)
+    style = "dashed" if hatched else "solid"
+    axes.contour(columns, rows, padded, levels=[0.5], colors=[color], linewidths=1.1, linestyles=style)
 
 
 def _draw_legend(axes: Axes, planes: tuple[_Plane, ...], labels: LabelSet) -> None:
@@ -202,12 +278,12 @@ def _draw_legend(axes: Axes, planes: tuple[_Plane, ...], labels: LabelSet) -> No
     from matplotlib.patches import Patch
 
     axes.set_axis_off()
-    maps = [array for plane in planes for array in (plane.prediction, plane.reference) if array is not None]
+    maps = [array for plane in planes for array in (plane.filled, plane.outlined) if array is not None]
     seen = {int(index) for array in maps for index in np.unique(array)}
     handles: list[Patch | Line2D] = [
         Patch(color=organ_color(index), label=name) for index, name in enumerate(labels.names, start=1) if index in seen
     ]
     handles.append(Patch(color=(0.7, 0.7, 0.7, _FILL), label="filled: prediction"))
-    if planes[0].reference is not None:
+    if planes[0].outlined is not None:
         handles.append(Line2D([], [], color="0.8", label="outline: reference"))
     axes.legend(handles=handles, loc="center left", frameon=False, labelcolor="white", fontsize=9)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from flaresemi.plans import Stage
-from flaresemi.reporting.charts import Axis, Series, line_chart
+from flaresemi.reporting.charts import Axis, Series, line_chart, step
 from flaresemi.reporting.page import (
     Column,
     Html,
@@ -13,12 +13,12 @@ from flaresemi.reporting.page import (
     element,
     figure,
     join,
+    key_figures,
     notice,
-    pairs,
     paragraph,
     table,
 )
-from flaresemi.rounds.report.facts import Change, Metric, RoundFacts, dice, used_organs
+from flaresemi.rounds.report.facts import Metric, RoundFacts, dice
 from flaresemi.rounds.stopping import collapsed_organs
 
 OPTIMISM = "The best of several rounds is an optimistic figure: it was chosen by the cases that it is measured on."
@@ -37,15 +37,32 @@ def figure_text(value: float | None, digits: int = 3) -> str:
 def verdict_box(facts: RoundFacts) -> Html:
     """The first thing to read: helped or not, by how much, and what comes next."""
     tone, headline = _headline(facts)
-    mark = element("span", {"good": "▲ ", "bad": "▼ ", "caution": "● "}.get(tone, "● "), class_="mark", aria_hidden="true")
-    told: list[Html] = []
+    mark = element(
+        "span", {"good": "▲ ", "bad": "▼ ", "caution": "● "}.get(tone, "● "), class_="mark", aria_hidden="true"
+    )
+    told = [_falls(facts)]
     if facts.verdict is not None:
-        told.append(paragraph(f"The stop rule says: {facts.verdict.why}."))
-        best = name_of(facts.verdict.best_round)
+        best = element("strong", name_of(facts.verdict.best_round))
         ending = "The chain ends here" if facts.verdict.stop else "The chain goes on"
-        told.append(paragraph(f"{ending}; the models to use are those of ", element("strong", best), "."))
+        told.append(paragraph(f"{ending}; the models to use are those of ", best, "."))
+        told.append(paragraph(f"Stop rule: {facts.verdict.why}.", class_="muted"))
     box = element("div", element("p", mark, headline, class_="headline"), *told, class_=f"verdict {tone}")
     return join([box, _key_figures(facts), notice("caution", OPTIMISM) if facts.held_out else None])
+
+
+def _falls(facts: RoundFacts) -> Html | None:
+    """Organs that are worse than in the best round before, beyond doubt."""
+    if not facts.held_out:
+        return None
+    since = facts.best_before
+    changes = {organ: facts.change(since, organ=organ) for organ in facts.organs}
+    falls = {organ: found for organ, found in changes.items() if found is not None and found.is_fall}
+    if not falls:
+        return paragraph(f"No organ fell by more than its standard error since {name_of(since)}.")
+    named = (join([organ, change(found.mean, error=found.error)], between=" ") for organ, found in falls.items())
+    count = "1 organ" if len(falls) == 1 else f"{len(falls)} organs"
+    told = f"{count} fell by more than the standard error since {name_of(since)}: "
+    return paragraph(told, join(named, between=", "), ".")
 
 
 def _headline(facts: RoundFacts) -> tuple[Tone, str]:
@@ -56,38 +73,34 @@ def _headline(facts: RoundFacts) -> tuple[Tone, str]:
     fallen = collapsed_organs(dice(facts.held_out[since]), dice(facts.held_out[-1]), facts.rule.collapse)
     if fallen:
         return "bad", f"Round {number} lost what was known: {', '.join(fallen)} collapsed since {name_of(since)}."
-    told = _told(gain)
-    if facts.verdict.best_round == number:
-        return "good", f"Round {number} helped: mean Dice changed by {told} since {name_of(since)}."
-    if gain is not None and gain.is_fall:
-        return "bad", f"Round {number} did harm: mean Dice changed by {told} since {name_of(since)}."
-    return "caution", f"Round {number} brought no clear gain: mean Dice changed by {told} since {name_of(since)}."
-
-
-def _told(gain: Change | None) -> str:
     if gain is None:
-        return "an unknown amount"
-    sign = "+" if gain.mean >= 0 else "−"
-    error = "with one case, so without a standard error" if gain.error is None else f"± {gain.error:.4f}"
-    return f"{sign}{abs(gain.mean):.4f} {error}"
+        return (
+            "caution",
+            f"Round {number} cannot be compared with {name_of(since)}: they have no scored case in common.",
+        )
+    spread = "from a single case, so without a standard error" if gain.error is None else f"± {gain.error:.4f}"
+    told = f"{abs(gain.mean):.4f} {spread}, since {name_of(since)}."
+    if facts.verdict.best_round == number:
+        return "good", f"Round {number} helped: mean Dice rose by {told}"
+    if gain.is_fall:
+        return "bad", f"Round {number} did harm: mean Dice fell by {told}"
+    way = "+" if gain.mean >= 0 else "−"
+    return "caution", f"Round {number} brought no clear gain: mean Dice changed by {way}{told}"
 
 
 def _key_figures(facts: RoundFacts) -> Html:
-    rows: list[tuple[object, object]] = []
+    rows: list[tuple[object, object, object]] = []
     for metric, title in _METRICS if facts.held_out else ():
         start, now = facts.held_out[0].mean(metric), facts.held_out[-1].mean(metric)
-        below = element("small", f"start {figure_text(start)}")
-        rows.append((f"Mean {title}, held-out", join([figure_text(now), below])))
+        rows.append((f"Mean {title}, held-out", figure_text(now), f"start {figure_text(start)}"))
     if facts.held_out:
-        cases = element("small", f"of {_folds_told(facts)}")
-        rows.append(("Held-out cases", join([len(facts.held_out[-1].cases), cases])))
+        rows.append(("Held-out cases", len(facts.held_out[-1].cases), f"of {_folds_told(facts)}"))
     if facts.selection is not None:
-        used = used_organs(facts)
-        organs, pool = sum(map(len, used.values())), len(facts.scores)
-        rows.append(("Pseudo-labeled cases used", join([len(facts.selection.selected), element("small", f"of {pool}")])))
-        share = f"{organs / max(pool * len(facts.organs), 1):.0%}"
-        rows.append(("Organ labels used", join([share, element("small", f"{organs} of {pool * len(facts.organs)}")])))
-    return element("div", pairs(rows), class_="key")
+        pool = len(facts.selection.selected) + len(facts.selection.rejected)
+        organs, most = sum(len(case.supervised) for case in facts.selection.selected), pool * len(facts.organs)
+        rows.append(("Unlabeled cases used", len(facts.selection.selected), f"of {pool}"))
+        rows.append(("Organ labels used", f"{organs / most:.0%}" if most else "–", f"{organs} of {most}"))
+    return key_figures(rows)
 
 
 def _folds_told(facts: RoundFacts) -> str:
@@ -100,16 +113,18 @@ def results(facts: RoundFacts) -> Html:
         return join([
             notice(
                 "caution",
-                f"The chain of fold '{facts.fold}' has no validated held-out cases: whether the round helped is not known. "
-                "The chapters below tell what was selected and how the training went, which proves nothing about the result.",
+                f"The chain of fold '{facts.fold}' has no validated held-out cases: whether the round helped is not "
+                "known. What was selected and how the training went is told below, and proves nothing "
+                "about the result.",
             ),
             rounds_table(facts),
         ])  # fmt: skip
     return join([
-        organ_table(facts),
+        *(organ_table(facts, metric, title) for metric, title in _METRICS),
         paragraph(
-            "Differences are paired case by case, with their standard error. ▲ and ▼ mark every rise and fall; those beyond "
-            "one standard error stand in bold and color. NSD is the share of the surface within each organ's tolerance.",
+            "Differences are paired case by case, with their standard error. ▲ and ▼ mark every rise and fall; those "
+            "beyond one standard error stand in bold and color. NSD is the share of the surface that lies within each "
+            "organ's tolerance.",
             class_="muted",
         ),
         element("h3", "Round by round"),
@@ -121,51 +136,42 @@ def results(facts: RoundFacts) -> Html:
     ])  # fmt: skip
 
 
-def organ_table(facts: RoundFacts) -> Html:
-    """Dice and NSD of each organ, with the change since the start and since the best round before."""
+def organ_table(facts: RoundFacts, metric: Metric, title: str) -> Html:
+    """A metric of each organ, with the change since the start and since the best round before."""
     best, compares = facts.best_before, facts.best_before > 0
-    columns, rows = [Column(title="Organ", numeric=False)], []
-    for _, title in _METRICS:
-        columns.append(Column(title="start", group=title))
-        if compares:
-            columns.append(Column(title=name_of(best), group=title))
-        columns += [
-            Column(title=name_of(facts.number), group=title),
-            Column(title="since start", group=title),
-        ]
-        if compares:
-            columns.append(Column(title=f"since {name_of(best)}", group=title))
-    for organ in facts.organs:
-        cells: list[object] = [organ]
-        for metric, _ in _METRICS:
-            cells += _organ_cells(facts, metric, organ, compares)
-        rows.append(cells)
-    mean: list[object] = ["mean"]
-    for metric, _ in _METRICS:
-        mean += _organ_cells(facts, metric, None, compares)
+    now = name_of(facts.number)
+    titles = ["start", now, "since start"]
+    if compares:
+        titles = ["start", name_of(best), now, "since start", f"since {name_of(best)}"]
+    columns = [Column(title="Organ", numeric=False), *(Column(title=each) for each in titles)]
+    columns.append(Column(title=f"start ○ to {now} ●, on 0 to 1", numeric=False))
+    rows = [[organ, *_organ_cells(facts, metric, organ, compares)] for organ in facts.organs]
     caption = (
-        f"Held-out real cases ({len(facts.held_out[-1].cases)}): round {facts.number} against the supervised start"
+        f"{title} of the held-out real cases ({len(facts.held_out[-1].cases)}): {now} against the supervised start"
         + (f" and {name_of(best)}, the best before it" if compares else "")
     )
-    return table(columns, rows, caption=caption, foot=[mean])
+    return table(columns, rows, caption=caption, foot=[["mean", *_organ_cells(facts, metric, None, compares)]])
 
 
 def _organ_cells(facts: RoundFacts, metric: Metric, organ: str | None, compares: bool) -> list[object]:
-    def level(number: int) -> str:
+    def level(number: int) -> float | None:
         held_out = facts.held_out[number]
         if organ is None:
-            return figure_text(held_out.mean(metric))
+            return held_out.mean(metric)
         values = list(held_out.organ(organ, metric).values())
-        return figure_text(float(np.mean(values)) if values else None)
+        return float(np.mean(values)) if values else None
 
     def since(number: int) -> Html:
         found = facts.change(number, metric, organ)
         return change(None) if found is None else change(found.mean, error=found.error)
 
-    best = facts.best_before
-    if compares:
-        return [level(0), level(best), level(facts.number), since(0), since(best)]
-    return [level(0), level(facts.number), since(0)]
+    shown = [0, facts.best_before, facts.number] if compares else [0, facts.number]
+    start, now = level(0), level(facts.number)
+    return [
+        *(figure_text(level(number)) for number in shown),
+        *(since(number) for number in shown[:-1]),
+        None if start is None or now is None else step(start, now),
+    ]
 
 
 def rounds_table(facts: RoundFacts) -> Html:
@@ -217,12 +223,12 @@ def _rounds_chart(facts: RoundFacts) -> Html:
     values = [value for each in series for _, value in each.points]
     low, high = min(values, default=0.0), max(values, default=1.0)
     room = max((high - low) * 0.15, 0.01)
+    told = (f"{name_of(number)} {figure_text(each.mean('dice'))}" for number, each in enumerate(facts.held_out))
     chart = line_chart(
         series,
         Axis(title="round (0: supervised start)", low=0, high=facts.number, is_whole=True),
         Axis(title="held-out cases", low=max(low - room, 0.0), high=min(high + room, 1.0)),
-        alt="Mean Dice and NSD of the held-out cases by round: "
-        + ", ".join(f"{name_of(number)} {figure_text(each.mean('dice'))}" for number, each in enumerate(facts.held_out)),
+        alt=f"Mean Dice and NSD of the held-out cases by round; Dice: {', '.join(told)}",
         size=(620, 240),
     )
     return figure(chart, "Means over organs and held-out cases. The axis does not begin at 0.")
@@ -251,7 +257,9 @@ def _cases_table(facts: RoundFacts) -> Html:
     start, now = facts.held_out[0].values("dice"), facts.held_out[-1].values("dice")
     rows = []
     for case_id in sorted(means[-1], key=lambda each: means[-1][each] - means[0].get(each, 0.0)):
-        falls = {organ: now[case_id][organ] - start[case_id][organ] for organ in now[case_id] if organ in start[case_id]}
+        falls = {
+            organ: now[case_id][organ] - start[case_id][organ] for organ in now[case_id] if organ in start[case_id]
+        }
         organ = min(falls, key=lambda each: falls[each], default=None)
         fall = join([organ, change(falls[organ])], between=" ") if organ is not None and falls[organ] < 0 else "–"
         rows.append([
