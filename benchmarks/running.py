@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "benchmarks" / "work"
 SHARED = ROOT.parent / "shared" / "data"
 
 
@@ -52,15 +53,19 @@ class Bench:
         self._steps_file.write_text(json.dumps(self.steps, indent=2) + "\n")
 
     def report(self, text: str) -> None:
-        """Writes results/NAME.md: the text, the commands with their times and dates, the machine."""
+        """Writes NAME.md: the text, the commands with their times and dates, the machine.
+
+        It goes to benchmarks/results; with another folder of work, there.
+        """
         lines = [text.rstrip(), "", "| step | command | seconds | date, flaresemi |", "|---|---|---:|---|"]
         for step, facts in self.steps.items():
             if "command" in facts:
                 command = facts["command"].replace(str(self.work), "WORK").replace(str(SHARED), "../shared/data")
                 lines.append(f"| {step} | `{command}` | {facts['seconds']:.0f} | {facts.get('made', '')} |")
         lines += ["", machine()]
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"{self.name}.md").write_text("\n".join(lines) + "\n")
+        results = RESULTS if self.work.parent == WORK else self.work
+        results.mkdir(parents=True, exist_ok=True)
+        (results / f"{self.name}.md").write_text("\n".join(lines) + "\n")
         print("\n".join(lines))
 
 
@@ -85,7 +90,7 @@ def _when_and_what() -> str:
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with `--work` (where everything is written) and `--minutes` (of training)."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work", help="folder for all that is written")
+    made.add_argument("--work", type=Path, default=WORK, help="folder for all that is written")
     return made
 
 
