@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flaresemi.cli.common import (
@@ -49,6 +49,9 @@ def _semi_round(options: argparse.Namespace) -> None:
         if options.status:
             print(_status(training, workspace))
             return
+        if options.report:
+            _print_reports(training.write_reports())
+            return
         if options.export_labels is not None:
             _export(options, training)
             return
@@ -65,10 +68,17 @@ def _semi_round(options: argparse.Namespace) -> None:
         if state is None:
             raise StoppedEarly(_STOPPED)
         print(_told(state))
+        _print_reports(workspace.round(fold, state.rounds).report for fold in training.folds)
         if options.until_converged and state.verdict is not None and state.verdict.best_round > 0:
             _train_final(training)
             return
     _print_next(options, training, state)
+
+
+def _print_reports(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.exists():
+            print(f"report: {path}")
 
 
 def _train_final(training: SelfTraining) -> None:
@@ -237,6 +247,9 @@ def _parser() -> argparse.ArgumentParser:
         "(--until-converged does so at its end)",
     )  # fmt: skip
     what.add_argument("--status", action="store_true", help="say where the chain stands, and do nothing")
+    what.add_argument(
+        "--report", action="store_true", help="write the last complete round's page again, and do nothing"
+    )
     what.add_argument("--step", choices=STEPS, help="stop after this step of the round")
     what.add_argument(
         "--shard", metavar="I/N", help="label only this part of the unlabeled cases: 0/4, slurm (this task of a job "

@@ -11,6 +11,7 @@ from flaresemi.planning.splits import ALL
 from flaresemi.plans import Stage
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.final import train_final
+from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import load_state
 from flaresemi.rounds.stopping import HeldOutDice, StopRule, Verdict, judge
@@ -76,7 +77,7 @@ class SelfTraining:
         return number
 
     def run_next(self, last_step: str | None = None) -> ChainState | None:
-        """Runs, or goes on with, the round after the last complete one, and judges.
+        """Runs, or goes on with, the round after the last complete one, judges, and writes its report.
 
         Args:
             last_step: End after this step; None: run the whole round.
@@ -91,7 +92,24 @@ class SelfTraining:
         for round in rounds:
             if (round.run(last_step=last_step) if last_step else round.run()) is None:
                 return None
-        return self.judge()
+        state = self.judge()
+        if state.rounds == number:
+            self.write_reports()
+        return state
+
+    def write_reports(self) -> list[Path]:
+        """Writes the page of the last complete round of every chain, again if it is there; nothing is computed.
+
+        Returns:
+            The files, in the order of the folds; none before the first complete round.
+        """
+        state = self.judge()
+        if not state.rounds:
+            return []
+        return [
+            write_report(self.workspace, fold, state.rounds, rule=self.rule, verdict=state.verdict, folds=self.folds)
+            for fold in self.folds
+        ]
 
     def run_rounds(self, count: int) -> ChainState | None:
         """Runs rounds until `count` of them are complete; see `run_next`."""

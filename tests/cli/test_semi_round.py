@@ -30,6 +30,11 @@ def test_a_round_from_the_command_line(place: list[str], capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "mean Dice of the held-out cases: start" in out
     assert "optimistic" in out
+    report = Workspace(Path(place[3])).round("0", 1).report
+    assert f"report: {report}" in out
+    report.unlink()
+    assert semi_round.main([*place, "--report"]) == 0
+    assert report.is_file()
     assert "next: flaresemi_semi_round" in out
     final = Workspace(Path(place[3])).round("0", 1).model(Stage.FINE).final
     assert load_checkpoint(final).iteration == 3
