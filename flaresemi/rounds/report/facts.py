@@ -205,7 +205,7 @@ def gather(
     if not folder.scores.is_file():
         not_found.append(f"{folder.scores}: the scores are not known")
     scores = load_scores(folder.scores) if folder.scores.is_file() else ()
-    calibrated = folder.calibration.is_file()
+    calibration = workspace.round_model(fold, number - 1, Stage.FINE).calibration
     observed = (workspace.round(each, number).observations for each in folds)
     return RoundFacts(
         workspace=workspace,
@@ -221,7 +221,7 @@ def gather(
         states=states,
         selections=selections,
         scores=tuple(sorted(scores, key=lambda case: (-case.score, case.case_id))),
-        calibration=load_record(folder.calibration, Calibration, error=SelectionError) if calibrated else None,
+        calibration=load_record(calibration, Calibration, error=SelectionError) if calibration.is_file() else None,
         observations=tuple(
             each
             for path in observed
@@ -245,9 +245,8 @@ def trust(score: PseudoOrganScore) -> float | None:
 
 def used_organs(facts: RoundFacts) -> dict[str, frozenset[str]]:
     """Organs of each unlabeled case that the students were trained on; none of a rejected case."""
-    if facts.selection is None:
-        return {}
-    used = {case.case_id: frozenset(case.supervised) for case in facts.selection.selected}
+    selected = facts.selection.selected if facts.selection is not None else ()
+    used = {case.case_id: frozenset(case.supervised) for case in selected}
     return {case.case_id: used.get(case.case_id, frozenset()) for case in facts.scores}
 
 
