@@ -29,7 +29,8 @@ TIMES = {"seconds", "patches_per_second", "started", "continued", "git_revision"
 
 TRAINING = ("--iterations", 400, "--learning-rate", 0.01, "--ema-decay", 0, "--validations", 2, "--device", "cpu",
             "--precision", "fp32", "--checkpoint-minutes", 0.05)  # fmt: skip
-ROUND = ("--fold", 0, "--select", "case", "--best-share", 0.75, "--device", "cpu", "--precision", "fp32")
+ROUND = ("--fold", 0, "--rounds", 1, "--select", "case", "--best-share", 0.75, "--length", 0.25, "--device", "cpu",
+         "--precision", "fp32")  # fmt: skip
 
 
 def main() -> None:
@@ -113,8 +114,10 @@ def during(workspace: Path) -> str:
 def compare(whole: Path, killed: Path) -> tuple[dict[str, int], list[str]]:
     """How many files of each kind are the same, and which are not."""
     names = [{str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} for root in (whole, killed)]
-    # TensorBoard and the picture of the curves show times.
-    names = [{name for name in each if "/logs/" not in name and not name.endswith("curves.png")} for each in names]
+    # TensorBoard, the picture of the curves and the report show times.
+    names = [
+        {name for name in each if "/logs/" not in name and not name.endswith(("curves.png", ".html"))} for each in names
+    ]
     different = [f"only in one: {name}" for name in sorted(names[0] ^ names[1])]
     compared: dict[str, int] = {}
     for name in sorted(names[0] & names[1]):
@@ -166,8 +169,8 @@ def text(kills: list[dict], seconds: float, compared: dict[str, int], different:
     lines = [
         f"# A round killed {len(kills)} times",
         "",
-        f"Never killed, the round took {seconds:.0f} s. **{len(different)} of "
-        f"{sum(compared.values()) + len(different)} files differ** from it after {len(kills)} kills and as many starts.",
+        f"Never killed, the round took {seconds:.0f} s. After {len(kills)} kills and as many starts, "
+        f"**{len(different)} of {sum(compared.values()) + len(different)} files differ** from that round's.",
         "", "| kill | seconds after the start | during |", "|---:|---:|---|",
     ]  # fmt: skip
     lines += [f"| {number} | {kill['after_seconds']} | {kill['during']} |" for number, kill in enumerate(kills, 1)]
