@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import running
@@ -29,8 +30,8 @@ TIMES = {"seconds", "patches_per_second", "started", "continued", "git_revision"
 
 TRAINING = ("--iterations", 400, "--learning-rate", 0.01, "--ema-decay", 0, "--validations", 2, "--device", "cpu",
             "--precision", "fp32", "--checkpoint-minutes", 0.05)  # fmt: skip
-ROUND = ("--fold", 0, "--rounds", 1, "--select", "case", "--best-share", 0.75, "--length", 0.25, "--device", "cpu",
-         "--precision", "fp32")  # fmt: skip
+ROUND = ("--fold", "0", "--rounds", "1", "--select", "case", "--best-share", "0.75", "--length", "0.25",
+         "--device", "cpu", "--precision", "fp32")  # fmt: skip
 
 
 def main() -> None:
@@ -56,18 +57,27 @@ def main() -> None:
             shutil.rmtree(workspace, ignore_errors=True)
             shutil.copytree(start, workspace)
             bench.record(f"copy {workspace.name}")
-    startup = bench.command("status", "flaresemi_semi_round", "-d", data, "-w", whole, "--fold", 0, "--status")
-    seconds = bench.command("round", "flaresemi_semi_round", "-d", data, "-w", whole, *ROUND)
-    if "kills" not in bench.steps:
-        program = [str(Path(sys.executable).parent / "flaresemi_semi_round"), "-d", str(data), "-w", str(killed)]
-        with open(bench.work / "killed.log", "a", encoding="utf-8") as log:
-            kills = kill_again_and_again(
-                [*program, *map(str, ROUND)], killed, log, options.kills, random.Random(options.seed), startup, seconds
-            )
-        bench.record("kills", moments=kills)
-    bench.command("last start", "flaresemi_semi_round", "-d", data, "-w", killed, *ROUND)
+    program = [str(Path(sys.executable).parent / "flaresemi_semi_round"), "-d", str(data)]
+    with open(bench.work / "rounds.log", "a", encoding="utf-8") as log:
+        if "round" not in bench.steps:
+            shutil.rmtree(whole / "rounds", ignore_errors=True)
+            startup = run([*program, "-w", str(whole), "--fold", "0", "--status"], log)
+            bench.record("round", startup=startup, cpu_seconds=run([*program, "-w", str(whole), *ROUND], log))
+        if "kills" not in bench.steps:
+            shutil.rmtree(killed / "rounds", ignore_errors=True)
+            moments = random.Random(options.seed)
+            startup, whole_seconds = bench.steps["round"]["startup"], bench.steps["round"]["cpu_seconds"]
+            kills = []
+            for number in range(1, options.kills + 1):
+                moment = startup + moments.uniform(0, 2 * (whole_seconds - startup) / options.kills)
+                run([*program, "-w", str(killed), *ROUND], log, kill_after=moment)
+                kills.append({"after": round(moment, 2), "during": during(killed)})
+                print(f"kill {number}: {kills[-1]}", flush=True)
+            bench.record("kills", moments=kills)
+        if "last start" not in bench.steps:
+            bench.record("last start", cpu_seconds=run([*program, "-w", str(killed), *ROUND], log))
     compared, different = compare(whole / "rounds", killed / "rounds")
-    bench.report(text(bench.steps["kills"]["moments"], seconds, compared, different))
+    bench.report(text(bench.steps["kills"]["moments"], bench.steps["round"]["cpu_seconds"], compared, different))
     if different:
         raise SystemExit("the two rounds differ")
 
@@ -84,22 +94,35 @@ def shrink(path: Path) -> None:
     path.write_text(json.dumps(plans, indent=2))
 
 
-def kill_again_and_again(
-    command: list[str], workspace: Path, log, count: int, moments: random.Random, startup: float, seconds: float
-) -> list[dict]:
-    """Starts the command `count` times and kills it each time after a random part of the round."""
-    kills = []
-    for number in range(1, count + 1):
-        delay = startup + moments.uniform(0, 2 * seconds / (count + 2))
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        time.sleep(delay)
-        if process.poll() is not None:
-            raise SystemExit(f"start {number} ended by itself with code {process.returncode} before it was killed")
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        kills.append({"after_seconds": round(delay, 2), "during": during(workspace)})
-        print(f"kill {number}: {kills[-1]}", flush=True)
-    return kills
+def run(command: list[str], log: TextIO, kill_after: float | None = None) -> float:
+    """Runs a command to its end, or kills it and its workers when it has used so much processor time.
+
+    Processor time, since the moments shall not depend on what else the machine does.
+
+    Returns:
+        The processor time of its main process, s.
+    """
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    used = 0.0
+    while process.poll() is None:
+        used = cpu_seconds(process.pid) or used
+        if kill_after is not None and used >= kill_after:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return used
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(f"ended by itself with code {process.returncode} after {used:.1f} s: {' '.join(command)}")
+    return used
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Processor time of a process; None when it is over."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def during(workspace: Path) -> str:
@@ -108,7 +131,7 @@ def during(workspace: Path) -> str:
     if not path.exists():
         return "before the first step"
     begun = [name for name, step in json.loads(path.read_text())["steps"].items() if not step["done"]]
-    return begun[0] if begun else "between two steps"
+    return begun[0] if begun else "between two steps, or after the last"
 
 
 def compare(whole: Path, killed: Path) -> tuple[dict[str, int], list[str]]:
@@ -169,11 +192,11 @@ def text(kills: list[dict], seconds: float, compared: dict[str, int], different:
     lines = [
         f"# A round killed {len(kills)} times",
         "",
-        f"Never killed, the round took {seconds:.0f} s. After {len(kills)} kills and as many starts, "
+        f"Never killed, the round took {seconds:.0f} s of processor time. After {len(kills)} kills and as many starts, "
         f"**{len(different)} of {sum(compared.values()) + len(different)} files differ** from that round's.",
-        "", "| kill | seconds after the start | during |", "|---:|---:|---|",
+        "", "| kill | processor time of this start, s | during |", "|---:|---:|---|",
     ]  # fmt: skip
-    lines += [f"| {number} | {kill['after_seconds']} | {kill['during']} |" for number, kill in enumerate(kills, 1)]
+    lines += [f"| {number} | {kill['after']} | {kill['during']} |" for number, kill in enumerate(kills, 1)]
     lines += ["", "| the same | files |", "|---|---:|"]
     lines += [f"| {what} | {count} |" for what, count in sorted(compared.items())]
     if different:
