@@ -16,6 +16,7 @@ from flaresemi.cli.common import (
     workspace_of,
 )
 from flaresemi.cli.signals import StopSignals
+from flaresemi.compute.distributed import launched_ranks
 from flaresemi.compute.sharding import shard
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import ConfigError
@@ -44,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _semi_round(options: argparse.Namespace) -> None:
     workspace = workspace_of(options)
+    ranks = launched_ranks()
+    if ranks is not None and ranks.world_size > 1 and options.shard is None:
+        raise ConfigError(
+            f"{ranks.world_size} processes of torchrun would each run the same round",
+            fix="only labeling can be divided: add --shard torchrun, and run the round itself once without torchrun",
+        )
     with StopSignals() as signals:
         training = _self_training(options, workspace, signals)
         if options.status:

@@ -58,6 +58,19 @@ def test_labels_are_exported_once_they_are_there(
     assert "0 label map(s) written" in capsys.readouterr().out
 
 
+def test_torchrun_divides_labeling_only(
+    place: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert semi_round.main([*place, *TAKE_ALL]) == 2
+    assert "add --shard torchrun" in capsys.readouterr().err
+    assert semi_round.main([*place, *TAKE_ALL, "--fold", "0", "--shard", "torchrun"]) == 0
+    assert "next:" not in capsys.readouterr().out  # the first rank says it
+    rounds = Workspace(Path(place[3])).round("0", 1)
+    assert not rounds.state.exists()  # a shard writes nothing but its cases; the second of two has none here
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

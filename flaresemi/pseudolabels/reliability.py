@@ -1,0 +1,82 @@
+"""How far a prediction may be trusted: the scores of pseudo-labels, for any image."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flaresemi.compute.precision import Precision, PrecisionName
+from flaresemi.errors import CheckpointError
+from flaresemi.geometry import FloatTriple
+from flaresemi.inference.drawing import Drawing
+from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.pseudolabels.calibration import Calibration, with_predictions
+from flaresemi.pseudolabels.scoring import Scorer
+from flaresemi.pseudolabels.teachers import COMPARED_SNAPSHOTS
+from flaresemi.records import load_record
+from flaresemi.selection import CaseScore
+from flaresemi.workspace import ModelFolder
+
+
+class Reliability:
+    """Judges what a trained FINE model draws by its own earlier weights, and tells the Dice to expect.
+
+    Args:
+        final: FINE's final checkpoint, in the folder that its training wrote.
+        device: Where the networks run.
+        precision: What they compute in.
+        step: Distance of neighboring windows, as a share of the window.
+
+    Raises:
+        CheckpointError: the earlier weights, or what was learned about their scores, are not beside it.
+    """
+
+    def __init__(
+        self, final: Path, *, device: torch.device, precision: PrecisionName = "auto", step: float = 0.5
+    ) -> None:
+        folder = ModelFolder(final.parent)
+        files = [folder.snapshot(percent) for percent in COMPARED_SNAPSHOTS]
+        for path in (*files, folder.calibration):
+            if not path.is_file():
+                raise CheckpointError(
+                    f"{path.name} is missing, by which the reliability of a prediction is judged", where=folder.root,
+                    fix="flaresemi_semi_round --step select writes it; it must be copied with the model",
+                )  # fmt: skip
+        checkpoint = load_checkpoint(final)
+        self.calibration = load_record(folder.calibration, Calibration, error=CheckpointError)
+        self._scorer = Scorer(
+            checkpoint, [load_checkpoint(path) for path in files],
+            [self.calibration.median_ml[name] for name in checkpoint.labels.names],
+            device=device, precision=Precision(device, precision), step=step,
+        )  # fmt: skip
+
+    def judge(
+        self,
+        case_id: str,
+        drawing: Drawing,
+        image_czyx: np.ndarray,
+        fill_c: np.ndarray | None,
+        spacing_zyx_mm: FloatTriple,
+    ) -> CaseScore:
+        """The score of a drawing; its predicted Dice is None where agreement alone was closer to the truth.
+
+        Args:
+            case_id: For the record.
+            drawing: Of the final weights.
+            image_czyx: The prepared image in the drawing's region.
+            fill_c: What a region smaller than a window is padded with.
+            spacing_zyx_mm: Of the stage.
+        """
+        _, score = self._scorer.score(case_id, drawing, image_czyx, fill_c, spacing_zyx_mm)
+        return with_predictions(score, self.calibration) if self.calibration.is_better else score
+
+
+def told(score: CaseScore) -> str:
+    """The score in one line, least reliable organ first."""
+    calibrated = any(organ.predicted_dice is not None for organ in score.organs.values())
+    values = {name: organ.predicted_dice if calibrated else organ.agreement for name, organ in score.organs.items()}
+    present = sorted((value, name) for name, value in values.items() if value is not None)
+    if not present:
+        return "no organ to judge"
+    what = "predicted Dice" if calibrated else "agreement of the snapshots"
+    return f"{what}: " + ", ".join(f"{name} {value:.2f}" for value, name in present)

@@ -1,0 +1,110 @@
+"""Scores what FINE drew by what earlier weights of the same training draw in the same place."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from flaresemi.compute.precision import Precision
+from flaresemi.geometry import FloatTriple
+from flaresemi.inference.drawing import Drawing
+from flaresemi.inference.postprocessing import keep_largest
+from flaresemi.inference.predictor import StagePredictor
+from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.pseudolabels.agreement import ABSENT_BELOW, case_agreement, organ_agreement, organ_entropy
+from flaresemi.selection import CaseScore, OrganScore
+
+
+class Scorer:
+    """The earlier weights of a training as a second and third opinion.
+
+    Args:
+        final: The weights that draw.
+        snapshots: Earlier weights of the same training.
+        median_volumes_ml: Per organ, of the labeled cases; fewer than a hundredth of it counts as absent.
+        made_with: Hashes of the checkpoints, for the record.
+        device: Where the networks run.
+        precision: What they compute in.
+        step: Distance of neighboring windows, as a share of the window.
+    """
+
+    def __init__(
+        self,
+        final: Checkpoint,
+        snapshots: Sequence[Checkpoint],
+        median_volumes_ml: Sequence[float],
+        made_with: tuple[str, ...] = (),
+        *,
+        device: torch.device,
+        precision: Precision,
+        step: float = 0.5,
+    ) -> None:
+        self.labels = final.labels
+        self.made_with = made_with
+        self.median_volumes_ml = tuple(median_volumes_ml)
+        self._keep_largest = tuple(self.labels.index(name) for name in final.keep_largest)
+        self._snapshots = [
+            StagePredictor([snapshot], device=device, precision=precision, step=step) for snapshot in snapshots
+        ]
+
+    def score(
+        self,
+        case_id: str,
+        drawing: Drawing,
+        image_czyx: np.ndarray,
+        fill_c: np.ndarray | None,
+        spacing_zyx_mm: FloatTriple,
+        flags: tuple[str, ...] = (),
+    ) -> tuple[np.ndarray, CaseScore]:
+        """What is kept of a drawing, and how far it may be trusted.
+
+        Args:
+            case_id: For the record.
+            drawing: Of the final weights.
+            image_czyx: The prepared image in the drawing's region.
+            fill_c: What a region smaller than a window is padded with.
+            spacing_zyx_mm: Of the stage.
+            flags: What was unusual so far.
+
+        Returns:
+            Label indices in the region, (Z, Y, X); and the score.
+        """
+        organs = self.labels.count
+        saved = indices(drawing.logits)
+        entropy = organ_entropy(_entropy(drawing.logits), keep_largest(saved, self._keep_largest), organs)
+        others = [indices(snapshot.logits(image_czyx, fill_c)[0]) for snapshot in self._snapshots]
+        voxel_ml = math.prod(spacing_zyx_mm) / 1000
+        agreement = organ_agreement(saved, others, [ABSENT_BELOW * ml / voxel_ml for ml in self.median_volumes_ml])
+        voxels = np.bincount(saved.ravel(), minlength=organs + 1)[1:]
+        score = CaseScore(
+            case_id=case_id,
+            score=case_agreement(agreement),
+            organs={
+                name: OrganScore(
+                    agreement=agreement[index],
+                    volume_ml=float(voxels[index] * voxel_ml),
+                    entropy=entropy[index],
+                    touched_faces=sum(index + 1 in face.organs for face in drawing.touched),
+                )
+                for index, name in enumerate(self.labels.names)
+            },
+            flags=(*flags, *drawing.notes),
+            made_with=self.made_with,
+        )
+        return saved, score
+
+
+def indices(logits_czyx: torch.Tensor) -> np.ndarray:
+    """The class with the largest logit, (Z, Y, X), in the smallest type that holds it."""
+    kind = np.uint8 if logits_czyx.shape[0] <= 256 else np.uint16
+    return logits_czyx.argmax(dim=0).cpu().numpy().astype(kind)
+
+
+def _entropy(logits_czyx: torch.Tensor) -> np.ndarray:
+    """Entropy of the probabilities as a share of the largest possible, (Z, Y, X) float32."""
+    log_sum = torch.logsumexp(logits_czyx, dim=0)
+    mean = torch.zeros_like(log_sum)
+    for logit in logits_czyx:  # class by class: no second array of all classes
+        mean += torch.exp(logit - log_sum) * logit
+    return ((log_sum - mean) / math.log(logits_czyx.shape[0])).clamp(0, 1).cpu().numpy()

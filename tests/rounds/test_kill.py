@@ -1,0 +1,100 @@
+"""A round that dies (SIGKILL, just before one of its files gets its name) and is started again is the round it was."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from flaresemi.cli import semi_round
+
+#: Kills its own process when the file of this number would get its name.
+DYING = """
+import os, signal, sys
+from flaresemi.cli import semi_round
+
+left, replace = int(sys.argv[1]), os.replace
+
+def count_down(*names, **settings):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*names, **settings)
+
+os.replace = count_down
+semi_round.main(sys.argv[2:])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Both processes shall sum in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def contents(rounds: Path) -> dict[str, object]:
+    """Every file of a chain's rounds, without what tells the time."""
+    found: dict[str, object] = {}
+    for path in sorted(path for path in rounds.rglob("*") if path.is_file()):
+        name = str(path.relative_to(rounds))
+        if "/logs/" in name or path.name == "curves.png" or path.suffix == ".html":
+            continue
+        if path.name in ("round.json", "run.json", "history.jsonl"):
+            text = path.read_text()
+            lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+            found[name] = [timeless(json.loads(line)) for line in lines]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def timeless(value: object) -> object:
+    times = ("seconds", "patches_per_second", "started", "continued", "git_revision")
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in times}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def test_a_killed_round_ends_like_one_that_was_not(trained: Path, phantom_dataset: Path, tmp_path: Path) -> None:
+    options = [
+        "--fold",
+        "0",
+        "--rounds",
+        "1",
+        "--select",
+        "case",
+        "--best-share",
+        "1.0",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+    ]
+
+    def words(workspace: str) -> list[str]:
+        return ["-d", str(phantom_dataset), "-w", str(tmp_path / workspace), *options]
+
+    for workspace in ("whole", "killed"):
+        shutil.copytree(trained, tmp_path / workspace)
+    assert semi_round.main(words("whole")) == 0
+    for files in (7, 12):  # in the selection, then in the training
+        command = [sys.executable, "-c", DYING, str(files), *words("killed")]
+        process = subprocess.run(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        )
+        assert process.returncode == -signal.SIGKILL, process.stderr
+    assert semi_round.main(words("killed")) == 0
+    whole, killed = (contents(tmp_path / workspace / "rounds") for workspace in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert [name for name in whole if whole[name] != killed[name]] == []
+    assert any(name.endswith("snapshot_100.pt") for name in whole)
