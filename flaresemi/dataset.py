@@ -8,13 +8,11 @@ from pathlib import Path
 
 from flaresemi import flare22
 from flaresemi.errors import DatasetError
+from flaresemi.image_paths import EXPECTED, image_stem, named_images
 from flaresemi.labels import Label, LabelSet, find_mirror_pairs
 from flaresemi.records import closest, load_json
 
 logger = logging.getLogger(__name__)
-
-#: File name endings that are read as images, longest first.
-IMAGE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 
 #: (labeled images, label maps, unlabeled images, test images) of the layouts that are understood.
 LAYOUTS = {
@@ -38,7 +36,7 @@ class Case:
 
     Attributes:
         id: Name of the case: the file name without channel suffix and ending.
-        images: One file per channel, in channel order.
+        images: One file, or folder of DICOM slices, per channel, in channel order.
         label: The label map; None for unlabeled and test cases.
         annotated: Names of the organs that the label map annotates; None: all. Others may be in the image, unmarked.
         label_on_image_grid: True where the user has decided that the label map's header is wrong and that its voxels
@@ -138,7 +136,7 @@ def declared_labels(root: Path) -> tuple[LabelSet | None, dict[str, tuple[str, .
 
 
 def find_images(folder: Path) -> tuple[Case, ...]:
-    """The images of a folder as cases without labels, sorted by name.
+    """The images of a folder, files and series folders, as cases without labels, sorted by name.
 
     A name may end with a channel number (`_0000`); when no file of the folder ends with `_0000`, names are taken whole.
 
@@ -150,16 +148,8 @@ def find_images(folder: Path) -> tuple[Case, ...]:
         raise DatasetError("folder not found", where=folder)
     cases = _cases(folder, numbered=True)
     if not cases:
-        raise DatasetError("no images in this folder", where=folder, fix=f"images end with {', '.join(IMAGE_ENDINGS)}")
+        raise DatasetError("no images in this folder", where=folder, fix=EXPECTED)
     return cases
-
-
-def image_stem(path: Path) -> str | None:
-    """A file's name without its image ending; None when it is no image."""
-    for ending in IMAGE_ENDINGS:
-        if path.name.lower().endswith(ending):
-            return path.name[: -len(ending)]
-    return None
 
 
 def _folders(root: Path) -> tuple[str, str, str, str]:
@@ -178,28 +168,25 @@ def _folders(root: Path) -> tuple[str, str, str, str]:
     return present[0]
 
 
-def _files(folder: Path) -> list[tuple[str, Path]]:
-    if not folder.is_dir():
-        return []
-    found = [(image_stem(path), path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    return [(stem, path) for stem, path in found if stem]
+def _label_files(folder: Path) -> list[tuple[str, Path]]:
+    return [(name, path) for name, path in named_images(folder) if image_stem(path) is not None]
 
 
 def _channels_are_numbered(images: Path, masks: Path) -> bool:
     """Whether `case_0001` may be channel 1 of `case`: not where label maps are named like that, too."""
-    names = {stem for stem, _ in _files(images)}
-    labels = {stem for stem, _ in _files(masks)}
+    names = {name for name, _ in named_images(images)}
+    labels = {name for name, _ in _label_files(masks)}
     without_number = {match["case"] for match in map(_CHANNEL.fullmatch, names) if match}
     return len(names & labels) <= len(without_number & labels)
 
 
 def _cases(folder: Path, numbered: bool) -> tuple[Case, ...]:
-    files = _files(folder)
-    numbered = numbered and any(stem.endswith("_0000") for stem, _ in files)
+    named = named_images(folder)
+    numbered = numbered and any(name.endswith("_0000") for name, _ in named)
     channels: dict[str, dict[int, Path]] = {}
-    for stem, path in files:
-        match = _CHANNEL.fullmatch(stem) if numbered else None
-        case_id, channel = (match["case"], int(match["channel"])) if match else (stem, 0)
+    for name, path in named:
+        match = _CHANNEL.fullmatch(name) if numbered else None
+        case_id, channel = (match["case"], int(match["channel"])) if match else (name, 0)
         if channel in channels.setdefault(case_id, {}):
             raise DatasetError(
                 f"two files for case '{case_id}', channel {channel}",
@@ -221,14 +208,14 @@ def _cases(folder: Path, numbered: bool) -> tuple[Case, ...]:
 def _labeled_cases(found: tuple[Case, ...], images: Path, masks: Path, description: "_Description") -> tuple[Case, ...]:
     cases = {case.id: case for case in found}
     labels: dict[str, Path] = {}
-    for stem, path in _files(masks):
-        if stem in labels:
+    for name, path in _label_files(masks):
+        if name in labels:
             raise DatasetError(
-                f"two label maps for case '{stem}'", where=f"{labels[stem]} and {path}", fix="remove one of them"
+                f"two label maps for case '{name}'", where=f"{labels[name]} and {path}", fix="remove one of them"
             )
-        labels[stem] = path
+        labels[name] = path
     if not cases:
-        raise DatasetError("no labeled images", where=images, fix=f"images end with {', '.join(IMAGE_ENDINGS)}")
+        raise DatasetError("no labeled images", where=images, fix=EXPECTED)
     without_label = sorted(cases.keys() - labels.keys())
     without_image = sorted(labels.keys() - cases.keys())
     if without_label or without_image:

@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from flaresemi import flare22
-from flaresemi.dataset import LAYOUTS, declared_labels, find_images, image_stem, load_dataset
+from flaresemi.dataset import LAYOUTS, declared_labels, find_images, load_dataset
 from flaresemi.errors import DatasetError
 
 NNUNET = "nnU-Net"
@@ -225,11 +225,19 @@ def test_declared_labels_need_no_cases(tmp_path):
         declared_labels(tmp_path)
 
 
-def test_stems():
-    from pathlib import Path
-
-    assert image_stem(Path("x/a.b_0000.nii.gz")) == "a.b_0000"
-    assert image_stem(Path("x/a.txt")) is None
+def test_folders_of_slices_are_images_and_label_maps_are_files(tmp_path):
+    for case in ("case_1_0000", "case_2_0000"):
+        (tmp_path / "imagesTr" / case).mkdir(parents=True)
+        (tmp_path / "imagesTr" / case / "IM1").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "imagesTr" / "notes").mkdir()
+    (tmp_path / "labelsTr" / "case_2").mkdir(parents=True)
+    (tmp_path / "labelsTr" / "case_2" / "IM1").write_bytes(bytes(128) + b"DICM")
+    for case in ("case_1", "case_2"):
+        (tmp_path / "labelsTr" / f"{case}.nii.gz").touch()
+    dataset = load_dataset(tmp_path)
+    assert ids(dataset.labeled) == ["case_1", "case_2"]
+    assert dataset.labeled[0].images == (tmp_path / "imagesTr" / "case_1_0000",)
+    assert dataset.labeled[1].label == tmp_path / "labelsTr" / "case_2.nii.gz"
 
 
 def test_the_real_datasets_load(shared_data):

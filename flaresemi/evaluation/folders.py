@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from flaresemi.compute.parallel import parallel_map, worker_count
-from flaresemi.dataset import IMAGE_ENDINGS, image_stem
 from flaresemi.errors import DatasetError, ImageError
 from flaresemi.evaluation.flare import OrganScore, evaluate_case
+from flaresemi.image_paths import IMAGE_ENDINGS, image_stem
 from flaresemi.io.images import LabelMap, read_grid, read_label_map
 from flaresemi.labels import LabelSet
 

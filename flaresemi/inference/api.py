@@ -17,7 +17,8 @@ def predict(
     To segment many, make a `Segmenter` once and call it for each.
 
     Args:
-        image: The image file; a sequence of them, one per channel, when the model has several channels.
+        image: The image file or folder of DICOM slices; a sequence of them, one per channel, when the model has
+            several channels.
         model_folder: A workspace or `models` folder, or one fold of it.
         output: Also write the label map here.
         options: As for `Segmenter.load`: folds, checkpoint, coarse, device, tta, step, precision.

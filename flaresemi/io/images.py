@@ -1,6 +1,6 @@
 """Images and label maps: files in any orientation to canonical arrays, and label maps back onto their file's grid.
 
-The only file that knows SimpleITK and its (x, y, z) order.
+With `dicom`, the only file that knows SimpleITK and its (x, y, z) order. A folder of DICOM slices is an image, too.
 """
 
 import dataclasses
@@ -13,20 +13,16 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from flaresemi.dataset import IMAGE_ENDINGS
 from flaresemi.errors import ImageError
 from flaresemi.geometry import Geometry, IntTriple
+from flaresemi.image_paths import IMAGE_ENDINGS
 from flaresemi.io import integrity, nifti
+from flaresemi.io.axes import check_axes, make_geometry
+from flaresemi.io.dicom import fill_volume
+from flaresemi.io.series import Series, find_series
 from flaresemi.io.writing import written_whole
 
 logger = logging.getLogger(__name__)
-
-#: Angles between axes may be off by this much and are made right; beyond it the image is sheared and refused.
-#: Chosen: it moves a voxel of a 40 cm field by 3.5 mm at most; gantry tilts are 5 degrees and more.
-SHEAR_TOLERANCE_DEGREES = 0.5
-
-#: Directions that miss orthonormality by less than this are rounding, and are kept as they are.
-_ROUNDING = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,15 +106,20 @@ class LabelMap:
 
 
 def read_image(paths: Sequence[Path]) -> Image:
-    """Reads an image, one file per channel, and brings it to canonical orientation.
+    """Reads an image, one file or folder of DICOM slices per channel, and brings it to canonical orientation.
 
     Raises:
-        ImageError: a file is not whole, not a 3D image of real numbers, sheared, or has no finite voxel; or the
-            channels lie on different grids (corners further apart than a tenth of a voxel).
+        ImageError: a file is not whole, not a 3D image of real numbers, sheared, or has no finite voxel; a folder
+            holds no even stack of slices, or several; or the channels lie on different grids (corners further apart
+            than a tenth of a voxel).
     """
     if not paths:
         raise ValueError("an image has at least one file")
-    sources = [read_grid(Path(path)) for path in paths]
+    series = [find_series(Path(path)) if Path(path).is_dir() else None for path in paths]
+    sources = [
+        read_grid(Path(path)) if slices is None else _source(slices.geometry)
+        for path, slices in zip(paths, series, strict=True)
+    ]
     first = sources[0].canonical
     for path, source in zip(paths[1:], sources[1:], strict=True):
         distance = first.far_corner_distance_mm(source.canonical)
@@ -133,8 +134,8 @@ def read_image(paths: Sequence[Path]) -> Image:
             )
     array = np.empty((len(paths), *first.shape_zyx), np.float32)
     non_finite = sum(
-        _fill_channel(array[channel], Path(path), source)
-        for channel, (path, source) in enumerate(zip(paths, sources, strict=True))
+        _fill_channel(array[channel], Path(path), source, slices)
+        for channel, (path, source, slices) in enumerate(zip(paths, sources, series, strict=True))
     )
     return Image(array_czyx=array, source=sources[0], non_finite=non_finite)
 
@@ -160,13 +161,15 @@ def read_grid(path: Path) -> SourceGrid:
     """Reads only where an image's voxels lie, with the checks that need no decompression.
 
     Raises:
-        ImageError: the file is empty, too short, no 3D image of real numbers, or its axes are no grid.
+        ImageError: the file is empty, too short, no 3D image of real numbers, or its axes are no grid; or as
+            `find_series` for a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        return _source(find_series(path).geometry)
     ending = image_ending(path)
     geometry = _nifti_geometry(path) if ending in (".nii", ".nii.gz") else _text_header_geometry(path)
-    axes, flips = _closest_axes(geometry.direction)
-    return SourceGrid(geometry=geometry, axes=axes, flips=flips)
+    return _source(geometry)
 
 
 def write_label_map(path: Path, values_zyx: np.ndarray, source: SourceGrid) -> None:
@@ -214,7 +217,17 @@ def image_ending(path: Path) -> str:
     raise ImageError("not an image file by its name", where=path, fix=f"images end with {', '.join(IMAGE_ENDINGS)}")
 
 
-def _fill_channel(channel_zyx: np.ndarray, path: Path, source: SourceGrid) -> int:
+def _source(geometry: Geometry) -> SourceGrid:
+    axes, flips = _closest_axes(geometry.direction)
+    return SourceGrid(geometry=geometry, axes=axes, flips=flips)
+
+
+def _fill_channel(channel_zyx: np.ndarray, path: Path, source: SourceGrid, series: Series | None) -> int:
+    if series is not None:  # slice by slice: no other array of the whole
+        if series.note:
+            logger.info("%s: %s", path, series.note)
+        fill_volume(source.to_file(channel_zyx), series.files)
+        return 0
     stored, slope, intercept = _read_voxels(path, source)
     with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is counted below
         channel_zyx[...] = source.to_canonical(stored)
@@ -271,7 +284,7 @@ def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
 def _nifti_geometry(path: Path) -> Geometry:
     header = nifti.read_header(path)
     affine = header.affine_lps_mm
-    _check_axes(affine[:3, :3], path)
+    check_axes(affine[:3, :3], path)
     if header.disagreement_mm > 1.0:
         logger.warning("%s: sform and qform place the image %.3g mm apart", path, header.disagreement_mm)
     try:
@@ -279,7 +292,7 @@ def _nifti_geometry(path: Path) -> Geometry:
     except ImageError:
         # SimpleITK refuses NIfTI-2, and axes that are not orthonormal to four digits. The header says it all the same.
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        return _geometry(header.shape_zyx, spacing, affine[:3, 3], affine[:3, :3] / spacing, path)
+        return make_geometry(header.shape_zyx, spacing, affine[:3, 3], affine[:3, :3] / spacing, path)
 
 
 def _text_header_geometry(path: Path) -> Geometry:
@@ -294,43 +307,9 @@ def _reader_geometry(reader: sitk.ImageFileReader, shape_zyx: IntTriple, path: P
         raise ImageError(f"the header's size is read as {reader.GetSize()}, expected {shape_zyx[::-1]}", where=path)
     dimension = reader.GetDimension()
     direction = np.reshape(reader.GetDirection(), (dimension, dimension))[:3, :3]
-    return _geometry(shape_zyx, np.array(reader.GetSpacing()[:3]), np.array(reader.GetOrigin()[:3]), direction, path)
-
-
-def _geometry(
-    shape_zyx: IntTriple, spacing_xyz: np.ndarray, origin_xyz: np.ndarray, direction: np.ndarray, path: Path
-) -> Geometry:
-    _check_axes(direction * spacing_xyz, path)
-    if not np.isfinite(origin_xyz).all():
-        raise ImageError(f"the header's origin makes no sense: {origin_xyz.tolist()}", where=path)
-    error = float(np.abs(direction.T @ direction - np.eye(3)).max())
-    if error > _ROUNDING:
-        logger.warning("%s: the axes are not quite perpendicular (off by %.2g) and are straightened", path, error)
-        left, _, right = np.linalg.svd(direction)
-        direction = left @ right  # the closest orthonormal matrix (polar decomposition)
-    x, y, z = (float(value) for value in spacing_xyz)
-    ox, oy, oz = (float(value) for value in origin_xyz)
-    return Geometry(
-        shape_zyx=shape_zyx,
-        spacing_zyx_mm=(z, y, x),
-        origin_xyz_mm=(ox, oy, oz),
-        direction=tuple(float(value) for value in direction.ravel()),
+    return make_geometry(
+        shape_zyx, np.array(reader.GetSpacing()[:3]), np.array(reader.GetOrigin()[:3]), direction, path
     )
-
-
-def _check_axes(matrix: np.ndarray, path: Path) -> None:
-    """Refuses axes of no length or no direction, and axes that are not perpendicular."""
-    lengths = np.linalg.norm(matrix, axis=0)
-    if not np.isfinite(matrix).all() or not (lengths > 1e-6).all():
-        raise ImageError(f"the header's axes make no sense: {np.round(matrix, 6).tolist()}", where=path)
-    unit = matrix / lengths
-    cosines = [abs(float(unit[:, a] @ unit[:, b])) for a, b in ((0, 1), (0, 2), (1, 2))]
-    off = math.degrees(math.asin(min(max(cosines), 1.0)))
-    if off > SHEAR_TOLERANCE_DEGREES:
-        raise ImageError(
-            f"the image is sheared: its axes are {off:.1f} degrees off a right angle (gantry tilt?)", where=path,
-            fix="resample it to a straight grid first",
-        )  # fmt: skip
 
 
 def _open_reader(path: Path) -> sitk.ImageFileReader:

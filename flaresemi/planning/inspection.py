@@ -6,7 +6,6 @@ Nothing is judged here; the rules stand in `integrity`.
 import dataclasses
 import hashlib
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from flaresemi.geometry import Geometry
 from flaresemi.io.images import LabelMap, SourceGrid, image_ending, read_image, read_label_map
 from flaresemi.io.nifti import read_header
 from flaresemi.labels import count_values
-from flaresemi.planning.sources import FileStamp, stamps
+from flaresemi.planning.sources import FileStamp, file_stamp, stamps
 from flaresemi.preprocessing.cropping import BODY_HU
 from flaresemi.records import load_record, save_record
 
@@ -200,7 +199,7 @@ def _problem(error: FlaresemiError) -> Problem:
 
 
 def _disagreement_mm(path: Path) -> float:
-    return read_header(path).disagreement_mm if image_ending(path) in (".nii", ".nii.gz") else 0.0
+    return 0.0 if path.is_dir() or image_ending(path) not in (".nii", ".nii.gz") else read_header(path).disagreement_mm
 
 
 def _inspect_channel(channel_zyx: np.ndarray) -> ChannelFacts:
@@ -249,11 +248,8 @@ def _gib_to_inspect(case: Case) -> float:
     """Main memory that looking into a case takes, guessed from its files' sizes."""
     size = 0
     for path in case.images:
-        raw = path.name.lower().endswith(".nii")
-        try:
-            size += (_BYTES_PER_RAW_BYTE if raw else _BYTES_PER_COMPRESSED_BYTE) * os.path.getsize(path)
-        except OSError:  # reading it will say why
-            continue
+        raw = path.name.lower().endswith(".nii") or path.is_dir()  # slices are compressed by half at most
+        size += (_BYTES_PER_RAW_BYTE if raw else _BYTES_PER_COMPRESSED_BYTE) * max(file_stamp(path).size, 0)
     return 0.4 + size / 2**30
 
 

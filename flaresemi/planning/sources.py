@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from flaresemi.dataset import Case
+from flaresemi.image_paths import visible_files
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import supervised_organs
 from flaresemi.records import record_hash
@@ -11,7 +12,10 @@ from flaresemi.records import record_hash
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileStamp:
-    """What tells a file from an earlier version of it without reading it. Its folder does not count: it may move."""
+    """What tells a file from an earlier version of it without reading it. Its folder does not count: it may move.
+
+    Of a folder of DICOM slices, size and time are the sums over its files.
+    """
 
     name: str
     size: int
@@ -29,7 +33,7 @@ class _Reading:
 
 def stamps(case: Case) -> tuple[FileStamp, ...]:
     """The present versions of a case's files: its channels, then its label map."""
-    return tuple(_stamp(path) for path in (*case.images, *([case.label] if case.label else [])))
+    return tuple(file_stamp(path) for path in (*case.images, *([case.label] if case.label else [])))
 
 
 def source_hash(case: Case, labels: LabelSet, rules: str) -> str:
@@ -50,9 +54,12 @@ def source_hash(case: Case, labels: LabelSet, rules: str) -> str:
     )
 
 
-def _stamp(path: Path) -> FileStamp:
+def file_stamp(path: Path) -> FileStamp:
+    """The present version of an image file or folder of slices; sizes and times of -1 where there is none."""
     try:
-        status = path.stat()
+        found = [each.stat() for each in (visible_files(path) if path.is_dir() else [path])]
     except OSError:  # reading it will say why
         return FileStamp(name=path.name, size=-1, mtime_ns=-1)
-    return FileStamp(name=path.name, size=status.st_size, mtime_ns=status.st_mtime_ns)
+    return FileStamp(
+        name=path.name, size=sum(each.st_size for each in found), mtime_ns=sum(each.st_mtime_ns for each in found)
+    )

@@ -1,0 +1,76 @@
+"""What stands for an image on disk: a file by its ending, or a folder that holds the DICOM slices of a series."""
+
+import logging
+import os
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+#: File name endings that are read as images, longest first.
+IMAGE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+
+#: How many bytes `starts_as_dicom` wants to see.
+DICOM_START = 132
+
+#: What a folder without images should have held, for messages.
+EXPECTED = f"images end with {', '.join(IMAGE_ENDINGS)}, or are folders with the DICOM slices directly in them"
+
+
+def image_stem(path: Path) -> str | None:
+    """A file's name without its image ending; None when it is no image."""
+    for ending in IMAGE_ENDINGS:
+        if path.name.lower().endswith(ending):
+            return path.name[: -len(ending)]
+    return None
+
+
+def image_name(path: Path) -> str | None:
+    """What an image is called: a series folder's whole name, a file's name without its ending; None for others."""
+    if path.is_dir() and holds_slices(path):
+        return Path(os.path.abspath(path)).name  # '.' has no name of its own
+    return image_stem(path)
+
+
+def starts_as_dicom(start: bytes) -> bool:
+    """Whether a file that starts like this is DICOM: marked so, or without a preamble, as old archives write them."""
+    return start[128:DICOM_START] == b"DICM" or start[:4] == b"\x02\x00\x00\x00" or start[:2] == b"\x08\x00"
+
+
+def holds_slices(folder: Path) -> bool:
+    """Whether DICOM files lie directly in a folder; an index of other folders (DICOMDIR) does not count."""
+    return any(
+        path.name.upper() != "DICOMDIR" and image_stem(path) is None and _is_dicom(path)
+        for path in visible_files(folder)
+    )
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """The files that lie directly in a folder, by name; hidden ones are left out."""
+    return [path for path in _visible(folder) if path.is_file()]
+
+
+def named_images(folder: Path) -> list[tuple[str, Path]]:
+    """Name and path of every image of a folder: image files, and subfolders with slices. Others are passed over."""
+    found = []
+    for path in _visible(folder):
+        name = image_name(path)
+        if name:
+            found.append((name, path))
+        elif path.is_dir() and any(inner.is_dir() and holds_slices(inner) for inner in _visible(path)):
+            logger.warning("%s: passed over, its DICOM slices lie in folders within it; name or move those", path)
+    return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:  # no folder, or one that may not be read
+        return []
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return starts_as_dicom(file.read(DICOM_START))
+    except OSError:
+        return False

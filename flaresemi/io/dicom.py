@@ -1,0 +1,218 @@
+"""DICOM files, one slice each: where each says that it lies, and its voxels. With `images`, alone in knowing SimpleITK.
+
+Only what places a slice is read of a file's header. Nothing that identifies a patient is kept, logged or told.
+"""
+
+import dataclasses
+import math
+import os
+import struct
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from flaresemi.errors import ImageError
+from flaresemi.image_paths import DICOM_START, image_stem, starts_as_dicom, visible_files
+from flaresemi.io import integrity
+
+#: Kinds of files that hold one slice, by SOP class: CT, MR, PET, nuclear medicine, secondary capture.
+#: Source: DICOM PS3.4, B.5 (https://dicom.nema.org).
+_SLICE_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "4", "128", "20", "7"))
+
+#: Kinds that hold all slices of a CT, MR or PET scan in one file: enhanced, and enhanced from older files.
+_MULTI_FRAME_CLASSES = tuple(
+    f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2.1", "2.2", "4.1", "4.4", "130", "128.1")
+)
+
+#: Transfer syntaxes of voxels that are not compressed; of a file without one, too.
+_NATIVE = ("", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+
+#: No lossless compression of slices comes near this; a header that announces more voxels is wrong. Chosen.
+_MOST_COMPRESSION = 1000
+
+#: Rows and columns may be this far from unit vectors at a right angle: 0.6 degrees. Chosen.
+_CROOKED = 0.01
+
+_CONVERT = "convert the series to NIfTI first, for instance with dcm2niix"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """Where the voxels of a file lie.
+
+    Attributes:
+        path: The file.
+        series_uid: Tells series apart; it identifies a patient's scan and is never shown.
+        series_number: As the scanner counted; '?' where it is not told.
+        modality: CT, MR, PT and so on.
+        image_type: Original or derived, primary or secondary, then what the maker says, like AXIAL or LOCALIZER.
+        size_xy: Columns and rows.
+        spacing_xy_mm: Distance of columns and of rows.
+        position_xyz_mm: Of the first voxel's center.
+        direction: Unit vectors along a row and along a column: six numbers.
+    """
+
+    path: Path
+    series_uid: str
+    series_number: str
+    modality: str
+    image_type: tuple[str, ...]
+    size_xy: tuple[int, int]
+    spacing_xy_mm: tuple[float, ...]
+    position_xyz_mm: tuple[float, ...]
+    direction: tuple[float, ...]
+
+
+def read_slices(folder: Path) -> tuple[list[Slice], dict[str, list[Path]]]:
+    """Reads the headers of all DICOM files that lie directly in a folder.
+
+    Returns:
+        The slices, and the files that are DICOM but no slice of a gray volume, by what they are.
+
+    Raises:
+        ImageError: a file is damaged, so that it cannot be said whether a slice is lost; or it holds a whole scan.
+    """
+    slices: list[Slice] = []
+    others: dict[str, list[Path]] = defaultdict(list)
+    for path in visible_files(folder):
+        if image_stem(path) is not None:
+            continue
+        with integrity.opened(path) as file:
+            start = file.read(4096)
+        if starts_as_dicom(start[:DICOM_START]):
+            found = _read_header(path, _file_meta(start))
+            if isinstance(found, Slice):
+                slices.append(found)
+            else:
+                others[found].append(path)
+    return slices, others
+
+
+def fill_volume(volume_zyx: np.ndarray, files: tuple[Path, ...]) -> None:
+    """Reads slices, rescaled by what each file says of itself, into the planes of a volume (HU for a CT).
+
+    Raises:
+        ImageError: a file cannot be decoded.
+    """
+    for plane_yx, path in zip(volume_zyx, files, strict=True):
+        try:
+            image = _reader(path).Execute()
+        except RuntimeError:
+            raise ImageError(
+                "the voxels of this DICOM file cannot be decoded: damaged, or compressed in an unknown way", where=path,
+                fix=f"copy it again, or {_CONVERT}",
+            ) from None  # fmt: skip
+        plane_yx[...] = sitk.GetArrayViewFromImage(image)[0]
+
+
+def _read_header(path: Path, meta: dict[int, str]) -> Slice | str:
+    """A file's slice; or, in a word, what else it is."""
+    reader = _reader(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        if meta.get(_SOP_CLASS, _SLICE_CLASSES[0]) in _SLICE_CLASSES + _MULTI_FRAME_CLASSES:
+            raise ImageError(
+                "the DICOM file is damaged or not whole", where=path, fix="copy or download it again"
+            ) from None
+        return "not an image"  # a report, a document, contours, the index of a disk
+    size = reader.GetSize()
+    if _text(reader, "0008|0016") in _MULTI_FRAME_CLASSES and size[2] > 1:
+        raise ImageError(
+            f"an enhanced multi-frame DICOM file: {size[2]} slices in one file, whose places cannot be checked here",
+            where=path, fix=_CONVERT,
+        )  # fmt: skip
+    if size[2] > 1:
+        return "several frames in one file"
+    if reader.GetNumberOfComponents() != 1 or _text(reader, "0028|0002") != "1":
+        return "color"
+    if _text(reader, "0028|0004") != "MONOCHROME2":  # SimpleITK would turn MONOCHROME1 into its negative
+        return f"photometric interpretation {_text(reader, '0028|0004')}, expected MONOCHROME2"
+    position = _numbers(reader, path, "0020|0032", "the position of the slice", 3)
+    direction = _numbers(reader, path, "0020|0037", "the orientation of the slice", 6)
+    spacing_yx = _numbers(reader, path, "0028|0030", "the pixel spacing", 2)
+    if not (position and direction and spacing_yx):
+        return "no position, orientation or spacing"
+    across = np.reshape(direction, (2, 3))
+    if np.abs(across @ across.T - np.eye(2)).max() > _CROOKED or min(spacing_yx) <= 0:
+        raise ImageError("the orientation or the spacing of the slice makes no sense", where=path, fix=_CONVERT)
+    _check(reader, path, native=meta.get(_TRANSFER_SYNTAX, "") in _NATIVE)
+    return Slice(
+        path=path,
+        series_uid=_text(reader, "0020|000e"),
+        series_number=_text(reader, "0020|0011") or "?",
+        modality=_text(reader, "0008|0060"),
+        image_type=tuple(part.strip().upper() for part in _text(reader, "0008|0008").split("\\")),
+        size_xy=(size[0], size[1]),
+        spacing_xy_mm=spacing_yx[::-1],
+        position_xyz_mm=position,
+        direction=direction,
+    )
+
+
+def _check(reader: sitk.ImageFileReader, path: Path, *, native: bool) -> None:
+    """Refuses what SimpleITK reads without a word: too few voxels, and a slope that it takes for one."""
+    for tag, name in (("0028|1053", "the rescale slope"), ("0028|1052", "the rescale intercept")):
+        value = _numbers(reader, path, tag, name, 1)
+        if value == (0.0,) and tag == "0028|1053":
+            raise ImageError("the rescale slope is 0", where=path, fix="export the series again")
+    bits = _numbers(reader, path, "0028|0100", "the bits per voxel", 1) or (8.0,)
+    announced = math.prod(reader.GetSize()) * int(bits[0]) // 8
+    held = os.path.getsize(path)
+    if announced > held * (1 if native else _MOST_COMPRESSION):
+        raise ImageError(
+            f"the DICOM file is not whole: its header announces {announced} bytes of voxels, the file has {held}",
+            where=path, fix="copy or download it again",
+        )  # fmt: skip
+
+
+def _reader(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _text(reader: sitk.ImageFileReader, tag: str) -> str:
+    return reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
+
+
+def _numbers(reader: sitk.ImageFileReader, path: Path, tag: str, name: str, count: int) -> tuple[float, ...]:
+    """The numbers of a tag; none where it is absent or empty."""
+    text = _text(reader, tag)
+    if not text:
+        return ()
+    try:
+        values = tuple(float(part) for part in text.split("\\"))
+    except ValueError:
+        values = ()
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise ImageError(f"{name} (tag {tag.replace('|', ',')}) makes no sense", where=path, fix=_CONVERT)
+    return values
+
+
+_SOP_CLASS = 0x0002_0002
+_TRANSFER_SYNTAX = 0x0002_0010
+
+
+def _file_meta(start: bytes) -> dict[int, str]:
+    """The identifiers in the first group of a DICOM file: what it holds, and how.
+
+    Source: DICOM PS3.10, 7.1.
+    """
+    found: dict[int, str] = {}
+    at = DICOM_START if start[128:DICOM_START] == b"DICM" else 0
+    while at + 12 <= len(start):
+        group, element, kind, length = struct.unpack_from("<HH2sH", start, at)
+        at += 8
+        if group != 2:
+            break
+        if kind in (b"OB", b"UN", b"UT", b"OW", b"SQ"):
+            (length,) = struct.unpack_from("<I", start, at)
+            at += 4
+        if kind == b"UI":
+            found[group << 16 | element] = start[at : at + length].decode("ascii", errors="replace").strip(" \0")
+        at += length
+    return found
