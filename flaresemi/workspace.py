@@ -91,6 +91,10 @@ class Workspace:
         """The folder of a chain of self-training rounds, which belongs to one fold."""
         return self.root / "rounds" / f"fold_{fold}"
 
+    def round_model(self, fold: str, number: int, stage: Stage) -> "ModelFolder":
+        """The models that a round trained; of round 0, the supervised ones."""
+        return self.round(fold, number).model(stage) if number else self.model(fold, stage)
+
     def verdict(self, folds: Sequence[str]) -> Path:
         """What was judged of the chains of these folds together."""
         return self.root / "rounds" / f"folds_{'_'.join(folds)}.json"
@@ -134,10 +138,6 @@ class RoundFolder:
     @property
     def scores(self) -> Path:
         return self.root / "scores.csv"
-
-    @property
-    def calibration(self) -> Path:
-        return self.root / "calibration.json"
 
     @property
     def selection(self) -> Path:
@@ -198,6 +198,11 @@ class ModelFolder:
     @property
     def final(self) -> Path:
         return self.snapshot(100)
+
+    @property
+    def calibration(self) -> Path:
+        """What held-out cases taught about the scores of this model's predictions."""
+        return self.root / "calibration.json"
 
     @property
     def validation(self) -> Path:

@@ -10,15 +10,21 @@ import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from flaresemi.cli.common import StrictParser, add_dataset_options, print_next, run, workspace_of
-from flaresemi.dataset import Case, find_images, image_stem
+from flaresemi.dataset import Case, find_images
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
-from flaresemi.inference.cascade import Segmenter
+from flaresemi.geometry import FloatTriple
+from flaresemi.image_paths import holds_slices, image_name, image_stem, named_images
+from flaresemi.inference.cascade import Segmenter, Watch
+from flaresemi.inference.drawing import Drawing
 from flaresemi.inference.export import Segmentation, StepClock, write_segmentation
 from flaresemi.io.images import Image, image_ending
+from flaresemi.pseudolabels.reliability import Reliability, told
+from flaresemi.selection import CaseScore, load_scores, save_scores
 
 logger = logging.getLogger("flaresemi.cli.predict")  # also when run with python -m
 
@@ -35,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-i", "--input", type=Path, required=True, metavar="INPUT",
-        help="an image, a folder of images, or a text file with one path per line",
+        help="an image (a file or a folder of DICOM slices), a folder of images, or a text file with one path per line",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUTPUT",
@@ -54,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--coarse", type=Path, metavar="MODEL_FOLDER", help="take COARSE from another model folder")
     parser.add_argument("--continue", dest="resume", action="store_true", help="skip cases that have their label map")
     parser.add_argument("--tta", action="store_true", help="average over mirrored images: slower, a little better")
+    parser.add_argument(
+        "--reliability", action="store_true",
+        help="also tell the Dice to expect of every organ, in reliability.csv: three times FINE's time",
+    )  # fmt: skip
     parser.add_argument("--step", type=_step, default=0.5, help="distance of windows, share of a window (default: 0.5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
@@ -87,7 +97,11 @@ def _predict(options: argparse.Namespace) -> None:
         logger.info("%d of %d cases have their label map already", len(jobs) - len(remaining), len(jobs))
     for folder in {output.parent for _, output in remaining}:
         folder.mkdir(parents=True, exist_ok=True)
-    failures = _predict_all(segmenter, remaining, read_ahead=not options.single_process)
+    reliability = _reliability(options, segmenter) if options.reliability else None
+    judged: list[CaseScore] = []
+    failures = _predict_all(segmenter, remaining, judged, reliability, read_ahead=not options.single_process)
+    if reliability is not None:
+        _save_reliability(options, judged)
     if failures:
         raise _summary(failures, len(remaining))
     logger.info("%d label map(s) written to %s", len(remaining), options.output)
@@ -95,12 +109,37 @@ def _predict(options: argparse.Namespace) -> None:
         print_next(f"flaresemi_evaluate -p {shlex.quote(str(options.output))} -r REFERENCES -o SUMMARY.json")
 
 
+def _reliability(options: argparse.Namespace, segmenter: Segmenter) -> Reliability:
+    """What judges every prediction.
+
+    Raises:
+        ConfigError: several folds are averaged.
+        CheckpointError: the model cannot judge itself.
+    """
+    if len(segmenter.fine_files) > 1:
+        raise ConfigError(
+            "several folds are averaged: the snapshots of one training are compared", fix="give one --fold"
+        )
+    return Reliability(segmenter.fine_files[0], device=segmenter.device, precision=options.precision, step=options.step)
+
+
+def _save_reliability(options: argparse.Namespace, judged: Sequence[CaseScore]) -> None:
+    """Writes the scores beside the label maps, with those of cases that were predicted before."""
+    folder = options.output if options.output.is_dir() else options.output.parent
+    path = folder / "reliability.csv"
+    scores = {score.case_id: score for score in load_scores(path)} if path.exists() else {}
+    scores |= {score.case_id: score for score in judged}
+    save_scores(path, tuple(scores[case_id] for case_id in sorted(scores)))
+    logger.info("reliability of every organ: %s", path)
+
+
 def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
     """The cases that an input names.
 
     Args:
-        source: An image, a folder, or a text file with one path per line (empty lines and lines that begin with # are
-            skipped; relative paths start at the current folder or, where there is nothing, at the list's folder).
+        source: An image, which may be a folder of DICOM slices; a folder of images; or a text file with one path per
+            line (empty lines and lines that begin with # are skipped; relative paths start at the current folder or,
+            where there is nothing, at the list's folder).
         channels: How many files an image has. With one, file names are free; with more, they end with `_0000` and so
             on, and naming one file of a case is enough.
 
@@ -109,14 +148,22 @@ def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
         DatasetError: a folder without images, or one whose files do not form cases.
         ImageError: a file of the list is not there.
     """
-    if source.is_dir():
+    if source.is_dir() and not holds_slices(source):
         return find_images(source)
-    if image_stem(source) is not None:
+    if source.is_dir() and named_images(source):
+        raise ConfigError(
+            "DICOM slices and other images in one folder: it is not clear which are meant", where=source,
+            fix="put the slices into a folder of their own",
+        )  # fmt: skip
+    if image_name(source) is not None:
         return (_case_of(source, channels),)
     if source.suffix.lower() != ".txt":
-        raise ConfigError("the input is neither an image nor a folder nor a list (.txt)", where=source)
+        raise ConfigError(
+            "the input is neither an image nor a folder nor a list (.txt)", where=source,
+            fix="of a DICOM series, name the folder that holds its slices",
+        )  # fmt: skip
     paths = _listed(source)
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not path.exists()]
     if missing:
         raise ImageError(f"{len(missing)} file(s) of the list are not there", where=f"{missing[0]} in {source}")
     cases: dict[str, Case] = {}
@@ -135,35 +182,36 @@ def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
 def output_paths(cases: Sequence[Case], source: Path, output: Path) -> list[Path]:
     """Where the label map of each case goes: into a folder, named like the case with the ending of its image.
 
+    That of a DICOM series is a .nii.gz file.
+
     Raises:
         ConfigError: an image file is named as the output of a folder or list.
     """
     if image_stem(output) is not None and not output.is_dir():
-        if len(cases) != 1 or image_stem(source) is None:
+        if len(cases) != 1 or image_name(source) is None:
             raise ConfigError("the output must be a folder, it is named like an image", where=output)
         return [output]
     if output.exists() and not output.is_dir():
         raise ConfigError("the output exists and is no folder", where=output)
-    return [output / f"{case.id}{image_ending(case.images[0])}" for case in cases]
+    endings = [".nii.gz" if case.images[0].is_dir() else image_ending(case.images[0]) for case in cases]
+    return [output / f"{case.id}{ending}" for case, ending in zip(cases, endings, strict=True)]
 
 
 def _case_of(path: Path, channels: int) -> Case:
-    """The case that a file belongs to, with its other channels beside it."""
-    stem = image_stem(path)
+    """The case that a file or a folder of slices belongs to, with its other channels beside it."""
+    stem = image_name(path)
     if stem is None:
-        raise ImageError("not an image file by its name", where=path)
-    ending = path.name[len(stem) :]
+        raise ImageError("neither an image file by its name nor a folder with DICOM slices", where=path)
+    ending = "" if path.is_dir() else path.name[len(stem) :]
     base, _, number = stem.rpartition("_")
     numbered = bool(base) and len(number) == 4 and number.isdigit()
     if channels == 1:
         return Case(id=base if numbered and number == "0000" else stem, images=(path,))
     if not numbered:
-        raise ImageError(
-            f"the model has {channels} channels: expected a file name that ends with _0000{ending}", where=path
-        )
+        raise ImageError(f"the model has {channels} channels: expected a name that ends with _0000{ending}", where=path)
     images = tuple(path.with_name(f"{base}_{channel:04d}{ending}") for channel in range(channels))
     for image in images:
-        if not image.is_file():
+        if not image.exists():
             raise ImageError(f"a channel of case '{base}' is missing; the model has {channels}", where=image)
     return Case(id=base, images=images)
 
@@ -183,6 +231,8 @@ def _refuse_overwriting(jobs: Sequence[tuple[Case, Path]]) -> None:
     inputs = {image.resolve() for case, _ in jobs for image in case.images}
     folders = {image.parent for image in inputs}
     for case, output in jobs:
+        if output.parent.resolve() in inputs:
+            raise ConfigError("the output folder is a folder of DICOM slices", where=output.parent, fix="name another")
         if output.resolve() in inputs:
             raise ConfigError(f"the label map of case '{case.id}' would overwrite an image", where=output)
     # Label maps among the images would be taken for images the next time.
@@ -194,9 +244,14 @@ def _refuse_overwriting(jobs: Sequence[tuple[Case, Path]]) -> None:
 
 
 def _predict_all(
-    segmenter: Segmenter, jobs: Sequence[tuple[Case, Path]], *, read_ahead: bool
+    segmenter: Segmenter,
+    jobs: Sequence[tuple[Case, Path]],
+    judged: list[CaseScore],
+    reliability: Reliability | None,
+    *,
+    read_ahead: bool,
 ) -> list[tuple[Case, FlaresemiError]]:
-    """Predicts every case it can; returns those it could not, and why."""
+    """Predicts every case it can, and judges it where that is asked for; returns those it could not, and why."""
     failures: list[tuple[Case, FlaresemiError]] = []
     bar = tqdm(jobs, desc="predict", unit="case", disable=not sys.stderr.isatty() or len(jobs) < 2)
     with contextlib.closing(_read_all(segmenter, [case for case, _ in jobs], read_ahead=read_ahead)) as images:
@@ -205,7 +260,8 @@ def _predict_all(
                 if isinstance(image, FlaresemiError):
                     raise image
                 clock = StepClock()
-                segmentation = segmenter.segment(image)
+                judge = None if reliability is None else _judge(reliability, case.id, judged)
+                segmentation = segmenter.segment(image, watch=judge)
                 with clock("write"):
                     write_segmentation(output, segmentation)
             except FlaresemiError as error:
@@ -213,7 +269,16 @@ def _predict_all(
                 failures.append((case, error))
                 continue
             logger.info("%s", _line(case, segmentation, {"read": seconds, **segmentation.seconds, **clock.seconds}))
+            if reliability is not None:
+                logger.info("%s: %s", case.id, told(judged[-1]))
     return failures
+
+
+def _judge(reliability: Reliability, case_id: str, judged: list[CaseScore]) -> Watch:
+    def watch(drawing: Drawing, image_czyx: np.ndarray, fill_c: np.ndarray | None, spacing_zyx_mm: FloatTriple) -> None:
+        judged.append(reliability.judge(case_id, drawing, image_czyx, fill_c, spacing_zyx_mm))
+
+    return watch
 
 
 def _read_all(

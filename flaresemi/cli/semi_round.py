@@ -100,7 +100,7 @@ def _print_next(options: argparse.Namespace, training: SelfTraining, state: Chai
     """What a user would do now."""
     verdict, words = state.verdict, dataset_words(options)
     if verdict is None:
-        newest = training.model(training.folds[0], state.rounds, Stage.FINE).root.parent
+        newest = training.workspace.round_model(training.folds[0], state.rounds, Stage.FINE).root.parent
         print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", "-m", str(newest)])
     elif not verdict.stop:
         print_next(["flaresemi_semi_round", *words, "--fold", *training.folds])

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from flaresemi.compute.device import select_device
 from flaresemi.compute.precision import Precision, PrecisionName
 from flaresemi.errors import ImageError
-from flaresemi.geometry import BoundingBox, StageGrid
-from flaresemi.inference.drawing import draw, fine_region
+from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
+from flaresemi.inference.drawing import Drawing, draw, fine_region
 from flaresemi.inference.export import Segmentation, StepClock, write_segmentation
 from flaresemi.inference.models import CheckpointName, load_models
 from flaresemi.inference.postprocessing import keep_largest
@@ -27,6 +27,10 @@ from flaresemi.preprocessing.preprocessor import PreparedImage, prepare
 from flaresemi.preprocessing.resampling import labels_from_logits
 
 logger = logging.getLogger(__name__)
+
+
+#: Sees a drawing, the prepared image in its region (channels, Z, Y, X), what that is padded with, and its spacing.
+Watch = Callable[[Drawing, np.ndarray, np.ndarray | None, FloatTriple], None]
 
 
 class Segmenter:
@@ -57,7 +61,9 @@ class Segmenter:
     ) -> None:
         if not fine:
             raise ValueError("a segmenter needs a checkpoint to draw with")
-        place = select_device(device)
+        self.device = place = select_device(device)
+        #: Where `fine` was loaded from; empty when it was not.
+        self.fine_files: tuple[Path, ...] = ()
         stage = functools.partial(
             StagePredictor, device=place, precision=Precision(place, precision), step=step, window=window
         )
@@ -91,7 +97,9 @@ class Segmenter:
             ConfigError: the device is not there.
         """
         models = load_models(model_folder, folds=folds, checkpoint=checkpoint, coarse=coarse)
-        return cls(models.fine, models.coarse, device=device, tta=tta, step=step, precision=precision)
+        segmenter = cls(models.fine, models.coarse, device=device, tta=tta, step=step, precision=precision)
+        segmenter.fine_files = models.fine_files
+        return segmenter
 
     def predict_file(self, images: Sequence[Path], output: Path) -> Segmentation:
         """Segments an image file (one per channel) and writes the label map on the same grid.
@@ -136,13 +144,14 @@ class Segmenter:
         box, _ = _find_organs(coarse, prepare(image, self.body))
         return box
 
-    def segment(self, image: Image, *, organs: BoundingBox | None = None) -> Segmentation:
+    def segment(self, image: Image, *, organs: BoundingBox | None = None, watch: Watch | None = None) -> Segmentation:
         """Finds and draws the organs of an image.
 
         Args:
             image: In canonical orientation, as `read_image` gives it.
             organs: Their box in canonical voxels, where it is known; it takes the place of COARSE, and the plan's
                 margin is added to it all the same.
+            watch: Is shown what FINE drew before it is brought back to the image's grid.
 
         Raises:
             ValueError: the image has other channels than the model.
@@ -156,8 +165,12 @@ class Segmenter:
         grid = prepared.grid(self._fine.plan)
         with clock("fine"):
             crop = functools.partial(prepared.stage_image, self._fine.plan)
-            drawing = draw(self._fine, crop, region, grid, self.labels, self._padding(prepared, region))
+            fill_c = self._padding(prepared, region)
+            drawing = draw(self._fine, crop, region, grid, self.labels, fill_c)
         notes += drawing.notes
+        if watch is not None:
+            with clock("watch"):
+                watch(drawing, crop(drawing.region), fill_c, grid.spacing_zyx_mm)
         with clock("restore"):
             indices = self._restore(drawing.logits, drawing.region, grid)
         if not indices.any():

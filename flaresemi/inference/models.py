@@ -21,10 +21,11 @@ _FOLD = re.compile(r"fold_(?P<fold>\d+|all)")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModels:
-    """The checkpoints of a cascade, one per fold, with the files they came from (for messages)."""
+    """The checkpoints of a cascade, one per fold, and the files that FINE's came from."""
 
     fine: tuple[Checkpoint, ...]
     coarse: tuple[Checkpoint, ...]
+    fine_files: tuple[Path, ...]
 
 
 def load_models(
@@ -61,7 +62,7 @@ def load_models(
     check_together({**fine, **coarse_models})
     for path, model in {**coarse_models, **fine}.items():
         logger.info("%s of fold %s: %s, iteration %d", model.plan.stage.value, model.fold, path, model.iteration)
-    return LoadedModels(fine=tuple(fine.values()), coarse=tuple(coarse_models.values()))
+    return LoadedModels(fine=tuple(fine.values()), coarse=tuple(coarse_models.values()), fine_files=tuple(fine))
 
 
 def check_together(models: dict[Path, Checkpoint]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flaresemi.selection import OrganScore
+from flaresemi.selection import CaseScore, OrganScore
 
 SCHEMA_VERSION = 1
 
@@ -70,6 +70,15 @@ class Calibration:
         if features is None:
             return None
         return _sigmoid(float(features @ np.array(self.slopes)) + self.offsets.get(organ, 0.0))
+
+
+def with_predictions(score: CaseScore, calibration: Calibration) -> CaseScore:
+    """The score with the Dice to expect of every organ."""
+    organs = {
+        name: dataclasses.replace(organ, predicted_dice=calibration.predict(name, organ))
+        for name, organ in score.organs.items()
+    }
+    return dataclasses.replace(score, organs=organs)
 
 
 def calibrate(observations: Sequence[Observation], median_ml: dict[str, float]) -> Calibration | None:

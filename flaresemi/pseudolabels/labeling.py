@@ -2,24 +2,21 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from flaresemi.compute.device import select_device
 from flaresemi.compute.precision import Precision, PrecisionName
 from flaresemi.geometry import BoundingBox
-from flaresemi.inference.drawing import Drawing, draw, fine_region
-from flaresemi.inference.postprocessing import keep_largest
+from flaresemi.inference.drawing import draw, fine_region
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
 from flaresemi.io.case_store import CaseStore, StoredCase
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.plans import Stage
-from flaresemi.pseudolabels.agreement import ABSENT_BELOW, case_agreement, organ_agreement, organ_entropy
-from flaresemi.selection import CaseScore, OrganScore
+from flaresemi.pseudolabels.scoring import Scorer, indices
+from flaresemi.selection import CaseScore
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +91,12 @@ class Labeler:
         self.labels = chain.fine.labels
         self.fine_store = fine_store
         self.coarse_store = coarse_store
-        self.median_volumes_ml = tuple(median_volumes_ml)
         self._final = stage([chain.fine])
-        self._snapshots = [stage([snapshot]) for snapshot in chain.snapshots]
+        self._scorer = Scorer(
+            chain.fine, chain.snapshots, median_volumes_ml, chain.made_with,
+            device=place, precision=Precision(place, precision), step=step,
+        )  # fmt: skip
         self._coarse = stage([chain.coarse]) if chain.coarse and chain.fine.plan.region == "organs" else None
-        self._keep_largest = tuple(self.labels.index(name) for name in chain.fine.keep_largest)
 
     @property
     def stores(self) -> dict[Stage, CaseStore]:
@@ -118,15 +116,10 @@ class Labeler:
         fill_c = np.array(stored.record.channel_minima, np.float32)
         crop = functools.partial(_crop, stored)
         drawing = draw(self._final, crop, region, grid, self.labels, fill_c)
-        saved = _indices(drawing.logits)
-        entropy = _entropy(drawing.logits)
-        keep_largest(saved, self._keep_largest)
         image = crop(drawing.region)
-        others = [_indices(snapshot.logits(image, fill_c)[0]) for snapshot in self._snapshots]
+        saved, score = self._scorer.score(case_id, drawing, image, fill_c, grid.spacing_zyx_mm, flags)
         label = np.zeros(grid.shape_zyx, saved.dtype)
         label[drawing.region.slices] = saved
-        voxel_ml = math.prod(grid.spacing_zyx_mm) / 1000
-        score = self._score(case_id, saved, others, entropy, voxel_ml, drawing, (*flags, *drawing.notes))
         return LabeledCase(label_zyx=label, region=drawing.region, score=score)
 
     def _region(self, case_id: str, stored: StoredCase) -> tuple[BoundingBox, tuple[str, ...]]:
@@ -136,58 +129,13 @@ class Labeler:
         coarse = self.coarse_store.open(case_id)
         fill_c = np.array(coarse.record.channel_minima, np.float32)
         image = _crop(coarse, BoundingBox.whole(coarse.record.grid.shape_zyx))
-        box = organs_box(_indices(self._coarse.logits(image, fill_c)[0]))
+        box = organs_box(indices(self._coarse.logits(image, fill_c)[0]))
         organs = None if box is None else coarse.record.grid.to_canonical(box)
         region = fine_region(organs, self._final.plan, stored.record.grid)
         if region is None:
             return whole, ("COARSE found no organ: FINE searched the whole body",)
         return region, ()
 
-    def _score(
-        self,
-        case_id: str,
-        saved_zyx: np.ndarray,
-        others_zyx: list[np.ndarray],
-        entropy_zyx: np.ndarray,
-        voxel_ml: float,
-        drawing: Drawing,
-        flags: tuple[str, ...],
-    ) -> CaseScore:
-        organs = self.labels.count
-        least = [ABSENT_BELOW * volume / voxel_ml for volume in self.median_volumes_ml]
-        agreement = organ_agreement(saved_zyx, others_zyx, least)
-        entropy = organ_entropy(entropy_zyx, saved_zyx, organs)
-        voxels = np.bincount(saved_zyx.ravel(), minlength=organs + 1)[1:]
-        return CaseScore(
-            case_id=case_id,
-            score=case_agreement(agreement),
-            organs={
-                name: OrganScore(
-                    agreement=agreement[index],
-                    volume_ml=float(voxels[index] * voxel_ml),
-                    entropy=entropy[index],
-                    touched_faces=sum(index + 1 in face.organs for face in drawing.touched),
-                )
-                for index, name in enumerate(self.labels.names)
-            },
-            flags=flags,
-            made_with=self.chain.made_with,
-        )
-
 
 def _crop(stored: StoredCase, box: BoundingBox) -> np.ndarray:
     return np.asarray(stored.image_czyx[(slice(None), *box.slices)], np.float32)
-
-
-def _indices(logits_czyx: torch.Tensor) -> np.ndarray:
-    kind = np.uint8 if logits_czyx.shape[0] <= 256 else np.uint16
-    return logits_czyx.argmax(dim=0).cpu().numpy().astype(kind)
-
-
-def _entropy(logits_czyx: torch.Tensor) -> np.ndarray:
-    """Entropy of the probabilities as a share of the largest possible, (Z, Y, X) float32."""
-    log_sum = torch.logsumexp(logits_czyx, dim=0)
-    mean = torch.zeros_like(log_sum)
-    for logit in logits_czyx:  # class by class: no second array of all classes
-        mean += torch.exp(logit - log_sum) * logit
-    return ((log_sum - mean) / math.log(logits_czyx.shape[0])).clamp(0, 1).cpu().numpy()

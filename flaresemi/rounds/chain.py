@@ -15,7 +15,7 @@ from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import load_state
 from flaresemi.rounds.stopping import HeldOutDice, StopRule, Verdict, judge
-from flaresemi.workspace import ModelFolder, RoundFolder, Workspace
+from flaresemi.workspace import RoundFolder, Workspace
 
 SCHEMA_VERSION = 1
 
@@ -178,12 +178,6 @@ class SelfTraining:
             save_record(self.path, state)
         return state
 
-    def model(self, fold: str, number: int, stage: Stage) -> ModelFolder:
-        """Models of a round; 0 is the supervised start."""
-        if number == 0:
-            return self.workspace.model(fold, stage)
-        return self.workspace.round(fold, number).model(stage)
-
     def _held_out(self, number: int) -> HeldOutDice:
         """Of all folds: each case is held out in one of them."""
         return {
@@ -191,7 +185,7 @@ class SelfTraining:
         }
 
     def _summary(self, fold: str, number: int) -> Summary:
-        path: Path = self.model(fold, number, Stage.FINE).validation / "summary.json"
+        path: Path = self.workspace.round_model(fold, number, Stage.FINE).validation / "summary.json"
         if not path.exists():
             raise SelectionError(
                 f"round {number} of fold {fold} was not validated", where=path,

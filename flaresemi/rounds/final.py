@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 
 from flaresemi.errors import SelectionError
+from flaresemi.files import write_text
 from flaresemi.io.case_store import LabelStore
 from flaresemi.plans import Stage
 from flaresemi.records import load_record, save_record
@@ -80,6 +81,8 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
         by_fold = {round.fold: round.label_store(stage) for round in rounds}
         if not _train(first, stage, selection, {case_id: by_fold[fold] for case_id, fold in chains.items()}):
             return None
+    if first.calibration_file.exists():  # of models trained alike: these have no held-out cases to learn it from
+        write_text(folder.model(Stage.FINE).calibration, first.calibration_file.read_text(encoding="utf-8"))
     return folder
 
 

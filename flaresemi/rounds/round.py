@@ -19,7 +19,7 @@ from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.planning.preparation import refuse_changed
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
-from flaresemi.pseudolabels.calibration import Observations, calibrate
+from flaresemi.pseudolabels.calibration import Observations, calibrate, with_predictions
 from flaresemi.pseudolabels.exporting import ExportRecord, export_labels
 from flaresemi.pseudolabels.labeling import Labeler
 from flaresemi.pseudolabels.pool import is_labeled, label_pool, merge_scores, observe, write_reliable_series
@@ -36,7 +36,7 @@ from flaresemi.rounds.state import (
     load_state,
     save_state,
 )
-from flaresemi.selection import CaseScore, Selection, save_scores
+from flaresemi.selection import Selection, save_scores
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.runs import RunRecord
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer
@@ -137,15 +137,15 @@ class Round:
         observed = (load_record(path, Observations, error=SelectionError) for path in self._observation_files())
         calibration = calibrate([each for record in observed for each in record.observations], medians)
         if calibration is not None:
-            save_record(self.folder.calibration, calibration)
+            save_record(self.calibration_file, calibration)
             logger.info(
                 "predicted Dice: mean error %.3f on held-out cases (agreement itself: %.3f)",
                 calibration.error, calibration.error_of_agreement,
             )  # fmt: skip
         else:
-            self.folder.calibration.unlink(missing_ok=True)
+            self.calibration_file.unlink(missing_ok=True)
         if calibration is not None and calibration.is_better:
-            scores = tuple(_with_predictions(score, calibration.predict) for score in scores)
+            scores = tuple(with_predictions(score, calibration) for score in scores)
         save_scores(self.folder.scores, scores)
         selection = select(
             scores, self.config.selection, self._labeled_volumes(), round=self.number, fold=self.fold
@@ -198,6 +198,11 @@ class Round:
         refuse_changed(cases, self.dataset.labels, self.workspace)
         record = ExportRecord(fold=self.fold, round=self.number, made_with=made_with)
         return export_labels(cases, self.label_store(Stage.FINE), self.plans.labels, folder, record)
+
+    @property
+    def calibration_file(self) -> Path:
+        """What the held-out cases taught about the scores: it belongs to the models that label."""
+        return self._teacher(Stage.FINE).calibration
 
     def label_store(self, stage: Stage) -> LabelStore:
         """The pseudo-labels that this round drew, on the stage's grid."""
@@ -293,10 +298,8 @@ class Round:
             shutil.rmtree(self.folder.model(Stage(name.removeprefix("train "))).root, ignore_errors=True)
 
     def _teacher(self, stage: Stage) -> ModelFolder:
-        """The models of the round before; of the supervised training for the first round."""
-        if self.number == 1:
-            return self.workspace.model(self.fold, stage)
-        return self.workspace.round(self.fold, self.number - 1).model(stage)
+        """The models of the round before."""
+        return self.workspace.round_model(self.fold, self.number - 1, stage)
 
     def _observation_files(self) -> list[Path]:
         return [self.workspace.round(fold, self.number).observations for fold in self.peers]
@@ -339,10 +342,3 @@ class Round:
                     least_ml=min(present), most_ml=max(present), absent=len(found) - len(present)
                 )
         return made
-
-
-def _with_predictions(score: CaseScore, predict: Callable) -> CaseScore:
-    organs = {
-        name: dataclasses.replace(organ, predicted_dice=predict(name, organ)) for name, organ in score.organs.items()
-    }
-    return dataclasses.replace(score, organs=organs)

@@ -165,7 +165,7 @@ class RoundFacts:
 
     def model(self, number: int, stage: Stage) -> ModelFolder:
         """Of this chain; 0 is the supervised start."""
-        return _model(self.workspace, self.fold, number, stage)
+        return self.workspace.round_model(self.fold, number, stage)
 
     def change(
         self, since: int, metric: Metric = "dice", organ: str | None = None, *, until: int = -1
@@ -228,7 +228,7 @@ def gather(
             if path.is_file()
             for each in load_record(path, Observations, error=SelectionError).observations
         ),
-        recall=_recall(_model(workspace, fold, number, Stage.COARSE)),
+        recall=_recall(workspace.round_model(fold, number, Stage.COARSE)),
         not_found=tuple(not_found),
     )
 
@@ -258,15 +258,11 @@ def _state(workspace: Workspace, fold: str, number: int) -> RoundState:
     return state
 
 
-def _model(workspace: Workspace, fold: str, number: int, stage: Stage) -> ModelFolder:
-    return workspace.model(fold, stage) if number == 0 else workspace.round(fold, number).model(stage)
-
-
 def _held_out(workspace: Workspace, folds: Sequence[str], number: int, not_found: list[str]) -> tuple[HeldOut, ...]:
     """The validations of all rounds, over the folds that have them all."""
     rounds: list[dict[str, dict[str, OrganScore]]] = [{} for _ in range(number + 1)]
     for fold in folds:
-        models = [_model(workspace, fold, each, Stage.FINE) for each in range(number + 1)]
+        models = [workspace.round_model(fold, each, Stage.FINE) for each in range(number + 1)]
         paths = [model.validation / "summary.json" for model in models]
         there = [path for path in paths if path.is_file()]
         if len(there) < len(paths):
