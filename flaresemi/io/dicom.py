@@ -87,6 +87,8 @@ def read_slices(folder: Path) -> tuple[list[Slice], dict[str, list[Path]]]:
                 slices.append(found)
             else:
                 others[found].append(path)
+        elif path.suffix.lower() == ".dcm" or not start.strip(b"\0"):
+            raise _damaged(path)
     return slices, others
 
 
@@ -114,9 +116,7 @@ def _read_header(path: Path, meta: dict[int, str]) -> Slice | str:
         reader.ReadImageInformation()
     except RuntimeError:
         if meta.get(_SOP_CLASS, _SLICE_CLASSES[0]) in _SLICE_CLASSES + _MULTI_FRAME_CLASSES:
-            raise ImageError(
-                "the DICOM file is damaged or not whole", where=path, fix="copy or download it again"
-            ) from None
+            raise _damaged(path) from None
         return "not an image"  # a report, a document, contours, the index of a disk
     size = reader.GetSize()
     if _text(reader, "0008|0016") in _MULTI_FRAME_CLASSES and size[2] > 1:
@@ -166,6 +166,10 @@ def _check(reader: sitk.ImageFileReader, path: Path, *, native: bool) -> None:
             f"the DICOM file is not whole: its header announces {announced} bytes of voxels, the file has {held}",
             where=path, fix="copy or download it again",
         )  # fmt: skip
+
+
+def _damaged(path: Path) -> ImageError:
+    return ImageError("the DICOM file is damaged or not whole", where=path, fix="copy or download it again")
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:

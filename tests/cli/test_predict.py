@@ -11,6 +11,7 @@ from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
 from flaresemi.workspace import Workspace
+from tests.made_dicom import Stack
 
 SHAPE = (12, 24, 24)
 
@@ -135,6 +136,43 @@ def test_a_bad_image_does_not_stop_the_others(folder, capsys, extra):
     assert "bad_0000.nii.gz" in summary
     assert "--continue" in summary
     assert "Traceback" not in error
+
+
+def write_series(folder, first=4):
+    """The scan of `write_scan` as DICOM slices."""
+    array = np.zeros(SHAPE, np.int16)
+    array[:, 0] = -1000
+    array[4:8, 6:18, first : first + 8] = 300
+    Stack(array_zyx=array, spacing=(3.0, 3.0, 3.0), origin=(0.0, 0.0, 0.0)).write(folder)
+
+
+def test_a_folder_of_slices_is_an_image(folder):
+    write_series(folder / "scans" / "d_0000", first=5)
+    write_series(folder / "lists" / "e", first=4)
+    (folder / "lists" / "some.txt").write_text("scans/d_0000\ne\n")
+    assert predict.main(["-i", "scans/d_0000", "-o", "one"]) == 0
+    assert predict.main(["-i", "scans/d_0000", "-o", "one/liver.mha"]) == 0
+    assert predict.main(["-i", "scans", "-o", "all"]) == 0
+    assert predict.main(["-i", "lists/some.txt", "-o", "listed"]) == 0
+    assert sorted(path.name for path in (folder / "one").iterdir()) == ["d.nii.gz", "liver.mha"]
+    assert sorted(path.name for path in (folder / "all").iterdir()) == ["a.nii.gz", "b.nrrd", "c.mha", "d.nii.gz"]
+    assert sorted(path.name for path in (folder / "listed").iterdir()) == ["d.nii.gz", "e.nii.gz"]
+    same = liver(folder / "all" / "c.mha")  # of the same voxels in another format
+    for path in ("one/d.nii.gz", "one/liver.mha", "all/d.nii.gz", "listed/d.nii.gz"):
+        assert np.array_equal(liver(folder / path), same)
+    assert np.array_equal(liver(folder / "listed" / "e.nii.gz"), liver(folder / "all" / "b.nrrd"))
+
+
+def test_slices_where_they_cannot_be_meant(folder, capsys):
+    write_series(folder / "series")
+    assert predict.main(["-i", "series", "-o", "series"]) == 2
+    assert "the output folder is a folder of DICOM slices" in capsys.readouterr().err
+    assert predict.main(["-i", "series/IM0037", "-o", "out"]) == 2
+    assert "name the folder that holds its slices" in capsys.readouterr().err
+    shutil.copy(folder / "scans" / "b_0000.nrrd", folder / "series")
+    assert predict.main(["-i", "series", "-o", "out"]) == 2
+    assert "DICOM slices and other images in one folder" in capsys.readouterr().err
+    assert not (folder / "out").exists()
 
 
 def test_channels_beside_the_named_file(folder, capsys):

@@ -269,16 +269,29 @@ def test_a_slice_beside_the_stack_is_named(tmp_path):
     assert str(paths[2]) in message
 
 
-@pytest.mark.parametrize("kept", [0, 100, 300, -30])
-def test_a_damaged_file_is_named_because_a_slice_may_be_lost(tmp_path, kept):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:100],
+        lambda content: content[:300],
+        lambda content: content[:-30],
+        lambda content: bytes(len(content)),
+    ],
+    ids=["empty", "in the preamble", "in the header", "in the voxels", "all zero"],
+)
+def test_a_damaged_file_is_named_because_a_slice_may_be_lost(tmp_path, damage):
     paths = Stack(array_zyx=phantom()).write(tmp_path)
-    paths[5].write_bytes(paths[5].read_bytes()[:kept])
-    if kept == 100:  # no longer known for DICOM, but at the end of the stack nothing else shows it
-        assert read_grid(tmp_path).geometry.shape_zyx[0] == 5
-        return
+    paths[5].write_bytes(damage(paths[5].read_bytes()))  # the last one: its position would not be missed
     message = refused(tmp_path)
     assert "empty" in message or "damaged or not whole" in message
     assert str(paths[5]) in message
+
+
+def test_what_is_named_dicom_and_is_none_is_refused(tmp_path):
+    Stack(array_zyx=phantom()).write(tmp_path)
+    (tmp_path / "IM0099.DCM").write_text("<html>404 Not Found</html>")
+    assert str(tmp_path / "IM0099.DCM") in refused(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from flaresemi.planning.inspection import inspect_dataset
 from flaresemi.planning.integrity import check_dataset
 from flaresemi.workspace import Workspace
 
+from tests.made_dicom import Stack
 
 def found(report):
     """{(case, severity, problem)} of a report."""
@@ -331,6 +332,45 @@ def test_what_was_seen_before_a_kill_is_kept(small_dataset, tmp_path, monkeypatc
 
     def killed(case):
         if case.id == "l2":
+def as_slices(small, group, name):
+    """Puts DICOM slices in the place of a case's image; returns them."""
+    path = small.image_path(group, name)
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    path.unlink()
+    return Stack(array_zyx=array, spacing=small.spacing_xyz, origin=(0.0, 0.0, 0.0)).write(
+        small.folder(group) / f"{name}_0000"
+    )
+
+
+def test_series_of_slices_are_images_like_any_other(small_dataset):
+    small = small_dataset()
+    shutil.copy(small.image_path("labeled", "l1"), small.image_path("unlabeled", "twin"))
+    for name in ("l0", "l1"):
+        as_slices(small, "labeled", name)
+    slices = as_slices(small, "test", "t0")
+    slices[4].unlink()
+    report = check(small)
+    assert found(report) == {("twin", "warning", "duplicate"), ("t0", "error", "unreadable")}
+    assert "1 slice(s) missing: 6 mm between IM" in message(report, "t0")
+
+
+def test_a_series_is_read_again_when_one_of_its_slices_has_changed(small_dataset, tmp_path, monkeypatch):
+    small, cache = small_dataset(), tmp_path / "cache.json"
+    slices = as_slices(small, "labeled", "l0")
+    first = check(small, cache=cache)
+    read = []
+    inspect_case = inspection.inspect_case
+    monkeypatch.setattr(inspection, "inspect_case", lambda case: read.append(case.id) or inspect_case(case))
+    assert check(small, cache=cache) == first
+    assert read == []
+    os.utime(slices[3], ns=(1, 1))
+    check(small, cache=cache)
+    assert read == ["l0"]
+    slices[-1].unlink()
+    check(small, cache=cache)
+    assert read == ["l0", "l0"]
+
+
             raise KeyboardInterrupt
         return inspect_case(case)
 
