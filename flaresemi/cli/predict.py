@@ -3,11 +3,12 @@
 import argparse
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import shlex
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from flaresemi.cli.common import StrictParser, add_dataset_options, print_next, run, workspace_of
+from flaresemi.compute.metering import Cost, Meter
 from flaresemi.dataset import Case, find_images
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 from flaresemi.geometry import FloatTriple
@@ -24,9 +26,24 @@ from flaresemi.inference.drawing import Drawing
 from flaresemi.inference.export import Segmentation, StepClock, write_segmentation
 from flaresemi.io.images import Image, image_ending
 from flaresemi.pseudolabels.reliability import Reliability, told
+from flaresemi.records import save_record
 from flaresemi.selection import CaseScore, load_scores, save_scores
 
 logger = logging.getLogger("flaresemi.cli.predict")  # also when run with python -m
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """What a case cost, from the reading of its image to its label map on the disk.
+
+    Attributes:
+        steps: Seconds of each.
+    """
+
+    schema_version: int = 1
+    case_id: str
+    steps: dict[str, float]
+    cost: Cost
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
         "--reliability", action="store_true",
         help="also tell the Dice to expect of every organ, in reliability.csv: three times FINE's time",
     )  # fmt: skip
+    parser.add_argument(
+        "--measure", action="store_true",
+        help="also write time, processor use and memory of every case, sampled every 0.1 s, to efficiency/CASE.json",
+    )  # fmt: skip
     parser.add_argument("--step", type=_step, default=0.5, help="distance of windows, share of a window (default: 0.5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
@@ -97,11 +118,15 @@ def _predict(options: argparse.Namespace) -> None:
         logger.info("%d of %d cases have their label map already", len(jobs) - len(remaining), len(jobs))
     for folder in {output.parent for _, output in remaining}:
         folder.mkdir(parents=True, exist_ok=True)
-    reliability = _reliability(options, segmenter) if options.reliability else None
-    judged: list[CaseScore] = []
-    failures = _predict_all(segmenter, remaining, judged, reliability, read_ahead=not options.single_process)
-    if reliability is not None:
-        _save_reliability(options, judged)
+    results = options.output if options.output.is_dir() else options.output.parent
+    extras = _Extras(
+        reliability=_reliability(options, segmenter) if options.reliability else None,
+        efficiency=results / "efficiency" if options.measure else None,
+    )
+    # What is measured is one case, so nothing of the next one may be read meanwhile.
+    failures = _predict_all(segmenter, remaining, extras, read_ahead=not (options.single_process or options.measure))
+    if extras.reliability is not None:
+        _save_reliability(results / "reliability.csv", extras.judged)
     if failures:
         raise _summary(failures, len(remaining))
     logger.info("%d label map(s) written to %s", len(remaining), options.output)
@@ -123,10 +148,8 @@ def _reliability(options: argparse.Namespace, segmenter: Segmenter) -> Reliabili
     return Reliability(segmenter.fine_files[0], device=segmenter.device, precision=options.precision, step=options.step)
 
 
-def _save_reliability(options: argparse.Namespace, judged: Sequence[CaseScore]) -> None:
+def _save_reliability(path: Path, judged: Sequence[CaseScore]) -> None:
     """Writes the scores beside the label maps, with those of cases that were predicted before."""
-    folder = options.output if options.output.is_dir() else options.output.parent
-    path = folder / "reliability.csv"
     scores = {score.case_id: score for score in load_scores(path)} if path.exists() else {}
     scores |= {score.case_id: score for score in judged}
     save_scores(path, tuple(scores[case_id] for case_id in sorted(scores)))
@@ -243,35 +266,66 @@ def _refuse_overwriting(jobs: Sequence[tuple[Case, Path]]) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Extras:
+    """What is found out about every case besides its label map.
+
+    Attributes:
+        reliability: Judges it.
+        efficiency: Folder for what it cost.
+        judged: The scores so far.
+    """
+
+    reliability: Reliability | None
+    efficiency: Path | None
+    judged: list[CaseScore] = dataclasses.field(default_factory=list)
+
+
 def _predict_all(
-    segmenter: Segmenter,
-    jobs: Sequence[tuple[Case, Path]],
-    judged: list[CaseScore],
-    reliability: Reliability | None,
-    *,
-    read_ahead: bool,
+    segmenter: Segmenter, jobs: Sequence[tuple[Case, Path]], extras: _Extras, *, read_ahead: bool
 ) -> list[tuple[Case, FlaresemiError]]:
-    """Predicts every case it can, and judges it where that is asked for; returns those it could not, and why."""
+    """Predicts every case it can; returns those it could not, and why."""
     failures: list[tuple[Case, FlaresemiError]] = []
     bar = tqdm(jobs, desc="predict", unit="case", disable=not sys.stderr.isatty() or len(jobs) < 2)
     with contextlib.closing(_read_all(segmenter, [case for case, _ in jobs], read_ahead=read_ahead)) as images:
-        for (case, output), (image, seconds) in zip(bar, images, strict=True):
+        for case, output in bar:
             try:
-                if isinstance(image, FlaresemiError):
-                    raise image
-                clock = StepClock()
-                judge = None if reliability is None else _judge(reliability, case.id, judged)
-                segmentation = segmenter.segment(image, watch=judge)
-                with clock("write"):
-                    write_segmentation(output, segmentation)
+                if extras.efficiency is None:
+                    seconds = _predict_one(segmenter, case, output, images, extras)
+                else:
+                    with Meter(segmenter.device) as meter:
+                        seconds = _predict_one(segmenter, case, output, images, extras)
+                    save_record(
+                        extras.efficiency / f"{case.id}.json",
+                        Efficiency(case_id=case.id, steps=seconds, cost=meter.cost),
+                    )
             except FlaresemiError as error:
                 logger.warning("%s: %s", case.id, error)
                 failures.append((case, error))
-                continue
-            logger.info("%s", _line(case, segmentation, {"read": seconds, **segmentation.seconds, **clock.seconds}))
-            if reliability is not None:
-                logger.info("%s: %s", case.id, told(judged[-1]))
     return failures
+
+
+def _predict_one(
+    segmenter: Segmenter,
+    case: Case,
+    output: Path,
+    images: Iterator[tuple[Image | FlaresemiError, float]],
+    extras: _Extras,
+) -> dict[str, float]:
+    """Predicts the next of the images into a file; gives the seconds of every step."""
+    image, waited = next(images)
+    if isinstance(image, FlaresemiError):
+        raise image
+    clock = StepClock()
+    judge = None if extras.reliability is None else _judge(extras.reliability, case.id, extras.judged)
+    segmentation = segmenter.segment(image, watch=judge)
+    with clock("write"):
+        write_segmentation(output, segmentation)
+    seconds = {"read": waited, **segmentation.seconds, **clock.seconds}
+    logger.info("%s", _line(case, segmentation, seconds))
+    if extras.reliability is not None:
+        logger.info("%s: %s", case.id, told(extras.judged[-1]))
+    return seconds
 
 
 def _judge(reliability: Reliability, case_id: str, judged: list[CaseScore]) -> Watch:

@@ -1,0 +1,138 @@
+"""What a piece of work costs in time, processor, main memory and GPU memory, sampled while it runs."""
+
+import dataclasses
+import os
+import resource
+import threading
+import time
+from types import TracebackType
+
+import torch
+
+from flaresemi.compute.device import available_cores
+
+#: FLARE samples every 0.1 s.
+INTERVAL_SECONDS = 0.1
+
+#: FLARE forgives GPU memory up to this much.
+FREE_GPU_MIB = 2048
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One look at a running piece of work.
+
+    Attributes:
+        seconds: Since its start.
+        cpu_percent: Processor time of this process and its finished children since the sample before, as a share of
+            all cores that the process may use.
+        rss_mib: Main memory that the process holds.
+        gpu_mib: Memory in use on the GPU, by whomever; None without a GPU.
+    """
+
+    seconds: float
+    cpu_percent: float
+    rss_mib: float
+    gpu_mib: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a piece of work cost.
+
+    Attributes:
+        seconds: Running time.
+        cpu_area: Area under the curve of processor use over time, percent · s.
+        gpu_area: Area under the curve of GPU memory over time, above 2048 MiB, MiB · s; None without a GPU.
+        peak_rss_mib: The largest sample.
+        peak_gpu_mib: The largest sample; None without a GPU.
+        samples: Every 0.1 s, and one at the end.
+
+    Source: FLARE's efficiency metrics. There, processor use is that of the whole machine, in a container that has it to
+    itself; here it is this process's, which other work on the machine does not change.
+    """
+
+    seconds: float
+    cpu_area: float
+    gpu_area: float | None
+    peak_rss_mib: float
+    peak_gpu_mib: float | None
+    samples: tuple[Sample, ...]
+
+
+class Meter:
+    """Samples the process from a thread of its own, as long as its block runs.
+
+    Args:
+        device: Its memory is watched when it is a GPU.
+
+    Attributes:
+        cost: After the block.
+    """
+
+    cost: Cost
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stop = threading.Event()
+        self._samples: list[Sample] = []
+        self._thread = threading.Thread(target=self._watch, name="meter", daemon=True)
+
+    def __enter__(self) -> "Meter":
+        self._started = self._looked = time.perf_counter()
+        self._cpu = _cpu_seconds()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+        self.cost = summed_up(tuple(self._samples))
+
+    def _watch(self) -> None:
+        while not self._stop.wait(INTERVAL_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        now, cpu = time.perf_counter(), _cpu_seconds()
+        share = (cpu - self._cpu) / max(now - self._looked, 1e-6) / available_cores()
+        self._looked, self._cpu = now, cpu
+        gpu = None
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            gpu = (total - free) / 2**20
+        self._samples.append(
+            Sample(seconds=now - self._started, cpu_percent=100 * share, rss_mib=_rss_mib(), gpu_mib=gpu)
+        )
+
+
+def summed_up(samples: tuple[Sample, ...]) -> Cost:
+    """The areas under the curves of samples, each of which stands for the time since the one before."""
+    spans = [
+        after.seconds - before for before, after in zip((0.0, *(s.seconds for s in samples)), samples, strict=False)
+    ]
+    gpu = [sample.gpu_mib for sample in samples if sample.gpu_mib is not None]
+    return Cost(
+        seconds=samples[-1].seconds,
+        cpu_area=sum(sample.cpu_percent * span for sample, span in zip(samples, spans, strict=True)),
+        gpu_area=sum(max(mib - FREE_GPU_MIB, 0) * span for mib, span in zip(gpu, spans, strict=True)) if gpu else None,
+        peak_rss_mib=max(sample.rss_mib for sample in samples),
+        peak_gpu_mib=max(gpu) if gpu else None,
+        samples=samples,
+    )
+
+
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])
+
+
+def _rss_mib() -> float:
+    """Main memory that the process holds now; where the kernel does not tell, the most that it ever held."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
