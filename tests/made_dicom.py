@@ -93,7 +93,7 @@ class Stack:
 
     def write(self, folder: Path, *, prefix: str = "IM", skip: tuple[int, ...] = ()) -> list[Path]:
         """Writes the slices under names whose order says nothing; returns them in the order of the array."""
-        paths = [folder / f"{prefix}{37 * (index + 1) % 101:04d}" for index in range(len(self.array_zyx))]
+        paths = [folder / f"{prefix}{3701 * (index + 1) % 10007:04d}" for index in range(len(self.array_zyx))]
         for index, path in enumerate(paths):
             if index not in skip:
                 write_dicom(path, self.elements(index), sop_class=self.sop_class)

@@ -167,7 +167,7 @@ def test_slices_where_they_cannot_be_meant(folder, capsys):
     write_series(folder / "series")
     assert predict.main(["-i", "series", "-o", "series"]) == 2
     assert "the output folder is a folder of DICOM slices" in capsys.readouterr().err
-    assert predict.main(["-i", "series/IM0037", "-o", "out"]) == 2
+    assert predict.main(["-i", "series/IM3701", "-o", "out"]) == 2
     assert "name the folder that holds its slices" in capsys.readouterr().err
     shutil.copy(folder / "scans" / "b_0000.nrrd", folder / "series")
     assert predict.main(["-i", "series", "-o", "out"]) == 2

@@ -202,7 +202,7 @@ def test_a_missing_slice_is_named_by_its_neighbors(tmp_path, index):
 
 def test_uneven_spacing_is_refused_and_rounding_is_not(tmp_path):
     for name, steps, expected in (
-        ("changing", [0, 5, 10, 15, 17.5, 20, 22.5], "unevenly spaced: 5 mm between IM0037 and IM0074; "),
+        ("changing", [0, 5, 10, 15, 17.5, 20, 22.5], "unevenly spaced: 5 mm between IM3701 and IM7402; "),
         ("drifting", np.cumsum([0.0] + [1.0] * 20 + [1.09] * 20), "unevenly spaced: 1.09 mm between "),
         ("rounded", np.round(1.25 * np.arange(20), 1), None),
     ):
@@ -325,7 +325,7 @@ def test_negatives_and_colors_are_no_scan(tmp_path):
         for index, path in enumerate(stack.write(tmp_path / name)):
             rewrite(path, stack, index, **changes)
         message = refused(tmp_path / name)
-        assert "no series of slices in this folder, but 6 file(s) like IM0010 " + expected in message
+        assert "no series of slices in this folder, but 6 file(s) like IM1096 " + expected in message
 
 
 def test_an_enhanced_multi_frame_file_is_refused_by_name(tmp_path):
