@@ -1,0 +1,124 @@
+"""What the user names as input and output, as cases and files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flaresemi.dataset import Case, find_images
+from flaresemi.errors import ConfigError, ImageError
+from flaresemi.image_paths import holds_slices, image_name, image_stem, named_images
+from flaresemi.io.images import image_ending
+
+
+def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
+    """The cases that an input names.
+
+    Args:
+        source: An image, which may be a folder of DICOM slices; a folder of images; or a text file with one path per
+            line (empty lines and lines that begin with # are skipped; relative paths start at the current folder or,
+            where there is nothing, at the list's folder).
+        channels: How many files an image has. With one, file names are free; with more, they end with `_0000` and so
+            on, and naming one file of a case is enough.
+
+    Raises:
+        ConfigError: the input is none of these, or two cases have one name.
+        DatasetError: a folder without images, or one whose files do not form cases.
+        ImageError: a file of the list is not there.
+    """
+    if source.is_dir() and not holds_slices(source):
+        return find_images(source)
+    if source.is_dir() and named_images(source):
+        raise ConfigError(
+            "DICOM slices and other images in one folder: it is not clear which are meant", where=source,
+            fix="put the slices into a folder of their own",
+        )  # fmt: skip
+    if image_name(source) is not None:
+        return (_case_of(source, channels),)
+    if source.suffix.lower() != ".txt":
+        raise ConfigError(
+            "the input is neither an image nor a folder nor a list (.txt)", where=source,
+            fix="of a DICOM series, name the folder that holds its slices",
+        )  # fmt: skip
+    paths = _listed(source)
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise ImageError(f"{len(missing)} file(s) of the list are not there", where=f"{missing[0]} in {source}")
+    cases: dict[str, Case] = {}
+    for path in paths:
+        case = _case_of(path, channels)
+        known = cases.setdefault(case.id, case)
+        if known.images != case.images:
+            raise ConfigError(
+                f"two cases are called '{case.id}', their label maps would overwrite each other",
+                where=f"{known.images[0]} and {case.images[0]}",
+                fix="predict them into different folders",
+            )
+    return tuple(cases.values())
+
+
+def output_paths(cases: Sequence[Case], source: Path, output: Path) -> list[Path]:
+    """Where the label map of each case goes: into a folder, named like the case with the ending of its image.
+
+    That of a DICOM series is a .nii.gz file.
+
+    Raises:
+        ConfigError: an image file is named as the output of a folder or list.
+    """
+    if image_stem(output) is not None and not output.is_dir():
+        if len(cases) != 1 or image_name(source) is None:
+            raise ConfigError("the output must be a folder, it is named like an image", where=output)
+        return [output]
+    if output.exists() and not output.is_dir():
+        raise ConfigError("the output exists and is no folder", where=output)
+    endings = [".nii.gz" if case.images[0].is_dir() else image_ending(case.images[0]) for case in cases]
+    return [output / f"{case.id}{ending}" for case, ending in zip(cases, endings, strict=True)]
+
+
+def _case_of(path: Path, channels: int) -> Case:
+    """The case that a file or a folder of slices belongs to, with its other channels beside it."""
+    stem = image_name(path)
+    if stem is None:
+        raise ImageError("neither an image file by its name nor a folder with DICOM slices", where=path)
+    ending = "" if path.is_dir() else path.name[len(stem) :]
+    base, _, number = stem.rpartition("_")
+    numbered = bool(base) and len(number) == 4 and number.isdigit()
+    if channels == 1:
+        return Case(id=base if numbered and number == "0000" else stem, images=(path,))
+    if not numbered:
+        raise ImageError(f"the model has {channels} channels: expected a name that ends with _0000{ending}", where=path)
+    images = tuple(path.with_name(f"{base}_{channel:04d}{ending}") for channel in range(channels))
+    for image in images:
+        if not image.exists():
+            raise ImageError(f"a channel of case '{base}' is missing; the model has {channels}", where=image)
+    return Case(id=base, images=images)
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise ConfigError("the list is not a text file in UTF-8", where=path) from None
+    named = [Path(line) for line in lines if line and not line.startswith("#")]
+    if not named:
+        raise ConfigError("the list names no image", where=path)
+    return [entry if entry.exists() or entry.is_absolute() else path.parent / entry for entry in named]
+
+
+def refuse_overwriting(jobs: Sequence[tuple[Case, Path]]) -> None:
+    """Sees that no label map would take the place of an image, or lie among images.
+
+    Raises:
+        ConfigError: one would.
+    """
+    inputs = {image.resolve() for case, _ in jobs for image in case.images}
+    folders = {image.parent for image in inputs}
+    for case, output in jobs:
+        if output.parent.resolve() in inputs:
+            raise ConfigError("the output folder is a folder of DICOM slices", where=output.parent, fix="name another")
+        if output.resolve() in inputs:
+            raise ConfigError(f"the label map of case '{case.id}' would overwrite an image", where=output)
+    # Label maps among the images would be taken for images the next time.
+    shared = folders & {output.parent.resolve() for _, output in jobs}
+    if shared and len(jobs) > 1:
+        raise ConfigError(
+            "the output folder is the folder of the images", where=shared.pop(), fix="name another with -o"
+        )
