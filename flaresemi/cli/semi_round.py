@@ -153,7 +153,7 @@ def _round_config(options: argparse.Namespace) -> RoundConfig:
     """The options, on top of what the preset says."""
     thresholds = _given(options, "best_share", "case_threshold", "require_complete", "organ_threshold", "volume_factor")
     rule: Rule = options.select or ("case" if options.preset == "seed" else "organ")
-    choices = _given(options, "pseudo_share", "pseudo_augmentation", "start", "length", "fine_tune")
+    choices = _given(options, "pseudo_share", "pseudo_augmentation", "start", "length", "fine_tune", "tta")
     return RoundConfig(selection=SelectionRule(rule=rule, **thresholds), **choices)
 
 
@@ -268,6 +268,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what.add_argument(
         "--export-which", choices=["selected", "all"], default="selected", help="of which cases [selected]"
+    )
+    parser.add_argument(
+        "--tta", action="store_true", default=argparse.SUPPRESS, help="label by the mean over mirrored images too"
     )
     rule = parser.add_argument_group("selection", "what is not given has the default in brackets")
     defaults, round_defaults, stop_defaults = SelectionRule(), RoundConfig(), StopRule()

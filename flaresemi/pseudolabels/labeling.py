@@ -72,6 +72,7 @@ class Labeler:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: What the networks compute in.
         step: Distance of neighboring windows, as a share of the window.
+        tta: The final weights draw the mean over mirrored images.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Labeler:
         device: str = "auto",
         precision: PrecisionName = "auto",
         step: float = 0.5,
+        tta: bool = False,
     ) -> None:
         place = select_device(device)
         stage = functools.partial(StagePredictor, device=place, precision=Precision(place, precision), step=step)
@@ -91,7 +93,7 @@ class Labeler:
         self.labels = chain.fine.labels
         self.fine_store = fine_store
         self.coarse_store = coarse_store
-        self._final = stage([chain.fine])
+        self._final = stage([chain.fine], tta=tta)
         self._scorer = Scorer(
             chain.fine, chain.snapshots, median_volumes_ml, chain.made_with,
             device=place, precision=Precision(place, precision), step=step,

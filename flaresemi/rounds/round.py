@@ -132,7 +132,7 @@ class Round:
 
     def select(self) -> bool:
         """Puts the scores together, calibrates them on the held-out cases, and selects."""
-        scores = merge_scores(self.pool, teacher_hashes(*self._teachers()), self.folder)
+        scores = merge_scores(self.pool, self._made_with(), self.folder)
         medians = dict(zip(self.plans.labels.names, self._median_volumes_ml(), strict=True))
         observed = (load_record(path, Observations, error=SelectionError) for path in self._observation_files())
         calibration = calibrate([each for record in observed for each in record.observations], medians)
@@ -190,7 +190,7 @@ class Round:
         Raises:
             FlaresemiError: the step that makes them is not done, an image has changed, or the folder holds others.
         """
-        made_with = teacher_hashes(*self._teachers())
+        made_with = self._made_with()
         wanted = {score.case_id for score in merge_scores(self.pool, made_with, self.folder)}
         if selected_only:
             wanted = {case.case_id for case in load_record(self.folder.selection, Selection).selected}
@@ -255,7 +255,7 @@ class Round:
     def _inputs(self, name: str) -> str:
         """Hash of everything that decides the result of a step."""
         plans = inputs_hash(self.plans.fine.hash, self.plans.coarse.hash if self.plans.two_stage else "")
-        labeled_by = inputs_hash(plans, *teacher_hashes(*self._teachers()), *self.pool)
+        labeled_by = inputs_hash(plans, *self._made_with(), *self.pool)
         if name == "label":
             return labeled_by
         observed = (file_hash(path, fix="run the labeling step to its end") for path in self._observation_files())
@@ -288,7 +288,7 @@ class Round:
             return False
         if name == "label":
             stores = {stage: CaseStore(self.workspace.preprocessed(stage)) for stage in self.stages}
-            made_with = teacher_hashes(*self._teachers())
+            made_with = self._made_with()
             return all(is_labeled(case_id, made_with, stores, self.folder) for case_id in self.pool)
         return all(path.is_file() for path in outputs[name])
 
@@ -307,11 +307,17 @@ class Round:
     def _teachers(self) -> tuple[ModelFolder, ModelFolder | None]:
         return self._teacher(Stage.FINE), self._teacher(Stage.COARSE) if self.plans.two_stage else None
 
+    def _made_with(self) -> tuple[str, ...]:
+        """What decides a pseudo-label: the checkpoints, and whether mirrored images are drawn too."""
+        return (*teacher_hashes(*self._teachers()), *(("tta",) if self.config.tta else ()))
+
     def _labeler(self) -> Labeler:
-        chain = load_teachers(*self._teachers(), self.plans)
+        chain = dataclasses.replace(load_teachers(*self._teachers(), self.plans), made_with=self._made_with())
         fine, coarse = (CaseStore(self.workspace.preprocessed(stage)) for stage in (Stage.FINE, Stage.COARSE))
         volumes = self._median_volumes_ml()
-        return Labeler(chain, fine, coarse, volumes, device=str(self.device), precision=self.precision)
+        return Labeler(
+            chain, fine, coarse, volumes, device=str(self.device), precision=self.precision, tta=self.config.tta
+        )
 
     def _task(self, stage: Stage) -> TrainingTask:
         return dataclasses.replace(load_task(self.workspace, stage, self.fold), folder=self.folder.model(stage))

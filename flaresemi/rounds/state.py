@@ -23,6 +23,7 @@ class RoundConfig:
     """The user's choices for a round.
 
     Attributes:
+        tta: Pseudo-labels are the mean over mirrored images.
         selection: Which pseudo-labels are used.
         pseudo_share: Share of the patches from pseudo-labeled cases.
         pseudo_augmentation: Strength of their augmentation.
@@ -31,6 +32,7 @@ class RoundConfig:
         fine_tune: Share of a student's iterations, at the end, that sees real labels alone.
     """
 
+    tta: bool = False
     selection: SelectionRule = dataclasses.field(default_factory=SelectionRule)
     pseudo_share: float = 0.5
     pseudo_augmentation: Literal["none", "standard", "strong"] = "strong"

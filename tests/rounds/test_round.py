@@ -17,7 +17,7 @@ from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import STEPS, RoundConfig
-from flaresemi.selection import Selection, load_scores
+from flaresemi.selection import CaseScore, Selection, load_scores
 from flaresemi.workspace import Workspace
 
 #: With these every case is selected, however bad.
@@ -121,3 +121,13 @@ def test_a_fold_that_was_not_trained_is_named(round_one: Round) -> None:
     )
     with pytest.raises(SelectionError, match=r"snapshot_100\.pt is missing"):
         other.run()
+
+
+def test_mirrored_opinions_are_other_labels(round_one: Round, caplog: pytest.LogCaptureFixture) -> None:
+    round_one.run(last_step="label")
+    plain = load_record(round_one.folder.case_scores / f"{round_one.pool[0]}.json", CaseScore)
+    round_one.config = dataclasses.replace(TAKE_ALL, tta=True)
+    round_one.run(last_step="label")
+    assert "has changed: it is done again" in caplog.text
+    mirrored = load_record(round_one.folder.case_scores / f"{round_one.pool[0]}.json", CaseScore)
+    assert mirrored.made_with == (*plain.made_with, "tta")
