@@ -143,8 +143,9 @@ def table(
         head.insert(0, element("tr", *_group_heads(columns)))
     body = element("tbody", *(_row(columns, row) for row in rows))
     below = element("tfoot", *(_row(columns, row) for row in foot)) if foot else None
-    made = element("table", element("caption", caption), element("thead", *head), body, below)
-    return element("div", made, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    made = element("table", element("thead", *head), body, below, aria_label=caption)
+    scrolled = element("div", made, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    return join([paragraph(caption, class_="caption"), scrolled])
 
 
 def _row(columns: Sequence[Column], cells: Sequence[object]) -> Html:

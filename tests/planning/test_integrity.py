@@ -21,11 +21,12 @@ from flaresemi.planning.decisions import (
     settle,
     usable_cases,
 )
+from flaresemi.planning.findings import load_warnings
 from flaresemi.planning.inspection import inspect_dataset
 from flaresemi.planning.integrity import check_dataset
 from flaresemi.workspace import Workspace
-
 from tests.made_dicom import Stack
+
 
 def found(report):
     """{(case, severity, problem)} of a report."""
@@ -294,6 +295,19 @@ def test_every_case_and_every_finding_has_a_row(small_dataset, tmp_path):
     assert float(rows["l0"]["minimum"]) < -900 < 0 < float(rows["l0"]["maximum"])
 
 
+def test_warnings_about_cases_can_be_read_back(small_dataset, tmp_path):
+    small = small_dataset()
+    small.image_path("unlabeled", "u0").write_bytes(b"")  # an error is no warning
+    small.write(small.label_path("l1"), np.zeros(small.shape, np.uint8))
+    report, path = check(small), tmp_path / "integrity.csv"
+    report.write_csv(path)
+    assert load_warnings(path) == tuple(finding for finding in report.warnings if finding.case_id)
+    assert [finding.case_id for finding in load_warnings(path)] == ["l1"]
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(DatasetError, match="not a list of findings"):
+        load_warnings(path)
+
+
 def test_the_summary_is_cut_where_asked_and_says_so(small_dataset):
     small = small_dataset()
     for number in range(9):
@@ -318,20 +332,6 @@ def test_a_second_check_reads_only_what_has_changed(small_dataset, tmp_path, mon
     assert read == ["l1", "t0"]
 
 
-def test_a_damaged_cache_costs_time_only(small_dataset, tmp_path):
-    (tmp_path / "cache.json").write_text('{"schema_version": 0, "cases": []}')
-    small = small_dataset()
-    report = check(small, cache=tmp_path / "cache.json")
-    assert report.findings == ()
-    assert check(small, cache=tmp_path / "cache.json") == report
-
-
-def test_what_was_seen_before_a_kill_is_kept(small_dataset, tmp_path, monkeypatch):
-    small, cache = small_dataset(), tmp_path / "cache.json"
-    inspect_case = inspection.inspect_case
-
-    def killed(case):
-        if case.id == "l2":
 def as_slices(small, group, name):
     """Puts DICOM slices in the place of a case's image; returns them."""
     path = small.image_path(group, name)
@@ -371,6 +371,20 @@ def test_a_series_is_read_again_when_one_of_its_slices_has_changed(small_dataset
     assert read == ["l0", "l0"]
 
 
+def test_a_damaged_cache_costs_time_only(small_dataset, tmp_path):
+    (tmp_path / "cache.json").write_text('{"schema_version": 0, "cases": []}')
+    small = small_dataset()
+    report = check(small, cache=tmp_path / "cache.json")
+    assert report.findings == ()
+    assert check(small, cache=tmp_path / "cache.json") == report
+
+
+def test_what_was_seen_before_a_kill_is_kept(small_dataset, tmp_path, monkeypatch):
+    small, cache = small_dataset(), tmp_path / "cache.json"
+    inspect_case = inspection.inspect_case
+
+    def killed(case):
+        if case.id == "l2":
             raise KeyboardInterrupt
         return inspect_case(case)
 

@@ -1,10 +1,12 @@
+import io
+
 import matplotlib.image
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from flaresemi.labels import Label, LabelSet
-from flaresemi.reporting.overlay import automatic_window, busiest_slices, save_overlay
+from flaresemi.reporting.overlay import automatic_window, busiest_slices, review_picture, save_overlay
 from flaresemi.reporting.palette import organ_color
 
 LABELS = LabelSet(labels=(Label(name="liver", value=1), Label(name="spleen", value=2)))
@@ -129,3 +131,39 @@ def test_other_shapes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one shape"):
         save_overlay(tmp_path / "x.png", np.zeros((4, 4, 4)), np.zeros((4, 4, 5), int), None, LABELS, (1.0, 1.0, 1.0))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_review_fills_what_is_used_and_hatches_what_is_rejected():
+    """Of two equal organs the used one is colored throughout, the other by its outline and lines."""
+    used = np.zeros((20, 20, 40), np.uint8)
+    rejected = np.zeros_like(used)
+    used[4:16, 4:16, 4:16] = 1
+    rejected[4:16, 4:16, 24:36] = 2
+    jpeg, (width, height) = review_picture(np.full(used.shape, 50.0, np.float32), used, rejected, (1.0, 1.0, 1.0))
+    picture = matplotlib.image.imread(io.BytesIO(jpeg), format="jpeg").astype(int)
+    assert picture.shape[:2] == (height, width)
+    orange, blue = picture[..., 0] - picture[..., 2] > 25, picture[..., 2] - picture[..., 0] > 25
+
+    def solid(colored):
+        """Share of the leftmost colored patch's box that is colored."""
+        patches, _ = ndimage.label(ndimage.binary_closing(colored, iterations=4))
+        boxes = [box for box in ndimage.find_objects(patches) if box[1].stop - box[1].start > 50]
+        return colored[min(boxes, key=lambda box: box[1].start)].mean()
+
+    assert solid(orange) > 0.95
+    assert 0.1 < solid(blue) < 0.9
+
+
+def test_a_review_looks_at_the_organ_in_question():
+    label = np.zeros((30, 20, 20), np.uint8)
+    label[2:8, 4:16, 4:16] = 1
+    label[22:26, 8:12, 8:12] = 2
+    image = np.random.default_rng(0).normal(0, 1, label.shape).astype(np.float32)
+    nothing = np.zeros_like(label)
+    small, _ = review_picture(image, label, nothing, (1.0, 1.0, 1.0), focus=2)
+    large, _ = review_picture(image, label, nothing, (1.0, 1.0, 1.0), focus=1)
+    assert small != large
+    everything = review_picture(image, label, nothing, (1.0, 1.0, 1.0))
+    assert review_picture(image, label, nothing, (1.0, 1.0, 1.0), focus=3) == everything  # there is no third organ
+    with pytest.raises(ValueError, match="one shape"):
+        review_picture(image, label, label[1:], (1.0, 1.0, 1.0))

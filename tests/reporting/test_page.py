@@ -64,7 +64,7 @@ def test_numbers_stand_at_the_right_and_groups_span_their_columns() -> None:
     made = table(columns, [["liver", 1, 2, 3]], caption="scores", foot=[["mean", 1, 2, 3]])
     assert '<th colspan="2" scope="colgroup">Dice</th>' in made
     assert '<th scope="row">liver</th><td class="number">1</td>' in made
-    assert "<caption>scores</caption>" in made
+    assert '<p class="caption">scores</p>' in made
     with pytest.raises(ValueError, match="2 cells in a table of 4 columns"):
         table(columns, [["liver", 1]], caption="")
 

@@ -78,10 +78,7 @@ class MadeChain:
     def _write_models(self, workspace: Workspace, number: int) -> None:
         rng = np.random.default_rng(number)
         for stage in Stage:
-            if number:
-                model = workspace.round(self.fold, number).model(stage)
-            else:
-                model = workspace.model(self.fold, stage)
+            model = workspace.round_model(self.fold, number, stage)
             _write_training(model, stage, self.fold, self.dice[number], rng)
             if self.held_out:
                 cases = [self._held_out_case(each, number, stage) for each in range(self.held_out)]
@@ -154,7 +151,7 @@ class MadeChain:
         calibration = calibrate(observations, dict.fromkeys(self.organs, 90.0))
         if calibration is None:
             return scores
-        save_record(folder.calibration, calibration)
+        save_record(workspace.round_model(self.fold, number - 1, Stage.FINE).calibration, calibration)
         return tuple(
             dataclasses.replace(
                 case,

@@ -27,7 +27,7 @@ from tests.browser import open_page
 from tests.rounds.made_chain import HOSTILE_CASE, HOSTILE_ORGAN, MadeChain
 
 GOOD = MadeChain(dice=(0.78, 0.82, 0.85), falling="pancreas")
-FOUR = ("one", "two", "three", "four")
+FEW = ("one", "two")
 
 
 def look(workspace: Workspace, number: int, *, fold: str = "0", folds: tuple[str, ...] = ("0",)) -> RoundFacts:
@@ -54,12 +54,12 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def unspoiled(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return MadeChain(unlabeled=FOUR).write(tmp_path_factory.mktemp("small") / "workspace")
+    return MadeChain(unlabeled=FEW).write(tmp_path_factory.mktemp("small") / "workspace")
 
 
 @pytest.fixture
 def small(unspoiled: Workspace, tmp_path: Path) -> Workspace:
-    """A chain to be spoiled: one round, four cases."""
+    """A chain to be spoiled: one round, two cases."""
     return Workspace(shutil.copytree(unspoiled.root, tmp_path / "workspace"))
 
 
@@ -191,18 +191,18 @@ def test_unusual_unlabeled_cases_are_warned_of_and_no_others(good: Workspace) ->
 
 
 def test_a_round_without_a_gain_says_so(tmp_path: Path) -> None:
-    workspace = MadeChain(dice=(0.8, 0.8005), unlabeled=FOUR).write(tmp_path)
+    workspace = MadeChain(dice=(0.8, 0.8005), unlabeled=FEW).write(tmp_path)
     assert "Round 1 brought no clear gain: mean Dice changed by" in read(workspace, 1)[1]
 
 
 def test_a_round_that_did_harm_says_so(tmp_path: Path) -> None:
-    text = read(MadeChain(dice=(0.8, 0.76), unlabeled=FOUR).write(tmp_path), 1)[1]
+    text = read(MadeChain(dice=(0.8, 0.76), unlabeled=FEW).write(tmp_path), 1)[1]
     assert "Round 1 did harm: mean Dice fell by" in text
     assert "the models to use are those of start" in text
 
 
 def test_a_collapsed_organ_is_the_headline(tmp_path: Path) -> None:
-    chain = MadeChain(dice=(0.8, 0.9), unlabeled=FOUR, falling=HOSTILE_ORGAN)
+    chain = MadeChain(dice=(0.8, 0.9), unlabeled=FEW, falling=HOSTILE_ORGAN)
     workspace = chain.write(tmp_path)
     rule = StopRule(collapse=0.02)
     facts = gather(workspace, "0", 1, rule=rule, verdict=None, folds=("0",))
@@ -213,14 +213,14 @@ def test_a_collapsed_organ_is_the_headline(tmp_path: Path) -> None:
 
 
 def test_one_held_out_case_has_no_standard_error(tmp_path: Path) -> None:
-    text = read(MadeChain(held_out=1, unlabeled=FOUR).write(tmp_path), 1)[1]
+    text = read(MadeChain(held_out=1, unlabeled=FEW).write(tmp_path), 1)[1]
     assert "from a single case, so without a standard error" in text
     assert "Only 1 case is held out" in text
     assert "too few held-out organs" in text
 
 
 def test_without_held_out_cases_nothing_is_claimed(tmp_path: Path) -> None:
-    workspace = MadeChain(held_out=0, fold="all", unlabeled=FOUR).write(tmp_path)
+    workspace = MadeChain(held_out=0, fold="all", unlabeled=FEW).write(tmp_path)
     text = read(workspace, 1, fold="all", verdict=None)[1]
     assert "Round 1 cannot be judged: no labeled case was held out." in text
     assert "Mean Dice, held-out" not in text
@@ -229,8 +229,8 @@ def test_without_held_out_cases_nothing_is_claimed(tmp_path: Path) -> None:
 
 
 def test_several_folds_are_judged_together(tmp_path: Path) -> None:
-    workspace = MadeChain(unlabeled=FOUR).write(tmp_path / "workspace")
-    other = dataclasses.replace(MadeChain(unlabeled=FOUR), fold="1").write(tmp_path / "other")
+    workspace = MadeChain(unlabeled=FEW).write(tmp_path / "workspace")
+    other = dataclasses.replace(MadeChain(unlabeled=FEW), fold="1").write(tmp_path / "other")
     for part in ("models", "rounds"):
         shutil.copytree(other.root / part / "fold_1", workspace.root / part / "fold_1")
     for path in workspace.root.rglob("fold_1/**/summary.json"):  # its held-out cases are others
@@ -260,7 +260,7 @@ def test_the_same_round_gives_the_same_page(small: Workspace) -> None:
 @pytest.mark.parametrize(
     ("missing", "told"),
     [
-        ("rounds/fold_0/round_1/calibration.json", "too few held-out organs"),
+        ("models/fold_0/FINE/calibration.json", "too few held-out organs"),
         ("rounds/fold_0/round_1/observations.json", "Scores"),
         ("rounds/fold_0/round_1/selection.json", "what was selected is not known"),
         ("rounds/fold_0/round_1/scores.csv", "the scores are not known"),
