@@ -22,6 +22,7 @@ DEPENDENCIES = [
     "scikit-image>=0.24",
     "matplotlib>=3.9",
     "tensorboard>=2.18",
+    "threadpoolctl>=3.5",
     "tqdm>=4.66",
 ]
 

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
+import threadpoolctl
 import torch
 from tqdm import tqdm
 
@@ -66,7 +67,18 @@ def parallel_map(
 
 def _here(function: Callable[[Item], Result], items: list[Item]) -> Iterator[tuple[Item, Result]]:
     for item in items:
-        yield item, function(item)
+        with one_blas_thread():
+            result = function(item)
+        yield item, result
+
+
+def one_blas_thread() -> threadpoolctl.threadpool_limits:
+    """Keeps numpy's matrix products on one thread.
+
+    Ours are small, and OpenBLAS's threads wait for each other by spinning: on a busy machine, synthetic scans took ten
+    times as long with two threads.
+    """
+    return threadpoolctl.threadpool_limits(1, user_api="blas")
 
 
 def _pooled(
@@ -124,6 +136,7 @@ def _start_worker(mute: bool) -> None:
     if mute:
         logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    one_blas_thread()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from flaresemi.compute.parallel import one_blas_thread
 from flaresemi.errors import DatasetError
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.io.case_store import CaseStore, StoredCase
@@ -215,3 +216,4 @@ def _collate(samples: list[Batch]) -> Batch:
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
+    one_blas_thread()

@@ -144,3 +144,19 @@ def test_workers_fit_into_memory(monkeypatch, gib_per_worker, asked, expected):
     monkeypatch.setattr(parallel, "free_memory_gib", lambda: 10.0)
     monkeypatch.setattr(parallel, "available_cores", lambda: 4)
     assert worker_count(gib_per_worker, asked) == expected
+
+
+def blas_threads(_):
+    import numpy as np  # its library must be loaded to be asked
+    import threadpoolctl
+
+    np.ones((2, 2)) @ np.ones((2, 2))
+    return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_matrix_products_keep_to_one_thread(workers):
+    before = blas_threads(0)
+    assert before  # numpy's own library is among them
+    assert all(found == {1} for _, found in parallel_map(blas_threads, range(3), workers=workers))
+    assert blas_threads(0) == before
