@@ -14,7 +14,7 @@ SHAPE = (200, 512, 512)
 
 def main() -> None:
     parser = running.parser(__doc__ or "")
-    parser.add_argument("--minutes", type=float, default=12, help="of training per arm")
+    parser.add_argument("--minutes", type=float, default=30, help="of training per arm, three tenths of it COARSE where there are two")
     parser.add_argument("--labeled", type=int, default=8)
     parser.add_argument("--test", type=int, default=3)
     options = parser.parse_args()
@@ -32,7 +32,7 @@ def main() -> None:
         )
         place = ("-d", data, "-w", workspace)
         bench.command(f"{arm} plan", "flaresemi_plan_and_preprocess", *place, "--stages", stages, "--preset", "small")
-        lengths = {"COARSE": 0.25, "FINE": 0.75} if arm == "two" else {"FINE": 1.0}
+        lengths = {"COARSE": 0.3, "FINE": 0.7} if arm == "two" else {"FINE": 1.0}
         for stage, share in lengths.items():
             bench.command(
                 f"{arm} {stage}", "flaresemi_train", stage, "0", *place,
