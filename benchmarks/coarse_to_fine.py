@@ -14,7 +14,9 @@ SHAPE = (200, 512, 512)
 
 def main() -> None:
     parser = running.parser(__doc__ or "")
-    parser.add_argument("--minutes", type=float, default=30, help="of training per arm, three tenths of it COARSE where there are two")
+    parser.add_argument(
+        "--minutes", type=float, default=30, help="of training per arm, three tenths of it COARSE where there are two"
+    )
     parser.add_argument("--labeled", type=int, default=8)
     parser.add_argument("--test", type=int, default=3)
     options = parser.parse_args()
