@@ -1,7 +1,8 @@
-"""A round of self-training, killed (SIGKILL) at random moments and started again each time: is anything different?
+"""A round of self-training, killed (SIGKILL) at a random moment and started again: is anything different?
 
 A phantom dataset of 48³ voxels, two stages, tiny networks. One copy of the trained workspace goes through a round in
-one go, the other is killed again and again; then every file that the two rounds left is compared.
+one go. Ten others are killed once each, somewhere in their tenth of the round, and go on; then every file that they left
+is compared with that of the first.
 Result: results/kill_rounds.md.
 """
 
@@ -51,35 +52,37 @@ def main() -> None:
         bench.record("shrink")
     for stage in ("COARSE", "FINE"):
         bench.command(stage, "flaresemi_train", stage, 0, "-d", data, "-w", start, *TRAINING, "--continue")
-    whole, killed = bench.work / "never_killed", bench.work / "killed"
-    for workspace in (whole, killed):
-        if f"copy {workspace.name}" not in bench.steps:
-            shutil.rmtree(workspace, ignore_errors=True)
-            shutil.copytree(start, workspace)
-            bench.record(f"copy {workspace.name}")
+    whole = bench.work / "never_killed"
     program = [str(Path(sys.executable).parent / "flaresemi_semi_round"), "-d", str(data)]
     with open(bench.work / "rounds.log", "a", encoding="utf-8") as log:
         if "round" not in bench.steps:
-            shutil.rmtree(whole / "rounds", ignore_errors=True)
+            copy(start, whole)
             startup = run([*program, "-w", str(whole), "--fold", "0", "--status"], log)
             bench.record("round", startup=startup, cpu_seconds=run([*program, "-w", str(whole), *ROUND], log))
-        if "kills" not in bench.steps:
-            shutil.rmtree(killed / "rounds", ignore_errors=True)
-            moments = random.Random(options.seed)
-            startup, whole_seconds = bench.steps["round"]["startup"], bench.steps["round"]["cpu_seconds"]
-            kills = []
-            for number in range(1, options.kills + 1):
-                moment = startup + moments.uniform(0, 2 * (whole_seconds - startup) / options.kills)
+        startup, whole_seconds = bench.steps["round"]["startup"], bench.steps["round"]["cpu_seconds"]
+        kills = []
+        for number in range(options.kills):
+            step = f"kill {number + 1}"
+            if step not in bench.steps:
+                share = (number + random.Random(f"{options.seed} {number}").random()) / options.kills
+                moment = startup + share * (whole_seconds - startup)
+                killed = bench.work / "killed"
+                copy(start, killed)
                 run([*program, "-w", str(killed), *ROUND], log, kill_after=moment)
-                kills.append({"after": round(moment, 2), "during": during(killed)})
-                print(f"kill {number}: {kills[-1]}", flush=True)
-            bench.record("kills", moments=kills)
-        if "last start" not in bench.steps:
-            bench.record("last start", cpu_seconds=run([*program, "-w", str(killed), *ROUND], log))
-    compared, different = compare(whole / "rounds", killed / "rounds")
-    bench.report(text(bench.steps["kills"]["moments"], bench.steps["round"]["cpu_seconds"], compared, different))
-    if different:
-        raise SystemExit("the two rounds differ")
+                begun = during(killed)
+                run([*program, "-w", str(killed), *ROUND], log)
+                same, different = compare(whole / "rounds", killed / "rounds")
+                bench.record(step, after=round(moment, 1), during=begun, same=same, different=different)
+            kills.append(bench.steps[step])
+            print(f"{step}: {kills[-1]}", flush=True)
+    bench.report(text(kills, whole_seconds))
+    if any(kill["different"] for kill in kills):
+        raise SystemExit("some rounds differ")
+
+
+def copy(start: Path, workspace: Path) -> None:
+    shutil.rmtree(workspace, ignore_errors=True)
+    shutil.copytree(start, workspace)
 
 
 def shrink(path: Path) -> None:
@@ -188,19 +191,20 @@ def timeless(value: object) -> object:
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
-def text(kills: list[dict], seconds: float, compared: dict[str, int], different: list[str]) -> str:
+def text(kills: list[dict], seconds: float) -> str:
     lines = [
-        f"# A round killed {len(kills)} times",
+        "# Rounds that were killed and went on",
         "",
-        f"Never killed, the round took {seconds:.0f} s of processor time. After {len(kills)} kills and as many starts, "
-        f"**{len(different)} of {sum(compared.values()) + len(different)} files differ** from that round's.",
-        "", "| kill | processor time of this start, s | during |", "|---:|---:|---|",
+        f"Never killed, the round took {seconds:.0f} s of processor time.",
+        "", "| killed after s of processor time | during | files that are the same | that differ |", "|---:|---|---:|---|",
     ]  # fmt: skip
-    lines += [f"| {number} | {kill['after']} | {kill['during']} |" for number, kill in enumerate(kills, 1)]
-    lines += ["", "| the same | files |", "|---|---:|"]
-    lines += [f"| {what} | {count} |" for what, count in sorted(compared.items())]
-    if different:
-        lines += ["", "Different:", "", *(f"* {each}" for each in different)]
+    for kill in kills:
+        lines.append(
+            f"| {kill['after']} | {kill['during']} | {sum(kill['same'].values())} "
+            f"| {'; '.join(kill['different']) or 'none'} |"
+        )
+    lines += ["", "What is the same, in the last of them:", "", "| | files |", "|---|---:|"]
+    lines += [f"| {what} | {count} |" for what, count in sorted(kills[-1]["same"].items())]
     return "\n".join(lines)
 
 
