@@ -1,9 +1,8 @@
 """A round of self-training, killed (SIGKILL) at a random moment and started again: is anything different?
 
 A phantom dataset of 48³ voxels, two stages, tiny networks. One copy of the trained workspace goes through a round in
-one go. Ten others are killed once each, somewhere in their tenth of the round, and go on; then every file that they left
-is compared with that of the first.
-Result: results/kill_rounds.md.
+one go. Ten others are killed once each, somewhere in their tenth of the round, and go on; then every file that they
+left is compared with that of the first. Result: results/kill_rounds.md.
 """
 
 import json
@@ -196,8 +195,10 @@ def text(kills: list[dict], seconds: float) -> str:
         "# Rounds that were killed and went on",
         "",
         f"Never killed, the round took {seconds:.0f} s of processor time.",
-        "", "| killed after s of processor time | during | files that are the same | that differ |", "|---:|---|---:|---|",
-    ]  # fmt: skip
+        "",
+        "| killed after s of processor time | during | files that are the same | that differ |",
+        "|---:|---|---:|---|",
+    ]
     for kill in kills:
         lines.append(
             f"| {kill['after']} | {kill['during']} | {sum(kill['same'].values())} "
