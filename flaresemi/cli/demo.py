@@ -20,7 +20,7 @@ from flaresemi.workspace import Workspace
 
 #: Time for the networks on two cores, so that the demo ends within fifteen minutes.
 _COARSE_TIME = "80s"
-_FINE_TIME = "5m"
+_FINE_TIME = "6m"
 
 #: The round of self-training goes on from the supervised weights, for this part of their training.
 _ROUND = ("--rounds", "1", "--start", "previous", "--length", "0.3")

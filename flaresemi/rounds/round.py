@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import shutil
 import statistics
 import time
@@ -209,13 +210,18 @@ class Round:
         return LabelStore(self.folder.labels(stage), CaseStore(self.workspace.preprocessed(stage)))
 
     def training_config(self, stage: Stage) -> TrainingConfig:
-        """That of the supervised training, at its length times `length`, from scratch or from the weights before."""
+        """That of the supervised training, at its length times `length`, from scratch or from the weights before.
+
+        A shorter one has fewer cheap validations, which would take a large part of its time.
+        """
         record = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
         iterations = max(round(record.recipe.total_iterations * self.config.length), 1)
         start = str(self._teacher(stage).final) if self.config.start == "previous" else None
+        validations = math.ceil(record.config.validations * min(self.config.length, 1.0))
         return dataclasses.replace(
-            record.config, epochs=None, time_budget_seconds=None, iterations=iterations, init_from=start
-        )
+            record.config, epochs=None, time_budget_seconds=None, iterations=iterations, init_from=start,
+            validations=validations,
+        )  # fmt: skip
 
     # What the steps are made from.
 

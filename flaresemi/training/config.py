@@ -11,6 +11,8 @@ EPOCH_ITERATIONS = 250
 #: Trainings shorter than this use AdamW: SGD with momentum 0.99 has not yet learned anything useful by then.
 SHORT_TRAINING = 50_000
 
+_ADAMW_RATE_OF_ONE_FEATURE = 0.064
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
@@ -26,7 +28,8 @@ class TrainingConfig:
             twentieth of a training that has fewer than 20 of those.
         batch_size: Patches per step over all ranks; None: the plan's.
         optimizer: `auto`: adamw below 50,000 iterations, else sgd.
-        learning_rate: Peak; None: 0.01 for sgd (nnU-Net), 0.004 for adamw (measured; see docs/training.md).
+        learning_rate: Peak; None: 0.01 for sgd (nnU-Net), 0.064 / (features of the first level) for adamw, 0.004 for
+            16 of them (measured; see docs/training.md).
         weight_decay: None: 3e-5 for sgd, 0.01 for adamw.
         warmup_iterations: Linear rise at the start; None: none for sgd, a twentieth of the length but at most 200 for
             adamw.
@@ -112,8 +115,12 @@ class Recipe:
     warmup_iterations: int
 
 
-def resolve(config: TrainingConfig, total_iterations: int) -> Recipe:
-    """Fills in what follows from the length of the training."""
+def resolve(config: TrainingConfig, total_iterations: int, features: int = 16) -> Recipe:
+    """Fills in what follows from the length of the training and the width of the network.
+
+    Args:
+        features: Of the network's first level. Adam's best rate falls in proportion to the width (arXiv 2203.03466).
+    """
     optimizer = config.optimizer
     if optimizer == "auto":
         optimizer = "adamw" if total_iterations < SHORT_TRAINING else "sgd"
@@ -125,7 +132,7 @@ def resolve(config: TrainingConfig, total_iterations: int) -> Recipe:
         total_iterations=total_iterations,
         iterations_per_epoch=_epoch_length(config, total_iterations),
         optimizer=optimizer,
-        learning_rate=config.learning_rate if config.learning_rate is not None else (4e-3 if adamw else 1e-2),
+        learning_rate=config.learning_rate or (_ADAMW_RATE_OF_ONE_FEATURE / features if adamw else 1e-2),
         weight_decay=config.weight_decay if config.weight_decay is not None else (1e-2 if adamw else 3e-5),
         warmup_iterations=warmup,
     )

@@ -191,10 +191,9 @@ class Trainer:
         self.epoch_losses = []
         if not math.isfinite(loss):
             raise FlaresemiError(
-                f"the loss is {loss} in the epoch up to iteration {self.iteration}",
-                where=self.task.folder.root,
+                f"the loss is {loss} in the epoch up to iteration {self.iteration}", where=self.task.folder.root,
                 fix="choose a lower --learning-rate or --precision fp32 and start again with --restart",
-            )
+            )  # fmt: skip
         row: Row = {
             "iteration": self.iteration,
             "epoch": math.ceil(self.iteration / self.recipe.iterations_per_epoch),
@@ -283,17 +282,16 @@ class Trainer:
             record = load_record(path, runs.RunRecord, error=ConfigError)
             if record.plan_hash != self.task.plan.hash:
                 raise CheckpointError(
-                    "this training was started with other plans",
-                    where=path,
+                    "this training was started with other plans", where=path,
                     fix="put the plans back, or start it anew with --restart",
-                )
+                )  # fmt: skip
             total = self.config.fixed_iterations if self.config != record.config else record.recipe.total_iterations
-            recipe = resolve(self.config, total or record.recipe.total_iterations)
+            recipe = self._resolve(total or record.recipe.total_iterations)
             record = dataclasses.replace(
                 record, config=self.config, recipe=recipe, continued=(*record.continued, runs.now())
             )
         else:
-            recipe = resolve(self.config, self.config.fixed_iterations or self._iterations_in_budget())
+            recipe = self._resolve(self.config.fixed_iterations or self._iterations_in_budget())
             record = runs.RunRecord.begin(
                 self.task,
                 self.config,
@@ -309,11 +307,14 @@ class Trainer:
             save_record(path, record)
         return recipe
 
+    def _resolve(self, total_iterations: int) -> Recipe:
+        return resolve(self.config, total_iterations, self.task.plan.network.features[0])
+
     def _iterations_in_budget(self) -> int:
         """Times some steps on a copy of the network and says how many fit into the time budget."""
         budget = self.config.time_budget_seconds or 0.0
         weights = copy.deepcopy(self.network.state_dict())
-        self.recipe = resolve(self.config, 1)
+        self.recipe = self._resolve(1)
         self.optimizer = self.build_optimizer(self.recipe)
         self.average = None
         network = self._distributed()
@@ -383,9 +384,8 @@ class Trainer:
         if state is None or checkpoint.plan.hash != self.task.plan.hash:
             raise CheckpointError(
                 "this checkpoint cannot be continued: it holds no training state or was made with other plans",
-                where=path,
-                fix="start the training anew with --restart",
-            )
+                where=path, fix="start the training anew with --restart",
+            )  # fmt: skip
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])

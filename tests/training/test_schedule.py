@@ -12,6 +12,13 @@ def test_the_optimizer_follows_the_length() -> None:
     assert resolve(TrainingConfig(optimizer="sgd"), 2_000).optimizer == "sgd"
 
 
+def test_adam_learns_more_slowly_in_wider_networks() -> None:
+    rates = [resolve(TrainingConfig(), 2_000, features).learning_rate for features in (8, 16, 32)]
+    assert rates == pytest.approx([0.008, 0.004, 0.002])
+    assert resolve(TrainingConfig(), 250_000, 32).learning_rate == 0.01  # sgd
+    assert resolve(TrainingConfig(learning_rate=0.003), 2_000, 32).learning_rate == 0.003
+
+
 def test_the_learning_rate_rises_then_falls_to_zero() -> None:
     recipe = resolve(TrainingConfig(), 1000)
     rates = [learning_rate(recipe, iteration) for iteration in range(1001)]
