@@ -149,7 +149,7 @@ def _measure(measurement: Measurement, nnunet_python: Path) -> dict:
         measurement.work,
         json.dumps(measurement.task),
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         raise SystemExit(f"{measurement.key} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -64,7 +64,7 @@ def main() -> None:
         if arm == "two":
             recalls: list[tuple[str, float]] = []
             for path in sorted((workspace / "models" / "fold_0" / "COARSE" / "validation").glob("*.json")):
-                recalls += (json.loads(path.read_text()).get("recall") or {}).items()
+                recalls += (json.loads(path.read_text(encoding="utf-8")).get("recall") or {}).items()
             worst = min(recalls, key=lambda item: item[1])
             mean = sum(share for _, share in recalls) / len(recalls)
             parts += [

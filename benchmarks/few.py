@@ -155,7 +155,7 @@ class Few:
         unlabeled = self.source / "imagesUn"
         for path in unlabeled.iterdir() if unlabeled.exists() else ():
             running.link_or_copy(path, data / "imagesUn" / path.name)
-        description = json.loads((self.source / "dataset.json").read_text()) | {"z_range": self.yardstick.z_range}
+        description = json.loads((self.source / "dataset.json").read_text("utf-8")) | {"z_range": self.yardstick.z_range}
         for place in (data, truth):
             (place / "dataset.json").write_text(json.dumps(description))
         plan = ("--preset", "small", "--stages", "one")
@@ -251,7 +251,7 @@ class Few:
         for number in draws:
             for path in sorted(self.folder(number).glob(f"{part} *.json")):
                 arm = path.stem.removeprefix(f"{part} ")
-                scores.setdefault(arm, {})[number] = json.loads(path.read_text())
+                scores.setdefault(arm, {})[number] = json.loads(path.read_text(encoding="utf-8"))
         if "a" not in scores:
             return ["not scored yet"]
         organs = [organ["name"] for organ in next(iter(scores["a"].values()))["organs"]]

@@ -86,14 +86,14 @@ def copy(start: Path, workspace: Path) -> None:
 
 def shrink(path: Path) -> None:
     """Replaces the planned networks by ones that take a fraction of a second a step."""
-    plans = json.loads(path.read_text())
+    plans = json.loads(path.read_text(encoding="utf-8"))
     for stage in ("coarse", "fine"):
         network = plans[stage]["network"]
         for name in ("kernels", "strides"):
             network[name] = network[name][:3]
         network |= {"features": [8, 16, 16], "encoder_convs": [1, 1, 1], "decoder_convs": [1, 1]}
         plans[stage] |= {"patch_zyx": [32, 32, 32], "batch_size": 2}
-    path.write_text(json.dumps(plans, indent=2))
+    path.write_text(json.dumps(plans, indent=2), encoding="utf-8")
 
 
 def run(command: list[str], log: TextIO, kill_after: float | None = None) -> float:
@@ -121,7 +121,7 @@ def run(command: list[str], log: TextIO, kill_after: float | None = None) -> flo
 def cpu_seconds(pid: int) -> float | None:
     """Processor time of a process; None when it is over."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -132,7 +132,7 @@ def during(workspace: Path) -> str:
     path = workspace / "rounds" / "fold_0" / "round_1" / "round.json"
     if not path.exists():
         return "before the first step"
-    begun = [name for name, step in json.loads(path.read_text())["steps"].items() if not step["done"]]
+    begun = [name for name, step in json.loads(path.read_text(encoding="utf-8"))["steps"].items() if not step["done"]]
     return begun[0] if begun else "between two steps, or after the last"
 
 
@@ -177,7 +177,7 @@ def same_file(one: Path, other: Path) -> tuple[str, bool]:
         return "every voxel", np.array_equal(read_label_map(one).array_zyx, read_label_map(other).array_zyx)
     if one.suffix in (".json", ".jsonl"):
         ours, theirs = (
-            [timeless(json.loads(line)) for line in ([path.read_text()] if path.suffix == ".json" else path.open())]
+            [timeless(json.loads(line)) for line in ([path.read_text("utf-8")] if path.suffix == ".json" else path.open())]
             for path in (one, other)
         )
         return "all but times", ours == theirs

@@ -21,7 +21,7 @@ def main() -> None:
     running.link_or_copy(source / "example_ct_flare13_labels.nii.gz", data / "labeled_mask" / "example.nii.gz")
     place = ("-d", data, "-w", workspace)
     bench.command("plan", "flaresemi_plan_and_preprocess", *place, "--preset", "small")
-    plans = json.loads((workspace / "plans.json").read_text())
+    plans = json.loads((workspace / "plans.json").read_text(encoding="utf-8"))
     two = plans["fine"]["region"] == "organs"
     if two:
         length = f"{options.minutes * 0.2:g}m"
@@ -33,7 +33,7 @@ def main() -> None:
     bench.command(
         "evaluate", "flaresemi_evaluate", "-p", predictions, "-r", data / "labeled_mask", "-o", summary, "-d", data
     )
-    organs = json.loads(summary.read_text())["organs"]
+    organs = json.loads(summary.read_text(encoding="utf-8"))["organs"]
     present = [organ["dice"]["mean"] for organ in organs if organ["present"]]
     bench.report(
         f"# one CT with FLARE22's labels, {'two stages' if two else 'one stage'}, {options.minutes:g} CPU minutes\n\n"

@@ -82,13 +82,13 @@ def add_noise(folder: Path, cases: int) -> None:
 
 def shrink(path: Path) -> None:
     """Replaces the planned network by one for which a case is a single window."""
-    plans = json.loads(path.read_text())
+    plans = json.loads(path.read_text(encoding="utf-8"))
     network = plans["fine"]["network"]
     for name in ("kernels", "strides"):
         network[name] = network[name][:3]
     network |= {"features": [8, 16, 16], "encoder_convs": [1, 1, 1], "decoder_convs": [1, 1]}
     plans["fine"] |= {"patch_zyx": [48, 48, 48], "batch_size": 2}
-    path.write_text(json.dumps(plans, indent=2))
+    path.write_text(json.dumps(plans, indent=2), encoding="utf-8")
 
 
 def round_folder(workspace: Path) -> Path:
@@ -122,7 +122,7 @@ def watched(bench: running.Bench, step: str, cases: int, *words: object) -> None
 def peak_mib(pid: int) -> float | None:
     """The most memory that a process has had so far; None when it is over."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]

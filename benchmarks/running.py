@@ -25,7 +25,7 @@ class Bench:
         self.work = work / name
         self.work.mkdir(parents=True, exist_ok=True)
         self._steps_file = self.work / "steps.json"
-        self.steps: dict[str, dict] = json.loads(self._steps_file.read_text()) if self._steps_file.exists() else {}
+        self.steps: dict[str, dict] = json.loads(self._steps_file.read_text("utf-8")) if self._steps_file.exists() else {}
 
     def command(self, step: str, program: str, *words: object) -> float:
         """Runs a flaresemi command of the environment that runs this script; returns its seconds.
@@ -103,7 +103,7 @@ def need(path: Path) -> Path:
 
 def summary_table(path: Path) -> str:
     """Dice, NSD and HD95 per organ of a summary.json, as a Markdown table."""
-    summary = json.loads(path.read_text())
+    summary = json.loads(path.read_text(encoding="utf-8"))
     lines = ["| organ | Dice | NSD | HD95 mm |", "|---|---:|---:|---:|"]
 
     def show(statistics: dict | None, digits: int = 3) -> str:
@@ -118,7 +118,7 @@ def summary_table(path: Path) -> str:
 
 def mean_dice(path: Path) -> float:
     """Mean over the organs of their mean Dice, from a summary.json."""
-    return float(json.loads(path.read_text())["mean_dice"])
+    return float(json.loads(path.read_text(encoding="utf-8"))["mean_dice"])
 
 
 def link_or_copy(source: Path, target: Path) -> None:

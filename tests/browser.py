@@ -87,7 +87,7 @@ def open_page(path: Path, folder: Path, *, width: int = 1280) -> Seen:
             f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--hide-scrollbars",
             "--enable-logging=stderr", "--log-level=0", "--virtual-time-budget=20000", "--dump-dom", copy.as_uri(),
         ],
-        capture_output=True, text=True, timeout=240, check=False,
+        capture_output=True, encoding="utf-8", timeout=240, check=False,
     )  # fmt: skip
     note = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert note is not None, f"the browser did not get to the end of the page:\n{done.stderr[-2000:]}"

@@ -271,13 +271,15 @@ def test_importing_costs_no_more_than_it_must(module: str, absent: tuple[str, ..
 @pytest.mark.parametrize("module", ["flaresemi", *(f"flaresemi.{name}" for name in ROWS if (PACKAGE / name).is_dir())])
 def test_importing_prints_nothing_and_warns_of_nothing(module: str) -> None:
     command = [sys.executable, "-W", "error", "-c", f"import {module}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def _loaded_modules(module: str) -> set[str]:
     program = f"import json, sys; import {module}; print(json.dumps(list(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", cwd=REPOSITORY, check=True
+    )
     return set(json.loads(done.stdout))
 
 

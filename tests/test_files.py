@@ -27,7 +27,7 @@ def test_trouble_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, tr
     with pytest.raises(trouble), atomic_path(target) as temporary:
         temporary.write_text("half")
         raise trouble
-    assert target.read_text() == "old"
+    assert target.read_text(encoding="utf-8") == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
 

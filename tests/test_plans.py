@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -79,7 +80,7 @@ FINGERPRINT = DatasetFingerprint(
 def edited(tmp_path, change):
     """Path of a plans.json that a user has edited by hand."""
     save_record(tmp_path / "plans.json", PLANS)
-    content = json.loads((tmp_path / "plans.json").read_text())
+    content = json.loads((tmp_path / "plans.json").read_text(encoding="utf-8"))
     change(content)
     (tmp_path / "plans.json").write_text(json.dumps(content))
     return tmp_path / "plans.json"
@@ -186,7 +187,8 @@ def test_fingerprints_that_contradict_themselves_are_refused(broken):
 def test_all_paths_lie_in_the_workspace(tmp_path):
     workspace = Workspace(tmp_path)
     properties = [name for name, item in vars(Workspace).items() if isinstance(item, property)]
-    paths = [getattr(workspace, name) for name in properties]
+    values = [getattr(workspace, name) for name in properties]
+    paths = [value if isinstance(value, Path) else value.root for value in values]
     paths += [workspace.preprocessed(stage) for stage in Stage]
     folder = workspace.model("all", Stage.FINE)
     paths += [folder.snapshot(36), folder.final, folder.latest, folder.best, folder.history]

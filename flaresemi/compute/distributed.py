@@ -72,5 +72,6 @@ def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Rank
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
     try:
         yield ranks
+        dist.barrier()  # a rank that left first would break the connections of those still at work
     finally:
         dist.destroy_process_group()

@@ -126,6 +126,6 @@ def test_the_supervised_job_runs_and_a_second_call_goes_on(
     pictures = [Path(word) for word in shown.split() if word.endswith(".png")]
     assert pictures and all(picture.is_file() for picture in pictures)
     assert len(list(tmp_path.rglob("snapshot_100.pt"))) == 2
-    histories = {path: path.read_text() for path in tmp_path.rglob("history.jsonl")}
+    histories = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("history.jsonl")}
     assert demo.main(arguments) == 0  # nothing is trained again
-    assert {path: path.read_text() for path in tmp_path.rglob("history.jsonl")} == histories
+    assert {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("history.jsonl")} == histories

@@ -31,7 +31,7 @@ def run(container: Path, home: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["sh", "predict.sh", "--device", "cpu"],
-        cwd=container, env={"PATH": path, "HOME": str(home)}, capture_output=True, text=True, check=False,
+        cwd=container, env={"PATH": path, "HOME": str(home)}, capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
 
 
@@ -59,9 +59,9 @@ def test_no_input_is_an_error_that_the_container_passes_on(container: Path, tmp_
 
 
 def test_what_the_image_copies_is_there_and_not_ignored() -> None:
-    lines = (DOCKER / "Dockerfile").read_text().splitlines()
+    lines = (DOCKER / "Dockerfile").read_text(encoding="utf-8").splitlines()
     copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
-    kept = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    kept = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     assert copied
     for name in copied:
         assert f"!{name}" in kept

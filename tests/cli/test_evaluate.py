@@ -69,7 +69,7 @@ def test_the_dataset_of_this_folder_names_the_organs(folder, capsys):
     assert [organ.name for organ in summary.organs] == ["liver", "tube"]
     assert summary.organs[0].dice.mean == pytest.approx((1 + 5 / 6 + 4 / 6) / 3)
     assert summary.organs[1].dice.mean == pytest.approx(2 * 6 / 16)
-    with open(folder / "out" / "summary.csv", newline="") as file:
+    with open(folder / "out" / "summary.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.reader(file))) == 1 + 3 * 2
 
 

@@ -81,7 +81,7 @@ def rewrite(path, change):
 
 
 def edit_plans(workspace, change):
-    content = json.loads(workspace.plans.read_text())
+    content = json.loads(workspace.plans.read_text(encoding="utf-8"))
     change(content)
     workspace.plans.write_text(json.dumps(content))
 
@@ -98,9 +98,9 @@ def test_one_command_goes_from_scans_to_prepared_cases(phantoms, prepared):
     for stage in Stage:
         assert len(CaseStore(workspace.preprocessed(stage)).case_ids()) == 5
     assert len(load_splits(workspace.splits).folds) == 4
-    assert (workspace.lists / "labeled.txt").read_text().split() == [f"phantom_{n:04d}" for n in range(1, 5)]
-    assert workspace.integrity_csv.read_text().count("\n") >= 7
-    assert "4 labeled, 1 unlabeled, 1 test" in workspace.integrity_summary.read_text()
+    assert (workspace.lists / "labeled.txt").read_text("utf-8").split() == [f"phantom_{n:04d}" for n in range(1, 5)]
+    assert workspace.integrity_csv.read_text(encoding="utf-8").count("\n") >= 7
+    assert "4 labeled, 1 unlabeled, 1 test" in workspace.integrity_summary.read_text(encoding="utf-8")
 
 
 def test_the_story_fits_a_screen_and_ends_with_the_next_command(phantoms, tmp_path, command):
@@ -195,7 +195,7 @@ class TestBadInput:
         assert "case 'phantom_0002' is left out: the file is empty" in outcome.err
         usable = usable_cases(load_dataset(data), workspace)
         assert [case.id for case in usable.labeled] == ["phantom_0001", "phantom_0003", "phantom_0004"]
-        assert "phantom_0002" not in (workspace.lists / "labeled.txt").read_text()
+        assert "phantom_0002" not in (workspace.lists / "labeled.txt").read_text(encoding="utf-8")
         assert command(data, workspace.root, "--plan-only").code == 0
 
     def test_a_label_map_whose_header_is_lost_can_be_put_on_its_image(self, data, tmp_path, command):

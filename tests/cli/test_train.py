@@ -30,7 +30,7 @@ def planned(phantom_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     words = ["-d", str(phantom_dataset), "-w", str(workspace)]
     code = plan_and_preprocess.main([*words, "--preset", "small", "--stages", "two", "--workers", "1", "--quiet"])
     assert code == 0
-    plans = json.loads((workspace / "plans.json").read_text())
+    plans = json.loads((workspace / "plans.json").read_text(encoding="utf-8"))
     for stage in ("fine", "coarse"):
         network = plans[stage]["network"]
         for name in ("features", "kernels", "strides", "encoder_convs"):
@@ -111,7 +111,7 @@ def test_without_plans_it_names_the_command_to_run(tmp_path: Path, capsys: pytes
 
 
 def test_a_misspelt_plan_key_is_named(planned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plans = json.loads((Path(planned[3]) / "plans.json").read_text())
+    plans = json.loads((Path(planned[3]) / "plans.json").read_text(encoding="utf-8"))
     plans["fine"]["pach_zyx"] = plans["fine"].pop("patch_zyx")
     (tmp_path / "plans.json").write_text(json.dumps(plans))
     assert train.main(["FINE", "0", *planned[:2], "-w", str(tmp_path)]) == 2
@@ -122,7 +122,7 @@ def test_a_misspelt_plan_key_is_named(planned: list[str], tmp_path: Path, capsys
 
 def test_edited_plans_need_new_preparation(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(planned[3]) / "plans.json"
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     plans = json.loads(text)
     plans["fine"]["spacing_zyx_mm"][0] += 1
     try:

@@ -27,7 +27,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(*arguments: str) -> int:
-    done = subprocess.run([sys.executable, "-c", COUNT_FAULTS, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_FAULTS, *arguments], capture_output=True, encoding="utf-8", check=False
+    )
     if done.returncode == 77:
         pytest.skip("needs glibc")
     assert done.returncode == 0, done.stderr

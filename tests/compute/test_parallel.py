@@ -121,7 +121,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         """)
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, encoding="utf-8", env=environment)
     worker = int(process.stdout.readline())
     process.kill()
     process.wait()

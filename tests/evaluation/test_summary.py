@@ -79,8 +79,8 @@ def test_json_and_csv_hold_what_was_scored(tmp_path, summary):
     path = tmp_path / "deep" / "summary.json"
     save_summary(path, summary)
     assert load_summary(path) == summary
-    json.loads(path.read_text(), parse_constant=pytest.fail)  # neither NaN nor Infinity
-    with open(path.with_suffix(".csv"), newline="") as file:
+    json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # neither NaN nor Infinity
+    with open(path.with_suffix(".csv"), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["case", "organ", "dice", "nsd", "hd95_mm", "reference_ml", "prediction_ml"]
     assert [(row["case"], row["organ"]) for row in rows] == [(c, o) for c in "abc" for o in ("liver", "spleen")]
@@ -92,11 +92,11 @@ def test_json_and_csv_hold_what_was_scored(tmp_path, summary):
 def test_a_damaged_summary_is_refused(tmp_path, summary):
     path = tmp_path / "summary.json"
     save_summary(path, summary)
-    path.write_text(path.read_text().replace('"mean_dice"', '"mean_dize"'))
+    path.write_text(path.read_text(encoding="utf-8").replace('"mean_dice"', '"mean_dize"'))
     with pytest.raises(DatasetError, match=r"mean_dize.*did you mean"):
         load_summary(path)
     path.write_text(
-        path.read_text().replace('"mean_dize"', '"mean_dice"').replace('"schema_version": 1', '"schema_version": 7')
+        path.read_text("utf-8").replace('"mean_dize"', '"mean_dice"').replace('"schema_version": 1', '"schema_version": 7')
     )
     with pytest.raises(DatasetError, match="schema_version 7"):
         load_summary(path)

@@ -391,7 +391,9 @@ def test_the_library_below_says_nothing_of_the_patient(tmp_path):
         "try: read_image([Path(sys.argv[1])])\n"
         "except ImageError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, encoding="utf-8", check=True
+    )
     assert "damaged" in done.stdout
     assert not any(secret in done.stdout + done.stderr for secret in SECRETS)
 

@@ -116,9 +116,9 @@ def test_detached_voxels(tmp_path, volume):
         read_grid(tmp_path / "a.mhd")
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_an_empty_folder_is_no_series(tmp_path):
     (tmp_path / "a.nii.gz").mkdir()
-    with pytest.raises(ImageError, match="cannot be read"):
+    with pytest.raises(ImageError, match="no series of slices"):
         read_image([tmp_path / "a.nii.gz"])
 
 

@@ -33,7 +33,7 @@ def test_both_layouts_load(tmp_path, layout, test_labels):
 
 def test_the_description_has_the_organs_of_flare22(tmp_path):
     write_phantom_dataset(tmp_path, layout="nnU-Net", labeled=1, unlabeled=0, test=0, size=_SIZE)
-    labels = json.loads((tmp_path / "dataset.json").read_text())["labels"]
+    labels = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))["labels"]
     assert labels["background"] == 0
     assert labels["left kidney"] == 13
 

@@ -218,7 +218,7 @@ class TestResume:
         assert sorted(os.listdir(tmp_path / "")) == sorted(
             ["dataset", *(f"l{n}.{kind}" for n in range(3) for kind in ("json", "npy"))]
         )
-        assert json.loads((tmp_path / "l0.json").read_text())["fingerprint"]["case_id"] == "l0"
+        assert json.loads((tmp_path / "l0.json").read_text(encoding="utf-8"))["fingerprint"]["case_id"] == "l0"
 
 
 @pytest.mark.parametrize("channels", [("CT",), (" ct",), ("MR",), ("PET", "CT"), ("CT", "PET")])

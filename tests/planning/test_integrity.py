@@ -283,7 +283,7 @@ def test_every_case_and_every_finding_has_a_row(small_dataset, tmp_path):
     small.image_path("unlabeled", "u0").write_bytes(b"")
     small.write(small.label_path("l1"), np.zeros(small.shape, np.uint8))
     check(small).write_csv(tmp_path / "integrity.csv")
-    with open(tmp_path / "integrity.csv", newline="") as file:
+    with open(tmp_path / "integrity.csv", encoding="utf-8", newline="") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert {case: row["severity"] for case, row in rows.items()} == {
         "l0": "ok", "l1": "warning", "l2": "ok", "u0": "error", "t0": "ok"

@@ -246,7 +246,7 @@ def test_lists_name_the_cases_one_a_line(small_dataset, workspace):
     dataset = small_dataset().load()
     splits = make_splits([case.id for case in dataset.labeled], folds=3)
     write_lists(dataset, splits, workspace)
-    lists = {path.name: path.read_text().splitlines() for path in workspace.lists.iterdir()}
+    lists = {path.name: path.read_text(encoding="utf-8").splitlines() for path in workspace.lists.iterdir()}
     assert lists["labeled.txt"] == ["l0", "l1", "l2"]
     assert lists["unlabeled.txt"] == ["u0"]
     assert lists["test.txt"] == ["t0"]

@@ -91,7 +91,7 @@ def test_changed_cases_are_refused_by_name(tmp_path: Path) -> None:
 def test_edited_file_is_checked(tmp_path: Path) -> None:
     path = tmp_path / "splits.json"
     load_or_make_splits(path, CASES)
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["folds"][1]["train"] = list(CASES)
     path.write_text(json.dumps(content))
     with pytest.raises(PlanError, match="fold 1 trains and validates on"):

@@ -109,6 +109,6 @@ def test_a_damaged_score_file_is_a_clear_error(tmp_path) -> None:
     with pytest.raises(SelectionError, match="not found"):
         load_scores(path)
     save_scores(path, (case("a", 0.5),))
-    path.write_text(path.read_text().replace("0.5", "half"))
+    path.write_text(path.read_text(encoding="utf-8").replace("0.5", "half"))
     with pytest.raises(SelectionError, match="damaged"):
         load_scores(path)

@@ -102,7 +102,8 @@ def test_every_text_has_the_contrast_that_wcag_aa_asks_for(scheme: str) -> None:
 
 
 def write(path: Path, body: Html) -> Path:
-    path.write_text(page(HOSTILE, lead=join([]), sections=[Section(name="one", title=HOSTILE, body=body)]))
+    text = page(HOSTILE, lead=join([]), sections=[Section(name="one", title=HOSTILE, body=body)])
+    path.write_text(text, encoding="utf-8")
     return path
 
 

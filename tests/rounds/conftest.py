@@ -21,7 +21,7 @@ def trained(phantom_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     workspace = tmp_path_factory.mktemp("round") / "workspace"
     words = ["-d", str(phantom_dataset), "-w", str(workspace)]
     assert plan_and_preprocess.main([*words, "--preset", "small", "--stages", "one", "--workers", "1", "--quiet"]) == 0
-    plans = json.loads((workspace / "plans.json").read_text())
+    plans = json.loads((workspace / "plans.json").read_text(encoding="utf-8"))
     network = plans["fine"]["network"]
     for name in ("kernels", "strides", "encoder_convs"):
         network[name] = network[name][:3]

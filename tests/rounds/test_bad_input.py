@@ -90,7 +90,7 @@ def test_plans_that_change_in_mid_round(new_round: Callable[[], Round], tmp_path
     selection = new_round().folder.selection
     selected = selection.read_bytes()
     path = tmp_path / "workspace" / "plans.json"
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     plans = json.loads(before)
     plans["fine"]["patch_zyx"] = [16, 32, 32]
     path.write_text(json.dumps(plans))
@@ -124,7 +124,7 @@ def test_a_checkpoint_that_is_none(new_round: Callable[[], Round], tmp_path: Pat
 
 def test_one_labeled_case_has_no_fold(new_round: Callable[[], Round], tmp_path: Path) -> None:
     path = tmp_path / "workspace" / "splits.json"
-    splits = json.loads(path.read_text())
+    splits = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(splits | {"case_ids": splits["case_ids"][:1], "folds": []}))
     with pytest.raises(ConfigError, match="there is no fold '0': 1 labeled case"):
         new_round()
@@ -164,7 +164,7 @@ def test_a_score_file_that_was_spoilt(new_round: Callable[[], Round]) -> None:
     new_round().run(last_step="select")
     round = new_round()
     score = round.folder.case_scores / f"{round.pool[0]}.json"
-    score.write_text(score.read_text()[:100])
+    score.write_text(score.read_text(encoding="utf-8")[:100])
     with pytest.raises(SelectionError, match="not valid JSON"):
         round.run()
     score.unlink()

@@ -50,7 +50,7 @@ def contents(rounds: Path) -> dict[str, object]:
         if "/logs/" in name or path.name == "curves.png" or path.suffix == ".html":
             continue
         if path.name in ("round.json", "run.json", "history.jsonl"):
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             lines = text.splitlines() if path.suffix == ".jsonl" else [text]
             found[name] = [timeless(json.loads(line)) for line in lines]
         else:
@@ -90,7 +90,7 @@ def test_a_killed_round_ends_like_one_that_was_not(trained: Path, phantom_datase
     for files in (7, 12):  # in the selection, then in the training
         command = [sys.executable, "-c", DYING, str(files), *words("killed")]
         process = subprocess.run(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, encoding="utf-8", check=False
         )
         assert process.returncode == -signal.SIGKILL, process.stderr
     assert semi_round.main(words("killed")) == 0

@@ -137,7 +137,7 @@ def test_pictures_show_best_worst_and_cut_once_each(good: Workspace, good_page: 
     assert [each.score.case_id for each in chosen["Least reliable"]] == ranked[::-1][:3]
     assert {each.why.split(" ", 1)[0] for each in chosen["Around the cut"]} <= {name.split()[0] for name in GOOD.organs}
     pictures = re.findall(
-        r'<img src="data:image/jpeg;base64,([^"]*)" alt="[^"]+" width="(\d+)"', good_page[0].read_text()
+        r'<img src="data:image/jpeg;base64,([^"]*)" alt="[^"]+" width="(\d+)"', good_page[0].read_text(encoding="utf-8")
     )
     assert len(pictures) == 10
     for data, width in pictures:

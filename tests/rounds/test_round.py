@@ -44,7 +44,7 @@ def test_a_round_labels_selects_trains_and_validates(round_one: Round, phantom_d
     folder = round_one.folder
     unlabeled = [case.id for case in load_dataset(phantom_dataset).unlabeled]
     assert [score.case_id for score in load_scores(folder.scores)] == unlabeled
-    assert folder.reliable_series.read_text().split() == unlabeled
+    assert folder.reliable_series.read_text(encoding="utf-8").split() == unlabeled
     assert load_checkpoint(folder.model(Stage.FINE).final).iteration == 3
     assert (folder.model(Stage.FINE).validation / "summary.json").is_file()
     # Nothing is done twice.
