@@ -155,7 +155,8 @@ class Few:
         unlabeled = self.source / "imagesUn"
         for path in unlabeled.iterdir() if unlabeled.exists() else ():
             running.link_or_copy(path, data / "imagesUn" / path.name)
-        description = json.loads((self.source / "dataset.json").read_text("utf-8")) | {"z_range": self.yardstick.z_range}
+        description = json.loads((self.source / "dataset.json").read_text(encoding="utf-8"))
+        description["z_range"] = self.yardstick.z_range
         for place in (data, truth):
             (place / "dataset.json").write_text(json.dumps(description))
         plan = ("--preset", "small", "--stages", "one")

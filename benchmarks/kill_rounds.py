@@ -176,9 +176,10 @@ def same_file(one: Path, other: Path) -> tuple[str, bool]:
     if one.name.endswith(".nii.gz"):
         return "every voxel", np.array_equal(read_label_map(one).array_zyx, read_label_map(other).array_zyx)
     if one.suffix in (".json", ".jsonl"):
+        texts = (path.read_text(encoding="utf-8") for path in (one, other))
         ours, theirs = (
-            [timeless(json.loads(line)) for line in ([path.read_text("utf-8")] if path.suffix == ".json" else path.open())]
-            for path in (one, other)
+            [timeless(json.loads(line)) for line in ([text] if one.suffix == ".json" else text.splitlines())]
+            for text in texts
         )
         return "all but times", ours == theirs
     return "byte for byte", False

@@ -25,7 +25,9 @@ class Bench:
         self.work = work / name
         self.work.mkdir(parents=True, exist_ok=True)
         self._steps_file = self.work / "steps.json"
-        self.steps: dict[str, dict] = json.loads(self._steps_file.read_text("utf-8")) if self._steps_file.exists() else {}
+        self.steps: dict[str, dict] = {}
+        if self._steps_file.exists():
+            self.steps = json.loads(self._steps_file.read_text(encoding="utf-8"))
 
     def command(self, step: str, program: str, *words: object) -> float:
         """Runs a flaresemi command of the environment that runs this script; returns its seconds.

@@ -95,9 +95,8 @@ def test_a_damaged_summary_is_refused(tmp_path, summary):
     path.write_text(path.read_text(encoding="utf-8").replace('"mean_dice"', '"mean_dize"'))
     with pytest.raises(DatasetError, match=r"mean_dize.*did you mean"):
         load_summary(path)
-    path.write_text(
-        path.read_text("utf-8").replace('"mean_dize"', '"mean_dice"').replace('"schema_version": 1', '"schema_version": 7')
-    )
+    text = path.read_text(encoding="utf-8").replace('"mean_dize"', '"mean_dice"')
+    path.write_text(text.replace('"schema_version": 1', '"schema_version": 7'), encoding="utf-8")
     with pytest.raises(DatasetError, match="schema_version 7"):
         load_summary(path)
 
