@@ -1,6 +1,7 @@
 """Checkpoint files: everything that prediction needs, as tensors and plain types only."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import pickle
@@ -55,6 +56,15 @@ class Checkpoint:
     keep_largest: tuple[str, ...] = ()
     training_state: dict | None = None
     version: str = ""
+
+    @property
+    def weights_hash(self) -> str:
+        """Tells whether two checkpoints predict with the same weights, whatever else was written into them since."""
+        digest = hashlib.sha256(self.plan.hash.encode())
+        for name, tensor in sorted(self.weights.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

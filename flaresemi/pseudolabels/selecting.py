@@ -82,8 +82,8 @@ def select(
             f"no pseudo-label is good enough: the best case, '{best.case_id}', has a score of {best.score:.3f}",
             fix="train the labeling models longer, or lower the thresholds (--organ-threshold, --case-threshold)",
         )
-    if not rejected:
-        notes = (*notes, "every case was selected: the thresholds rejected nothing")
+    if not rejected and not any(case.rejected for case in selected):
+        notes = (*notes, "every pseudo-label was selected: the thresholds rejected nothing")
     names = (
         ("best_share", "case_threshold", "least_share") if rule.rule == "case" else ("organ_threshold", "volume_factor")
     )

@@ -17,6 +17,7 @@ from flaresemi.dataset import Dataset
 from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.files import remove_leftovers
 from flaresemi.io.case_store import CaseStore, LabelStore
+from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.preparation import refuse_changed
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
@@ -270,7 +271,9 @@ class Round:
             return selected_from
         chosen = inputs_hash(selected_from, file_hash(self.folder.selection))
         if name == "validate":
-            return inputs_hash(chosen, *(file_hash(self.folder.model(stage).latest) for stage in self.stages))
+            # The weights, not the file: validation writes into it what it found out.
+            finals = (load_checkpoint(self.folder.model(stage).final) for stage in self.stages)
+            return inputs_hash(chosen, *(final.weights_hash for final in finals))
         stage = Stage(name.removeprefix("train "))
         if stage not in self.stages:
             return inputs_hash(chosen, "not needed")

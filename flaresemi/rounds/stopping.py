@@ -16,7 +16,8 @@ class StopRule:
             standard error) for a round to become the best.
         patience: Rounds in a row without an improvement before the chain stops.
         max_rounds: Rounds at most, not counting the supervised start.
-        collapse: The chain stops at once when the mean Dice of an organ falls by more than this below the best round.
+        collapse: The chain stops at once when the mean Dice of an organ falls below the best round by more than this
+            plus the standard error of the fall, so that one case with a lost organ among many is not a collapse.
     """
 
     min_delta: float = 0.0
@@ -87,21 +88,29 @@ def paired_gain(before: HeldOutDice, after: HeldOutDice) -> tuple[float, float]:
     """Mean over the cases of the change of their mean Dice, and its standard error (infinite for one case)."""
     if before.keys() != after.keys():
         raise ValueError("the rounds were validated on different cases")
-    changes = [np.mean(list(after[case].values())) - np.mean(list(before[case].values())) for case in sorted(before)]
-    if len(changes) < 2:
-        return float(changes[0]), math.inf
-    return float(np.mean(changes)), float(np.std(changes, ddof=1) / math.sqrt(len(changes)))
+    return _mean_and_error(
+        [float(np.mean(list(after[case].values())) - np.mean(list(before[case].values()))) for case in sorted(before)]
+    )
 
 
 def collapsed_organs(before: HeldOutDice, after: HeldOutDice, limit: float) -> dict[str, float]:
-    """Organs whose mean Dice changed by less than -limit, with that change."""
-    changes = {organ: _mean(after, organ) - _mean(before, organ) for organ in _organs(before) & _organs(after)}
-    return {organ: change for organ, change in changes.items() if change < -limit}
+    """Organs whose mean Dice fell by more than the limit plus its standard error, with that (negative) change.
+
+    A single case counts as it is: it has no standard error.
+    """
+    fallen = {}
+    for organ in sorted({organ for scores in before.values() for organ in scores}):
+        shared = [case for case in before if organ in before[case] and organ in after[case]]
+        if not shared:
+            continue
+        change, error = _mean_and_error([after[case][organ] - before[case][organ] for case in shared])
+        if change + (error if len(shared) > 1 else 0.0) < -limit:
+            fallen[organ] = change
+    return fallen
 
 
-def _organs(cases: HeldOutDice) -> set[str]:
-    return {organ for scores in cases.values() for organ in scores}
-
-
-def _mean(cases: HeldOutDice, organ: str) -> float:
-    return float(np.mean([scores[organ] for scores in cases.values() if organ in scores]))
+def _mean_and_error(changes: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, which is infinite for one value."""
+    if len(changes) < 2:
+        return float(changes[0]), math.inf
+    return float(np.mean(changes)), float(np.std(changes, ddof=1) / math.sqrt(len(changes)))

@@ -79,7 +79,7 @@ def validate(
     final = load_checkpoint(task.folder.final)
     coarse = _coarse_checkpoint(task, coarse_folder)
     folder = task.folder.validation
-    _begin(folder, {"final": _identity(final), "coarse": _identity(coarse) if coarse else None})
+    _begin(folder, {"final": final.weights_hash, "coarse": coarse.weights_hash if coarse else None})
     # What is kept of an organ is decided here, so every component must be seen.
     drawn = dataclasses.replace(final, keep_largest=())
     segmenter = Segmenter([drawn], [coarse] if coarse else [], device=str(device), precision=precision)
@@ -129,11 +129,6 @@ def _coarse_checkpoint(task: TrainingTask, coarse_folder: ModelFolder) -> Checkp
     if task.plan.region == "body" or not coarse_folder.final.exists():
         return None
     return load_checkpoint(coarse_folder.final)
-
-
-def _identity(checkpoint: Checkpoint) -> str:
-    total = sum(float(value.double().abs().sum()) for value in checkpoint.weights.values())
-    return f"{checkpoint.plan.hash} {checkpoint.iteration} {total:.12g}"
 
 
 def _begin(folder: Path, made_with: dict[str, str | None]) -> None:

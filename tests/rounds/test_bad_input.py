@@ -42,7 +42,7 @@ def new_round(trained: Path, data: Path, tmp_path: Path) -> Callable[[], Round]:
 def test_when_nothing_is_rejected_it_is_said(new_round: Callable[[], Round], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         new_round().run(last_step="select")
-    assert "every case was selected" in caplog.text
+    assert "every pseudo-label was selected" in caplog.text
 
 
 def test_an_edited_pseudo_label_is_not_trained_on(new_round: Callable[[], Round]) -> None:

@@ -79,6 +79,20 @@ def test_replaced_weights_of_the_teacher_begin_the_round_anew(
     assert load_scores(round_one.folder.scores)[0].made_with != before[0].made_with
 
 
+def test_replaced_weights_of_a_student_are_validated_anew(
+    round_one: Round, caplog: pytest.LogCaptureFixture
+) -> None:
+    round_one.run()
+    student = round_one.folder.model(Stage.FINE)
+    checkpoint = load_checkpoint(student.final)
+    marker = (student.validation / "made_with.json").read_text(encoding="utf-8")
+    weights = {name: value + 0.01 for name, value in checkpoint.weights.items()}
+    save_checkpoint(student.final, dataclasses.replace(checkpoint, weights=weights))
+    round_one.run()
+    assert "what 'validate' was made from has changed: it is done again" in caplog.text
+    assert (student.validation / "made_with.json").read_text(encoding="utf-8") != marker
+
+
 def test_a_stopped_training_goes_on(round_one: Round) -> None:
     round_one.run(last_step="select")
     requests = iter([False, True])

@@ -38,6 +38,12 @@ def test_a_collapsed_organ_stops_at_once_even_when_the_mean_rises() -> None:
     assert "spleen fell by 0.110" in verdict.why
 
 
+def test_one_lost_organ_among_many_cases_is_no_collapse() -> None:
+    lost = START | {"case_0": {"liver": 0.80, "spleen": 0.0}}
+    assert not judge([START, lost], StopRule()).stop
+    assert judge([cases(0.8), cases(0.8, spleen=0.0)], StopRule()).stop  # all that is known fell
+
+
 def test_max_rounds_stops() -> None:
     rising = [cases(0.5 + 0.1 * number, 0.5 + 0.1 * number) for number in range(4)]
     verdict = judge(rising, StopRule(max_rounds=3))
