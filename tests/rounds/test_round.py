@@ -79,9 +79,7 @@ def test_replaced_weights_of_the_teacher_begin_the_round_anew(
     assert load_scores(round_one.folder.scores)[0].made_with != before[0].made_with
 
 
-def test_replaced_weights_of_a_student_are_validated_anew(
-    round_one: Round, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_replaced_weights_of_a_student_are_validated_anew(round_one: Round, caplog: pytest.LogCaptureFixture) -> None:
     round_one.run()
     student = round_one.folder.model(Stage.FINE)
     checkpoint = load_checkpoint(student.final)
