@@ -63,7 +63,7 @@ class Checkpoint:
         digest = hashlib.sha256(self.plan.hash.encode())
         for name, tensor in sorted(self.weights.items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 
