@@ -36,6 +36,9 @@ DEVELOPMENT = [
     "surface-distance>=0.1",  # the reference implementation that ours is compared with
 ]
 
+#: Computes faster than torch on most CPUs; see benchmarks/results/engines.md.
+OPENVINO = ["openvino>=2025.0"]
+
 COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "semi_round", "demo")
 
 setup(
@@ -49,7 +52,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["flaresemi", "flaresemi.*"]),
     install_requires=DEPENDENCIES,
-    extras_require={"dev": DEVELOPMENT},
+    extras_require={"dev": [*DEVELOPMENT, *OPENVINO], "openvino": OPENVINO},
     entry_points={"console_scripts": [f"flaresemi_{name} = flaresemi.cli.{name}:main" for name in COMMANDS]},
     classifiers=[
         "Intended Audience :: Healthcare Industry",

@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--step", type=_step, default=0.5, help="distance of windows, share of a window (default: 0.5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
+    parser.add_argument(
+        "--engine", choices=("auto", "torch", "openvino"), default="auto",
+        help="who computes on a CPU (default: auto, a short check tells which is fastest)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument(
         "--single-process", action="store_true", help="one thing after the other: no reading ahead; for debugging"
@@ -109,6 +113,7 @@ def _predict(options: argparse.Namespace) -> None:
         tta=options.tta,
         step=options.step,
         precision=options.precision,
+        engine=options.engine,
     )
     cases = find_cases(options.input, channels=len(segmenter.channels))
     jobs = list(zip(cases, output_paths(cases, options.input, options.output), strict=True))
@@ -145,7 +150,7 @@ def _reliability(options: argparse.Namespace, segmenter: Segmenter) -> Reliabili
         raise ConfigError(
             "several folds are averaged: the snapshots of one training are compared", fix="give one --fold"
         )
-    return Reliability(segmenter.fine_files[0], device=segmenter.device, precision=options.precision, step=options.step)
+    return Reliability(segmenter.fine_files[0], engine=segmenter.engine, step=options.step)
 
 
 def _save_reliability(path: Path, judged: Sequence[CaseScore]) -> None:
@@ -183,7 +188,7 @@ def _predict_all(
                 if extras.efficiency is None:
                     seconds = _predict_one(segmenter, case, output, images, extras)
                 else:
-                    with Meter(segmenter.device) as meter:
+                    with Meter(segmenter.engine.device) as meter:
                         seconds = _predict_one(segmenter, case, output, images, extras)
                     save_record(
                         extras.efficiency / f"{case.id}.json",

@@ -21,7 +21,8 @@ def predict(
             several channels.
         model_folder: A workspace or `models` folder, or one fold of it.
         output: Also write the label map here.
-        options: As for `Segmenter.load`: folds, checkpoint, coarse, device, tta, step, precision.
+        options: As for `Segmenter.load`: folds, checkpoint, coarse, device, tta, step, precision,
+            engine.
 
     Returns:
         The label map with the user's values, (Z, Y, X) in the file's own axis order, like

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from flaresemi.compute.device import select_device
-from flaresemi.compute.precision import Precision, PrecisionName
+from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import ImageError
 from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
 from flaresemi.inference.drawing import Drawing, draw, fine_region
@@ -22,6 +22,7 @@ from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
 from flaresemi.io.images import Image, read_image
 from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.networks.engine import Engine, EngineName
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare
 from flaresemi.preprocessing.resampling import labels_from_logits
@@ -45,6 +46,7 @@ class Segmenter:
         tta: Average over the mirrorings that the networks were trained with: slower, a little better.
         step: Distance of neighbouring windows, as a share of the window.
         precision: What the networks compute in; `auto` knows the device.
+        engine: Who computes; on a CPU `auto` measures what is fastest, see `Engine`.
         window: `auto` lets one window be somewhat larger than the training patch where it then covers the region.
     """
 
@@ -57,16 +59,15 @@ class Segmenter:
         tta: bool = False,
         step: float = 0.5,
         precision: PrecisionName = "auto",
+        engine: EngineName = "auto",
         window: WindowMode = "auto",
     ) -> None:
         if not fine:
             raise ValueError("a segmenter needs a checkpoint to draw with")
-        self.device = place = select_device(device)
+        self.engine = Engine(select_device(device), precision, engine)
         #: Where `fine` was loaded from; empty when it was not.
         self.fine_files: tuple[Path, ...] = ()
-        stage = functools.partial(
-            StagePredictor, device=place, precision=Precision(place, precision), step=step, window=window
-        )
+        stage = functools.partial(StagePredictor, engine=self.engine, step=step, window=window)
         self.channels = fine[0].channels
         self.labels = fine[0].labels
         self.body = fine[0].body
@@ -89,6 +90,7 @@ class Segmenter:
         tta: bool = False,
         step: float = 0.5,
         precision: PrecisionName = "auto",
+        engine: EngineName = "auto",
     ) -> "Segmenter":
         """Loads trained models; see `load_models` for what is found where and `Segmenter` for the other options.
 
@@ -97,7 +99,9 @@ class Segmenter:
             ConfigError: the device is not there.
         """
         models = load_models(model_folder, folds=folds, checkpoint=checkpoint, coarse=coarse)
-        segmenter = cls(models.fine, models.coarse, device=device, tta=tta, step=step, precision=precision)
+        segmenter = cls(
+            models.fine, models.coarse, device=device, tta=tta, step=step, precision=precision, engine=engine
+        )
         segmenter.fine_files = models.fine_files
         return segmenter
 

@@ -9,15 +9,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from flaresemi.compute.device import free_memory_gib
-from flaresemi.compute.precision import Precision
 from flaresemi.geometry import IntTriple
 from flaresemi.inference.sliding_window import slide
-from flaresemi.networks.checkpoint import Checkpoint, load_weights
+from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.cost import inference_memory_gib
-from flaresemi.networks.unet import build_network
+from flaresemi.networks.engine import Engine, Forward
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +48,7 @@ class StagePredictor:
 
     Args:
         checkpoints: Of the same stage and plan, one per fold.
-        device: Where the networks run.
-        precision: What they compute in.
+        engine: Runs the networks.
         tta: Also predict the mirrored window, for every subset of the axes that training mirrored, and take the mean.
         step: Distance of neighbouring windows, as a share of the window.
         window: `patch`: windows have the size of the training patch; `auto`: larger, where one then covers the region.
@@ -61,22 +58,20 @@ class StagePredictor:
         self,
         checkpoints: Sequence[Checkpoint],
         *,
-        device: torch.device,
-        precision: Precision,
+        engine: Engine,
         tta: bool = False,
         step: float = 0.5,
         window: WindowMode = "auto",
     ) -> None:
         self.plan = checkpoints[0].plan
-        self.device = device
-        self.precision = precision
+        self.device = engine.device
         self.step = step
         self.window = window
         self._permutation = list(checkpoints[0].labels.mirror_permutation)
         self._members = [
-            (_network(checkpoint, device), _mirrorings(checkpoint.mirror_axes if tta else ()))
-            for checkpoint in checkpoints
+            (engine.load(checkpoint), _mirrorings(checkpoint.mirror_axes if tta else ())) for checkpoint in checkpoints
         ]
+        self._activations = 2 if engine.needs_fp32 else 1
 
     def window_zyx(self, region_zyx: IntTriple) -> IntTriple:
         """The window for a region: the training patch or, where asked for and memory allows, one that covers it."""
@@ -86,7 +81,7 @@ class StagePredictor:
         larger = one_window(region_zyx, patch, self.plan.network.divisor_zyx)
         if larger == patch:
             return patch
-        needed = inference_memory_gib(self.plan.network, larger, 1) * (2 if self.precision.dtype is None else 1)
+        needed = inference_memory_gib(self.plan.network, larger, 1) * self._activations
         return larger if needed < _free_gib(self.device) else patch
 
     def logits(self, image_czyx: np.ndarray, fill_c: np.ndarray | None = None) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -145,21 +140,18 @@ class StagePredictor:
         """Mean logits of all networks and mirrorings for a batch of windows."""
         windows = windows_bczyx.to(self.device)
         total: torch.Tensor | None = None
-        for network, mirrorings in self._members:
+        for forward, mirrorings in self._members:
             for axes in mirrorings:
-                part = self._mirrored(network, windows, axes).div_(len(mirrorings) * len(self._members))
+                part = self._mirrored(forward, windows, axes).div_(len(mirrorings) * len(self._members))
                 total = part if total is None else total.add_(part)
         if total is None:
             raise ValueError("no network to predict with")
         return total
 
-    def _mirrored(self, network: nn.Module, windows: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    def _mirrored(self, forward: Forward, windows: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
         """Logits of the mirrored windows, mirrored back: float32, a tensor of its own."""
         dimensions = [axis + 2 for axis in axes]
-        flipped = windows.flip(dimensions) if axes else windows
-        with self.precision.autocast():
-            logits = network(flipped)
-        logits = logits.to(torch.float32, copy=True)
+        logits = forward(windows.flip(dimensions) if axes else windows)
         if _X_AXIS in axes:  # what looks like the right kidney in the mirror is the left one
             logits = logits[:, self._permutation]
         return logits.flip(dimensions) if axes else logits
@@ -172,13 +164,6 @@ def one_window(region_zyx: IntTriple, patch_zyx: IntTriple, divisor_zyx: IntTrip
         for region, patch, divisor in zip(region_zyx, patch_zyx, divisor_zyx, strict=True)
     )
     return z, y, x
-
-
-def _network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
-    network = build_network(checkpoint.plan.network)
-    network.deep_supervision = False
-    load_weights(network, checkpoint, where=f"{checkpoint.plan.stage.value} of fold {checkpoint.fold}")
-    return network.to(device).eval().requires_grad_(False)
 
 
 def _mirrorings(axes: tuple[int, ...]) -> list[tuple[int, ...]]:

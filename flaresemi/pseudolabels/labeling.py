@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from flaresemi.compute.device import select_device
-from flaresemi.compute.precision import Precision, PrecisionName
+from flaresemi.compute.precision import PrecisionName
 from flaresemi.geometry import BoundingBox
 from flaresemi.inference.drawing import draw, fine_region
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
 from flaresemi.io.case_store import CaseStore, StoredCase
 from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.networks.engine import Engine
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.scoring import Scorer, indices
 from flaresemi.selection import CaseScore
@@ -87,17 +88,15 @@ class Labeler:
         step: float = 0.5,
         tta: bool = False,
     ) -> None:
-        place = select_device(device)
-        stage = functools.partial(StagePredictor, device=place, precision=Precision(place, precision), step=step)
+        # A named engine: labels made again, on this machine, are the same labels.
+        engine = Engine(select_device(device), precision, "torch")
+        stage = functools.partial(StagePredictor, engine=engine, step=step)
         self.chain = chain
         self.labels = chain.fine.labels
         self.fine_store = fine_store
         self.coarse_store = coarse_store
         self._final = stage([chain.fine], tta=tta)
-        self._scorer = Scorer(
-            chain.fine, chain.snapshots, median_volumes_ml, chain.made_with,
-            device=place, precision=Precision(place, precision), step=step,
-        )  # fmt: skip
+        self._scorer = Scorer(chain.fine, chain.snapshots, median_volumes_ml, chain.made_with, engine=engine, step=step)
         self._coarse = stage([chain.coarse]) if chain.coarse and chain.fine.plan.region == "organs" else None
 
     @property

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from flaresemi.compute.precision import Precision, PrecisionName
 from flaresemi.errors import CheckpointError
 from flaresemi.geometry import FloatTriple
 from flaresemi.inference.drawing import Drawing
 from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.networks.engine import Engine
 from flaresemi.pseudolabels.calibration import Calibration, with_predictions
 from flaresemi.pseudolabels.scoring import Scorer
 from flaresemi.pseudolabels.teachers import COMPARED_SNAPSHOTS
@@ -23,17 +22,14 @@ class Reliability:
 
     Args:
         final: FINE's final checkpoint, in the folder that its training wrote.
-        device: Where the networks run.
-        precision: What they compute in.
+        engine: Runs the networks; that which draws.
         step: Distance of neighboring windows, as a share of the window.
 
     Raises:
         CheckpointError: the earlier weights, or what was learned about their scores, are not beside it.
     """
 
-    def __init__(
-        self, final: Path, *, device: torch.device, precision: PrecisionName = "auto", step: float = 0.5
-    ) -> None:
+    def __init__(self, final: Path, *, engine: Engine, step: float = 0.5) -> None:
         folder = ModelFolder(final.parent)
         files = [folder.snapshot(percent) for percent in COMPARED_SNAPSHOTS]
         for path in (*files, folder.calibration):
@@ -47,7 +43,7 @@ class Reliability:
         self._scorer = Scorer(
             checkpoint, [load_checkpoint(path) for path in files],
             [self.calibration.median_ml[name] for name in checkpoint.labels.names],
-            device=device, precision=Precision(device, precision), step=step,
+            engine=engine, step=step,
         )  # fmt: skip
 
     def judge(

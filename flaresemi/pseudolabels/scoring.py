@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from flaresemi.compute.precision import Precision
 from flaresemi.geometry import FloatTriple
 from flaresemi.inference.drawing import Drawing
 from flaresemi.inference.postprocessing import keep_largest
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.networks.engine import Engine
 from flaresemi.pseudolabels.agreement import ABSENT_BELOW, case_agreement, organ_agreement, organ_entropy
 from flaresemi.selection import CaseScore, OrganScore
 
@@ -24,8 +24,7 @@ class Scorer:
         snapshots: Earlier weights of the same training.
         median_volumes_ml: Per organ, of the labeled cases; fewer than a hundredth of it counts as absent.
         made_with: Hashes of the checkpoints, for the record.
-        device: Where the networks run.
-        precision: What they compute in.
+        engine: Runs the networks.
         step: Distance of neighboring windows, as a share of the window.
     """
 
@@ -36,17 +35,14 @@ class Scorer:
         median_volumes_ml: Sequence[float],
         made_with: tuple[str, ...] = (),
         *,
-        device: torch.device,
-        precision: Precision,
+        engine: Engine,
         step: float = 0.5,
     ) -> None:
         self.labels = final.labels
         self.made_with = made_with
         self.median_volumes_ml = tuple(median_volumes_ml)
         self._keep_largest = tuple(self.labels.index(name) for name in final.keep_largest)
-        self._snapshots = [
-            StagePredictor([snapshot], device=device, precision=precision, step=step) for snapshot in snapshots
-        ]
+        self._snapshots = [StagePredictor([snapshot], engine=engine, step=step) for snapshot in snapshots]
 
     def score(
         self,

@@ -82,7 +82,7 @@ def validate(
     _begin(folder, {"final": final.weights_hash, "coarse": coarse.weights_hash if coarse else None})
     # What is kept of an organ is decided here, so every component must be seen.
     drawn = dataclasses.replace(final, keep_largest=())
-    segmenter = Segmenter([drawn], [coarse] if coarse else [], device=str(device), precision=precision)
+    segmenter = Segmenter([drawn], [coarse] if coarse else [], device=str(device), precision=precision, engine="torch")
     cases = [dataset.case(case_id) for case_id in task.validation]
     needs_box = segmenter.two_stage and coarse is None
     for case in tqdm(cases, desc="validation", unit="case", disable=not sys.stderr.isatty()):

@@ -30,7 +30,8 @@ class BrightIsLiver(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def _no_training_needed(monkeypatch):
-    monkeypatch.setattr("flaresemi.inference.predictor.build_network", BrightIsLiver)
+    monkeypatch.setattr("flaresemi.networks.engine.build_network", BrightIsLiver)
+    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
 
 
 def save_models(root, channels=1):

@@ -99,5 +99,6 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def fakes(monkeypatch) -> Fakes:
     """Makers of models and images; every network built meanwhile is a ThresholdNetwork."""
-    monkeypatch.setattr("flaresemi.inference.predictor.build_network", ThresholdNetwork)
+    monkeypatch.setattr("flaresemi.networks.engine.build_network", ThresholdNetwork)
+    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
     return Fakes()

@@ -212,7 +212,8 @@ class SideNetwork(torch.nn.Module):
 
 
 def test_mirroring_swaps_left_and_right(fakes, monkeypatch):
-    monkeypatch.setattr("flaresemi.inference.predictor.build_network", SideNetwork)
+    monkeypatch.setattr("flaresemi.networks.engine.build_network", SideNetwork)
+    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
     array = fakes.body((16, 32, 64))
     array[5:10, 10:20, 10:20] = 300.0
     array[4:12, 12:22, 44:52] = 300.0
@@ -250,11 +251,12 @@ def test_thin_scans_are_padded_with_the_lowest_value_of_the_body(fakes, monkeypa
             seen.append(image_bczyx.clone())
             return torch.zeros((1, 4, *image_bczyx.shape[2:]))
 
-    monkeypatch.setattr("flaresemi.inference.predictor.build_network", Recorder)
+    monkeypatch.setattr("flaresemi.networks.engine.build_network", Recorder)
+    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
     scan = fakes.body((6, 60, 60))
     fine = fakes.checkpoint(fakes.plan(Stage.FINE, margin_mm=0.0))
     organs = BoundingBox(start=(2, 26, 26), stop=(4, 34, 34))
-    Segmenter([fine]).segment(fakes.image(scan), organs=organs)
+    Segmenter([fine], engine="torch").segment(fakes.image(scan), organs=organs)
     (window,) = seen
     assert (window[0, 0, :5] == -10).all()  # air, though there is none in the region
     assert (window[0, 0, 5:11] == 0).all()

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from flaresemi.compute.precision import Precision
 from flaresemi.errors import CheckpointError
 from flaresemi.inference.predictor import StagePredictor, one_window
 from flaresemi.networks import unet
+from flaresemi.networks.engine import Engine
 from flaresemi.plans import Stage
 
 CPU = torch.device("cpu")
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def real(fakes, monkeypatch):
     """A checkpoint of a real, untrained network, and the network itself."""
-    monkeypatch.setattr("flaresemi.inference.predictor.build_network", unet.build_network)
+    monkeypatch.setattr("flaresemi.networks.engine.build_network", unet.build_network)
     plan = fakes.plan(Stage.FINE, region="body")
     torch.manual_seed(5)
     network = unet.build_network(plan.network).eval()
@@ -26,7 +26,7 @@ def real(fakes, monkeypatch):
 
 
 def predictor(*checkpoints, precision="fp32", **options):
-    return StagePredictor(checkpoints, device=CPU, precision=Precision(CPU, precision), **options)
+    return StagePredictor(checkpoints, engine=Engine(CPU, precision, "torch"), **options)
 
 
 def volume(shape, seed=0):

@@ -27,7 +27,8 @@ RECORD = ExportRecord(fold="0", round=1, made_with=("abc",))
 
 @pytest.fixture(autouse=True)
 def _threshold_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flaresemi.inference.predictor.build_network", ThresholdNetwork)
+    monkeypatch.setattr("flaresemi.networks.engine.build_network", ThresholdNetwork)
+    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
 
 
 @pytest.fixture

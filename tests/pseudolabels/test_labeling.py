@@ -15,7 +15,8 @@ MEDIAN_ML = (10.0, 10.0, 10.0)
 
 @pytest.fixture(autouse=True)
 def _threshold_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flaresemi.inference.predictor.build_network", ThresholdNetwork)
+    monkeypatch.setattr("flaresemi.networks.engine.build_network", ThresholdNetwork)
+    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
 
 
 def stores(folder: Path, array_zyx: np.ndarray) -> tuple[CaseStore, CaseStore]:

@@ -1,0 +1,130 @@
+"""What runs a trained network: torch or OpenVINO, in which precision; the fastest of them by a short check."""
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flaresemi.compute.precision import Precision, PrecisionName, cpu_has_bf16
+from flaresemi.errors import ConfigError
+from flaresemi.networks.checkpoint import Checkpoint, load_weights
+from flaresemi.networks.openvino import OpenVinoNetwork, openvino_is_installed
+from flaresemi.networks.unet import UNet, build_network
+from flaresemi.plans import NetworkPlan
+
+logger = logging.getLogger(__name__)
+
+EngineName = Literal["auto", "torch", "openvino"]
+
+#: Windows (B, C, Z, Y, X) float32 to logits (B, outputs, Z, Y, X) float32: a tensor of its own, on the same device.
+Forward = Callable[[Tensor], Tensor]
+
+#: Edge of the window that the check computes, at least. Chosen: large enough to keep a processor busy, and about a
+#: second on a slow laptop in all.
+_CHECK_SIZE = 32
+
+#: Another choice than the first must be faster by this factor: labels shall not change with a busy moment.
+_CLEARLY = 1.2
+
+
+class Engine:
+    """Runs trained networks on one device.
+
+    On a CPU, `auto` computes one small window in every way that this machine offers and takes the fastest: OpenVINO
+    where it is installed or torch, bf16 where the processor multiplies it in hardware or fp32. What was found holds
+    for all networks that are loaded afterwards. With a named engine nothing is measured, so that the same machine
+    computes the same numbers every time.
+
+    Args:
+        device: Where the networks run.
+        precision: What they compute in.
+        name: Who computes. OpenVINO runs on the CPU only.
+
+    Raises:
+        ConfigError: OpenVINO is asked for and not installed, or for another device.
+    """
+
+    def __init__(self, device: torch.device, precision: PrecisionName = "auto", name: EngineName = "auto") -> None:
+        if name == "openvino" and device.type != "cpu":
+            raise ConfigError(f"OpenVINO runs on the CPU, not on '{device}'", fix="use --device cpu or --engine torch")
+        if name == "openvino" and not openvino_is_installed():
+            raise ConfigError("OpenVINO is not installed", fix="pip install openvino, or use --engine torch")
+        self.device = device
+        self._choices = _choices(device, precision, name)
+
+    @property
+    def needs_fp32(self) -> bool:
+        """Whether activations will surely take four bytes."""
+        return all(precision.dtype is None for _, precision in self._choices)
+
+    def load(self, checkpoint: Checkpoint) -> Forward:
+        """The network of a checkpoint, ready to compute.
+
+        Raises:
+            CheckpointError: the weights do not fit the plan.
+        """
+        network = build_network(checkpoint.plan.network)
+        network.deep_supervision = False
+        load_weights(network, checkpoint, where=f"{checkpoint.plan.stage.value} of fold {checkpoint.fold}")
+        network = network.to(self.device).eval().requires_grad_(False)
+        if len(self._choices) > 1:
+            return self._fastest(network, checkpoint.plan.network)
+        return _forward(network, *self._choices[0])
+
+    def _fastest(self, network: UNet, plan: NetworkPlan) -> Forward:
+        """Tries every choice on this network and keeps to the best one from now on."""
+        sizes = (math.ceil(_CHECK_SIZE / divisor) * divisor for divisor in plan.divisor_zyx)
+        window = torch.randn(1, plan.input_channels, *sizes)
+        forwards = [_forward(network, *choice) for choice in self._choices]
+        seconds = [_seconds(forward, window) for forward in forwards]
+        best = min(range(len(forwards)), key=lambda index: seconds[index] * (1 if index == 0 else _CLEARLY))
+        told = [
+            f"{name} {precision.name} {1000 * taken:.0f} ms"
+            for (name, precision), taken in zip(self._choices, seconds, strict=True)
+        ]
+        self._choices = [self._choices[best]]
+        logger.info("computing with %s %s (%s)", self._choices[0][0], self._choices[0][1].name, ", ".join(told))
+        return forwards[best]
+
+
+_Choice = tuple[Literal["torch", "openvino"], Precision]
+
+
+def _choices(device: torch.device, precision: PrecisionName, name: EngineName) -> list[_Choice]:
+    """Every way to compute that the user and the machine leave, the likely best first."""
+    if device.type != "cpu":
+        return [("torch", Precision(device, precision))]
+    engines: list[Literal["torch", "openvino"]] = ["openvino"] if openvino_is_installed() else []
+    engines = ["openvino"] if name == "openvino" else ["torch"] if name == "torch" else [*engines, "torch"]
+    precisions: list[PrecisionName] = [precision]
+    if precision == "auto" and name == "auto":
+        precisions = ["bf16", "fp32"] if cpu_has_bf16() else ["fp32"]
+    return [(engine, Precision(device, kind)) for kind, engine in itertools.product(precisions, engines)]
+
+
+def _forward(network: UNet, name: Literal["torch", "openvino"], precision: Precision) -> Forward:
+    if name == "openvino":
+        return OpenVinoNetwork(network, precision=precision.name, threads=torch.get_num_threads())
+
+    def forward(windows_bczyx: Tensor) -> Tensor:
+        with torch.inference_mode(), precision.autocast():
+            logits = network(windows_bczyx)
+        return logits.to(torch.float32, copy=True)
+
+    return forward
+
+
+def _seconds(forward: Forward, window: Tensor, tries: int = 3) -> float:
+    """Of the fastest call; the first one, which prepares, does not count."""
+    forward(window)
+    taken = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        forward(window)
+        taken.append(time.perf_counter() - start)
+    return min(taken)

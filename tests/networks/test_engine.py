@@ -1,0 +1,87 @@
+import dataclasses
+import logging
+
+import pytest
+import torch
+
+from flaresemi.errors import ConfigError
+from flaresemi.networks import engine as engines
+from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.networks.engine import Engine
+from flaresemi.networks.unet import build_network
+from flaresemi.plans import Stage
+from tests.inference.conftest import make_checkpoint, make_plan
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    plan = make_plan(Stage.FINE, region="body")
+    torch.manual_seed(0)
+    return dataclasses.replace(make_checkpoint(plan), weights=build_network(plan.network).state_dict())
+
+
+def window(checkpoint: Checkpoint) -> torch.Tensor:
+    return torch.randn(1, checkpoint.plan.network.input_channels, 16, 16, 16)
+
+
+def test_both_engines_compute_the_same(checkpoint: Checkpoint) -> None:
+    pytest.importorskip("openvino")
+    windows = window(checkpoint)
+    by_torch, by_openvino = (Engine(CPU, "fp32", name).load(checkpoint)(windows) for name in ("torch", "openvino"))
+    assert by_torch.dtype == by_openvino.dtype == torch.float32
+    torch.testing.assert_close(by_torch, by_openvino, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({"openvino bf16": 1.0, "torch bf16": 2.0, "openvino fp32": 3.0, "torch fp32": 4.0}, "openvino bf16"),
+        ({"openvino bf16": 2.0, "torch bf16": 1.0, "openvino fp32": 3.0, "torch fp32": 4.0}, "torch bf16"),
+        ({"openvino bf16": 1.1, "torch bf16": 1.0, "openvino fp32": 3.0, "torch fp32": 4.0}, "openvino bf16"),
+        ({"openvino bf16": 9.0, "torch bf16": 9.0, "openvino fp32": 9.0, "torch fp32": 4.0}, "torch fp32"),
+    ],
+)  # fmt: skip
+def test_the_fastest_is_taken_and_kept(
+    checkpoint: Checkpoint,
+    seconds: dict[str, float],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = []
+
+    def forward(_network: object, name: str, precision: object) -> str:
+        made.append(f"{name} {precision.name}")  # type: ignore[attr-defined]
+        return made[-1]
+
+    monkeypatch.setattr(engines, "openvino_is_installed", lambda: True)
+    monkeypatch.setattr(engines, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(engines, "_forward", forward)
+    monkeypatch.setattr(engines, "_seconds", lambda made, _window: seconds[made])
+    engine = Engine(CPU)
+    with caplog.at_level(logging.INFO):
+        assert engine.load(checkpoint) == expected
+    assert f"computing with {expected}" in caplog.text
+    assert made == list(seconds)
+    assert engine.load(checkpoint) == expected
+    assert len(made) == 5
+
+
+def test_without_bf16_hardware_nothing_is_tried_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "cpu_has_bf16", lambda: False)
+    assert Engine(CPU).needs_fp32
+
+
+def test_what_is_asked_for_is_not_measured(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_seconds", None)
+    assert Engine(CPU, "auto", "torch").load(checkpoint)(window(checkpoint)).dtype == torch.float32
+
+
+def test_openvino_that_is_not_there_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "openvino_is_installed", lambda: False)
+    with pytest.raises(ConfigError, match="OpenVINO is not installed"):
+        Engine(CPU, "fp32", "openvino")
+    with pytest.raises(ConfigError, match="runs on the CPU"):
+        Engine(torch.device("cuda"), "fp32", "openvino")

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from flaresemi.networks.openvino import OpenVinoNetwork
+from flaresemi.networks.unet import build_network
+from flaresemi.plans import NetworkPlan
+
+pytest.importorskip("openvino")
+
+
+def network(**changes):
+    """A small anisotropic network whose norms do something."""
+    plan = {
+        "block": "plain", "input_channels": 2, "output_channels": 5, "features": (8, 16, 24),
+        "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)), "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+        "encoder_convs": (1, 2, 2), "decoder_convs": (2, 1),
+    }  # fmt: skip
+    torch.manual_seed(3)
+    built = build_network(NetworkPlan(**plan | changes)).eval().requires_grad_(False)
+    for parameter in built.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    return built
+
+
+@pytest.mark.parametrize("block", ["plain", "residual"])
+def test_it_is_the_same_function_for_windows_of_any_size(block):
+    torch_network = network(block=block)
+    compiled = OpenVinoNetwork(torch_network, precision="fp32", threads=1)
+    for shape in ((8, 16, 24), (4, 32, 16), (8, 16, 24)):
+        windows = torch.randn(2, 2, *shape)
+        with torch.inference_mode():
+            expected = torch_network(windows)
+        torch.testing.assert_close(compiled(windows), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_are_not_overwritten_by_the_next_call():
+    compiled = OpenVinoNetwork(network(), precision="fp32", threads=1)
+    first = compiled(torch.zeros(1, 2, 4, 8, 8))
+    before = first.clone()
+    compiled(torch.ones(1, 2, 4, 8, 8))
+    torch.testing.assert_close(first, before, rtol=0, atol=0)
+
+
+def test_a_window_may_be_a_view():
+    compiled = OpenVinoNetwork(network(), precision="fp32", threads=1)
+    volume = torch.randn(1, 2, 8, 16, 16)
+    torch.testing.assert_close(compiled(volume[..., 8:]), compiled(volume[..., 8:].clone()), rtol=0, atol=0)
