@@ -1,15 +1,15 @@
 """`flaresemi_predict`: images to label maps."""
 
 import argparse
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import logging
 import shlex
 import sys
-import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from flaresemi.cli.common import StrictParser, add_dataset_options, print_next, run, workspace_of
 from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting
 from flaresemi.compute.metering import Cost, Meter
+from flaresemi.compute.overlap import FinishBehind, read_ahead
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 from flaresemi.geometry import FloatTriple
@@ -30,6 +31,8 @@ from flaresemi.records import save_record
 from flaresemi.selection import CaseScore, load_scores, save_scores
 
 logger = logging.getLogger("flaresemi.cli.predict")  # also when run with python -m
+
+Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument(
-        "--single-process", action="store_true", help="one thing after the other: no reading ahead; for debugging"
-    )
+        "--single-process", action="store_true",
+        help="one thing after the other: nothing is read or written meanwhile; for debugging",
+    )  # fmt: skip
     return parser
 
 
@@ -128,8 +132,8 @@ def _predict(options: argparse.Namespace) -> None:
         reliability=_reliability(options, segmenter) if options.reliability else None,
         efficiency=results / "efficiency" if options.measure else None,
     )
-    # What is measured is one case, so nothing of the next one may be read meanwhile.
-    failures = _predict_all(segmenter, remaining, extras, read_ahead=not (options.single_process or options.measure))
+    # What is measured is one case, so nothing of another one may be read or written meanwhile.
+    failures = _predict_all(segmenter, remaining, extras, overlap=not (options.single_process or options.measure))
     if extras.reliability is not None:
         _save_reliability(results / "reliability.csv", extras.judged)
     if failures:
@@ -177,49 +181,68 @@ class _Extras:
 
 
 def _predict_all(
-    segmenter: Segmenter, jobs: Sequence[tuple[Case, Path]], extras: _Extras, *, read_ahead: bool
+    segmenter: Segmenter, jobs: Sequence[tuple[Case, Path]], extras: _Extras, *, overlap: bool
 ) -> list[tuple[Case, FlaresemiError]]:
-    """Predicts every case it can; returns those it could not, and why."""
+    """Predicts every case it can; returns those it could not, and why.
+
+    With `overlap`, the next case is read and the one before written meanwhile: three are in memory at most.
+    """
     failures: list[tuple[Case, FlaresemiError]] = []
+
+    def attempt(case: Case, work: Callable[[], Value]) -> Value | None:
+        try:
+            return work()
+        except FlaresemiError as error:
+            logger.warning("%s: %s", case.id, error)
+            failures.append((case, error))
+            return None
+
     bar = tqdm(jobs, desc="predict", unit="case", disable=not sys.stderr.isatty() or len(jobs) < 2)
-    with contextlib.closing(_read_all(segmenter, [case for case, _ in jobs], read_ahead=read_ahead)) as images:
+    reading = read_ahead(functools.partial(_read, segmenter), [case for case, _ in jobs], overlap=overlap)
+    with contextlib.closing(reading) as images, FinishBehind(overlap=overlap) as finish:
         for case, output in bar:
-            try:
-                if extras.efficiency is None:
-                    seconds = _predict_one(segmenter, case, output, images, extras)
-                else:
-                    with Meter(segmenter.engine.device) as meter:
-                        seconds = _predict_one(segmenter, case, output, images, extras)
-                    save_record(
-                        extras.efficiency / f"{case.id}.json",
-                        Efficiency(case_id=case.id, steps=seconds, cost=meter.cost),
-                    )
-            except FlaresemiError as error:
-                logger.warning("%s: %s", case.id, error)
-                failures.append((case, error))
+            segment = functools.partial(_segment, segmenter, case, images, extras)
+            if extras.efficiency is None:
+                segmentation = attempt(case, segment)
+                if segmentation is not None:
+                    finish(functools.partial(attempt, case, functools.partial(_write, case, output, segmentation)))
+                continue
+            with Meter(segmenter.engine.device) as meter:
+                seconds = attempt(case, lambda: _write(case, output, segment()))  # noqa: B023 (called at once)
+            if seconds is not None:
+                efficiency = Efficiency(case_id=case.id, steps=seconds, cost=meter.cost)
+                save_record(extras.efficiency / f"{case.id}.json", efficiency)
     return failures
 
 
-def _predict_one(
-    segmenter: Segmenter,
-    case: Case,
-    output: Path,
-    images: Iterator[tuple[Image | FlaresemiError, float]],
-    extras: _Extras,
-) -> dict[str, float]:
-    """Predicts the next of the images into a file; gives the seconds of every step."""
+def _read(segmenter: Segmenter, case: Case) -> Image | FlaresemiError:
+    try:
+        return segmenter.read(case.images)
+    except FlaresemiError as error:  # for when it is this case's turn
+        return error
+
+
+def _segment(
+    segmenter: Segmenter, case: Case, images: Iterator[tuple[Image | FlaresemiError, float]], extras: _Extras
+) -> Segmentation:
+    """Segments the next of the images, and judges it where that is asked for."""
     image, waited = next(images)
     if isinstance(image, FlaresemiError):
         raise image
-    clock = StepClock()
     judge = None if extras.reliability is None else _judge(extras.reliability, case.id, extras.judged)
     segmentation = segmenter.segment(image, watch=judge)
+    if judge is not None:
+        logger.info("%s: %s", case.id, told(extras.judged[-1]))
+    return dataclasses.replace(segmentation, seconds={"read": waited, **segmentation.seconds})
+
+
+def _write(case: Case, output: Path, segmentation: Segmentation) -> dict[str, float]:
+    """Writes the label map, tells about the case, and gives the seconds of every step."""
+    clock = StepClock()
     with clock("write"):
         write_segmentation(output, segmentation)
-    seconds = {"read": waited, **segmentation.seconds, **clock.seconds}
+    seconds = segmentation.seconds | clock.seconds
     logger.info("%s", _line(case, segmentation, seconds))
-    if extras.reliability is not None:
-        logger.info("%s: %s", case.id, told(extras.judged[-1]))
     return seconds
 
 
@@ -228,36 +251,6 @@ def _judge(reliability: Reliability, case_id: str, judged: list[CaseScore]) -> W
         judged.append(reliability.judge(case_id, drawing, image_czyx, fill_c, spacing_zyx_mm))
 
     return watch
-
-
-def _read_all(
-    segmenter: Segmenter, cases: Sequence[Case], *, read_ahead: bool
-) -> Generator[tuple[Image | FlaresemiError, float], None, None]:
-    """Yields each image, or why it cannot be read, and the seconds spent on waiting for it.
-
-    With `read_ahead` a thread reads one image while the one before is being segmented: two are in memory at most.
-    """
-
-    def read(case: Case) -> Image | FlaresemiError:
-        try:
-            return segmenter.read(case.images)
-        except FlaresemiError as error:
-            return error
-
-    if not read_ahead:
-        for case in cases:
-            start = time.perf_counter()
-            yield read(case), time.perf_counter() - start
-        return
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-        coming: list[concurrent.futures.Future] = [pool.submit(read, case) for case in cases[:1]]
-        for index in range(len(cases)):
-            start = time.perf_counter()
-            image = coming.pop().result()
-            waited = time.perf_counter() - start
-            if index + 1 < len(cases):
-                coming.append(pool.submit(read, cases[index + 1]))
-            yield image, waited
 
 
 def _line(case: Case, segmentation: Segmentation, seconds: dict[str, float]) -> str:

@@ -1,0 +1,74 @@
+"""What comes before and after the computing, done meanwhile: one item is read ahead, one is finished behind."""
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Generator, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+def read_ahead(
+    read: Callable[[Item], Value], items: Sequence[Item], *, overlap: bool
+) -> Generator[tuple[Value, float], None, None]:
+    """Yields what was read of each item, and the seconds that were spent on waiting for it.
+
+    Args:
+        read: What it raises is raised when that item's turn comes, and ends the reading.
+        items: In order.
+        overlap: A thread reads one item while the one before is worked on: two are in memory at most.
+    """
+    if not overlap:
+        for item in items:
+            start = time.perf_counter()
+            yield read(item), time.perf_counter() - start
+        return
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        coming = [pool.submit(read, item) for item in items[:1]]
+        for index in range(len(items)):
+            start = time.perf_counter()
+            value = coming.pop().result()
+            waited = time.perf_counter() - start
+            if index + 1 < len(items):
+                coming.append(pool.submit(read, items[index + 1]))
+            yield value, waited
+
+
+class FinishBehind:
+    """Does the last piece of work on every item on a thread while the next one is worked on; or at once.
+
+    One piece at a time: a second one waits for the first, so that no more than one item is held. What a piece raises
+    is raised at the next call, or at the end of the `with` block.
+
+    Args:
+        overlap: Whether there is a thread.
+    """
+
+    def __init__(self, *, overlap: bool) -> None:
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="finish") if overlap else None
+        self._last: concurrent.futures.Future | None = None
+
+    def __call__(self, work: Callable[[], object]) -> None:
+        self._wait()
+        if self._pool is None:
+            work()
+        else:
+            self._last = self._pool.submit(work)
+
+    def __enter__(self) -> "FinishBehind":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+        if kind is None:
+            self._wait()
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
