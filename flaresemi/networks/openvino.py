@@ -3,6 +3,7 @@
 OpenVINO is an optional package (`pip install flaresemi[openvino]`), so it is imported where it is used.
 """
 
+import functools
 import importlib.util
 from typing import Any
 
@@ -43,7 +44,7 @@ class OpenVinoNetwork:
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
         }
         self._tensor = openvino.Tensor
-        self._request = openvino.Core().compile_model(_program(network), "CPU", options).create_infer_request()
+        self._request = _core().compile_model(_program(network), "CPU", options).create_infer_request()
 
     def __call__(self, windows_bczyx: Tensor) -> Tensor:
         """Logits (B, output channels, Z, Y, X) float32 in main memory; a later call does not overwrite them."""
@@ -51,6 +52,19 @@ class OpenVinoNetwork:
         self._request.set_input_tensor(windows)
         self._request.infer()
         return torch.from_numpy(self._request.get_output_tensor().data.copy())
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO, kept until the process ends.
+
+    Its CPU plugin gives the thread that loads it another stack for signal handlers. When its last network is dropped
+    by another thread, that stack is unmapped while it is still in use, and the next signal is a segmentation fault
+    (seen with OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _program(network: UNet) -> Any:

@@ -1,3 +1,8 @@
+import signal
+import subprocess
+import sys
+import threading
+
 import pytest
 import torch
 
@@ -45,3 +50,23 @@ def test_a_window_may_be_a_view():
     compiled = OpenVinoNetwork(network(), precision="fp32", threads=1)
     volume = torch.randn(1, 2, 8, 16, 16)
     torch.testing.assert_close(compiled(volume[..., 8:]), compiled(volume[..., 8:].clone()), rtol=0, atol=0)
+
+
+def use_and_drop_in_another_thread():
+    holder = [OpenVinoNetwork(network(), precision="fp32", threads=1)]
+    dropping = threading.Thread(target=holder.clear)
+    dropping.start()
+    dropping.join()
+    handled = []
+    signal.signal(signal.SIGUSR1, lambda *_: handled.append("handled"))
+    signal.raise_signal(signal.SIGUSR1)
+    print(*handled)
+
+
+def test_signals_are_handled_after_the_last_network_is_gone(repository):
+    """In a process of its own, which would die."""
+    code = f"from {__name__} import use_and_drop_in_another_thread as use; use()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, encoding="utf-8", timeout=240
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
