@@ -20,6 +20,7 @@ from flaresemi.inference.models import CheckpointName, load_models
 from flaresemi.inference.postprocessing import keep_largest
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
+from flaresemi.inference.sliding_window import most_likely
 from flaresemi.io.images import Image, read_image
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.engine import Engine, EngineName
@@ -237,6 +238,5 @@ class Segmenter:
 def _find_organs(coarse: StagePredictor, prepared: PreparedImage) -> tuple[BoundingBox | None, list[str]]:
     """The organs' box in canonical voxels as COARSE sees it, without margin, and notes."""
     logits, notes = coarse.logits(prepared.stage_image(coarse.plan))
-    kind = torch.uint8 if logits.shape[0] <= 256 else torch.int32
-    box = organs_box(logits.argmax(dim=0).to(kind).cpu().numpy())
+    box = organs_box(most_likely(logits))
     return None if box is None else prepared.grid(coarse.plan).to_canonical(box), list(notes)

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
+from flaresemi.inference.sliding_window import most_likely
 
-#: COARSE components smaller than this are noise. Chosen: a ball of two voxels across.
+#: Components smaller than this are noise. Chosen: a ball of two voxels across.
 SPECK_VOXELS = 8
 
 #: So are components below this share of the largest one of their organ. Chosen: half a kidney is kept, a stray blob
@@ -50,24 +51,29 @@ def organs_box(labels_zyx: np.ndarray) -> BoundingBox | None:
     Args:
         labels_zyx: Organ indices, 0 is background.
     """
+    _, boxes = _without_specks(labels_zyx)
+    kept: BoundingBox | None = None
+    for box in boxes:
+        kept = box if kept is None else kept.union(box)
+    return kept
+
+
+def _without_specks(labels_zyx: np.ndarray) -> tuple[np.ndarray, list[BoundingBox]]:
+    """Where the organs are, specks left out (bool, (Z, Y, X)), and the boxes of their components."""
     components, count = cc3d.connected_components(np.ascontiguousarray(labels_zyx), connectivity=26, return_N=True)
-    if count == 0:
-        return None
     statistics = cc3d.statistics(components)
-    sizes = statistics["voxel_counts"][1:].astype(np.int64)
-    boxes = statistics["bounding_boxes"][1:]
-    organs = np.array(
-        [labels_zyx[box][components[box] == number][0] for number, box in enumerate(boxes, start=1)], np.int64
-    )
+    sizes, boxes = statistics["voxel_counts"].astype(np.int64), statistics["bounding_boxes"]
+    organs = np.zeros(count + 1, np.int64)
+    for number in range(1, count + 1):
+        organs[number] = labels_zyx[boxes[number]][components[boxes[number]] == number][0]
     largest = np.zeros(organs.max() + 1, np.int64)
     np.maximum.at(largest, organs, sizes)
-    kept: BoundingBox | None = None
-    for organ, size, box in zip(organs, sizes, boxes, strict=True):
-        if size < max(SPECK_VOXELS, SPECK_SHARE * largest[organ]):
-            continue
-        found = BoundingBox(start=tuple(part.start for part in box), stop=tuple(part.stop for part in box))
-        kept = found if kept is None else kept.union(found)
-    return kept
+    kept = sizes >= np.maximum(SPECK_VOXELS, SPECK_SHARE * largest[organs])
+    kept[0] = False
+    return kept[components], [
+        BoundingBox(start=tuple(side.start for side in boxes[number]), stop=tuple(side.stop for side in boxes[number]))
+        for number in np.flatnonzero(kept)
+    ]
 
 
 def at_least(box: BoundingBox, minimum_zyx: IntTriple, shape_zyx: IntTriple) -> BoundingBox:
@@ -87,24 +93,41 @@ def at_least(box: BoundingBox, minimum_zyx: IntTriple, shape_zyx: IntTriple) -> 
 def touched_faces(logits_czyx: torch.Tensor, box: BoundingBox, shape_zyx: IntTriple) -> tuple[TouchedFace, ...]:
     """The faces of a region that organs reach although the image goes on there.
 
-    Faces that lie on the border of the volume do not count: the organ ends there because the image does.
+    Faces that lie on the border of the volume do not count: the organ ends there because the image does. Nor does what
+    `organs_box` calls a speck: a stray blob at the edge is no organ that was cut off.
 
     Args:
         logits_czyx: Scores of background and organs in the region, (labels + 1, *box.shape_zyx).
         box: The region.
         shape_zyx: Shape of the volume that the region is a part of.
     """
-    touched = []
-    for axis in range(3):
-        for high in (False, True):
-            if (box.stop[axis] == shape_zyx[axis]) if high else (box.start[axis] == 0):
-                continue
-            labels = logits_czyx.select(axis + 1, -1 if high else 0).argmax(dim=0)
-            counts = torch.bincount(labels.flatten(), minlength=logits_czyx.shape[0]).tolist()
-            organs = tuple(index for index, count in enumerate(counts) if index and count >= TOUCHING_VOXELS)
-            if organs:
-                touched.append(TouchedFace(axis=axis, high=high, organs=organs))
-    return tuple(touched)
+    sides = [
+        (axis, high)
+        for axis in range(3)
+        for high in (False, True)
+        if (box.stop[axis] != shape_zyx[axis] if high else box.start[axis] != 0)
+    ]
+    reached = np.zeros(logits_czyx.shape[0], bool)
+    for axis, high in sides:
+        reached |= _reaching(most_likely(logits_czyx.select(axis + 1, -high)[:, None]), len(reached))
+    if not reached.any():
+        return ()
+    labels = most_likely(logits_czyx)  # of the whole region: seldom needed
+    labels *= reached[labels]
+    labels *= _without_specks(labels)[0]
+    faces = []
+    for axis, high in sides:
+        organs = np.flatnonzero(_reaching(labels.take(-high, axis), len(reached)))
+        if organs.size:
+            faces.append(TouchedFace(axis=axis, high=high, organs=tuple(organs.tolist())))
+    return tuple(faces)
+
+
+def _reaching(face: np.ndarray, classes: int) -> np.ndarray:
+    """Whether each class is an organ with enough voxels on a face; bool, (classes,)."""
+    reaching = np.bincount(face.ravel(), minlength=classes) >= TOUCHING_VOXELS
+    reaching[0] = False
+    return reaching
 
 
 def extended(

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 
 from flaresemi.geometry import IntTriple
@@ -89,6 +90,12 @@ def slide(
             weight[start : start + window_zyx[axis]] += importance[axis]
         total /= weight.reshape([-1 if other == axis else 1 for other in range(3)])
     return total[(slice(None), *inner)]
+
+
+def most_likely(logits_czyx: torch.Tensor) -> np.ndarray:
+    """The class with the largest logit, (Z, Y, X), in the smallest unsigned type that holds all of them."""
+    kind = np.uint8 if logits_czyx.shape[0] <= 256 else np.uint16
+    return logits_czyx.argmax(dim=0).cpu().numpy().astype(kind)
 
 
 def _padded(

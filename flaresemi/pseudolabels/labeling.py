@@ -12,11 +12,12 @@ from flaresemi.geometry import BoundingBox
 from flaresemi.inference.drawing import draw, fine_region
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
+from flaresemi.inference.sliding_window import most_likely
 from flaresemi.io.case_store import CaseStore, StoredCase
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.engine import Engine
 from flaresemi.plans import Stage
-from flaresemi.pseudolabels.scoring import Scorer, indices
+from flaresemi.pseudolabels.scoring import Scorer
 from flaresemi.selection import CaseScore
 
 
@@ -130,7 +131,7 @@ class Labeler:
         coarse = self.coarse_store.open(case_id)
         fill_c = np.array(coarse.record.channel_minima, np.float32)
         image = _crop(coarse, BoundingBox.whole(coarse.record.grid.shape_zyx))
-        box = organs_box(indices(self._coarse.logits(image, fill_c)[0]))
+        box = organs_box(most_likely(self._coarse.logits(image, fill_c)[0]))
         organs = None if box is None else coarse.record.grid.to_canonical(box)
         region = fine_region(organs, self._final.plan, stored.record.grid)
         if region is None:

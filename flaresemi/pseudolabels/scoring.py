@@ -10,6 +10,7 @@ from flaresemi.geometry import FloatTriple
 from flaresemi.inference.drawing import Drawing
 from flaresemi.inference.postprocessing import keep_largest
 from flaresemi.inference.predictor import StagePredictor
+from flaresemi.inference.sliding_window import most_likely
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.engine import Engine
 from flaresemi.pseudolabels.agreement import ABSENT_BELOW, case_agreement, organ_agreement, organ_entropy
@@ -67,9 +68,9 @@ class Scorer:
             Label indices in the region, (Z, Y, X); and the score.
         """
         organs = self.labels.count
-        saved = indices(drawing.logits)
+        saved = most_likely(drawing.logits)
         entropy = organ_entropy(_entropy(drawing.logits), keep_largest(saved, self._keep_largest), organs)
-        others = [indices(snapshot.logits(image_czyx, fill_c)[0]) for snapshot in self._snapshots]
+        others = [most_likely(snapshot.logits(image_czyx, fill_c)[0]) for snapshot in self._snapshots]
         voxel_ml = math.prod(spacing_zyx_mm) / 1000
         agreement = organ_agreement(saved, others, [ABSENT_BELOW * ml / voxel_ml for ml in self.median_volumes_ml])
         voxels = np.bincount(saved.ravel(), minlength=organs + 1)[1:]
@@ -89,12 +90,6 @@ class Scorer:
             made_with=self.made_with,
         )
         return saved, score
-
-
-def indices(logits_czyx: torch.Tensor) -> np.ndarray:
-    """The class with the largest logit, (Z, Y, X), in the smallest type that holds it."""
-    kind = np.uint8 if logits_czyx.shape[0] <= 256 else np.uint16
-    return logits_czyx.argmax(dim=0).cpu().numpy().astype(kind)
 
 
 def _entropy(logits_czyx: torch.Tensor) -> np.ndarray:

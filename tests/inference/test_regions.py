@@ -72,7 +72,7 @@ def logits_of(labels, organs):
 def test_touched_faces_are_named_where_the_image_goes_on():
     labels = np.zeros((6, 8, 10), np.int64)
     labels[0, 2:5, 2:5] = 1
-    labels[2:4, 2:5, 9] = 2
+    labels[2:4, 2:6, 9] = 2
     labels[-1, 2:5, 2:5] = 2
     region = box((3, 0, 0), (9, 8, 10))
     faces = touched_faces(logits_of(labels, 2), region, (20, 30, 30))
@@ -96,6 +96,17 @@ def test_a_few_voxels_do_not_touch():
     labels = np.zeros((6, 8, 10), np.int64)
     labels[0, 0, 0:3] = 1
     assert touched_faces(logits_of(labels, 1), box((3, 3, 3), (9, 11, 13)), (20, 20, 20)) == ()
+
+
+def test_a_stray_blob_does_not_touch_but_a_small_organ_does():
+    labels = np.zeros((20, 30, 30), np.int64)
+    labels[6:16, 8:28, 8:28] = 1
+    labels[0:2, 4:8, 4:8] = 1  # 32 of 4032 voxels
+    region = box((5, 5, 5), (25, 35, 35))
+    assert touched_faces(logits_of(labels, 2), region, (60, 60, 60)) == ()
+    labels[0:2, 4:8, 4:8] = 2  # all there is of it
+    (face,) = touched_faces(logits_of(labels, 2), region, (60, 60, 60))
+    assert (face.name, face.organs) == ("inferior", (2,))
 
 
 def test_only_touched_faces_move():
