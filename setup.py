@@ -39,7 +39,7 @@ DEVELOPMENT = [
 #: Computes faster than torch on most CPUs; see benchmarks/results/engines.md.
 OPENVINO = ["openvino>=2025.0"]
 
-COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "semi_round", "demo")
+COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "export", "semi_round", "demo")
 
 setup(
     name="flaresemi",

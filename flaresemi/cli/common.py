@@ -118,6 +118,25 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what names trained models: `-m/--model`, `--fold`, `--checkpoint` and `--coarse`."""
+    parser.add_argument(
+        "-m", "--model", type=Path, metavar="MODEL_FOLDER",
+        help="folder of the trained models, wherever it was moved to (default: WORKSPACE/models)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fold", nargs="+", metavar="FOLD",
+        help="folds to average (default: 'all' where it is trained, else every finished one)",
+    )  # fmt: skip
+    parser.add_argument("--checkpoint", choices=("final", "best", "latest"), default="final", help="which weights")
+    parser.add_argument("--coarse", type=Path, metavar="MODEL_FOLDER", help="take COARSE from another model folder")
+
+
+def model_folder_of(options: argparse.Namespace) -> Path:
+    """The folder of trained models that the dataset and model options name."""
+    return options.model if options.model is not None else workspace_of(options).models
+
+
 def workspace_of(options: argparse.Namespace) -> Workspace:
     """The workspace that the dataset options name."""
     return Workspace(options.workspace if options.workspace is not None else options.dataset / "flaresemi")

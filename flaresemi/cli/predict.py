@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from flaresemi.cli.common import StrictParser, add_dataset_options, print_next, run, workspace_of
+from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options, model_folder_of, print_next, run
 from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting
 from flaresemi.compute.metering import Cost, Meter
 from flaresemi.compute.overlap import FinishBehind, read_ahead
@@ -24,7 +24,7 @@ from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 from flaresemi.geometry import FloatTriple
 from flaresemi.inference.cascade import Segmenter, Watch
 from flaresemi.inference.drawing import Drawing
-from flaresemi.inference.export import Segmentation, StepClock, write_segmentation
+from flaresemi.inference.segmentation import Segmentation, StepClock, write_segmentation
 from flaresemi.io.images import Image
 from flaresemi.pseudolabels.reliability import Reliability, told
 from flaresemi.records import save_record
@@ -68,16 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for the label maps (CASE.nii.gz and so on); for one image also a file",
     )  # fmt: skip
     add_dataset_options(parser)
-    parser.add_argument(
-        "-m", "--model", type=Path, metavar="MODEL_FOLDER",
-        help="folder of the trained models, wherever it was moved to (default: WORKSPACE/models)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--fold", nargs="+", metavar="FOLD",
-        help="folds to average (default: 'all' where it is trained, else every finished one)",
-    )  # fmt: skip
-    parser.add_argument("--checkpoint", choices=("final", "best", "latest"), default="final", help="which weights")
-    parser.add_argument("--coarse", type=Path, metavar="MODEL_FOLDER", help="take COARSE from another model folder")
+    add_model_options(parser)
     parser.add_argument("--continue", dest="resume", action="store_true", help="skip cases that have their label map")
     parser.add_argument("--tta", action="store_true", help="average over mirrored images: slower, a little better")
     parser.add_argument(
@@ -109,7 +100,7 @@ def _predict(options: argparse.Namespace) -> None:
     if not options.input.exists():  # before the models are loaded, which takes a while
         raise ConfigError("input not found", where=options.input)
     segmenter = Segmenter.load(
-        options.model if options.model is not None else workspace_of(options).models,
+        model_folder_of(options),
         folds=options.fold,
         checkpoint=options.checkpoint,
         coarse=options.coarse,

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import ImageError
 from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
 from flaresemi.inference.drawing import Drawing, draw, fine_region
-from flaresemi.inference.export import Segmentation, StepClock, write_segmentation
-from flaresemi.inference.models import CheckpointName, load_models
+from flaresemi.inference.models import CheckpointName, kept_largest, load_models
 from flaresemi.inference.postprocessing import keep_largest
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
+from flaresemi.inference.segmentation import Segmentation, StepClock, write_segmentation
 from flaresemi.inference.sliding_window import most_likely
 from flaresemi.io.images import Image, read_image
 from flaresemi.networks.checkpoint import Checkpoint
@@ -76,8 +75,7 @@ class Segmenter:
         self._fine = stage(fine, tta=tta)
         # One look at the whole body needs no mirrored second opinion.
         self._coarse = stage(coarse) if coarse and self.two_stage else None
-        votes = Counter(name for checkpoint in fine for name in checkpoint.keep_largest)
-        self._keep_largest = tuple(self.labels.index(name) for name, count in votes.items() if 2 * count > len(fine))
+        self._keep_largest = tuple(self.labels.index(name) for name in kept_largest(fine))
 
     @classmethod
     def load(

@@ -1,65 +1,212 @@
-"""What a prediction is, and how it becomes a file on the input's grid."""
+"""Trained models as one folder that needs neither the dataset nor flaresemi: checkpoints, programs, a description."""
 
 import dataclasses
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-
-from flaresemi.io.images import SourceGrid, write_label_map
+from flaresemi import __version__
+from flaresemi.errors import ConfigError
+from flaresemi.files import PARTIAL
+from flaresemi.geometry import FloatTriple, IntTriple
+from flaresemi.inference.drawing import LEAST_REPAIR_MM, MAX_REPAIRS
+from flaresemi.inference.models import LoadedModels, kept_largest
+from flaresemi.inference.regions import SPECK_SHARE, SPECK_VOXELS, TOUCHING_VOXELS
+from flaresemi.inference.sliding_window import GAUSSIAN_SIGMA
 from flaresemi.labels import LabelSet
+from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from flaresemi.networks.engine import trained_network
+from flaresemi.networks.openvino import save_program
+from flaresemi.plans import IntensityPlan
+from flaresemi.preprocessing.cropping import BODY_HU
+from flaresemi.records import save_record
+from flaresemi.workspace import ModelFolder
+
+DESCRIPTION = "description.json"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Segmentation:
-    """The organs of one image.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedNetwork:
+    """One trained network.
 
     Attributes:
-        indices_zyx: Organ indices on the whole canonical grid of the image; 0 is background.
-        labels: The organs.
-        source: The grid of the file that the image came from.
-        notes: What a person should know: fallbacks, repairs, retreats. Empty when all went by the book.
-        seconds: Time per step, in order: read, body, coarse, fine, restore, write; only those that were taken.
+        checkpoint: Its weights, for flaresemi and torch; a path in the folder, as the next one.
+        program: The same network for OpenVINO (.xml, with a .bin beside it): input `image` (batch, channels, Z, Y, X)
+            float32, of any batch and any window size divisible by the stage's `window_divisor_zyx`; output logits
+            (batch, labels + 1, Z, Y, X) float32, background first. None where OpenVINO was not installed.
     """
 
-    indices_zyx: np.ndarray
+    fold: str
+    checkpoint: str
+    program: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedStage:
+    """What one stage does; see `StagePlan` for the fields that it shares with it."""
+
+    networks: tuple[ExportedNetwork, ...]
+    region: Literal["body", "organs"]
+    spacing_zyx_mm: FloatTriple
+    resampling: Literal["linear", "cubic"]
+    intensities: tuple[IntensityPlan, ...]
+    window_zyx: IntTriple
+    window_divisor_zyx: IntTriple
+    margin_mm: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """All that is done to an image, for whoever runs the networks with other programs.
+
+    Attributes:
+        steps: In words and in order.
+    """
+
+    schema_version: int = 1
+    flaresemi: str
+    channels: tuple[str, ...]
     labels: LabelSet
-    source: SourceGrid
-    notes: tuple[str, ...]
-    seconds: dict[str, float]
-
-    @property
-    def values_zyx(self) -> np.ndarray:
-        """The label map with the user's values, on the canonical grid."""
-        return self.labels.to_values(self.indices_zyx)
-
-    @property
-    def file_array(self) -> np.ndarray:
-        """The label map with the user's values, axes ordered and directed as in the file, (Z, Y, X) as ITK has it."""
-        return np.ascontiguousarray(self.source.to_file(self.values_zyx))
+    body: str
+    keep_largest: tuple[str, ...]
+    stages: dict[str, ExportedStage]
+    steps: tuple[str, ...]
 
 
-class StepClock:
-    """Sums up the seconds that named steps take."""
+def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None:
+    """Writes trained models as a folder that `flaresemi_predict -m` and other programs can use.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    What predicts the reliability of a prediction goes along where it is beside a FINE checkpoint.
 
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
-
-
-def write_segmentation(path: Path, segmentation: Segmentation) -> None:
-    """Writes a segmentation on exactly the grid of its image, with the user's values, atomically.
+    Args:
+        models: What `load_models` found.
+        folder: To be made; it appears when it is complete.
+        programs: Also write every network as an OpenVINO program, which needs OpenVINO.
 
     Raises:
-        ImageError: the file format cannot hold it.
+        ConfigError: the folder exists.
     """
-    write_label_map(path, segmentation.values_zyx, segmentation.source)
+    if folder.exists():
+        raise ConfigError("there is something at this place already", where=folder, fix="name a new folder with -o")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder.parent))
+    try:
+        stages = {
+            checkpoints[0].plan.stage.value: _stage(checkpoints, partial, programs)
+            for checkpoints in (models.coarse, models.fine)
+            if checkpoints
+        }
+        for checkpoint, file in zip(models.fine, models.fine_files, strict=True):
+            _copy_reliability(file, partial / _place(checkpoint))
+        fine = models.fine[0]
+        description = Description(
+            flaresemi=__version__,
+            channels=fine.channels,
+            labels=fine.labels,
+            body=fine.body,
+            keep_largest=kept_largest(models.fine),
+            stages=stages,
+            steps=tuple(_steps(fine, bool(models.coarse))),
+        )
+        save_record(partial / DESCRIPTION, description)
+        partial.chmod(0o755)
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _place(checkpoint: Checkpoint) -> str:
+    return f"fold_{checkpoint.fold}/{checkpoint.plan.stage.value}"
+
+
+def _stage(checkpoints: Sequence[Checkpoint], folder: Path, programs: bool) -> ExportedStage:
+    plan = checkpoints[0].plan
+    return ExportedStage(
+        networks=tuple(_network(checkpoint, folder, programs) for checkpoint in checkpoints),
+        region=plan.region,
+        spacing_zyx_mm=plan.spacing_zyx_mm,
+        resampling=plan.resampling,
+        intensities=plan.intensities,
+        window_zyx=plan.patch_zyx,
+        window_divisor_zyx=plan.network.divisor_zyx,
+        margin_mm=plan.margin_mm,
+    )
+
+
+def _network(checkpoint: Checkpoint, folder: Path, programs: bool) -> ExportedNetwork:
+    place = _place(checkpoint)
+    final = ModelFolder(folder / place).final
+    save_checkpoint(final, dataclasses.replace(checkpoint, training_state=None))
+    program = f"{place}/network.xml" if programs else None
+    if program is not None:
+        save_program(trained_network(checkpoint), folder / program)
+    return ExportedNetwork(fold=checkpoint.fold, checkpoint=f"{place}/{final.name}", program=program)
+
+
+def _copy_reliability(file: Path, place: Path) -> None:
+    """The earlier snapshots and the calibration, where the exported weights are those that they belong to."""
+    source, target = ModelFolder(file.parent), ModelFolder(place)
+    if file != source.final or not source.calibration.is_file():
+        return
+    shutil.copyfile(source.calibration, target.calibration)
+    for path in source.root.glob("snapshot_*.pt"):
+        if path != source.final:
+            save_checkpoint(target.root / path.name, load_checkpoint(path))
+
+
+def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
+    yield (
+        "Orient: order and flip the image's axes to (Z, Y, X), pointing to superior, posterior and left; nothing is "
+        "resampled. One file per channel, stacked in the order of `channels`."
+    )
+    if fine.body == "ct":
+        yield (
+            "Body: average the image over blocks of about 4 mm; the patient is what lies above "
+            f"{BODY_HU:g} HU and survives a 2D opening with a disk of 20 mm, pieces smaller than a quarter of the "
+            "largest left out; crop to its box and one block more on every face."
+        )
+    else:
+        yield (
+            "Body: average the image over blocks of about 4 mm; the patient is what lies above a tenth of the way from "
+            "the 2nd to the 98th percentile, pieces smaller than a hundredth of the largest left out; crop to its box "
+            "and one block more on every face, unless that saves less than a tenth of the image."
+        )
+    yield (
+        "Intensities, per channel: 'ct': clip to [clip_low, clip_high], subtract mean, divide by sd; 'zscore': "
+        "subtract the mean and divide by the SD of the image inside the body, holes filled."
+    )
+    yield (
+        "Resample the body's box to a stage's spacing: round(voxels * spacing / stage spacing) voxels per axis; voxel "
+        "i lies at (i + 0.5) * old / new - 0.5; triangle kernel ('linear') or Catmull-Rom ('cubic'), widened by "
+        "old / new where the axis shrinks; the border repeated."
+    )
+    yield (
+        "Windows: of `window_zyx` (an axis may be a little longer where one window then covers it), at most half a "
+        "window apart, the last one flush; smaller volumes are padded on both sides with the channel's minimum. The "
+        "logits of all windows are averaged, weighted by a Gaussian about the window's center with a SD of "
+        f"{GAUSSIAN_SIGMA:g} windows, and over all networks of the stage."
+    )
+    if two_stage:
+        yield (
+            "COARSE sees the whole body. Its largest logits give the organs; components (26 neighbors) under "
+            f"{SPECK_VOXELS} voxels or under {SPECK_SHARE:g} of the organ's largest are left out; the box of the rest "
+            "is where the organs are. Without any organ FINE searches the whole body."
+        )
+        yield (
+            "FINE sees the organs' box with `margin_mm` on every face, at least `window_zyx` large. Where an organ "
+            f"(not a component that COARSE's rule leaves out) reaches a face with {TOUCHING_VOXELS} voxels and the "
+            f"image goes on, that face moves by max(margin_mm, {LEAST_REPAIR_MM:g} mm) and FINE draws again, at most "
+            f"{MAX_REPAIRS} times."
+        )
+    else:
+        yield f"{fine.plan.stage.value} sees the whole body."
+    yield (
+        "Restore: interpolate the logits linearly at the image's voxels (the inverse of the resampling) and take the "
+        "largest; outside of the box is background."
+    )
+    yield "Clean: of the organs in `keep_largest`, keep the largest component (26 neighbors)."
+    yield "Write label i as `labels.labels[i - 1].value` on the image's own axes and geometry."

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,12 @@ class LoadedModels:
     fine: tuple[Checkpoint, ...]
     coarse: tuple[Checkpoint, ...]
     fine_files: tuple[Path, ...]
+
+
+def kept_largest(fine: Sequence[Checkpoint]) -> tuple[str, ...]:
+    """The organs of which these models, as an ensemble, keep the largest component: what most of them found best."""
+    votes = Counter(name for checkpoint in fine for name in checkpoint.keep_largest)
+    return tuple(name for name, count in votes.items() if 2 * count > len(fine))
 
 
 def load_models(

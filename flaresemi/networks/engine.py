@@ -68,10 +68,7 @@ class Engine:
         Raises:
             CheckpointError: the weights do not fit the plan.
         """
-        network = build_network(checkpoint.plan.network)
-        network.deep_supervision = False
-        load_weights(network, checkpoint, where=f"{checkpoint.plan.stage.value} of fold {checkpoint.fold}")
-        network = network.to(self.device).eval().requires_grad_(False)
+        network = trained_network(checkpoint).to(self.device)
         if len(self._choices) > 1:
             return self._fastest(network, checkpoint.plan.network)
         return _forward(network, *self._choices[0])
@@ -90,6 +87,18 @@ class Engine:
         self._choices = [self._choices[best]]
         logger.info("computing with %s %s (%s)", self._choices[0][0], self._choices[0][1].name, ", ".join(told))
         return forwards[best]
+
+
+def trained_network(checkpoint: Checkpoint) -> UNet:
+    """The network of a checkpoint, for prediction, in main memory.
+
+    Raises:
+        CheckpointError: the weights do not fit the plan.
+    """
+    network = build_network(checkpoint.plan.network)
+    network.deep_supervision = False
+    load_weights(network, checkpoint, where=f"{checkpoint.plan.stage.value} of fold {checkpoint.fold}")
+    return network.eval().requires_grad_(False)
 
 
 _Choice = tuple[Literal["torch", "openvino"], Precision]

@@ -5,6 +5,7 @@ OpenVINO is an optional package (`pip install flaresemi[openvino]`), so it is im
 
 import functools
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,13 @@ from flaresemi.networks.unet import UNet
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 _DYNAMIC = -1
+
+
+def save_program(network: UNet, path: Path) -> None:
+    """Writes a network as an OpenVINO program: `path` (.xml) and its weights beside it (.bin), in float32."""
+    import openvino
+
+    openvino.save_model(_program(network), path, compress_to_fp16=False)
 
 
 def openvino_is_installed() -> bool:

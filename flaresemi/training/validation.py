@@ -19,8 +19,8 @@ from flaresemi.evaluation.summary import evaluate_folders, save_summary, table
 from flaresemi.files import write_text
 from flaresemi.geometry import BoundingBox
 from flaresemi.inference.cascade import Segmenter
-from flaresemi.inference.export import write_segmentation
 from flaresemi.inference.postprocessing import keep_largest
+from flaresemi.inference.segmentation import write_segmentation
 from flaresemi.io.images import Image, write_label_map
 from flaresemi.labels import LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

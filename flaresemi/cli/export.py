@@ -1,0 +1,46 @@
+"""flaresemi_export: trained models as one folder for other machines and other programs."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options, model_folder_of, print_next, run
+from flaresemi.errors import ConfigError
+from flaresemi.inference.export import DESCRIPTION, export_models
+from flaresemi.inference.models import load_models
+from flaresemi.networks.openvino import openvino_is_installed
+
+logger = logging.getLogger("flaresemi.cli.export")  # also when run with python -m
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(_export, _parser(), argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = StrictParser(
+        prog="flaresemi_export",
+        description="Writes trained models as one folder: what prediction needs and no more, the networks also as "
+        f"OpenVINO programs, and {DESCRIPTION}, which says all that is done before and after them.",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="to be made")
+    add_dataset_options(parser)
+    add_model_options(parser)
+    parser.add_argument("--no-programs", action="store_true", help="checkpoints only: no OpenVINO programs")
+    return parser
+
+
+def _export(options: argparse.Namespace) -> None:
+    if not options.no_programs and not openvino_is_installed():
+        raise ConfigError(
+            "OpenVINO is not installed, which writes the programs",
+            fix="pip install openvino, or leave them out with --no-programs",
+        )
+    models = load_models(
+        model_folder_of(options), folds=options.fold, checkpoint=options.checkpoint, coarse=options.coarse
+    )
+    export_models(models, options.output, programs=not options.no_programs)
+    logger.info("written to %s", options.output)
+    print_next(["flaresemi_predict", "-m", str(options.output), "-i", "IMAGES", "-o", "PREDICTIONS"])

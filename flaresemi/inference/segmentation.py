@@ -1,0 +1,65 @@
+"""What a prediction is, and how it becomes a file on the input's grid."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from flaresemi.io.images import SourceGrid, write_label_map
+from flaresemi.labels import LabelSet
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Segmentation:
+    """The organs of one image.
+
+    Attributes:
+        indices_zyx: Organ indices on the whole canonical grid of the image; 0 is background.
+        labels: The organs.
+        source: The grid of the file that the image came from.
+        notes: What a person should know: fallbacks, repairs, retreats. Empty when all went by the book.
+        seconds: Time per step, in order: read, body, coarse, fine, restore, write; only those that were taken.
+    """
+
+    indices_zyx: np.ndarray
+    labels: LabelSet
+    source: SourceGrid
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+
+    @property
+    def values_zyx(self) -> np.ndarray:
+        """The label map with the user's values, on the canonical grid."""
+        return self.labels.to_values(self.indices_zyx)
+
+    @property
+    def file_array(self) -> np.ndarray:
+        """The label map with the user's values, axes ordered and directed as in the file, (Z, Y, X) as ITK has it."""
+        return np.ascontiguousarray(self.source.to_file(self.values_zyx))
+
+
+class StepClock:
+    """Sums up the seconds that named steps take."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+
+
+def write_segmentation(path: Path, segmentation: Segmentation) -> None:
+    """Writes a segmentation on exactly the grid of its image, with the user's values, atomically.
+
+    Raises:
+        ImageError: the file format cannot hold it.
+    """
+    write_label_map(path, segmentation.values_zyx, segmentation.source)

@@ -1,0 +1,127 @@
+"""The models are untrained: what is tested is that they stay the same function."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from flaresemi.cli import export, predict
+from flaresemi.inference.export import DESCRIPTION, Description
+from flaresemi.io.images import read_label_map
+from flaresemi.labels import Label, LabelSet
+from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from flaresemi.networks.engine import trained_network
+from flaresemi.networks.openvino import openvino_is_installed
+from flaresemi.networks.unet import build_network
+from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.records import load_record
+from flaresemi.workspace import Workspace
+
+needs_openvino = pytest.mark.skipif(not openvino_is_installed(), reason="needs OpenVINO")
+
+
+def untrained(stage, seed):
+    network = NetworkPlan(
+        block="plain", input_channels=1, output_channels=4, features=(4, 8), kernels=((3, 3, 3),) * 2,
+        strides=((1, 1, 1), (2, 2, 2)), encoder_convs=(1, 1), decoder_convs=(1,),
+    )  # fmt: skip
+    size = 6.0 if stage is Stage.COARSE else 3.0
+    plan = StagePlan(
+        stage=stage, spacing_zyx_mm=(size,) * 3, patch_zyx=(16, 16, 16), batch_size=2, margin_mm=20.0, network=network,
+        resampling="linear", region="body" if stage is Stage.COARSE else "organs", reasons={},
+        intensities=(IntensityPlan(scheme="ct", clip_low=-200.0, clip_high=300.0, mean=50.0, sd=80.0),),
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return Checkpoint(
+        plan=plan, body="ct", channels=("CT",), fold="0", iteration=1, total_iterations=1,
+        labels=LabelSet(labels=tuple(Label(name=name, value=10 * value) for value, name in enumerate("abc", start=1))),
+        weights=build_network(network).state_dict(), keep_largest=("b",), training_state={"step": torch.ones(1)},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def models(tmp_path):
+    workspace = Workspace(tmp_path / "work")
+    for seed, stage in enumerate(Stage):
+        folder = workspace.model("0", stage)
+        save_checkpoint(folder.final, untrained(stage, seed))
+        (folder.root / "history.jsonl").write_text("", encoding="utf-8")
+    return workspace.models
+
+
+def test_the_folder_holds_what_prediction_needs_and_no_more(models, tmp_path, capsys):
+    assert export.main(["-m", str(models), "-o", str(tmp_path / "exported"), "--no-programs"]) == 0
+    assert "next: flaresemi_predict -m" in capsys.readouterr().out
+    files = {str(path.relative_to(tmp_path / "exported")) for path in (tmp_path / "exported").rglob("*.*")}
+    assert files == {DESCRIPTION, "fold_0/FINE/snapshot_100.pt", "fold_0/COARSE/snapshot_100.pt"}
+    assert load_checkpoint(tmp_path / "exported/fold_0/FINE/snapshot_100.pt", True).training_state is None
+    description = load_record(tmp_path / "exported" / DESCRIPTION, Description)
+    assert list(description.stages) == ["COARSE", "FINE"]
+    assert description.keep_largest == ("b",)
+    assert description.stages["FINE"].margin_mm == 20.0
+
+
+@needs_openvino
+def test_the_exported_models_predict_the_same(models, tmp_path, phantom_dataset):
+    exported = tmp_path / "exported"
+    assert export.main(["-m", str(models), "-o", str(exported)]) == 0
+    (image,) = sorted((phantom_dataset / "test_image").iterdir())
+    drawn = []
+    for name, folder in (("before", models), ("after", exported)):
+        output = tmp_path / name / "case.nii.gz"
+        words = ["-i", str(image), "-o", str(output), "-m", str(folder), "--precision", "fp32", "--engine", "openvino"]
+        assert predict.main(words) == 0
+        drawn.append(read_label_map(output).array_zyx)
+    np.testing.assert_array_equal(*drawn)
+    assert len(np.unique(drawn[0])) > 1
+
+
+@needs_openvino
+def test_the_programs_need_nothing_of_flaresemi(models, tmp_path):
+    import openvino
+
+    exported = tmp_path / "exported"
+    assert export.main(["-m", str(models), "-o", str(exported)]) == 0
+    description = json.loads((exported / DESCRIPTION).read_text(encoding="utf-8"))
+    for stage in description["stages"].values():
+        (network,) = stage["networks"]
+        program = openvino.Core().compile_model(
+            exported / network["program"], "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        original = trained_network(load_checkpoint(exported / network["checkpoint"]))
+        for window in (stage["window_zyx"], [size + stage["window_divisor_zyx"][0] for size in stage["window_zyx"]]):
+            image = np.random.default_rng(0).normal(size=(2, 1, *window)).astype(np.float32)
+            logits = program({"image": image})[0]
+            with torch.inference_mode():
+                np.testing.assert_allclose(logits, original(torch.from_numpy(image)).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_is_overwritten_and_nothing_left_behind(models, tmp_path, capsys, monkeypatch):
+    (tmp_path / "exported").mkdir()
+    words = ["-m", str(models), "-o", str(tmp_path / "exported")]
+    assert export.main([*words, "--no-programs"]) == 2
+    assert "already" in capsys.readouterr().err
+    (tmp_path / "exported").rmdir()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("flaresemi.inference.export.save_record", full)
+    assert export.main([*words, "--no-programs"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["work"]
+
+
+def test_without_openvino_it_says_how_to_go_on(models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flaresemi.cli.export.openvino_is_installed", lambda: False)
+    assert export.main(["-m", str(models), "-o", str(tmp_path / "exported")]) == 2
+    assert "--no-programs" in capsys.readouterr().err
+
+
+def test_what_judges_predictions_goes_along(models, tmp_path):
+    fine = Workspace(tmp_path / "work").model("0", Stage.FINE)
+    save_checkpoint(fine.snapshot(36), untrained(Stage.FINE, 7))
+    fine.calibration.write_text("{}", encoding="utf-8")
+    assert export.main(["-m", str(models), "-o", str(tmp_path / "exported"), "--no-programs"]) == 0
+    assert (tmp_path / "exported/fold_0/FINE/calibration.json").is_file()
+    assert load_checkpoint(tmp_path / "exported/fold_0/FINE/snapshot_036.pt", True).training_state is None
