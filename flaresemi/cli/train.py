@@ -228,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--foreground-share", float, "share of patches that are centered on an organ")
     add("--region-jitter-mm", float, "jitter of the faces of the organs' box (two stages)")
+    add("--outside-share", float, "share of patches from anywhere in the body (two stages)")
     add("--augmentation", str, "strength", choices=["none", "standard", "strong"])
     chosen.add_argument(
         "--mirror-axes", type=_axes, default=argparse.SUPPRESS, metavar="x|zyx|none",

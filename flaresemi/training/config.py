@@ -39,6 +39,8 @@ class TrainingConfig:
         deep_supervision: Losses on the lower decoder levels too.
         foreground_share: Share of patches that are centered on a voxel of a (uniformly drawn) annotated organ.
         region_jitter_mm: FINE in the organs' box: each face of the box moves by up to this much, as COARSE will err.
+        outside_share: FINE in the organs' box: share of patches from anywhere in the body, so that FINE knows what lies
+            about a box that is too large or in the wrong place, and the body where COARSE found nothing.
         augmentation: `none`, `standard` (nnU-Net's strengths) or `strong`.
         mirror_axes: Axes that patches are flipped on: 0 z, 1 y, 2 x. Flipping x swaps left and right organs.
         validations: Cheap validations spread over the training; 0: none.
@@ -65,6 +67,7 @@ class TrainingConfig:
     deep_supervision: bool = True
     foreground_share: float = 0.5
     region_jitter_mm: float = 10.0
+    outside_share: float = 0.1
     augmentation: Literal["none", "standard", "strong"] = "standard"
     mirror_axes: tuple[int, ...] = (2,)
     validations: int = 10
@@ -84,8 +87,10 @@ class TrainingConfig:
             raise ValueError("the training length must be positive")
         if any(number is not None and number < 1 for number in (self.iterations_per_epoch, self.batch_size)):
             raise ValueError("iterations_per_epoch and batch_size must be at least 1")
-        if not 0 <= self.foreground_share <= 1 or not 0 <= self.ema_decay < 1:
-            raise ValueError("foreground_share must be within 0..1 and ema_decay within 0..1 (1 excluded)")
+        if not (0 <= self.foreground_share <= 1 and 0 <= self.outside_share <= 1):
+            raise ValueError("foreground_share and outside_share must be within 0..1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError("ema_decay must be within 0..1 (1 excluded)")
         if not set(self.mirror_axes) <= {0, 1, 2}:
             raise ValueError("mirror_axes may name 0 (z), 1 (y) and 2 (x)")
         if not self.gradient_clip > 0:

@@ -63,6 +63,7 @@ class PatchSampler(Dataset):
         foreground_share: Share of patches centered on an organ; the organ is drawn uniformly among those that the
             case supervises and has, so that small ones are seen as often as large ones.
         region_jitter_mm: Jitter of each face of the organs' box.
+        outside_share: Share of patches drawn from anywhere in the body, where the stage works in the organs' box.
         augmentations: By strength name; a missing one means none.
         seed: Of everything drawn here.
     """
@@ -75,6 +76,7 @@ class PatchSampler(Dataset):
         *,
         foreground_share: float,
         region_jitter_mm: float,
+        outside_share: float,
         augmentations: dict[str, Augmentation],
         seed: int,
     ) -> None:
@@ -83,6 +85,7 @@ class PatchSampler(Dataset):
         self.plan = plan
         self.foreground_share = foreground_share
         self.region_jitter_mm = region_jitter_mm
+        self.outside_share = outside_share
         self.augmentations = augmentations
         self.seed = seed
         self._shares = np.array([case.share for case in cases], float)
@@ -120,6 +123,9 @@ class PatchSampler(Dataset):
     def _patch_start(
         self, stored: StoredCase, case: TrainingCase, generator: np.random.Generator, read_shape: IntTriple
     ) -> IntTriple:
+        if self.plan.region == "organs" and generator.random() < self.outside_share:
+            body = BoundingBox.whole(stored.record.grid.shape_zyx)
+            return draw_start(body, self.plan.patch_zyx, read_shape, None, generator)
         region = training_region(stored, self.plan, self.region_jitter_mm, generator)
         center: np.ndarray | None = None
         if generator.random() < self.foreground_share:

@@ -251,6 +251,7 @@ class Trainer:
             self.task.plan,
             foreground_share=self.config.foreground_share,
             region_jitter_mm=self.config.region_jitter_mm,
+            outside_share=self.config.outside_share,
             augmentations={strength: made for strength, made in augmentations.items() if made is not None},
             seed=self.config.seed,
         )
@@ -262,16 +263,14 @@ class Trainer:
         return DistributedDataParallel(self.network, device_ids=ids)
 
     def _progress(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        title = f"{self.task.plan.stage} fold {self.task.fold}"
+        quiet = not (self.ranks.is_main and sys.stderr.isatty())
         return iter(
             tqdm(
-                batches,
-                desc=f"{self.task.plan.stage} fold {self.task.fold}",
-                total=self.recipe.total_iterations,
-                initial=self.iteration,
-                unit="step",
-                disable=not (self.ranks.is_main and sys.stderr.isatty()),
+                batches, desc=title, total=self.recipe.total_iterations, initial=self.iteration, unit="step",
+                disable=quiet,
             )
-        )
+        )  # fmt: skip
 
     # Length, record and state.
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from flaresemi.geometry import BoundingBox
 from flaresemi.io.case_store import CaseStore
+from flaresemi.training import sampling
 from flaresemi.training.augmentation import STRENGTHS, Augmentation
 from flaresemi.training.sampling import (
     AddressSampler,
@@ -25,9 +26,11 @@ def sampler(store: CaseStore, **changes: object) -> PatchSampler:
     choices: dict = {
         "foreground_share": 0.5,
         "region_jitter_mm": 4.0,
+        "outside_share": 0.0,
         "augmentations": {"standard": augmentation},
         "seed": 3,
     }
+    plan = changes.pop("plan", plan)  # type: ignore[assignment]
     return PatchSampler(store, changes.pop("cases", CASES), plan, **(choices | changes))  # type: ignore[arg-type]
 
 
@@ -100,6 +103,20 @@ def test_the_organs_region_holds_the_organs_and_moves(store: CaseStore) -> None:
     assert (
         training_region(stored, stage_plan(), 4.0, np.random.default_rng(0)).shape_zyx == stored.record.grid.shape_zyx
     )
+
+
+def test_some_patches_come_from_outside_of_the_region(store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    regions = []
+    monkeypatch.setattr(sampling, "draw_start", lambda region, *_: regions.append(region) or region.start)
+    plan = stage_plan(region="organs", margin_mm=6.0)
+    for share, expected in ((0.0, 0), (0.25, 50), (1.0, 200)):
+        drawn = sampler(store, plan=plan, outside_share=share, cases=CASES[:1], augmentations={})
+        regions.clear()
+        for iteration in range(200):
+            drawn[iteration, 0]
+        shape = store.open("case_0").record.grid.shape_zyx
+        slack = 20 if 0 < share < 1 else 0
+        assert abs(sum(region.shape_zyx == shape for region in regions) - expected) <= slack
 
 
 @pytest.mark.parametrize("strength", sorted(STRENGTHS))
