@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from flaresemi.compute.precision import Precision
 from flaresemi.networks.blocks import ConvNorm, InstanceNorm, ResidualBlock, channels_last, initialize
 
 
@@ -68,7 +69,10 @@ def test_channels_last_holds_the_same_numbers_and_lasts_through_convolutions(cha
     image = torch.randn(batch, channels, 24, 32, 32)
     same = channels_last(image)
     assert torch.equal(same, image)
-    with torch.autocast("cpu", torch.bfloat16):
+    precision = Precision(torch.device("cpu"))  # what this processor computes in
+    if batch == 1 and precision.dtype is None:
+        pytest.skip("in fp32 torch computes small convolutions of a batch of one by a kernel that leaves the layout")
+    with precision.autocast():
         output = ConvNorm(channels, 4, (3, 3, 3))(same)
     assert output.is_contiguous(memory_format=torch.channels_last_3d)
     assert not output.is_contiguous()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from flaresemi.compute.precision import Precision
 from flaresemi.networks.unet import build_network
 from flaresemi.plans import NetworkPlan
 
@@ -50,7 +51,7 @@ def test_cpu_runs_channels_last_from_the_first_layer_on(make_plan: Callable[...,
     for module in network.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
             module.register_forward_hook(check)
-    with torch.autocast("cpu", torch.bfloat16):
+    with Precision(torch.device("cpu")).autocast():  # what this processor computes in
         network(torch.randn(2, 1, 16, 32, 32))
     assert lost == []
 
