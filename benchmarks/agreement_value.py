@@ -2,20 +2,22 @@
 
 For every draw, round and organ: rank correlation of agreement, predicted Dice, entropy and volume with the true Dice;
 the mean true Dice of what is kept when the least reliable part is left out (risk and coverage); and the error of the
-predicted Dice, which is learned on the development cases. Run benchmarks/few.py first. Result:
-results/agreement_few_*.md.
+predicted Dice, which is learned on the development cases. Run benchmarks/few.py first, on the same machine; what was
+found about a draw is kept in results/agreement_few_*.json. Result: results/agreement_few_*.md.
 
     python benchmarks/agreement_value.py mr --draws 0 1 2
 """
 
 import argparse
 import dataclasses
+import itertools
+import json
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import running
-from few import YARDSTICKS, Few
+from few import Few, add_options, yardstick_of
 from scipy.stats import spearmanr
 
 from flaresemi.dataset import load_dataset
@@ -31,41 +33,51 @@ COVERAGES = (1.0, 0.9, 0.75, 0.5, 0.25)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """An organ of a pseudo-label whose real label is known."""
+    """An organ of a pseudo-label whose real label is known.
+
+    Attributes:
+        measures: What might tell a good label from a bad one; larger is better; None where it is not known.
+    """
 
     draw: int
+    round: int
     organ: str
-    score: OrganScore
     dice: float
-    predicted: float | None
-    median_ml: float
+    measures: dict[str, float | None]
 
-    def measures(self) -> dict[str, float | None]:
-        """What might tell a good label from a bad one; larger is better."""
-        score = self.score
-        volume = abs(math.log(max(score.volume_ml, 0.01 * self.median_ml) / self.median_ml))
-        return {
-            "agreement": score.agreement,
-            "predicted Dice": self.predicted,
-            "entropy": None if score.entropy is None else -score.entropy,
-            "volume": -volume,
-        }
+
+def measures(score: OrganScore, predicted: float | None, median_ml: float) -> dict[str, float | None]:
+    """By name."""
+    volume = abs(math.log(max(score.volume_ml, 0.01 * median_ml) / median_ml))
+    return {
+        "agreement": score.agreement,
+        "predicted Dice": predicted,
+        "entropy": None if score.entropy is None else -score.entropy,
+        "volume": -volume,
+    }
 
 
 def main() -> None:
     parser = running.parser(__doc__ or "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("yardstick", choices=tuple(YARDSTICKS))
-    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
+    add_options(parser)
     parser.add_argument("--arm", default="d", help="the arm of few.py whose rounds are judged [d]")
-    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    few = Few(YARDSTICKS[options.yardstick], options.work)
-    lines = [f"# {few.yardstick.name.replace('_', '-')}: scores of pseudo-labels against hidden real labels"]
-    for number in range(1, options.rounds + 1):
-        judged = [each for draw in options.draws for each in judge(few, draw, options.arm, number)]
-        lines += ["", f"## round {number}", "", *tables(judged)]
+    few = Few(yardstick_of(options.yardstick, options.iterations), options.work)
     bench = running.Bench(f"agreement_{few.yardstick.name}", options.work)
+    kept_file = bench.results / f"{bench.name}.json"
+    found = json.loads(kept_file.read_text(encoding="utf-8")) if kept_file.exists() else []
+    judged = [Judged(**fields) for fields in found]
+    rounds = range(1, options.rounds + 1)
+    for draw, number in itertools.product(options.draws, rounds):
+        if not any((each.draw, each.round) == (draw, number) for each in judged):
+            judged += judge(few, draw, options.arm, number)
+            rows = ",\n".join(json.dumps(dataclasses.asdict(each)) for each in judged)
+            kept_file.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+    lines = [f"# {few.yardstick.name.replace('_', '-')}: scores of pseudo-labels against hidden real labels"]
+    for number in rounds:
+        of_round = [each for each in judged if each.round == number]
+        lines += ["", f"## round {number}, {len(draws(of_round))} draw(s)", "", *tables(of_round)]
     bench.report("\n".join(lines))
 
 
@@ -89,8 +101,8 @@ def judge(few: Few, number: int, arm: str, round_number: int) -> list[Judged]:
             predicted = calibration.predict(name, score) if calibration else None
             judged.append(
                 Judged(
-                    draw=number, organ=name, score=score, dice=dice(real, drawn, organ, z_range[organ - 1]),
-                    predicted=predicted, median_ml=medians[name],
+                    draw=number, round=round_number, organ=name, dice=dice(real, drawn, organ, z_range[organ - 1]),
+                    measures=measures(score, predicted, medians[name]),
                 )
             )  # fmt: skip
     return judged
@@ -142,7 +154,7 @@ def learned(
 
 def tables(judged: list[Judged]) -> list[str]:
     organs = list(dict.fromkeys(each.organ for each in judged))
-    names = list(judged[0].measures())
+    names = list(judged[0].measures)
     lines = [
         "Spearman's rank correlation with the true Dice, mean over draws:", "",
         "| organ | cases | true Dice | " + " | ".join(names) + " |", "|---|---:|---:|" + "---:|" * len(names),
@@ -167,9 +179,8 @@ def tables(judged: list[Judged]) -> list[str]:
     ]  # fmt: skip
     for name in (*names, "true Dice"):
         lines.append(f"| {name} | " + " | ".join(f"{kept(judged, name, c):.4f}" for c in COVERAGES) + " |")
-    for name, value in (("predicted Dice", "predicted"), ("agreement", None)):
-        pairs = [(each.predicted if value else each.score.agreement, each.dice) for each in judged]
-        errors = [abs(told - true) for told, true in pairs if told is not None]
+    for name in ("predicted Dice", "agreement"):
+        errors = [abs(told - each.dice) for each in judged if (told := each.measures[name]) is not None]
         if errors:
             lines += ["", f"Mean absolute error of {name} as the Dice: {np.mean(errors):.4f} over {len(errors)} organs"]
     return lines
@@ -180,7 +191,7 @@ def draws(judged: list[Judged]) -> list[int]:
 
 
 def correlation(judged: list[Judged], name: str) -> float:
-    pairs = [(each.measures()[name], each.dice) for each in judged if each.measures()[name] is not None]
+    pairs = [(each.measures[name], each.dice) for each in judged if each.measures[name] is not None]
     if len(pairs) < 5 or len({pair[0] for pair in pairs}) < 2 or len({pair[1] for pair in pairs}) < 2:
         return math.nan
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
@@ -190,7 +201,7 @@ def kept(judged: list[Judged], name: str, coverage: float) -> float:
     """Mean true Dice of the best part of each organ in each draw by one measure."""
     groups: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for each in judged:
-        measure = each.dice if name == "true Dice" else each.measures()[name]
+        measure = each.dice if name == "true Dice" else each.measures[name]
         ranked = -math.inf if measure is None else measure
         groups.setdefault((each.draw, each.organ), []).append((ranked, each.dice))
     means = []

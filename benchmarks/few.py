@@ -11,7 +11,9 @@ labeled cases. The arms of a draw share plans, network, and the iterations of ea
     e       supervised on every label of the training cases: the ceiling
 
 Choices are made on the development cases (part of neither the labeled cases nor the pool). The test cases are scored
-with --test. Every step is run once and a stopped one goes on: start the same command again. Results: results/few_*.md.
+with --test. Every step is run once and a stopped one goes on: start the same command again. The scores of every case
+are kept in results/few_*.json: an arm that stands there is done, whatever the machine, and results/few_*.md tells of
+all of them. A draw that was begun elsewhere trains its arm a again, from which the others start.
 
     python benchmarks/few.py ct --draws 0 1 2 --arms a a-long b c d e [--test]
 """
@@ -23,8 +25,10 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import running
+from few_scores import Scores, table
+
+SUPERVISED = ("a", "a-long", "e")
 
 #: Options of flaresemi_semi_round by arm; all run two rounds on fold 'all'.
 ROUNDS: dict[str, tuple[str, ...]] = {
@@ -91,22 +95,34 @@ class Draw:
 def main() -> None:
     parser = running.parser(__doc__ or "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("yardstick", choices=tuple(YARDSTICKS))
-    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
+    add_options(parser)
     parser.add_argument("--arms", nargs="+", default=["a", "b", "c", "d", "e", "a-long"])
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--iterations", type=int, help="of every model, instead of the yardstick's")
     parser.add_argument("--test", action="store_true", help="score the test cases too")
     options = parser.parse_args()
-    yardstick = YARDSTICKS[options.yardstick]
-    if options.iterations:
-        yardstick = dataclasses.replace(yardstick, iterations=options.iterations)
-    few = Few(yardstick, options.work)
+    few = Few(yardstick_of(options.yardstick, options.iterations), options.work)
     for number in options.draws:
-        few.prepare(number)
-        for arm in options.arms:
+        arms = [arm for arm in options.arms if not few.is_done(number, arm, options.rounds, test=options.test)]
+        if arms:
+            few.prepare(number)
+        for arm in arms:
             few.run(number, arm, options.rounds, test=options.test)
-            few.report(options.draws, test=options.test)
+            few.report(options.rounds, test=options.test)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What names a yardstick and its draws."""
+    parser.add_argument("yardstick", choices=tuple(YARDSTICKS))
+    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--iterations", type=int, help="of every model, instead of the yardstick's")
+
+
+def yardstick_of(name: str, iterations: int | None) -> Yardstick:
+    """The yardstick; with another number of iterations it has another name, and so results of its own."""
+    yardstick = YARDSTICKS[name]
+    if iterations is None:
+        return yardstick
+    return dataclasses.replace(yardstick, name=f"{yardstick.name}_{iterations}", iterations=iterations)
 
 
 class Few:
@@ -117,6 +133,7 @@ class Few:
         self.bench = running.Bench(yardstick.name, work)
         self.source = running.need(running.SHARED / yardstick.dataset)
         cases = sorted(path.name.removesuffix(".nii.gz") for path in (self.source / "labelsTr").iterdir())
+        self.scores = Scores(self.bench.results / f"{yardstick.name}.json")
         self.test_cases = tuple(cases[:: yardstick.test]) if yardstick.test else ()
         self.cases = tuple(case for case in cases if case not in set(self.test_cases))
 
@@ -182,31 +199,43 @@ class Few:
             label = f"{case}.nii.gz"
             running.link_or_copy(self.source / "labelsTr" / label, target / "labelsTr" / label)
 
+    def is_done(self, number: int, arm: str, rounds: int, *, test: bool) -> bool:
+        """Whether all scores of an arm are kept already."""
+        supervised = arm in SUPERVISED
+        names = [arm] if supervised else [f"{arm} {round_number}" for round_number in range(1, rounds + 1)]
+        return all(self.scores.has(number, name, part) for name in names for part in self._parts(test))
+
     def run(self, number: int, arm: str, rounds: int, *, test: bool) -> None:
         """Trains an arm of a draw, and scores it."""
+        if arm in SUPERVISED:
+            models, seconds = self._train(number, arm, rounds)
+            self._score(number, arm, models, seconds / 3600, test=test)
+            return
+        _, seconds = self._train(number, "a", rounds)
+        words = ROUNDS[arm] if arm in ROUNDS else VARIANTS[arm]
+        workspace = self._copy(number, arm, with_models=True)
+        for round_number in range(1, rounds + 1):
+            seconds += self.bench.command(
+                f"{number} {arm} round {round_number}", "flaresemi_semi_round", "-d", self.folder(number) / "data",
+                "-w", workspace, "--fold", "all", "--rounds", round_number, *words,
+            )  # fmt: skip
+            models = workspace / "rounds" / "fold_all" / f"round_{round_number}" / "models" / "fold_all"
+            self._score(number, f"{arm} {round_number}", models, seconds / 3600, test=test)
+
+    def _train(self, number: int, arm: str, rounds: int) -> tuple[Path, float]:
+        """A supervised arm: its models, and the seconds that they took."""
         folder = self.folder(number)
-        data, few = folder / "data", folder / "few"
-        length = self.yardstick.iterations * (1 + rounds if arm == "a-long" else 1)
-        train = ("--iterations", length, "--batch-size", self.yardstick.batch, "--seed", number, "--continue")
-        train = (*train, "--validations", 0, "--no-validation")
+        data, workspace, fold = folder / "data", folder / "few", "all"
         if arm == "e":
-            place = ("-d", folder / "truth", "-w", folder / "all")
-            self.bench.command(f"{number} e", "flaresemi_train", "FINE", "0", *place, *train)
-            self._score(number, arm, folder / "all" / "models" / "fold_0", test=test)
-        elif arm in ("a", "a-long"):
-            workspace = few if arm == "a" else self._copy(number, arm, with_models=False)
-            self.bench.command(f"{number} {arm}", "flaresemi_train", "FINE", "all", "-d", data, "-w", workspace, *train)
-            self._score(number, arm, workspace / "models" / "fold_all", test=test)
-        else:
-            words = ROUNDS[arm] if arm in ROUNDS else VARIANTS[arm]
-            workspace = self._copy(number, arm, with_models=True)
-            for round_number in range(1, rounds + 1):
-                self.bench.command(
-                    f"{number} {arm} round {round_number}", "flaresemi_semi_round", "-d", data, "-w", workspace,
-                    "--fold", "all", "--rounds", round_number, *words,
-                )  # fmt: skip
-                models = workspace / "rounds" / "fold_all" / f"round_{round_number}" / "models" / "fold_all"
-                self._score(number, f"{arm} {round_number}", models, test=test)
+            data, workspace, fold = folder / "truth", folder / "all", "0"
+        elif arm == "a-long":
+            workspace = self._copy(number, arm, with_models=False)
+        length = self.yardstick.iterations * (1 + rounds if arm == "a-long" else 1)
+        seconds = self.bench.command(
+            f"{number} {arm}", "flaresemi_train", "FINE", fold, "-d", data, "-w", workspace, "--iterations", length,
+            "--batch-size", self.yardstick.batch, "--seed", number, "--validations", 0, "--no-validation", "--continue",
+        )  # fmt: skip
+        return workspace / "models" / f"fold_{fold}", seconds
 
     def _copy(self, number: int, arm: str, *, with_models: bool) -> Path:
         """A workspace for an arm: what was planned and prepared is shared."""
@@ -222,10 +251,10 @@ class Few:
             shutil.copyfile(few / "splits.json", workspace / "splits.json")
         return workspace
 
-    def _score(self, number: int, arm: str, models: Path, *, test: bool) -> None:
+    def _score(self, number: int, arm: str, models: Path, hours: float, *, test: bool) -> None:
         folder = self.folder(number)
-        for part in ("development", "test") if test else ("development",):
-            predictions, summary = folder / "predictions" / f"{part} {arm}", self._summary(number, arm, part)
+        for part in self._parts(test):
+            predictions, summary = folder / "predictions" / f"{part} {arm}", folder / f"{part} {arm}.json"
             self.bench.command(
                 f"{number} {arm} predict {part}", "flaresemi_predict", "-i", folder / part / "imagesTr",
                 "-o", predictions, "-m", models, "--continue",
@@ -234,101 +263,21 @@ class Few:
                 f"{number} {arm} evaluate {part}", "flaresemi_evaluate", "-p", predictions,
                 "-r", folder / part / "labelsTr", "-o", summary, "-d", folder / "data",
             )  # fmt: skip
+            made = f"{running.when_and_what()}; {running.machine()}"
+            self.scores.add(number, arm, part, summary, hours=hours, made=made)
 
-    def _summary(self, number: int, arm: str, part: str) -> Path:
-        return self.folder(number) / f"{part} {arm}.json"
+    def _parts(self, test: bool) -> tuple[str, ...]:
+        return ("test", "development") if test else ("development",)
 
-    def report(self, draws: list[int], *, test: bool) -> None:
-        """Writes the tables of what there is."""
+    def report(self, rounds: int, *, test: bool) -> None:
+        """Writes the tables of all that has been scored, here and elsewhere."""
         yardstick = self.yardstick
         title = f"{yardstick.name.replace('_', '-')}: {yardstick.labeled} labeled cases"
         lines = [f"# {title}, {yardstick.iterations} iterations of batch {yardstick.batch} per model"]
-        for part in ("test", "development") if test else ("development",):
-            lines += ["", f"## {part} cases", "", *self._table(draws, part)]
+        for part in self._parts(test):
+            lines += ["", f"## {part} cases", "", *table(self.scores.by_arm(part), f"d {rounds}")]
+        lines += ["", "Made:", "", *(f"* {made}" for made in self.scores.made())]
         self.bench.report("\n".join(lines))
-
-    def _table(self, draws: list[int], part: str) -> list[str]:
-        scores: dict[str, dict[int, dict]] = {}
-        for number in draws:
-            for path in sorted(self.folder(number).glob(f"{part} *.json")):
-                arm = path.stem.removeprefix(f"{part} ")
-                scores.setdefault(arm, {})[number] = json.loads(path.read_text(encoding="utf-8"))
-        if "a" not in scores:
-            return ["not scored yet"]
-        organs = [organ["name"] for organ in next(iter(scores["a"].values()))["organs"]]
-        lines = [
-            "| arm | draws | mean Dice | mean NSD | Dice − a (95 %) | " + " | ".join(organs) + " |",
-            "|---|---|---:|---:|---:|" + "---:|" * len(organs),
-        ]
-        for arm, found in scores.items():
-            per_organ = [np.mean([_organ(summary, name) for summary in found.values()]) for name in organs]
-            dice, nsd = (np.mean([summary[key] for summary in found.values()]) for key in ("mean_dice", "mean_nsd"))
-            common = sorted(found.keys() & scores["a"].keys())
-            gain = bootstrap([case_differences(scores["a"][number], found[number]) for number in common])
-            lines.append(
-                f"| {arm} | {len(found)} | {dice:.4f} | {nsd:.4f} | {gain} | "
-                + " | ".join(f"{value:.3f}" for value in per_organ)
-                + " |"
-            )
-        gaps = closed_gaps(scores)
-        return [*lines, "", *(f"* {arm} closes {text} of the gap between a and e" for arm, text in gaps.items())]
-
-
-def _organ(summary: dict, name: str) -> float:
-    return next(organ["dice"]["mean"] for organ in summary["organs"] if organ["name"] == name)
-
-
-def case_means(summary: dict) -> dict[str, float]:
-    """Mean Dice over the organs, by case."""
-    return {
-        case["case_id"]: float(np.mean([organ["dice"] for organ in case["organs"].values()]))
-        for case in summary["cases"]
-    }
-
-
-def case_differences(before: dict, after: dict) -> np.ndarray:
-    """What each case's mean Dice gained."""
-    first, second = case_means(before), case_means(after)
-    return np.array([second[case] - first[case] for case in sorted(first)])
-
-
-def resampled(differences: list[np.ndarray], generator: np.random.Generator) -> float:
-    """Mean of one bootstrap sample: of the draws, and of the cases within each."""
-    chosen = generator.integers(len(differences), size=len(differences))
-    return float(np.mean([generator.choice(differences[index], len(differences[index])).mean() for index in chosen]))
-
-
-def bootstrap(differences: list[np.ndarray], samples: int = 2000) -> str:
-    """Mean over draws and cases with its 95 % interval."""
-    generator = np.random.default_rng(0)
-    low, high = np.percentile([resampled(differences, generator) for _ in range(samples)], [2.5, 97.5])
-    return f"{np.mean([draw.mean() for draw in differences]):+.4f} ({low:+.4f} to {high:+.4f})"
-
-
-def closed_gaps(scores: dict[str, dict[int, dict]], samples: int = 2000) -> dict[str, str]:
-    """Share of the gap between a and e that each arm closes, with its interval, where the gap is there at all."""
-    told = {}
-    for arm in scores.keys() - {"a", "e"} if "e" in scores else ():
-        common = sorted(scores[arm].keys() & scores["a"].keys() & scores["e"].keys())
-        gains = [case_differences(scores["a"][number], scores[arm][number]) for number in common]
-        gaps = [case_differences(scores["a"][number], scores["e"][number]) for number in common]
-        if not common:
-            continue
-        error = np.std(np.concatenate(gaps), ddof=1) / np.sqrt(sum(map(len, gaps)))
-        gap = np.mean([draw.mean() for draw in gaps])
-        if gap <= 2 * error:
-            told[arm] = f"an unknown part (the gap of {gap:.4f} is within two standard errors)"
-            continue
-        generator = np.random.default_rng(0)
-        shares = []
-        for _ in range(samples):  # the same draws and cases for both
-            chosen = generator.integers(len(common), size=len(common))
-            cases = [generator.integers(len(gaps[index]), size=len(gaps[index])) for index in chosen]
-            over = [np.mean([of[i][c].mean() for i, c in zip(chosen, cases, strict=True)]) for of in (gains, gaps)]
-            shares.append(over[0] / over[1])
-        low, high = np.percentile(shares, [2.5, 97.5])
-        told[arm] = f"{np.mean([draw.mean() for draw in gains]) / gap:.0%} ({low:.0%} to {high:.0%})"
-    return dict(sorted(told.items()))
 
 
 if __name__ == "__main__":

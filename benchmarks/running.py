@@ -18,12 +18,18 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 class Bench:
-    """A folder of work where each step is run once; a second start goes on with the steps that are missing."""
+    """A folder of work where each step is run once; a second start goes on with the steps that are missing.
+
+    Attributes:
+        work: The folder.
+        results: benchmarks/results; with another folder of work than the usual one, that.
+    """
 
     def __init__(self, name: str, work: Path) -> None:
         self.name = name
         self.work = work / name
         self.work.mkdir(parents=True, exist_ok=True)
+        self.results = RESULTS if work == WORK else self.work
         self._steps_file = self.work / "steps.json"
         self.steps: dict[str, dict] = {}
         if self._steps_file.exists():
@@ -46,7 +52,7 @@ class Bench:
             ).returncode
         if code:
             raise SystemExit(f"{step} ended with code {code}; see {self.work / f'{step}.log'}")
-        self.record(step, seconds=time.monotonic() - started, command=shlex.join(line), made=_when_and_what())
+        self.record(step, seconds=time.monotonic() - started, command=shlex.join(line), made=when_and_what())
         return self.steps[step]["seconds"]
 
     def record(self, step: str, **facts: object) -> None:
@@ -55,19 +61,15 @@ class Bench:
         self._steps_file.write_text(json.dumps(self.steps, indent=2) + "\n")
 
     def report(self, text: str) -> None:
-        """Writes NAME.md: the text, the commands with their times and dates, the machine.
-
-        It goes to benchmarks/results; with another folder of work, there.
-        """
+        """Writes NAME.md into `results`: the text, the commands with their times and dates, the machine."""
         lines = [text.rstrip(), "", "| step | command | seconds | date, flaresemi |", "|---|---|---:|---|"]
         for step, facts in self.steps.items():
             if "command" in facts:
                 command = facts["command"].replace(str(self.work), "WORK").replace(str(SHARED), "../shared/data")
                 lines.append(f"| {step} | `{command}` | {facts['seconds']:.0f} | {facts.get('made', '')} |")
         lines += ["", machine()]
-        results = RESULTS if self.work.parent == WORK else self.work
-        results.mkdir(parents=True, exist_ok=True)
-        (results / f"{self.name}.md").write_text("\n".join(lines) + "\n")
+        self.results.mkdir(parents=True, exist_ok=True)
+        (self.results / f"{self.name}.md").write_text("\n".join(lines) + "\n")
         print("\n".join(lines))
 
 
@@ -83,7 +85,8 @@ def machine() -> str:
     )
 
 
-def _when_and_what() -> str:
+def when_and_what() -> str:
+    """Date and revision."""
     from flaresemi.training.runs import git_revision
 
     return f"{datetime.date.today().isoformat()}, {git_revision()}"
