@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,9 @@ from flaresemi.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 _RULES = "label maps from elsewhere 1"
+
+#: Voxels of all images from which on starting processes (some seconds each) is worth it.
+_WORTH_PROCESSES = 50_000_000
 
 
 def begin_teaching(folder: Path, task: TrainingTask, dataset: Dataset) -> Teaching:
@@ -74,7 +78,6 @@ def prepare_labels(
     workspace: Workspace,
     *,
     ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
-    workers: int | None = None,
 ) -> SemiSupervision:
     """Brings the label maps onto the stage's grid: once, in parallel, and taken up again where it was stopped.
 
@@ -87,7 +90,6 @@ def prepare_labels(
         dataset: With all decisions about bad cases applied.
         workspace: The training's.
         ranks: Of a distributed launch.
-        workers: Processes; None: as many as cores and memory allow.
 
     Raises:
         DatasetError: an image is not prepared, or label maps are gone, have changed since the training began, do not
@@ -104,7 +106,7 @@ def prepare_labels(
     if left:
         cases = [dataset.case(case_id) for case_id in left]
         refuse_changed(cases, task.labels, workspace)
-        _store_all(teaching, cases, store, task.labels, _workers(cases, workspace, ranks, workers))
+        _store_all(teaching, cases, store, task.labels, _workers(cases, workspace, ranks))
     ranks.barrier()
     return SemiSupervision(
         labels=dict.fromkeys(sources, store),
@@ -202,12 +204,13 @@ def _is_stored(store: LabelStore, case_id: str, source: str) -> bool:
     return store.is_current(case_id) and store.record(case_id).label_source == source
 
 
-def _workers(cases: Sequence[Case], workspace: Workspace, ranks: Ranks, asked: int | None) -> int:
-    """As many as preprocessing would take, whose share of memory is larger; the ranks share the machine."""
-    plans = load_plans(workspace.plans)
-    gib = max((gib_to_prepare(grid, plans) for grid in read_geometries(cases)), default=0.0)
-    cores = max(available_cores() // ranks.world_size, 1)
-    return worker_count(gib * ranks.world_size, cores if asked is None else asked)
+def _workers(cases: Sequence[Case], workspace: Workspace, ranks: Ranks) -> int:
+    """As many as preprocessing would take, which needs more memory; the ranks share the machine."""
+    grids, plans = read_geometries(cases), load_plans(workspace.plans)
+    if sum(math.prod(grid.shape_zyx) for grid in grids) < _WORTH_PROCESSES:
+        return 1
+    gib = max(gib_to_prepare(grid, plans) for grid in grids)
+    return worker_count(gib * ranks.world_size, max(available_cores() // ranks.world_size, 1))
 
 
 def _store_all(teaching: Teaching, cases: Sequence[Case], store: LabelStore, labels: LabelSet, workers: int) -> None:

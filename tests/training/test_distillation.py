@@ -38,7 +38,7 @@ def begin(student: Student, stage: Stage = Stage.FINE, fold: str = "0") -> Teach
 def learn(student: Student, teaching: Teaching | None = None, stage: Stage = Stage.FINE) -> SemiSupervision:
     """As a start of the training would; a resumed one knows its teaching already."""
     given = begin(student, stage) if teaching is None else teaching
-    return prepare_labels(given, task_of(student, stage), student.data.load(), student.workspace, workers=1)
+    return prepare_labels(given, task_of(student, stage), student.data.load(), student.workspace)
 
 
 def exported(student: Student, **changes: object) -> ExportRecord:
@@ -100,7 +100,7 @@ def test_other_values_of_the_organs_make_it_anew(student: Student) -> None:
     swapped = (dataclasses.replace(one, value=other.value), dataclasses.replace(other, value=one.value))
     task = dataclasses.replace(task, labels=dataclasses.replace(task.labels, labels=swapped))
     before = learn(student, teaching).labels["u0"].record("u0").voxels_per_label
-    after = prepare_labels(teaching, task, student.data.load(), student.workspace, workers=1).labels["u0"].record("u0")
+    after = prepare_labels(teaching, task, student.data.load(), student.workspace).labels["u0"].record("u0")
     assert after.voxels_per_label == before[::-1]
 
 
@@ -212,7 +212,7 @@ def test_a_student_that_was_stopped_equals_one_that_was_not(
     student: Student, quick_config: TrainingConfig, tmp_path: Path
 ) -> None:
     exported(student)
-    config = dataclasses.replace(quick_config, iterations=6, iterations_per_epoch=2, validations=0)
+    config = dataclasses.replace(quick_config, iterations=4, iterations_per_epoch=2, validations=0)
     whole, parts = (dataclasses.replace(task_of(student), folder=ModelFolder(tmp_path / name)) for name in "ab")
     assert SemiSupervisedTrainer(whole, config, learn(student), device=CPU).fit()
     stopped = SemiSupervisedTrainer(parts, config, learn(student), device=CPU, stop_requested=StopAfter(3))
