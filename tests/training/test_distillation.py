@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from flaresemi.compute.distributed import Ranks
 from flaresemi.errors import ConfigError, DatasetError, SelectionError
 from flaresemi.io.case_store import CaseStore
 from flaresemi.networks.checkpoint import load_checkpoint
@@ -101,6 +102,17 @@ def test_other_values_of_the_organs_make_it_anew(student: Student) -> None:
     before = np.array(learn(student, teaching).labels["u0"].open("u0").label_zyx)
     after = prepare_labels(teaching, task, student.data.load(), student.workspace).labels["u0"].open("u0").label_zyx
     np.testing.assert_array_equal(after, np.array([0, 2, 1])[before])
+
+
+def test_ranks_divide_the_work(student: Student) -> None:
+    class Unwaiting(Ranks):
+        def barrier(self) -> None:
+            """The ranks come one after the other here."""
+
+    for rank, there in ((0, {"u0", "u2"}), (1, {"u0", "u1", "u2"})):
+        ranks = Unwaiting(rank=rank, world_size=2)
+        prepare_labels(begin(student), task_of(student), student.data.load(), student.workspace, ranks=ranks)
+        assert set(written_at(student)) == there
 
 
 def test_a_resumed_training_sees_what_it_began_with(student: Student) -> None:
