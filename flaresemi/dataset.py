@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flaresemi import flare22
-from flaresemi.errors import DatasetError
+from flaresemi.errors import DatasetError, listed
 from flaresemi.image_paths import EXPECTED, image_stem, named_images
 from flaresemi.labels import Label, LabelSet, find_mirror_pairs
 from flaresemi.records import closest, load_json
@@ -221,23 +221,19 @@ def _labeled_cases(found: tuple[Case, ...], images: Path, masks: Path, descripti
     if without_label or without_image:
         parts = []
         if without_label:
-            parts.append(f"images without a label map: {_few(without_label)}")
+            parts.append(f"images without a label map: {listed(without_label)}")
         if without_image:
-            parts.append(f"label maps without an image: {_few(without_image)}")
+            parts.append(f"label maps without an image: {listed(without_image)}")
         raise DatasetError(
             "; ".join(parts), where=f"{images} and {masks}", fix="an image CASE_0000.nii.gz belongs to CASE.nii.gz"
         )
     unknown = sorted(description.annotated.keys() - cases.keys())
     if unknown:
-        raise DatasetError(f"annotated_labels names cases that do not exist: {_few(unknown)}", where=description.path)
+        raise DatasetError(f"annotated_labels names cases that do not exist: {listed(unknown)}", where=description.path)
     return tuple(
         dataclasses.replace(case, label=labels[case.id], annotated=description.annotated.get(case.id))
         for case in cases.values()
     )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _default_channels(groups: Iterable[tuple[Case, ...]]) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """What can go wrong for a user, as exceptions that say what, where and what to do."""
 
+from collections.abc import Sequence
+
 
 class FlaresemiError(Exception):
     """Something a user can mend. The command line prints it and exits with code 2.
@@ -22,6 +24,11 @@ class FlaresemiError(Exception):
 
     def __str__(self) -> str:
         return "\n       ".join(line for line in (self.what, self.where, self.fix) if line)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first five of some names, and how many there are besides: for messages."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _rebuild(kind: type[FlaresemiError], what: str, where: str | None, fix: str | None) -> FlaresemiError:

@@ -103,6 +103,41 @@ class Selection:
             raise ValueError(f"schema_version {self.schema_version} is not known to this flaresemi")
 
 
+#: Stands beside exported label maps, and says what they are.
+EXPORT_RECORD = "exported.json"
+
+EXPORT_SCHEMA_VERSION = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRecord:
+    """Which pseudo-labels a folder holds: those of two rounds are never mixed in it, and a student knows its teacher.
+
+    Attributes:
+        fold: The chain's fold.
+        round: Number of the round, from 1.
+        made_with: Hashes of the checkpoints that drew them.
+        trained_on: Labeled cases that those models were trained on.
+        selection: What of them may be trusted; None: nothing was judged, they are all the pseudo-labels that there are.
+    """
+
+    schema_version: int = EXPORT_SCHEMA_VERSION
+    fold: str
+    round: int
+    made_with: tuple[str, ...]
+    trained_on: tuple[str, ...]
+    selection: Selection | None
+
+    def __post_init__(self) -> None:
+        if self.schema_version != EXPORT_SCHEMA_VERSION:
+            raise ValueError(f"schema_version {self.schema_version} is not known (this is {EXPORT_SCHEMA_VERSION})")
+
+    @property
+    def teacher(self) -> tuple[object, ...]:
+        """What the label maps follow from, whatever is selected of them."""
+        return self.fold, self.round, self.made_with, self.trained_on
+
+
 _CASE_COLUMNS = ("case_id", "score", "flags", "made_with")
 _ORGAN_COLUMNS = ("agreement", "predicted_dice", "volume_ml", "entropy", "touched_faces")
 

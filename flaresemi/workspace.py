@@ -19,6 +19,7 @@ class Workspace:
     lists/*.txt                           labeled, unlabeled, test; train and validation per fold
     preprocessed/FINE|COARSE/CASE/        resampled cases
     models/fold_0/FINE/                   see ModelFolder
+    pseudolabels/fold_0/FINE/CASE/        label maps from elsewhere that a training learns from
     rounds/fold_0/round_1/                see RoundFolder
     rounds/folds_0.json                   what was judged of the chains of these folds
     rounds/final/                         models on everything, after the chains have ended
@@ -86,6 +87,10 @@ class Workspace:
     def model(self, fold: str, stage: Stage) -> "ModelFolder":
         """Folder of one training. `fold` is a number or 'all'."""
         return ModelFolder(self.models / f"fold_{fold}" / stage.value)
+
+    def pseudo_labels(self, fold: str, stage: Stage) -> Path:
+        """Label maps from elsewhere, on the stage's grid, that one training learns from."""
+        return self.root / "pseudolabels" / f"fold_{fold}" / stage.value
 
     def chain(self, fold: str) -> Path:
         """The folder of a chain of self-training rounds, which belongs to one fold."""

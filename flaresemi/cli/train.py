@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,14 +28,16 @@ from flaresemi.compute.allocation import keep_freed_memory
 from flaresemi.compute.device import select_device
 from flaresemi.compute.distributed import Ranks, join_ranks
 from flaresemi.compute.precision import PrecisionName
-from flaresemi.dataset import load_dataset
+from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.plans import Stage
 from flaresemi.records import closest, load_record
 from flaresemi.training.config import TrainingConfig
+from flaresemi.training.distillation import begin_teaching, caution, prepare_labels
 from flaresemi.training.runs import RunRecord
+from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import TrainingTask, load_task
 from flaresemi.training.trainer import Trainer
 from flaresemi.training.validation import validate
@@ -66,19 +69,21 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
         if ranks.world_size > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.local_rank)
         task = load_task(workspace, stage, options.fold)
-        resume, config = _starting_point(task.folder, options, ranks)
-        trainer = Trainer(
-            task,
-            config,
-            device=device,
-            ranks=ranks,
-            command=("flaresemi_train", *words),
-            stop_requested=signals.requested,
-        )
+        resume = _resumes(task.folder, options)
+        semi = _supervision(options, task, workspace, ranks, resume=resume)
+        config = _config(task.folder, options, ranks, resume=resume)
+        settings: dict[str, Any] = {
+            "device": device, "ranks": ranks, "command": ("flaresemi_train", *words),
+            "stop_requested": signals.requested,
+        }  # fmt: skip
+        if semi is None:
+            trainer = Trainer(task, config, **settings)
+        else:
+            trainer = SemiSupervisedTrainer(task, config, semi, **settings)
         if not _is_complete(task.folder, config, resume) and not trainer.fit(resume=resume):
             raise StoppedEarly(f"stopped and saved at iteration {trainer.iteration}; --continue goes on from there")
     if ranks.is_main:
-        _finish(options, workspace, task, device, config.precision)
+        _finish(options, workspace, trainer.task, device, config.precision)
 
 
 def _finish(
@@ -90,23 +95,24 @@ def _finish(
 ) -> None:
     stage, fold = task.plan.stage, task.fold
     if task.validation and not options.no_validation:
-        dataset = usable_cases(load_dataset(options.dataset), workspace)
+        dataset = _dataset(options, workspace)
         print(validate(task, workspace.model(fold, Stage.COARSE), dataset, device=device, precision=precision))
+        if task.taught_by is not None and (doubt := caution(task.taught_by, task.validation)):
+            print(doubt)
     words = dataset_words(options)
     if stage is Stage.COARSE:
-        print_next(["flaresemi_train", "FINE", fold, *words])
+        taught = [] if task.taught_by is None else ["--pseudo-labels", task.taught_by.folder]
+        print_next(["flaresemi_train", "FINE", fold, *words, *taught])
     else:
         print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *words, "--fold", fold])
 
 
-def _starting_point(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks) -> tuple[bool, TrainingConfig]:
-    """Whether to resume, and with which configuration.
+def _resumes(folder: ModelFolder, options: argparse.Namespace) -> bool:
+    """Whether to go on with the training in the folder.
 
-    A resumed training keeps its recorded options; those given anew replace them.
+    Raises:
+        ConfigError: there is one, and nothing says what to do with it.
     """
-    given = {name: value for name, value in vars(options).items() if name in _CONFIG_FIELDS}
-    if given.keys() & {"epochs", "iterations", "time_budget_seconds"}:
-        given = {"epochs": None, "iterations": None, "time_budget_seconds": None} | given
     exists = folder.latest.exists()
     if exists and not options.resume and not options.restart:
         raise ConfigError(
@@ -114,17 +120,62 @@ def _starting_point(folder: ModelFolder, options: argparse.Namespace, ranks: Ran
             where=folder.root,
             fix="--continue goes on with it, --restart discards it and begins anew",
         )
+    return bool(exists and options.resume)
+
+
+def _supervision(
+    options: argparse.Namespace, task: TrainingTask, workspace: Workspace, ranks: Ranks, *, resume: bool
+) -> SemiSupervision | None:
+    """What pseudo-labels from elsewhere add, those named or those that a resumed training began with; None: nothing.
+
+    Raises:
+        FlaresemiError: they cannot be used, or a resumed training began with others.
+    """
+    folder: Path | None = options.pseudo_labels
+    teaching = load_record(task.folder.run_record, RunRecord, error=ConfigError).taught_by if resume else None
+    if resume and folder is not None and (teaching is None or teaching.folder != str(folder.resolve())):
+        began_with = "without pseudo-labels" if teaching is None else f"with the pseudo-labels of {teaching.folder}"
+        raise ConfigError(
+            f"this training began {began_with}", where=task.folder.root,
+            fix="leave --pseudo-labels out to go on as it began; --restart begins anew",
+        )  # fmt: skip
+    if folder is not None and not resume:
+        teaching = begin_teaching(folder, task, _dataset(options, workspace))
+    choices = {name: value for name, value in vars(options).items() if name in ("pseudo_share", "pseudo_augmentation")}
+    if teaching is None:
+        if choices:
+            raise ConfigError("--pseudo-share and --pseudo-augmentation go with --pseudo-labels")
+        return None
+    try:
+        teaching = dataclasses.replace(teaching, **choices)
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
+    if ranks.is_main and (doubt := caution(teaching, task.validation)):
+        logger.warning("%s", doubt)
+    return prepare_labels(teaching, task, _dataset(options, workspace), workspace, ranks=ranks)
+
+
+def _dataset(options: argparse.Namespace, workspace: Workspace) -> Dataset:
+    return usable_cases(load_dataset(options.dataset), workspace)
+
+
+def _config(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks, *, resume: bool) -> TrainingConfig:
+    """The configuration to train with; discards what `--restart` says.
+
+    A resumed training keeps its recorded options; those given anew replace them.
+    """
+    given = {name: value for name, value in vars(options).items() if name in _CONFIG_FIELDS}
+    if given.keys() & {"epochs", "iterations", "time_budget_seconds"}:
+        given = {"epochs": None, "iterations": None, "time_budget_seconds": None} | given
+    try:
+        recorded = load_record(folder.run_record, RunRecord, error=ConfigError).config if resume else TrainingConfig()
+        config = dataclasses.replace(recorded, **given)
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
     if options.restart and ranks.is_main and folder.root.exists():
         shutil.rmtree(folder.root)
     ranks.barrier()
-    resume = exists and options.resume
-    try:
-        if resume:
-            recorded = load_record(folder.run_record, RunRecord, error=ConfigError).config
-            return True, dataclasses.replace(recorded, **given)
-        return False, TrainingConfig(**given)
-    except ValueError as problem:
-        raise ConfigError(str(problem)) from None
+    return config
 
 
 def _is_complete(folder: ModelFolder, config: TrainingConfig, resume: bool) -> bool:
@@ -187,6 +238,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="train on N GPUs of this machine")
     parser.add_argument("--no-validation", action="store_true", help="skip the validation on whole images at the end")
     default = TrainingConfig()
+    student = parser.add_argument_group("student", "learns from pseudo-labels of the unlabeled cases, too")
+    student.add_argument(
+        "--pseudo-labels", type=Path, metavar="FOLDER",
+        help="label maps CASE.nii.gz on the grids of the images: what flaresemi_semi_round --export-labels, "
+        "flaresemi_predict or another program wrote",
+    )  # fmt: skip
+    student.add_argument(
+        "--pseudo-share", type=float, default=argparse.SUPPRESS, help="share of the patches from these cases [0.5]"
+    )
+    student.add_argument(
+        "--pseudo-augmentation", choices=["none", "standard", "strong"], default=argparse.SUPPRESS,
+        help="strength for these cases [strong]",
+    )  # fmt: skip
     chosen = parser.add_argument_group("training", "what is not given has the default in brackets")
 
     def add(flag: str, kind: Callable[[str], Any], text: str, field: str | None = None, **settings: object) -> None:

@@ -76,8 +76,8 @@ def match_cases(
     Raises:
         DatasetError: a folder or file is not there, a folder holds no label map, or two files stand for one case.
     """
-    referred = _by_case(references)
-    predicted = {case_id: path for case_id, path in _by_case(predictions).items() if path.exists()}
+    referred = files_by_case(references)
+    predicted = {case_id: path for case_id, path in files_by_case(predictions).items() if path.exists()}
     if _is_file(predictions) and _is_file(references):
         predicted = dict(zip(referred, predicted.values()))
     pairs = tuple(
@@ -178,7 +178,12 @@ def _check_grids(pair: CasePair, prediction: LabelMap, reference: LabelMap) -> N
     )
 
 
-def _by_case(source: Path | Mapping[str, Path]) -> dict[str, Path]:
+def files_by_case(source: Path | Mapping[str, Path]) -> dict[str, Path]:
+    """The label maps of a folder by their names without ending; or one file, or what is given by case already.
+
+    Raises:
+        DatasetError: there is no such place, no label map in it, or two for one case.
+    """
     if not isinstance(source, Path):
         return dict(source)
     if source.is_file():

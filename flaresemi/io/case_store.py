@@ -160,13 +160,16 @@ class LabelStore(CaseStore):
         super().__init__(folder)
         self.images = images
 
-    def write_labels(self, case_id: str, label_zyx: np.ndarray, organs: int, supervised: tuple[int, ...]) -> None:
+    def write_labels(
+        self, case_id: str, label_zyx: np.ndarray, organs: int, supervised: tuple[int, ...], source: str = ""
+    ) -> None:
         """Writes, or replaces, the label map of a case.
 
         Args:
             label_zyx: Internal indices on the stage grid of the image, uint8 or uint16.
             organs: Number of organs of the dataset.
             supervised: Indices of those that the label map is trusted on.
+            source: Of the file that the label map comes from, where it was not drawn here.
 
         Raises:
             DatasetError: the image is not in its store.
@@ -182,7 +185,7 @@ class LabelStore(CaseStore):
             supervised=supervised,
             source_hash=image.record.source_hash,
         )
-        record = dataclasses.replace(record, channel_minima=image.record.channel_minima)
+        record = dataclasses.replace(record, channel_minima=image.record.channel_minima, label_source=source)
         _check_write(record, image.image_czyx, label_zyx)
         with self._new_case(case_id) as folder:
             save_record(folder / "case.json", _save_labels(folder, record, label_zyx))
@@ -208,14 +211,14 @@ class LabelStore(CaseStore):
             DatasetError: it is missing, or another file by now.
         """
         folder = self._folder(case_id)
-        again = "delete this folder and start the round again: it labels the case anew"
+        again = "delete this folder and start the same command again: the label map is made anew"
         try:
             found = content_hash(folder / "label.npy")
         except FileNotFoundError:
             raise DatasetError(f"the pseudo-label of case '{case_id}' is missing", where=folder, fix=again) from None
         if self.record(case_id).label_hash not in ("", found):
             raise DatasetError(
-                f"the pseudo-label of case '{case_id}' is not the one that was judged: its file has changed",
+                f"the pseudo-label of case '{case_id}' is not the one that was written: its file has changed",
                 where=folder, fix=again,
             )  # fmt: skip
 

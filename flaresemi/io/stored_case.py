@@ -28,6 +28,7 @@ class CaseRecord:
         channel_minima: Lowest stored value per channel (air), which pads patches that reach outside. Filled in on
             writing.
         label_hash: Of the stored label map, so that a later change is noticed; empty without one. Filled in on writing.
+        label_source: Of the file that a pseudo-label came from; empty where it was drawn here.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -41,6 +42,7 @@ class CaseRecord:
     source_hash: str = ""
     channel_minima: tuple[float, ...] = ()
     label_hash: str = ""
+    label_source: str = ""
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:

@@ -87,10 +87,19 @@ def read_case(case: Case, labels: LabelSet) -> tuple[Image, np.ndarray | None]:
         DatasetError: the label map does not lie on the image, or has values that nobody declared.
     """
     image = read_image(case.images)
+    return image, None if case.label is None else read_organs(case, labels, image.source)
+
+
+def read_organs(case: Case, labels: LabelSet, image: SourceGrid) -> np.ndarray:
+    """Reads the label map of a labeled case; as `read_case`, for when the image itself is not needed.
+
+    Args:
+        image: The grid of its image.
+    """
     if case.label is None:
-        return image, None
+        raise ValueError(f"case '{case.id}' has no label map")
     label = read_label_map(case.label)
-    difference = grid_difference(label.source, image.source)
+    difference = grid_difference(label.source, image)
     if difference is not None and not (case.label_on_image_grid and difference.fixable):
         raise DatasetError(
             f"case '{case.id}': {difference.what}",
@@ -110,7 +119,7 @@ def read_case(case: Case, labels: LabelSet) -> tuple[Image, np.ndarray | None]:
         kept = list(supervised_organs(case, labels))
         table[kept] = kept
         indices = table[indices]
-    return image, indices
+    return indices
 
 
 def read_geometries(cases: Iterable[Case]) -> list[Geometry]:

@@ -1,6 +1,5 @@
 """Pseudo-labels as files for other programs: on the grids of the user's images, with the user's values."""
 
-import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,26 +15,9 @@ from flaresemi.io.images import read_grid, write_label_map
 from flaresemi.labels import LabelSet
 from flaresemi.preprocessing.preprocessor import canonical_labels
 from flaresemi.records import load_record, save_record
+from flaresemi.selection import EXPORT_RECORD, ExportRecord
 
 logger = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRecord:
-    """Which pseudo-labels a folder holds, so that those of two rounds are never mixed in it.
-
-    Attributes:
-        fold: The chain's fold.
-        round: Number of the round, from 1.
-        made_with: Hashes of the checkpoints that drew them.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-    fold: str
-    round: int
-    made_with: tuple[str, ...]
 
 
 def export_labels(
@@ -78,11 +60,12 @@ def export_labels(
 
 
 def _begin(folder: Path, outputs: dict[str, Path], record: ExportRecord) -> None:
-    """Sees that what stands in the folder is of the same round."""
-    path = folder / "exported.json"
+    """Sees that what stands in the folder is of the same round, and says what of it is selected now."""
+    path = folder / EXPORT_RECORD
     if path.exists():
         found = load_record(path, ExportRecord, error=ConfigError)
-        if found == record:
+        if found.teacher == record.teacher:
+            save_record(path, record)
             return
         what = f"this folder holds the pseudo-labels of round {found.round} of fold {found.fold}"
         if (found.fold, found.round) == (record.fold, record.round):

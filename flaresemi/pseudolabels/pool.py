@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from flaresemi.errors import DatasetError, SelectionError
+from flaresemi.errors import DatasetError, SelectionError, listed
 from flaresemi.evaluation.overlap import dice_per_organ
 from flaresemi.files import remove_leftovers, write_text
 from flaresemi.io.case_store import CaseStore, LabelStore
@@ -36,7 +36,7 @@ def label_pool(labeler: Labeler, case_ids: Sequence[str], folder: RoundFolder) -
     left = [case_id for case_id in case_ids if not is_labeled(case_id, made_with, images, folder)]
     if left and len(left) < len(case_ids):
         done = len(case_ids) - len(left)
-        logger.info("%d of %d cases are labeled already, not yet: %s", done, len(case_ids), _listed(left))
+        logger.info("%d of %d cases are labeled already, not yet: %s", done, len(case_ids), listed(left))
     is_watched = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
     for case_id in tqdm(left, desc="labeling", unit="case", disable=not is_watched):
         _score_file(folder, case_id).unlink(missing_ok=True)  # an old score shall not vouch for a new label
@@ -95,7 +95,7 @@ def merge_scores(case_ids: Sequence[str], made_with: tuple[str, ...], folder: Ro
             scores.append(score)
     if missing:
         raise SelectionError(
-            f"{len(missing)} of {len(case_ids)} cases are not labeled in this round: {_listed(missing)}",
+            f"{len(missing)} of {len(case_ids)} cases are not labeled in this round: {listed(missing)}",
             where=folder.case_scores,
             fix="run the labeling step (all of its shards) to the end",
         )
@@ -133,7 +133,3 @@ def write_reliable_series(folder: RoundFolder, selection: Selection) -> None:
 
 def _score_file(folder: RoundFolder, case_id: str) -> Path:
     return folder.case_scores / f"{case_id}.json"
-
-
-def _listed(case_ids: Sequence[str]) -> str:
-    return ", ".join(case_ids[:5]) + (f" and {len(case_ids) - 5} more" if len(case_ids) > 5 else "")

@@ -22,7 +22,7 @@ from flaresemi.planning.preparation import refuse_changed
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
 from flaresemi.pseudolabels.calibration import Observations, calibrate, with_predictions
-from flaresemi.pseudolabels.exporting import ExportRecord, export_labels
+from flaresemi.pseudolabels.exporting import export_labels
 from flaresemi.pseudolabels.labeling import Labeler
 from flaresemi.pseudolabels.pool import is_labeled, label_pool, merge_scores, observe, write_reliable_series
 from flaresemi.pseudolabels.selecting import LabeledVolumes, select
@@ -38,7 +38,7 @@ from flaresemi.rounds.state import (
     load_state,
     save_state,
 )
-from flaresemi.selection import Selection, save_scores
+from flaresemi.selection import ExportRecord, Selection, save_scores
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.runs import RunRecord
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer
@@ -194,11 +194,15 @@ class Round:
         """
         made_with = self._made_with()
         wanted = {score.case_id for score in merge_scores(self.pool, made_with, self.folder)}
-        if selected_only:
-            wanted = {case.case_id for case in load_record(self.folder.selection, Selection).selected}
+        selection = load_record(self.folder.selection, Selection, error=SelectionError) if selected_only else None
+        if selection is not None:
+            wanted = {case.case_id for case in selection.selected}
         cases = [case for case in self.dataset.unlabeled if case.id in wanted]
         refuse_changed(cases, self.dataset.labels, self.workspace)
-        record = ExportRecord(fold=self.fold, round=self.number, made_with=made_with)
+        record = ExportRecord(
+            fold=self.fold, round=self.number, made_with=made_with,
+            trained_on=self._task(Stage.FINE).training, selection=selection,
+        )  # fmt: skip
         return export_labels(cases, self.label_store(Stage.FINE), self.plans.labels, folder, record)
 
     @property

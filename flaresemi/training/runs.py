@@ -10,7 +10,7 @@ from typing import Any
 
 from flaresemi import __version__
 from flaresemi.training.config import Recipe, TrainingConfig
-from flaresemi.training.task import TrainingTask
+from flaresemi.training.task import Teaching, TrainingTask
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "numpy", "batchgenerators", "SimpleITK", "scipy")
@@ -26,6 +26,7 @@ class RunRecord:
         recipe: Length and optimizer, resolved; a time budget becomes a number of iterations here, once.
         training_cases: Names of the cases that were trained on.
         validation_cases: Names of the held-out cases.
+        taught_by: The label maps from elsewhere among what was trained on; None without any.
         device: The processor or card.
         git_revision: Of flaresemi's source, where it is a checkout; with a trailing `+` when it had local changes.
         continued: When the run was resumed.
@@ -48,6 +49,7 @@ class RunRecord:
     versions: dict[str, str]
     git_revision: str | None
     started: str
+    taught_by: Teaching | None = None
     continued: tuple[str, ...] = ()
 
     @classmethod
@@ -60,6 +62,7 @@ class RunRecord:
             recipe=recipe,
             plan_hash=task.plan.hash,
             validation_cases=task.validation,
+            taught_by=task.taught_by,
             versions=package_versions(),
             git_revision=git_revision(),
             started=now(),

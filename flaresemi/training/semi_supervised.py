@@ -9,7 +9,7 @@ from flaresemi.io.case_store import CaseStore, LabelStore, StoredCase
 from flaresemi.selection import Selection
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.sampling import TrainingCase
-from flaresemi.training.task import TrainingTask
+from flaresemi.training.task import Teaching, TrainingTask
 from flaresemi.training.trainer import Trainer
 
 
@@ -23,6 +23,7 @@ class SemiSupervision:
         pseudo_share: Share of the patches that come from pseudo-labeled cases (0.5: one of each, the seed's 1:1).
         augmentation: Strength for pseudo-labeled cases; labeled ones keep that of the config.
         fine_tune: Share of the training, at its end, that sees labeled cases alone.
+        taught_by: Where the label maps came from, for the record; None where a round drew them.
     """
 
     labels: Mapping[str, LabelStore]
@@ -30,6 +31,7 @@ class SemiSupervision:
     pseudo_share: float = 0.5
     augmentation: str = "strong"
     fine_tune: float = 0.0
+    taught_by: Teaching | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.pseudo_share < 1:
@@ -88,7 +90,7 @@ class SemiSupervisedTrainer(Trainer):
         for case_id in pseudo_ids:
             semi.labels[case_id].refuse_edited(case_id)
         mixed = MixedStore(task.store, semi.labels)
-        super().__init__(dataclasses.replace(task, store=mixed), config, **settings)
+        super().__init__(dataclasses.replace(task, store=mixed, taught_by=semi.taught_by), config, **settings)
 
     def training_cases(self) -> list[TrainingCase]:
         """Labeled and pseudo-labeled cases, drawn in the ratio of `pseudo_share`."""

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import Literal
 
 from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.io.case_store import CaseStore
@@ -10,9 +11,33 @@ from flaresemi.labels import LabelSet
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage, StagePlan, load_plans
 from flaresemi.preprocessing.preprocessor import preprocessing_hash
+from flaresemi.selection import ExportRecord
 from flaresemi.workspace import ModelFolder, Workspace
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Teaching:
+    """A folder of label maps that a training learns from, besides the real ones.
+
+    Attributes:
+        folder: Where they lay when the training began.
+        exported: What the folder says of itself; None where it says nothing.
+        files: By unlabeled case that is used, the hash of its label map's file.
+        pseudo_share: Share of the patches that come from these cases.
+        pseudo_augmentation: Strength of their augmentation.
+    """
+
+    folder: str
+    exported: ExportRecord | None
+    files: dict[str, str]
+    pseudo_share: float = 0.5
+    pseudo_augmentation: Literal["none", "standard", "strong"] = "strong"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pseudo_share < 1:
+            raise ValueError("pseudo_share must lie between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +54,7 @@ class TrainingTask:
         training: Names of the cases to train on.
         validation: Names of the held-out cases; empty for 'all'.
         folder: Where everything is written.
+        taught_by: The label maps from elsewhere that it learns from; None without any.
     """
 
     plan: StagePlan
@@ -40,6 +66,7 @@ class TrainingTask:
     training: tuple[str, ...]
     validation: tuple[str, ...]
     folder: ModelFolder
+    taught_by: Teaching | None = None
 
 
 def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
@@ -56,7 +83,7 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
     plan = plans.stage(stage)
     split = load_splits(workspace.splits).fold(fold)
     store = CaseStore(workspace.preprocessed(stage))
-    _check_prepared(store, (*split.train, *split.validation), preprocessing_hash(plans.body, plan))
+    check_prepared(store, (*split.train, *split.validation), preprocessing_hash(plans.body, plan))
     if stage is Stage.COARSE and not plans.two_stage:
         logger.warning("the plans have one stage: COARSE is trained, but FINE works without it")
     return TrainingTask(
@@ -72,7 +99,15 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
     )
 
 
-def _check_prepared(store: CaseStore, case_ids: Sequence[str], wanted: str) -> None:
+def check_prepared(store: CaseStore, case_ids: Sequence[str], wanted: str) -> None:
+    """Sees that cases are prepared as the plans want it.
+
+    Args:
+        wanted: The stage's `preprocessing_hash`.
+
+    Raises:
+        DatasetError: some are not; it names them.
+    """
     missing = [case_id for case_id in case_ids if not store.has(case_id, wanted)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

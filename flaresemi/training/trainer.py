@@ -287,8 +287,9 @@ class Trainer:
             total = self.config.fixed_iterations if self.config != record.config else record.recipe.total_iterations
             recipe = self._resolve(total or record.recipe.total_iterations)
             record = dataclasses.replace(
-                record, config=self.config, recipe=recipe, continued=(*record.continued, runs.now())
-            )
+                record, config=self.config, recipe=recipe, taught_by=self.task.taught_by,
+                continued=(*record.continued, runs.now()),
+            )  # fmt: skip
         else:
             recipe = self._resolve(self.config.fixed_iterations or self._iterations_in_budget())
             record = runs.RunRecord.begin(

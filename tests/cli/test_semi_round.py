@@ -7,7 +7,10 @@ from flaresemi.cli import semi_round
 from flaresemi.dataset import load_dataset
 from flaresemi.io.images import read_grid
 from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
+from flaresemi.records import load_record
+from flaresemi.selection import EXPORT_RECORD, ExportRecord
 from flaresemi.workspace import Workspace
 from tests.rounds.conftest import trained  # noqa: F401
 
@@ -56,6 +59,14 @@ def test_labels_are_exported_once_they_are_there(
     assert read_grid(exported).canonical == read_grid(unlabeled.images[0]).canonical
     assert semi_round.main([*export, "--export-which", "all"]) == 0
     assert "0 label map(s) written" in capsys.readouterr().out
+    record = load_record(tmp_path / "out" / EXPORT_RECORD, ExportRecord)
+    assert record.selection is None
+    assert record.trained_on == load_splits(Workspace(Path(place[3])).splits).fold("0").train
+    assert semi_round.main([*place, *TAKE_ALL, "--fold", "0", "--step", "select"]) == 0
+    assert semi_round.main(export) == 0  # the same label map, of which it is known now what may be trusted
+    selection = load_record(tmp_path / "out" / EXPORT_RECORD, ExportRecord).selection
+    assert selection is not None
+    assert [case.case_id for case in selection.selected] == [unlabeled.id]
 
 
 def test_torchrun_divides_labeling_only(

@@ -304,7 +304,7 @@ def test_an_edited_label_map_is_refused(pseudo: LabelStore) -> None:
     content[-1] = 3
     file.write_bytes(content)
     pseudo.open("scan")  # nothing that costs less would see it
-    with pytest.raises(DatasetError, match="not the one that was judged"):
+    with pytest.raises(DatasetError, match="not the one that was written"):
         pseudo.refuse_edited("scan")
     file.unlink()
     with pytest.raises(DatasetError, match="is missing"):

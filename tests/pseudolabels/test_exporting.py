@@ -15,14 +15,15 @@ from flaresemi.io.images import SourceGrid, read_grid, read_image, read_label_ma
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import canonical_labels, prepare
 from flaresemi.preprocessing.resampling import resample_image
-from flaresemi.pseudolabels.exporting import ExportRecord, export_labels
+from flaresemi.pseudolabels.exporting import export_labels
 from flaresemi.pseudolabels.labeling import Chain, Labeler
+from flaresemi.selection import ExportRecord
 from tests.inference.conftest import LABELS, NEVER, ThresholdNetwork, make_checkpoint, make_plan
 from tests.pseudolabels.test_labeling import MEDIAN_ML, kidney_and_liver
 
 COARSE = make_plan(Stage.COARSE, spacing=(6.0, 6.0, 6.0))
 ORGANS = (2.0, NEVER, 5.0)  # right kidney above 200 HU, liver above 500 HU
-RECORD = ExportRecord(fold="0", round=1, made_with=("abc",))
+RECORD = ExportRecord(fold="0", round=1, made_with=("abc",), trained_on=("real",), selection=None)
 
 
 @pytest.fixture(autouse=True)

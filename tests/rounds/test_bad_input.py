@@ -52,7 +52,7 @@ def test_an_edited_pseudo_label_is_not_trained_on(new_round: Callable[[], Round]
     file = stored.folder / "label.npy"
     drawn = file.read_bytes()
     file.write_bytes(drawn[:-1] + bytes([drawn[-1] ^ 1]))
-    with pytest.raises(DatasetError, match=f"pseudo-label of case '{round.pool[0]}' is not the one that was judged"):
+    with pytest.raises(DatasetError, match=f"pseudo-label of case '{round.pool[0]}' is not the one that was written"):
         round.run()
     shutil.rmtree(stored.folder)  # what the message says
     state = new_round().run()

@@ -1,5 +1,7 @@
-"""A tiny task: two balls of different brightness, left and right, in three prepared cases."""
+"""A tiny task: two balls of different brightness, left and right, in three prepared cases; a tiny student's dataset."""
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +11,16 @@ import pytest
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.labels import Label, LabelSet
+from flaresemi.planning.fingerprint import fingerprint_dataset
+from flaresemi.planning.planner import make_plans
+from flaresemi.planning.preparation import prepare_dataset
+from flaresemi.planning.splits import make_splits
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.records import save_record
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.task import TrainingTask
-from flaresemi.workspace import ModelFolder
+from flaresemi.workspace import ModelFolder, Workspace
+from tests.planning.conftest import SmallDataset
 
 SHAPE = (24, 26, 28)
 LABELS = LabelSet(
@@ -100,3 +108,46 @@ def quick_config() -> TrainingConfig:
     return TrainingConfig(
         iterations=12, iterations_per_epoch=4, loader_workers=0, precision="fp32", validations=3, learning_rate=3e-3
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """A student's dataset and workspace, and a folder with the true label maps of the unlabeled cases u0, u1 and u2."""
+
+    data: SmallDataset
+    workspace: Workspace
+    teacher: Path
+
+    def truth(self, case_id: str) -> np.ndarray:
+        return self.data.label_array(50 + int(case_id[1:]))
+
+    @property
+    def words(self) -> list[str]:
+        return ["-d", str(self.data.root), "-w", str(self.workspace.root)]
+
+
+@pytest.fixture(scope="session")
+def prepared_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three labeled and three unlabeled cases, planned with two stages and prepared. Read it, write elsewhere."""
+    root = tmp_path_factory.mktemp("student")
+    data = SmallDataset(root=root / "data", values=(5, 200))
+    for number in range(3):
+        data.add("labeled", f"l{number}", seed=number).add("unlabeled", f"u{number}", seed=50 + number)
+    dataset, workspace = data.describe().load(), Workspace(root / "workspace")
+    plans = make_plans(fingerprint_dataset(dataset, None, workers=1))
+    fine = stage_plan(region="organs", spacing_zyx_mm=(2.5, 1.5, 1.5))
+    coarse = stage_plan(stage=Stage.COARSE, spacing_zyx_mm=(4.0, 3.0, 3.0), patch_zyx=(8, 8, 8))
+    plans = dataclasses.replace(plans, fine=fine, coarse=coarse)
+    save_record(workspace.plans, plans)
+    save_record(workspace.splits, make_splits(case.id for case in dataset.labeled))
+    prepare_dataset(dataset, plans, workspace, workers=1)
+    return root
+
+
+@pytest.fixture
+def student(prepared_student: Path, tmp_path: Path) -> Student:
+    root = shutil.copytree(prepared_student, tmp_path / "student")  # times of files are kept
+    made = Student(SmallDataset(root=root / "data", values=(5, 200)), Workspace(root / "workspace"), root / "teacher")
+    for case_id in ("u0", "u1", "u2"):
+        made.data.write(made.teacher / f"{case_id}.nii.gz", made.truth(case_id))
+    return made
