@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ from flaresemi.cli.common import (
 from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.allocation import keep_freed_memory
 from flaresemi.compute.device import select_device
-from flaresemi.compute.distributed import Ranks, join_ranks
+from flaresemi.compute.distributed import Ranks, join_ranks, launched_ranks
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import CheckpointError, ConfigError
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, words: list[str]) -> None:
-    if options.gpus > 1 and "LOCAL_RANK" not in os.environ:
+    if (options.gpus > 1 or options.max_restarts > 0) and launched_ranks() is None:
         _launch(options, words)
         return
     workspace = workspace_of(options)
@@ -66,7 +65,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
         if ranks.world_size > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.local_rank)
         task = load_task(workspace, stage, options.fold)
-        resume, config = _starting_point(task.folder, options, ranks)
+        resume, config = _starting_point(task.folder, options, ranks, device)
         trainer = Trainer(
             task,
             config,
@@ -99,25 +98,31 @@ def _finish(
         print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *words, "--fold", fold])
 
 
-def _starting_point(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks) -> tuple[bool, TrainingConfig]:
+def _starting_point(
+    folder: ModelFolder, options: argparse.Namespace, ranks: Ranks, device: torch.device
+) -> tuple[bool, TrainingConfig]:
     """Whether to resume, and with which configuration.
 
-    A resumed training keeps its recorded options; those given anew replace them.
+    A resumed training keeps its recorded options; those given anew replace them. Processes that torchrun has started
+    again after one of them died go on with what they did before, whatever the options wanted of an older training. The
+    restarts are counted node by node, so that the ranks have to ask each other.
     """
+    is_restarted = ranks.any(ranks.restarts > 0, device)
+    wants_resume, wants_new = options.resume or is_restarted, options.restart and not is_restarted
     given = {name: value for name, value in vars(options).items() if name in _CONFIG_FIELDS}
     if given.keys() & {"epochs", "iterations", "time_budget_seconds"}:
         given = {"epochs": None, "iterations": None, "time_budget_seconds": None} | given
     exists = folder.latest.exists()
-    if exists and not options.resume and not options.restart:
+    if exists and not wants_resume and not wants_new:
         raise ConfigError(
             "there is a training in this folder already",
             where=folder.root,
             fix="--continue goes on with it, --restart discards it and begins anew",
         )
-    if options.restart and ranks.is_main and folder.root.exists():
+    if wants_new and ranks.is_main and folder.root.exists():
         shutil.rmtree(folder.root)
     ranks.barrier()
-    resume = exists and options.resume
+    resume = exists and wants_resume
     try:
         if resume:
             recorded = load_record(folder.run_record, RunRecord, error=ConfigError).config
@@ -143,10 +148,10 @@ def _is_complete(folder: ModelFolder, config: TrainingConfig, resume: bool) -> b
 
 def _launch(options: argparse.Namespace, words: list[str]) -> None:
     """Starts one process per GPU by torchrun."""
-    kept = re.sub(r"(^|\0)--gpus[=\0][^\0]*", "", "\0".join(words)).strip("\0").split("\0")
+    kept = re.sub(r"(^|\0)--(gpus|max-restarts)[=\0][^\0]*", "", "\0".join(words)).strip("\0").split("\0")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.gpus}",
-        "-m", "flaresemi.cli.train", *kept,
+        f"--max-restarts={options.max_restarts}", "-m", "flaresemi.cli.train", *kept,
     ]  # fmt: skip
     code = subprocess.run(command, check=False).returncode
     if code:
@@ -181,10 +186,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=stages, help="COARSE finds the organs, FINE draws them")
     parser.add_argument("fold", type=_fold, help="number of the fold that is held out, or all")
     add_dataset_options(parser)
-    parser.add_argument("--continue", dest="resume", action="store_true", help="go on with the training in this folder")
-    parser.add_argument("--restart", action="store_true", help="discard the training in this folder")
+    former = parser.add_mutually_exclusive_group()
+    former.add_argument("--continue", dest="resume", action="store_true", help="go on with the training in this folder")
+    former.add_argument("--restart", action="store_true", help="discard the training in this folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="train on N GPUs of this machine")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="K",
+        help="go on by itself, up to K times, after a process has died [0]",
+    )  # fmt: skip
     parser.add_argument("--no-validation", action="store_true", help="skip the validation on whole images at the end")
     default = TrainingConfig()
     chosen = parser.add_argument_group("training", "what is not given has the default in brackets")

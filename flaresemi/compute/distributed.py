@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -18,11 +20,13 @@ class Ranks:
         rank: Number of this process, 0 to world_size - 1.
         world_size: Number of processes.
         local_rank: Number of this process on its node, which is also its GPU.
+        restarts: How often torchrun has started the processes of this node again after one of them died.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    restarts: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -49,11 +53,26 @@ class Ranks:
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return bool(shared.item())
 
+    def share_gradients(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network, whose gradients will be the means over the ranks."""
+        if self.world_size == 1:
+            return network
+        if device.type == "cuda":
+            return DistributedDataParallel(network, device_ids=[device])
+        # Channels-last gradients of kernels of one voxel lie in memory as the weights do, but their strides have other
+        # numbers in the axes of length one, which DDP warns of.
+        for parameter in network.parameters():
+            parameter.register_hook(lambda gradient: gradient.flatten().view_as(gradient))
+        return DistributedDataParallel(network)
+
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> Ranks | None:
     """Who we are by torchrun's environment variables; None where torchrun did not start this process."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    return Ranks(*(int(environment[name]) for name in names)) if all(name in environment for name in names) else None
+    if any(name not in environment for name in names):
+        return None
+    restarts = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return Ranks(*(int(environment[name]) for name in names), restarts=restarts)
 
 
 @contextlib.contextmanager
@@ -62,9 +81,9 @@ def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Rank
 
     torchrun (RANK, WORLD_SIZE, LOCAL_RANK) is the one launcher; SLURM and --gpus start it.
     """
-    ranks = launched_ranks()
-    if ranks is None or ranks.world_size == 1:
-        yield Ranks()
+    ranks = launched_ranks() or Ranks()
+    if ranks.world_size == 1:
+        yield ranks
         return
     if device_type == "cuda":
         torch.cuda.set_device(ranks.local_rank)
