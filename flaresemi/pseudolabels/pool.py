@@ -65,11 +65,14 @@ def label_pool(
             done = len(mine) - len(left)
             logger.info("%d of %d cases are labeled already, not yet: %s", done, len(mine), _listed(left))
         turns = claims.hand_out(left, is_done, stop_requested)
+        count = 0
         for case_id in tqdm(turns, total=len(left), desc="labeling", unit="case", disable=not is_watched):
             _score_file(folder, case_id).unlink(missing_ok=True)  # an old score shall not vouch for a new label
             labeled = labeler.label(case_id)
             write_labels(labeler, labeled, folder)
             save_record(_score_file(folder, case_id), labeled.score)
+            count += 1
+        logger.info("labeled %d of %d cases here", count, len(mine))
     return all(map(is_done, left))
 
 

@@ -1,4 +1,4 @@
-"""The batch files in docs/slurm: bash takes them, flaresemi and torchrun know their options, and stopped jobs queue again."""
+"""The batch files in docs/slurm: bash takes them, their options are known, and stopped jobs queue again."""
 
 import os
 import re
