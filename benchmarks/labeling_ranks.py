@@ -1,8 +1,8 @@
 """A pool of small phantoms labeled by 1, 2 and 4 processes, one of them slowed tenfold, one killed: the same result?
 
 Twenty phantoms of 48³ voxels, with noise of their own as often as there are cases; a tiny network labels them. The
-slowed process may run for 20 of every 200 milliseconds from its first case on; the killed one gets SIGKILL while it works
-on a case. Result: results/labeling_ranks.md.
+slowed process may run for 20 of every 200 milliseconds from its first case on; the killed one gets SIGKILL while it
+works on a case. Result: results/labeling_ranks.md.
 """
 
 import os
@@ -167,8 +167,8 @@ def report(bench: running.Bench, cases: int, variants: list[str]) -> None:
     lines = [
         f"# {cases} unlabeled cases, shared by processes", "",
         "Each variant has its own workspace; afterwards the scores are put together. Files: label maps, scores,",
-        "observations and selection, compared byte by byte with those of one rank. The machine was busy with other work:",
-        "times are upper bounds, and there is no speedup to be seen where there are more processes than free cores.", "",
+        "observations and selection, compared byte by byte with those of one rank. The machine was busy with other",
+        "work: times are upper bounds, and there is no speedup to be seen with more processes than free cores.", "",
         "| variant | command, s | first to last case, s | cases by process | labeled once | files equal | different |",
         "|---|---:|---:|---|---:|---:|---:|",
     ]  # fmt: skip
@@ -181,8 +181,8 @@ def report(bench: running.Bench, cases: int, variants: list[str]) -> None:
         times = f"{step['seconds']:.0f} | {step['labeling']:.1f}"
         lines.append(f"| {name} | {times} | {shares} | {once} | {same} | {len(different)} |")
         trouble += [f"{name}: {each}" for each in different] + ([f"{name}: {once} cases"] if once != cases else [])
-    lines += ["", "A killed process does not say how many cases it labeled. Where torchrun starts all ranks again, those",
-              "of the first start say it too, when they are ended."]  # fmt: skip
+    lines += ["", "A killed process does not say how many cases it labeled. Where torchrun starts all ranks again,",
+              "those of the first start say it too, when they are ended."]  # fmt: skip
     bench.report("\n".join([*lines, "", *(f"* {each}" for each in trouble[:20])]))
     if trouble:
         raise SystemExit("the variants differ")

@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import os
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -88,9 +91,29 @@ def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Rank
     if device_type == "cuda":
         torch.cuda.set_device(ranks.local_rank)
     backend = "nccl" if device_type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store = unused_part(store, rank, world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         yield ranks
         dist.barrier()  # a rank that left first would break the connections of those still at work
     finally:
         dist.destroy_process_group()
+
+
+def unused_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """A part of a store that only the ranks of this start write to.
+
+    torchrun keeps one store for all starts of a run (torch 2.13). A rank that is started again must not find the address
+    of a peer that has died, or it waits for that peer until the timeout. How often a node was started is no name for a
+    start: the nodes count for themselves. So each rank leaves a name of its own that nobody knew before, and all wait
+    until every one of them has seen the same names.
+    """
+    store.set(f"flaresemi/name/{rank}", uuid.uuid4().hex)
+    while True:
+        names = b" ".join(store.get(f"flaresemi/name/{other}") for other in range(world_size))
+        store.set(f"flaresemi/seen/{rank}", names.decode())
+        if all(store.get(f"flaresemi/seen/{other}") == names for other in range(world_size)):
+            return dist.PrefixStore(f"flaresemi/{hashlib.sha256(names).hexdigest()}", store)
+        time.sleep(0.05)
