@@ -119,8 +119,8 @@ def report(bench: running.Bench) -> None:
     both = [bench.steps[name]["history"] for name in ("two hosts", "two hosts, one rank killed")]
     lines = [
         "# One training on two hosts", "",
-        "Two network namespaces joined by a virtual cable; torchrun starts one gloo rank in each. The global batch is the",
-        "same. SGD, fp32. In the last column one rank got SIGKILL, and both torchruns started theirs again.", "",
+        "Two network namespaces joined by a virtual cable; torchrun starts one gloo rank in each. The global batch is",
+        "the same. SGD, fp32. In the last column one rank got SIGKILL, and both torchruns started theirs again.", "",
         "| step | one process | two hosts | one rank killed |", "|---:|---:|---:|---:|",
     ]  # fmt: skip
     for rows in zip(alone, *both, strict=True):

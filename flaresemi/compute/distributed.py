@@ -105,10 +105,10 @@ def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Rank
 def unused_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
     """A part of a store that only the ranks of this start write to.
 
-    torchrun keeps one store for all starts of a run (torch 2.13). A rank that is started again must not find the address
-    of a peer that has died, or it waits for that peer until the timeout. How often a node was started is no name for a
-    start: the nodes count for themselves. So each rank leaves a name of its own that nobody knew before, and all wait
-    until every one of them has seen the same names.
+    torchrun keeps one store for all starts of a run (torch 2.13). A rank that is started again must not find the
+    address of a peer that has died, or it waits for that peer until the timeout. How often a node was started is no
+    name for a start: the nodes count for themselves. So each rank leaves a name of its own that nobody knew before, and
+    all wait until every one of them has seen the same names.
     """
     store.set(f"flaresemi/name/{rank}", uuid.uuid4().hex)
     while True:

@@ -1,5 +1,6 @@
 """Ranks: who they are, and that those of one start find each other among what former starts have left."""
 
+import datetime
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ def test_ranks_by_the_variables_of_torchrun() -> None:
 
 def test_a_start_does_not_read_what_a_former_one_has_written() -> None:
     store, count = dist.HashStore(), 3
+    store.set_timeout(datetime.timedelta(seconds=10))
     first_is_late = threading.Event()
 
     def start(rank: int, late: bool) -> bytes:
