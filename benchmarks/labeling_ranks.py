@@ -16,13 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import running
-from pool_scale import add_noise, compare, round_folder, shrink
+from pool_scale import compare, prepare, round_folder
 
 from flaresemi.cli import semi_round
 from flaresemi.selection import load_scores
 
 TRAINING = ("--iterations", 40, "--learning-rate", 0.01, "--ema-decay", 0, "--validations", 0, "--device", "cpu",
-            "--precision", "fp32", "--no-validation")  # fmt: skip
+            "--precision", "fp32")  # fmt: skip
 ROUND = ("--fold", "0", "--select", "case", "--device", "cpu", "--precision", "fp32")
 
 #: What is done to the second process once it has begun: its number is given, True when it is over.
@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--distinct", type=int, default=20, help="phantoms without noise")
     options = parser.parse_args()
     bench = running.Bench("labeling_ranks", options.work)
-    prepare(bench, options.cases, options.distinct)
+    start = bench.work / "start"
+    data = prepare(bench, start, options.cases, options.distinct)
+    bench.command("FINE", "flaresemi_train", "FINE", 0, "-d", data, "-w", start, *TRAINING, "--continue")
     variants: dict[str, tuple[int, str, Fate | None]] = {
         "1 rank": (1, "torchrun", None),
         "2 ranks": (2, "torchrun", None),
@@ -48,25 +50,6 @@ def main() -> None:
         if name not in bench.steps:
             label(bench, name, *variant)
     report(bench, options.cases, list(variants))
-
-
-def prepare(bench: running.Bench, cases: int, distinct: int) -> None:
-    """Phantoms, plans and a trained fold, of which every variant gets a copy."""
-    data, start = bench.work / "demo" / "data", bench.work / "start"
-    bench.command(
-        "data", "flaresemi_demo", "-o", bench.work / "demo", "--only-data", "--size", "tiny", "--labeled", 4,
-        "--unlabeled", distinct, "--test", 0, "--seed", 9, "--workers", 1,
-    )  # fmt: skip
-    if "noise" not in bench.steps:
-        add_noise(data / "unlabeled_image", cases)
-        bench.record("noise")
-    place = ("-d", data, "-w", start)
-    bench.command("prepare", "flaresemi_plan_and_preprocess", *place, "--preset", "small", "--stages", "one",
-                  "--workers", 1)  # fmt: skip
-    if "shrink" not in bench.steps:
-        shrink(start / "plans.json")
-        bench.record("shrink")
-    bench.command("FINE", "flaresemi_train", "FINE", 0, *place, *TRAINING, "--continue")
 
 
 def workspace_of(bench: running.Bench, name: str) -> Path:

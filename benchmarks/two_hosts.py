@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import running
-from pool_scale import shrink
+from pool_scale import prepare
 
 STEPS = 12
 #: SGD: where a gradient is next to nothing, Adam's first steps depend on how it was rounded.
@@ -31,18 +31,9 @@ HOSTS = {"flaresemi_a": "10.213.77.1", "flaresemi_b": "10.213.77.2"}
 def main() -> None:
     options = running.parser(__doc__ or "").parse_args()
     bench = running.Bench("two_hosts", options.work)
-    data, start = bench.work / "demo" / "data", bench.work / "one_process"
-    bench.command(
-        "data", "flaresemi_demo", "-o", bench.work / "demo", "--only-data", "--size", "tiny", "--labeled", 4,
-        "--unlabeled", 0, "--test", 0, "--seed", 9, "--workers", 1,
-    )  # fmt: skip
-    place = ("-d", data, "-w", start)
-    bench.command("prepare", "flaresemi_plan_and_preprocess", *place, "--preset", "small", "--stages", "one",
-                  "--workers", 1)  # fmt: skip
-    if "shrink" not in bench.steps:
-        shrink(start / "plans.json")
-        bench.record("shrink")
-    bench.command("one process", "flaresemi_train", "FINE", 0, *place, *TRAINING, "--continue")
+    start = bench.work / "one_process"
+    data = prepare(bench, start, 0, 0)
+    bench.command("one process", "flaresemi_train", "FINE", 0, "-d", data, "-w", start, *TRAINING, "--continue")
     for name in ("two hosts", "two hosts, one rank killed"):
         if name not in bench.steps:
             on_two_hosts(bench, name, data, start)
