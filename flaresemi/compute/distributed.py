@@ -74,8 +74,8 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> Ranks | None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if any(name not in environment for name in names):
         return None
-    restarts = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return Ranks(*(int(environment[name]) for name in names), restarts=restarts)
+    rank, world_size, local_rank = (int(environment[name]) for name in names)
+    return Ranks(rank, world_size, local_rank, restarts=int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")))
 
 
 @contextlib.contextmanager
