@@ -22,7 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 DISTINCT = 100
 TRAINING = ("--iterations", 150, "--learning-rate", 0.01, "--ema-decay", 0, "--validations", 0, "--device", "cpu",
-            "--precision", "fp32", "--no-validation")  # fmt: skip
+            "--precision", "fp32")  # fmt: skip
 ROUND = ("--fold", 0, "--select", "case", "--device", "cpu", "--precision", "fp32")
 
 
@@ -31,20 +31,9 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=2000)
     options = parser.parse_args()
     bench = running.Bench("pool_scale", options.work)
-    data, start = bench.work / "demo" / "data", bench.work / "one_go"
-    bench.command(
-        "data", "flaresemi_demo", "-o", bench.work / "demo", "--only-data", "--size", "tiny", "--labeled", 4,
-        "--unlabeled", DISTINCT, "--test", 0, "--seed", 9, "--workers", 1,
-    )  # fmt: skip
-    if "noise" not in bench.steps:
-        add_noise(data / "unlabeled_image", options.cases)
-        bench.record("noise")
+    start = bench.work / "one_go"
+    data = prepare(bench, start, options.cases, DISTINCT)
     place = ("-d", data, "-w", start)
-    bench.command("prepare", "flaresemi_plan_and_preprocess", *place, "--preset", "small", "--stages", "one",
-                  "--workers", 1)  # fmt: skip
-    if "shrink" not in bench.steps:
-        shrink(start / "plans.json")
-        bench.record("shrink")
     bench.command("FINE", "flaresemi_train", "FINE", 0, *place, *TRAINING, "--continue")
     shards = bench.work / "two_shards"
     if "copy" not in bench.steps:
@@ -66,6 +55,33 @@ def main() -> None:
     bench.report(text(options.cases, bench.steps, prepared, labeled, again, same, different))
     if different:
         raise SystemExit("two shards differ from one")
+
+
+def prepare(bench: running.Bench, workspace: Path, cases: int, distinct: int) -> Path:
+    """Makes four labeled phantoms and the pool, plans a tiny network and prepares the cases.
+
+    Args:
+        workspace: To prepare them in.
+        cases: Unlabeled ones.
+        distinct: How many of these are phantoms of their own.
+
+    Returns:
+        The dataset folder.
+    """
+    data = bench.work / "demo" / "data"
+    bench.command(
+        "data", "flaresemi_demo", "-o", bench.work / "demo", "--only-data", "--size", "tiny", "--labeled", 4,
+        "--unlabeled", distinct, "--test", 0, "--seed", 9, "--workers", 1,
+    )  # fmt: skip
+    if "noise" not in bench.steps:
+        add_noise(data / "unlabeled_image", cases)
+        bench.record("noise")
+    bench.command("prepare", "flaresemi_plan_and_preprocess", "-d", data, "-w", workspace, "--preset", "small",
+                  "--stages", "one", "--workers", 1)  # fmt: skip
+    if "shrink" not in bench.steps:
+        shrink(workspace / "plans.json")
+        bench.record("shrink")
+    return data
 
 
 def add_noise(folder: Path, cases: int) -> None:

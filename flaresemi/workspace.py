@@ -136,6 +136,11 @@ class RoundFolder:
         return self.root / "case_scores"
 
     @property
+    def claims(self) -> Path:
+        """An empty file; its locks say which process is labeling which case."""
+        return self.root / "claims"
+
+    @property
     def observations(self) -> Path:
         """Scores of the held-out real cases with their true Dice."""
         return self.root / "observations.json"

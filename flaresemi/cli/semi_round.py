@@ -169,7 +169,8 @@ def _run_step(options: argparse.Namespace, training: SelfTraining) -> None:
     if options.shard is not None:
         part = shard(options.shard)
         for fold in training.folds:
-            training.make_round(fold, number).label(part)
+            if not training.make_round(fold, number).label(part):
+                raise StoppedEarly(_STOPPED)
         if part.speaks:
             print_next(["flaresemi_semi_round", *dataset_words(options), "--fold", *training.folds])
         return

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ from flaresemi.cli.common import (
 from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.allocation import keep_freed_memory
 from flaresemi.compute.device import select_device
-from flaresemi.compute.distributed import Ranks, join_ranks
+from flaresemi.compute.distributed import Ranks, join_ranks, launched_ranks
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import CheckpointError, ConfigError
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, words: list[str]) -> None:
-    if options.gpus > 1 and "LOCAL_RANK" not in os.environ:
+    if (options.gpus > 1 or options.max_restarts > 0) and launched_ranks() is None:
         _launch(options, words)
         return
     workspace = workspace_of(options)
@@ -69,7 +68,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
         if ranks.world_size > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.local_rank)
         task = load_task(workspace, stage, options.fold)
-        resume = _resumes(task.folder, options)
+        resume = _resumes(task.folder, options, ranks, device)
         semi = _supervision(options, task, workspace, ranks, resume=resume)
         config = _config(task.folder, options, ranks, resume=resume)
         settings: dict[str, Any] = {
@@ -107,12 +106,17 @@ def _finish(
         print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *words, "--fold", fold])
 
 
-def _resumes(folder: ModelFolder, options: argparse.Namespace) -> bool:
+def _resumes(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks, device: torch.device) -> bool:
     """Whether to go on with the training in the folder.
+
+    Processes that torchrun has started again after one of them died go on with what they did before, whatever the
+    options wanted of an older training. Restarts are counted node by node, so that the ranks have to ask each other.
 
     Raises:
         ConfigError: there is one, and nothing says what to do with it.
     """
+    if ranks.any(ranks.restarts > 0, device):
+        options.resume, options.restart = True, False
     exists = folder.latest.exists()
     if exists and not options.resume and not options.restart:
         raise ConfigError(
@@ -194,10 +198,10 @@ def _is_complete(folder: ModelFolder, config: TrainingConfig, resume: bool) -> b
 
 def _launch(options: argparse.Namespace, words: list[str]) -> None:
     """Starts one process per GPU by torchrun."""
-    kept = re.sub(r"(^|\0)--gpus[=\0][^\0]*", "", "\0".join(words)).strip("\0").split("\0")
+    kept = re.sub(r"(^|\0)--(gpus|max-restarts)[=\0][^\0]*", "", "\0".join(words)).strip("\0").split("\0")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.gpus}",
-        "-m", "flaresemi.cli.train", *kept,
+        f"--max-restarts={options.max_restarts}", "-m", "flaresemi.cli.train", *kept,
     ]  # fmt: skip
     code = subprocess.run(command, check=False).returncode
     if code:
@@ -232,10 +236,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=stages, help="COARSE finds the organs, FINE draws them")
     parser.add_argument("fold", type=_fold, help="number of the fold that is held out, or all")
     add_dataset_options(parser)
-    parser.add_argument("--continue", dest="resume", action="store_true", help="go on with the training in this folder")
-    parser.add_argument("--restart", action="store_true", help="discard the training in this folder")
+    former = parser.add_mutually_exclusive_group()
+    former.add_argument("--continue", dest="resume", action="store_true", help="go on with the training in this folder")
+    former.add_argument("--restart", action="store_true", help="discard the training in this folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="train on N GPUs of this machine")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="K",
+        help="go on by itself, up to K times, after a process has died [0]",
+    )  # fmt: skip
     parser.add_argument("--no-validation", action="store_true", help="skip the validation on whole images at the end")
     default = TrainingConfig()
     student = parser.add_argument_group("student", "learns from pseudo-labels of the unlabeled cases, too")

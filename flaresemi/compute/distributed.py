@@ -3,11 +3,16 @@
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import os
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -18,11 +23,13 @@ class Ranks:
         rank: Number of this process, 0 to world_size - 1.
         world_size: Number of processes.
         local_rank: Number of this process on its node, which is also its GPU.
+        restarts: How often torchrun has started the processes of this node again after one of them died.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    restarts: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -49,11 +56,26 @@ class Ranks:
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return bool(shared.item())
 
+    def share_gradients(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network, whose gradients will be the means over the ranks."""
+        if self.world_size == 1:
+            return network
+        if device.type == "cuda":
+            return DistributedDataParallel(network, device_ids=[device])
+        # Channels-last gradients of kernels of one voxel lie in memory as the weights do, but their strides have other
+        # numbers in the axes of length one, which DDP warns of.
+        for parameter in network.parameters():
+            parameter.register_hook(lambda gradient: gradient.flatten().view_as(gradient))
+        return DistributedDataParallel(network)
+
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> Ranks | None:
     """Who we are by torchrun's environment variables; None where torchrun did not start this process."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    return Ranks(*(int(environment[name]) for name in names)) if all(name in environment for name in names) else None
+    if any(name not in environment for name in names):
+        return None
+    rank, world_size, local_rank = (int(environment[name]) for name in names)
+    return Ranks(rank, world_size, local_rank, restarts=int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")))
 
 
 @contextlib.contextmanager
@@ -62,16 +84,36 @@ def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Rank
 
     torchrun (RANK, WORLD_SIZE, LOCAL_RANK) is the one launcher; SLURM and --gpus start it.
     """
-    ranks = launched_ranks()
-    if ranks is None or ranks.world_size == 1:
-        yield Ranks()
+    ranks = launched_ranks() or Ranks()
+    if ranks.world_size == 1:
+        yield ranks
         return
     if device_type == "cuda":
         torch.cuda.set_device(ranks.local_rank)
     backend = "nccl" if device_type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store = unused_part(store, rank, world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         yield ranks
         dist.barrier()  # a rank that left first would break the connections of those still at work
     finally:
         dist.destroy_process_group()
+
+
+def unused_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """A part of a store that only the ranks of this start write to.
+
+    torchrun keeps one store for all starts of a run (torch 2.13). A rank that is started again must not find the
+    address of a peer that has died, or it waits for that peer until the timeout. How often a node was started is no
+    name for a start: the nodes count for themselves. So each rank leaves a name of its own that nobody knew before, and
+    all wait until every one of them has seen the same names.
+    """
+    store.set(f"flaresemi/name/{rank}", uuid.uuid4().hex)
+    while True:
+        names = b" ".join(store.get(f"flaresemi/name/{other}") for other in range(world_size))
+        store.set(f"flaresemi/seen/{rank}", names.decode())
+        if all(store.get(f"flaresemi/seen/{other}") == names for other in range(world_size)):
+            return dist.PrefixStore(f"flaresemi/{hashlib.sha256(names).hexdigest()}", store)
+        time.sleep(0.05)

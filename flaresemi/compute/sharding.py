@@ -22,12 +22,15 @@ class Shard:
     Attributes:
         number: Of this part, from 0.
         count: How many parts there are.
+        helps: Whether it goes on with the other parts when its own is done, so that a slow or dead process does not
+            hold up the rest. A part that was named by hand is that part and no more.
         local_rank: Number of this process on its machine, which is also its GPU; None where the process has its
             machine to itself.
     """
 
     number: int = 0
     count: int = 1
+    helps: bool = False
     local_rank: int | None = None
 
     def __post_init__(self) -> None:
@@ -44,17 +47,24 @@ class Shard:
     def device(self, name: str) -> torch.device:
         """The device that a name means here: a rank of torchrun has its GPU, unless the name has a number.
 
+        Where a machine has more ranks than GPUs, they share them evenly.
+
         Raises:
             ConfigError: the device is unknown or absent.
         """
         device = select_device(name)
         if self.local_rank is None or device.type != "cuda" or ":" in name:
             return device
-        return select_device(f"cuda:{self.local_rank}")
+        return select_device(f"cuda:{self.local_rank % torch.cuda.device_count()}")
 
     def of(self, names: Sequence[str]) -> list[str]:
         """Every `count`-th name from number `number` on, in sorted order: long and short scans are spread evenly."""
         return sorted(names)[self.number :: self.count]
+
+    def before_others(self, names: Sequence[str]) -> list[str]:
+        """Its own part and, if it helps, all other names after it."""
+        own = self.of(names)
+        return own + sorted(set(names).difference(own)) if self.helps else own
 
 
 def shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:
@@ -80,7 +90,7 @@ def shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:
                 "--shard torchrun: RANK and WORLD_SIZE are not set",
                 fix=f"start it with torchrun --no-python flaresemi_semi_round ..., or {_NUMBERS}",
             )
-        return Shard(ranks.rank, ranks.world_size, ranks.local_rank)
+        return Shard(ranks.rank, ranks.world_size, helps=True, local_rank=ranks.local_rank)
     raise ConfigError(f"'{text}' is no shard", fix="write 0/4, 1/4, 2/4 or 3/4 for four of them, slurm or torchrun")
 
 
@@ -102,4 +112,4 @@ def _slurm_shard(environment: Mapping[str, str]) -> Shard:
             f"--shard slurm: task {task} has no clear place among {count} tasks from {first} to {last}",
             fix=f"submit evenly spaced tasks (sbatch --array=0-3), or {_NUMBERS}",
         )
-    return Shard(number, count)
+    return Shard(number, count, helps=True)

@@ -1,13 +1,16 @@
 """The whole pool of unlabeled cases: labeled once per round, in any number of shards, and put together again."""
 
+import dataclasses
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from flaresemi.compute.claims import Claims
+from flaresemi.compute.sharding import Shard
 from flaresemi.errors import DatasetError, SelectionError, listed
 from flaresemi.evaluation.overlap import dice_per_organ
 from flaresemi.files import remove_leftovers, write_text
@@ -23,26 +26,54 @@ from flaresemi.workspace import RoundFolder
 logger = logging.getLogger(__name__)
 
 
-def label_pool(labeler: Labeler, case_ids: Sequence[str], folder: RoundFolder) -> None:
+def label_pool(
+    labeler: Labeler,
+    case_ids: Sequence[str],
+    folder: RoundFolder,
+    *,
+    shard: Shard,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> bool:
     """Labels the cases that these checkpoints have not labeled yet, one after the other.
 
-    A case is done when its score file is there, which is written last. Memory does not grow with the number of cases,
-    and several processes may label different cases at once.
+    A case is done when its score file is there, which is written last. Memory does not grow with the number of cases.
+    Several processes may do this at once: each claims the case that it is labeling.
+
+    Args:
+        shard: Which of the cases are for this process, and whether the others are, too, when it has done its own.
+        stop_requested: Asked before every case; True ends the work.
+
+    Returns:
+        True when all cases of the shard are done, whoever did them; False when it was asked to stop before.
 
     Raises:
         DatasetError: a case is not prepared, or damaged.
     """
     made_with, images = labeler.chain.made_with, labeler.stores
-    left = [case_id for case_id in case_ids if not is_labeled(case_id, made_with, images, folder)]
-    if left and len(left) < len(case_ids):
-        done = len(case_ids) - len(left)
-        logger.info("%d of %d cases are labeled already, not yet: %s", done, len(case_ids), listed(left))
+
+    def is_done(case_id: str) -> bool:
+        return is_labeled(case_id, made_with, images, folder)
+
     is_watched = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
-    for case_id in tqdm(left, desc="labeling", unit="case", disable=not is_watched):
-        _score_file(folder, case_id).unlink(missing_ok=True)  # an old score shall not vouch for a new label
-        labeled = labeler.label(case_id)
-        write_labels(labeler, labeled, folder)
-        save_record(_score_file(folder, case_id), labeled.score)
+    with Claims(folder.claims) as claims:
+        if shard.helps and not claims.are_exclusive:
+            logger.warning("%s: this file system has no locks; every shard labels its own part alone", claims.path)
+            shard = dataclasses.replace(shard, helps=False)
+        mine = shard.before_others(case_ids)
+        left = [case_id for case_id in mine if not is_done(case_id)]
+        if left and len(left) < len(mine):
+            done = len(mine) - len(left)
+            logger.info("%d of %d cases are labeled already, not yet: %s", done, len(mine), listed(left))
+        turns = claims.hand_out(left, is_done, stop_requested)
+        count = 0
+        for case_id in tqdm(turns, total=len(left), desc="labeling", unit="case", disable=not is_watched):
+            _score_file(folder, case_id).unlink(missing_ok=True)  # an old score shall not vouch for a new label
+            labeled = labeler.label(case_id)
+            write_labels(labeler, labeled, folder)
+            save_record(_score_file(folder, case_id), labeled.score)
+            count += 1
+        logger.info("labeled %d of %d cases here", count, len(mine))
+    return all(map(is_done, left))
 
 
 def is_labeled(

@@ -83,12 +83,13 @@ class SelfTraining:
             last_step: End after this step; None: run the whole round.
 
         Returns:
-            Where the chains stand now; None when training was asked to stop before its end.
+            Where the chains stand now; None when a round was asked to stop before its end.
         """
         number = self.complete_rounds + 1
         rounds = [self.make_round(fold, number) for fold in self.folds]
         for round in rounds:  # all of them first: a round selects by what the held-out cases of all folds showed
-            round.run(last_step="label")
+            if round.run(last_step="label") is None:
+                return None
         for round in rounds:
             if (round.run(last_step=last_step) if last_step else round.run()) is None:
                 return None

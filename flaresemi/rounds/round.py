@@ -64,7 +64,7 @@ class Round:
             shared. Default: this fold alone.
         device: Where everything runs.
         precision: What the networks compute in.
-        stop_requested: Asked during training; True saves and stops.
+        stop_requested: Asked during labeling and training; True saves and stops.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Round:
         """Runs what is missing, up to and including `last_step`.
 
         Returns:
-            The state; None when training was asked to stop before its end.
+            The state; None when it was asked to stop before its end.
         """
         work: dict[str, Callable[[], bool]] = {
             "label": self.label,
@@ -126,7 +126,8 @@ class Round:
     def label(self, shard: Shard = Shard()) -> bool:  # noqa: B008 (frozen)
         """Labels the pool, or one shard of it, with the models of the round before; the held-out cases as well."""
         labeler = self._labeler()
-        label_pool(labeler, shard.of(self.pool), self.folder)
+        if not label_pool(labeler, self.pool, self.folder, shard=shard, stop_requested=self.stop_requested):
+            return False
         if shard.count == 1:
             observations = observe(labeler, self._task(Stage.FINE).validation)
             save_record(self.folder.observations, Observations(observations=tuple(observations)))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from flaresemi.compute.device import available_cores, device_name
@@ -150,7 +149,7 @@ class Trainer:
             self._load_state()
         elif self.ranks.is_main:
             cut_history(self.task.folder.history, 0)  # of a training that was killed before it saved anything
-        network = self._distributed()
+        network = self.ranks.share_gradients(self.network, self.device)
         monitor = Monitor(self.task.folder, self.iteration, enabled=self.ranks.is_main)
         saved_at = epoch_started = time.monotonic()
         for batch in self._progress(self._batches(self.iteration, self.recipe.total_iterations)):
@@ -186,7 +185,7 @@ class Trainer:
         self.epoch_losses.append(loss.detach())
 
     def _end_epoch(self, seconds: float) -> Row:
-        loss = float(self.ranks.mean(torch.stack(self.epoch_losses).mean()))
+        loss = float(self.ranks.mean(torch.stack(self.epoch_losses)).mean())  # in this order, as a resumed run does
         epoch_iterations = len(self.epoch_losses)
         self.epoch_losses = []
         if not math.isfinite(loss):
@@ -256,12 +255,6 @@ class Trainer:
             seed=self.config.seed,
         )
 
-    def _distributed(self) -> nn.Module:
-        if self.ranks.world_size == 1:
-            return self.network
-        ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.network, device_ids=ids)
-
     def _progress(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         title = f"{self.task.plan.stage} fold {self.task.fold}"
         quiet = not (self.ranks.is_main and sys.stderr.isatty())
@@ -317,7 +310,7 @@ class Trainer:
         self.recipe = self._resolve(1)
         self.optimizer = self.build_optimizer(self.recipe)
         self.average = None
-        network = self._distributed()
+        network = self.ranks.share_gradients(self.network, self.device)
         started = lap = time.monotonic()
         seconds = []
         for batch in self._batches(0, _TIMED_STEPS):

@@ -79,7 +79,7 @@ def test_torchrun_divides_labeling_only(
     assert semi_round.main([*place, *TAKE_ALL, "--fold", "0", "--shard", "torchrun"]) == 0
     assert "next:" not in capsys.readouterr().out  # the first rank says it
     rounds = Workspace(Path(place[3])).round("0", 1)
-    assert not rounds.state.exists()  # a shard writes nothing but its cases; the second of two has none here
+    assert not rounds.state.exists()  # a shard writes cases and nothing else
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +11,9 @@ import pytest
 from flaresemi.cli import plan_and_preprocess, train
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage
+from flaresemi.records import load_record
+from flaresemi.training.history import read_history
+from flaresemi.training.runs import RunRecord
 from flaresemi.workspace import Workspace
 
 QUICK = [
@@ -21,6 +28,23 @@ QUICK = [
     "--device",
     "cpu",
 ]
+
+#: A rank of a training: of the first start, rank 1 dies after the third step.
+DYING = """
+import os, signal, sys
+from flaresemi.cli import train
+from flaresemi.training.trainer import Trainer
+
+optimize = Trainer._optimize
+
+def count(self, loss):
+    if (self.ranks.restarts, self.ranks.rank, self.iteration) == (0, 1, 3):
+        os.kill(os.getpid(), signal.SIGKILL)
+    optimize(self, loss)
+
+Trainer._optimize = count
+sys.exit(train.main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +95,53 @@ def test_an_existing_training_is_not_overwritten(planned: list[str], capsys: pyt
     assert load_checkpoint(Workspace(Path(planned[3])).model("1", Stage.COARSE).latest).iteration == 5
     assert train.main([*words, "--continue"]) == 2
     assert "more than the 3 asked for" in capsys.readouterr().err
+
+
+def test_a_training_whose_processes_die_goes_on_and_ends_like_any_other(planned: list[str], tmp_path: Path) -> None:
+    def words(workspace: str) -> list[str]:
+        place = ["-d", planned[1], "-w", str(tmp_path / workspace)]
+        length = ["--iterations", "6", "--iterations-per-epoch", "2", "--validations", "0", "--checkpoint-minutes", "0"]
+        # Adam's first steps make much of rounding: where a gradient is next to nothing, its sign decides.
+        sgd = ["--optimizer", "sgd", "--precision", "fp32"]
+        return ["COARSE", "0", *place, *QUICK, *length, *sgd, "--no-validation"]
+
+    for workspace in ("whole", "killed"):
+        shutil.copytree(planned[3], tmp_path / workspace, ignore=shutil.ignore_patterns("models"))
+    assert train.main(words("whole")) == 0
+    folders = {name: Workspace(tmp_path / name).model("0", Stage.COARSE) for name in ("whole", "killed")}
+    # An older training that shall be discarded: once, and not at every start.
+    shutil.copytree(folders["whole"].root, folders["killed"].root)
+    script = tmp_path / "dying.py"
+    script.write_text(DYING, encoding="utf-8")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1",
+        "--monitor-interval", "0.1", str(script), *words("killed"), "--restart",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    whole, killed = (read_history(folder.history) for folder in folders.values())
+    assert [row["iteration"] for row in killed] == [row["iteration"] for row in whole] == [2, 4, 6]
+    for one, other in zip(whole, killed, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    record = load_record(folders["killed"].run_record, RunRecord)
+    assert len(record.continued) == 1  # the second start went on with the first
+    assert record.processes == 2
+
+
+def test_processes_that_may_die_are_started_by_torchrun(planned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(command: list[str], check: bool) -> subprocess.CompletedProcess:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr("flaresemi.cli.train.subprocess.run", start)
+    assert train.main(["FINE", "0", "--gpus", "2", *planned, "--max-restarts=3", "--restart"]) == 0
+    launcher = commands[0].index("flaresemi.cli.train")
+    assert {"--nproc-per-node=2", "--max-restarts=3"} <= set(commands[0][:launcher])
+    assert commands[0][launcher + 1 :] == ["FINE", "0", *planned, "--restart"]
+    assert train.main(["FINE", "0", *planned, "--max-restarts", "1"]) == 0
+    assert {"--nproc-per-node=1", "--max-restarts=1"} <= set(commands[1])
 
 
 def test_a_checkpoint_of_other_plans_is_refused(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,15 @@ def test_every_case_is_in_exactly_one_shard(count: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_a_shard_that_helps_begins_with_its_own_part() -> None:
+    for number in range(3):
+        order = Shard(number, 3, helps=True).before_others(CASES[::-1])
+        assert sorted(order) == CASES
+        own = Shard(number, 3).before_others(CASES[::-1])
+        assert own == Shard(number, 3).of(CASES)
+        assert order[: len(own)] == own
+
+
 def test_by_hand() -> None:
     assert shard("1/4", {}) == Shard(1, 4)
     with pytest.raises(ConfigError, match="no shard 4 of 4"):
@@ -35,11 +44,11 @@ def test_by_hand() -> None:
 def test_a_slurm_array_however_it_is_numbered(first: int, last: int, step: int) -> None:
     tasks = range(first, last + 1, step)
     found = [shard("slurm", array(task, first, last, len(tasks))) for task in tasks]
-    assert found == [Shard(number, 4) for number in range(4)]
+    assert found == [Shard(number, 4, helps=True) for number in range(4)]
 
 
 def test_a_single_slurm_task_takes_everything() -> None:
-    assert shard("slurm", array(7, 7, 7, 1)) == Shard(0, 1)
+    assert shard("slurm", array(7, 7, 7, 1)) == Shard(0, 1, helps=True)
 
 
 def test_a_slurm_array_with_gaps_is_refused() -> None:
@@ -53,7 +62,7 @@ def test_a_slurm_array_with_gaps_is_refused() -> None:
 
 def test_a_rank_of_torchrun_takes_its_gpu() -> None:
     found = shard("torchrun", {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
-    assert found == Shard(5, 8, local_rank=1)
+    assert found == Shard(5, 8, helps=True, local_rank=1)
     assert not found.speaks
     assert shard("torchrun", {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}).speaks
     with pytest.raises(ConfigError, match="RANK and WORLD_SIZE are not set"):
@@ -62,7 +71,9 @@ def test_a_rank_of_torchrun_takes_its_gpu() -> None:
 
 def test_a_rank_works_on_its_gpu_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flaresemi.compute.sharding.select_device", torch.device)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert Shard(5, 8, local_rank=1).device("cuda") == torch.device("cuda:1")
+    assert Shard(5, 8, local_rank=5).device("cuda") == torch.device("cuda:1")  # more ranks than GPUs
     assert Shard(5, 8, local_rank=1).device("cuda:3") == torch.device("cuda:3")
     assert Shard(5, 8, local_rank=1).device("cpu") == torch.device("cpu")
     assert Shard(5, 8).device("cuda") == torch.device("cuda")

@@ -112,6 +112,18 @@ def test_shards_are_put_together_and_missing_cases_named(round_one: Round) -> No
     assert round_one.run(last_step="select")
 
 
+def test_a_shard_that_helps_does_what_others_left_and_stops_when_asked(round_one: Round) -> None:
+    second = Shard(1, 2, helps=True)  # the only case belongs to the first
+    round_one.stop_requested = lambda: True
+    assert not round_one.label(second)
+    assert round_one.run(last_step="label") is None
+    with pytest.raises(SelectionError, match="not labeled in this round"):
+        round_one.select()
+    round_one.stop_requested = lambda: False
+    assert round_one.label(second)
+    assert round_one.run(last_step="select")
+
+
 def test_the_validation_cases_never_become_pseudo_labels(round_one: Round) -> None:
     round_one.run(last_step="select")
     held_out = set(round_one._task(Stage.FINE).validation)

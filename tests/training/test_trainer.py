@@ -157,22 +157,31 @@ def test_weights_can_come_from_another_training(make_task: MakeTask, quick_confi
         torch.testing.assert_close(start[name], weights, rtol=0, atol=0)
 
 
-def test_two_ranks_train_like_one(make_task: MakeTask, quick_config: TrainingConfig, tmp_path: Path) -> None:
-    alone, together = make_task("alone"), make_task("together")
+def test_two_ranks_on_two_hosts_train_like_one_and_resume_exactly(
+    make_task: MakeTask, quick_config: TrainingConfig, tmp_path: Path
+) -> None:
+    alone, together, parts = make_task("alone"), make_task("together"), make_task("parts")
     config = dataclasses.replace(quick_config, iterations=6, iterations_per_epoch=2, validations=0)
     Trainer(alone, config, device=CPU).fit()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = Path(__file__).with_name("train_as_rank.py")
-    words = [sys.executable, str(script), str(together.store.folder), str(together.folder.root)]
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    ranks = [
-        subprocess.Popen(words, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    words = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1",
+        str(script), str(together.store.folder), str(tmp_path),
+    ]  # fmt: skip
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+    }
+    hosts = [subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, encoding="utf-8") for _ in range(2)]
+    messages = [host.communicate(timeout=200)[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], messages
+    assert "Grad strides" not in "".join(messages)
     one, two = numbers(alone), numbers(together)
     assert [row["iteration"] for row in two] == [2, 4, 6]
     for a, b in zip(one, two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+    assert numbers(parts) == two

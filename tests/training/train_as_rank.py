@@ -1,5 +1,6 @@
-"""One rank of a two-process training, started by test_trainer.py with torchrun's environment variables."""
+"""One rank of a two-process training, started by test_trainer.py through torchrun."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -23,9 +24,14 @@ with join_ranks("cpu") as ranks:
         store=CaseStore(Path(sys.argv[1])),
         training=("case_0", "case_1"),
         validation=("case_2",),
-        folder=ModelFolder(Path(sys.argv[2])),
+        folder=ModelFolder(Path(sys.argv[2]) / "together"),
     )
     config = TrainingConfig(
         iterations=6, iterations_per_epoch=2, loader_workers=0, precision="fp32", validations=0, learning_rate=3e-3
     )
-    Trainer(task, config, device=torch.device("cpu"), ranks=ranks).fit()
+    device = torch.device("cpu")
+    Trainer(task, config, device=device, ranks=ranks).fit()
+    parts = dataclasses.replace(task, folder=ModelFolder(Path(sys.argv[2]) / "parts"))
+    asked = iter([False, False, True])  # in the middle of an epoch
+    Trainer(parts, config, device=device, ranks=ranks, stop_requested=lambda: next(asked)).fit()
+    Trainer(parts, config, device=device, ranks=ranks).fit(resume=True)
