@@ -87,6 +87,10 @@ class Workspace:
         """Folder of one training. `fold` is a number or 'all'."""
         return ModelFolder(self.models / f"fold_{fold}" / stage.value)
 
+    def lock(self, *parts: str) -> Path:
+        """The file that whoever works on this part of the workspace holds a lock on; there only meanwhile."""
+        return self.root / f".lock-{'-'.join(parts)}"
+
     def chain(self, fold: str) -> Path:
         """The folder of a chain of self-training rounds, which belongs to one fold."""
         return self.root / "rounds" / f"fold_{fold}"

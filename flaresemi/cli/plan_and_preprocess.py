@@ -16,6 +16,7 @@ from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError
 from flaresemi.files import write_text
+from flaresemi.locking import working_alone
 from flaresemi.networks.cost import parameter_count, training_memory_gib
 from flaresemi.planning.cases import read_geometries
 from flaresemi.planning.decisions import Decisions, load_decisions, save_decisions, settle, usable_cases
@@ -38,14 +39,16 @@ _MOST_SHOWN = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run(_plan_and_preprocess, _parser(), argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run(lambda options: _plan_and_preprocess(options, words), _parser(), words)
 
 
-def _plan_and_preprocess(options: argparse.Namespace) -> None:
+def _plan_and_preprocess(options: argparse.Namespace, words: list[str]) -> None:
     workspace = workspace_of(options)
     found = load_dataset(options.dataset)
     this_again = ["flaresemi_plan_and_preprocess", *dataset_words(options)]
-    with _quiet_readers():
+    alone = working_alone(workspace.lock("preprocessed"), ["flaresemi_plan_and_preprocess", *words])
+    with alone, _quiet_readers():
         _check(options, found, workspace)
         if options.check_only:
             print_next(this_again)

@@ -1,6 +1,7 @@
 """flaresemi_train: one stage, one fold."""
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
@@ -29,6 +30,7 @@ from flaresemi.compute.distributed import Ranks, join_ranks
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import CheckpointError, ConfigError
+from flaresemi.locking import working_alone
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.plans import Stage
@@ -62,23 +64,22 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     device = select_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
-    with join_ranks(device.type) as ranks, StopSignals() as signals:
-        if ranks.world_size > 1 and device.type == "cuda":
-            device = torch.device("cuda", ranks.local_rank)
-        task = load_task(workspace, stage, options.fold)
-        resume, config = _starting_point(task.folder, options, ranks)
-        trainer = Trainer(
-            task,
-            config,
-            device=device,
-            ranks=ranks,
-            command=("flaresemi_train", *words),
-            stop_requested=signals.requested,
-        )
-        if not _is_complete(task.folder, config, resume) and not trainer.fit(resume=resume):
-            raise StoppedEarly(f"stopped and saved at iteration {trainer.iteration}; --continue goes on from there")
-    if ranks.is_main:
-        _finish(options, workspace, task, device, config.precision)
+    command = ("flaresemi_train", *words)
+    with contextlib.ExitStack() as alone:  # to the end of the validation, when the ranks have parted
+        with join_ranks(device.type) as ranks, StopSignals() as signals:
+            if ranks.world_size > 1 and device.type == "cuda":
+                device = torch.device("cuda", ranks.local_rank)
+            task = load_task(workspace, stage, options.fold)
+            if ranks.is_main:
+                alone.enter_context(working_alone(workspace.lock("models", f"fold_{task.fold}", stage.value), command))
+            resume, config = _starting_point(task.folder, options, ranks)
+            trainer = Trainer(
+                task, config, device=device, ranks=ranks, command=command, stop_requested=signals.requested
+            )
+            if not _is_complete(task.folder, config, resume) and not trainer.fit(resume=resume):
+                raise StoppedEarly(f"stopped and saved at iteration {trainer.iteration}; --continue goes on from there")
+        if ranks.is_main:
+            _finish(options, workspace, task, device, config.precision)
 
 
 def _finish(
