@@ -36,7 +36,7 @@ def from_plain(
     """Builds a record of type `cls` from parsed JSON.
 
     Every key must be known and every field without a default present; types are checked, and an int is accepted
-    where a float is declared.
+    where a float is declared. A field `schema_version` must have the value that is its default.
 
     Args:
         cls: The dataclass to build.
@@ -104,8 +104,9 @@ class _Complaint:
         self.source = source
         self.error = error
 
-    def __call__(self, what: str) -> FlaresemiError:
-        fix = "correct the file, or make it anew with the command that wrote it"
+    def __call__(
+        self, what: str, fix: str = "correct the file, or make it anew with the command that wrote it"
+    ) -> FlaresemiError:
         return self.error(what, where=self.source, fix=fix)
 
 
@@ -139,6 +140,7 @@ def _convert_dataclass(cls: type, value: object, at: str, complain: _Complaint) 
     if not isinstance(value, dict):
         raise complain(f"{_name(at)} must be an object, found {value!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    _refuse_other_version(value, fields, complain)
     for key in value:
         if key not in fields:
             raise complain(f"unknown key {_name(f'{at}.{key}')}{closest(key, fields)}")
@@ -155,6 +157,20 @@ def _convert_dataclass(cls: type, value: object, at: str, complain: _Complaint) 
         return cls(**converted)
     except ValueError as problem:
         raise complain(f"{_name(at)}: {problem}") from None
+
+
+def _refuse_other_version(value: dict[str, object], fields: dict[str, dataclasses.Field], complain: _Complaint) -> None:
+    """Before anything else: what another version wrote may well have other keys."""
+    if "schema_version" not in fields or "schema_version" not in value:
+        return
+    known, found = fields["schema_version"].default, value["schema_version"]
+    if found == known:
+        return
+    if isinstance(found, int) and found > known:
+        fix = "it was written by a newer flaresemi: update this one"
+    else:
+        fix = "it was written by an older flaresemi: go on with that one, or move the file away and make it anew"
+    raise complain(f"schema_version {found!r} is not known, this flaresemi reads {known}", fix)
 
 
 @functools.cache

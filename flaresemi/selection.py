@@ -98,10 +98,6 @@ class Selection:
     rejected: dict[str, str]
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {self.schema_version} is not known to this flaresemi")
-
 
 _CASE_COLUMNS = ("case_id", "score", "flags", "made_with")
 _ORGAN_COLUMNS = ("agreement", "predicted_dice", "volume_ml", "entropy", "touched_faces")

@@ -192,6 +192,11 @@ class ModelFolder:
         return self.root / "checkpoint_latest.pt"
 
     @property
+    def previous(self) -> Path:
+        """The state before the latest one, until the training is complete."""
+        return self.root / "checkpoint_previous.pt"
+
+    @property
     def best(self) -> Path:
         return self.root / "checkpoint_best.pt"
 

@@ -15,7 +15,7 @@ from flaresemi.cli.common import StrictParser, add_dataset_options, dataset_word
 from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError
-from flaresemi.files import write_text
+from flaresemi.files import remove_leftovers, write_text
 from flaresemi.locking import working_alone
 from flaresemi.networks.cost import parameter_count, training_memory_gib
 from flaresemi.planning.cases import read_geometries
@@ -49,6 +49,8 @@ def _plan_and_preprocess(options: argparse.Namespace, words: list[str]) -> None:
     this_again = ["flaresemi_plan_and_preprocess", *dataset_words(options)]
     alone = working_alone(workspace.lock("preprocessed"), ["flaresemi_plan_and_preprocess", *words])
     with alone, _quiet_readers():
+        for place in (workspace.root, workspace.case_fingerprints, workspace.lists, workspace.prepared_sources):
+            remove_leftovers(place)
         _check(options, found, workspace)
         if options.check_only:
             print_next(this_again)

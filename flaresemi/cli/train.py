@@ -30,13 +30,15 @@ from flaresemi.compute.distributed import Ranks, join_ranks
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import CheckpointError, ConfigError
+from flaresemi.files import remove_leftovers
 from flaresemi.locking import working_alone
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.plans import Stage
-from flaresemi.records import closest, load_record
+from flaresemi.records import closest
 from flaresemi.training.config import TrainingConfig
-from flaresemi.training.runs import RunRecord
+from flaresemi.training.resuming import has_state, load_state
+from flaresemi.training.runs import recorded_config
 from flaresemi.training.task import TrainingTask, load_task
 from flaresemi.training.trainer import Trainer
 from flaresemi.training.validation import validate
@@ -108,7 +110,7 @@ def _starting_point(folder: ModelFolder, options: argparse.Namespace, ranks: Ran
     given = {name: value for name, value in vars(options).items() if name in _CONFIG_FIELDS}
     if given.keys() & {"epochs", "iterations", "time_budget_seconds"}:
         given = {"epochs": None, "iterations": None, "time_budget_seconds": None} | given
-    exists = folder.latest.exists()
+    exists = has_state(folder)
     if exists and not options.resume and not options.restart:
         raise ConfigError(
             "there is a training in this folder already",
@@ -118,20 +120,29 @@ def _starting_point(folder: ModelFolder, options: argparse.Namespace, ranks: Ran
     if options.restart and ranks.is_main and folder.root.exists():
         shutil.rmtree(folder.root)
     ranks.barrier()
+    if ranks.is_main:
+        for place in (folder.root, folder.validation):
+            remove_leftovers(place)
     resume = exists and options.resume
     try:
         if resume:
-            recorded = load_record(folder.run_record, RunRecord, error=ConfigError).config
-            return True, dataclasses.replace(recorded, **given)
+            return True, dataclasses.replace(recorded_config(folder), **given)
         return False, TrainingConfig(**given)
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
 
 
 def _is_complete(folder: ModelFolder, config: TrainingConfig, resume: bool) -> bool:
-    if not resume or not folder.final.exists():
+    if not resume:
         return False
-    latest = load_checkpoint(folder.latest)
+    try:
+        latest = load_checkpoint(folder.final)
+    except CheckpointError:  # not there yet, or damaged: it is written from the last state
+        return False
+    try:
+        latest = load_state(folder)
+    except CheckpointError as problem:
+        logger.warning("%s", problem)
     wanted = config.fixed_iterations or latest.total_iterations
     if latest.iteration > wanted:
         raise CheckpointError(
