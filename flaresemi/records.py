@@ -16,6 +16,8 @@ from flaresemi.files import write_text
 
 Record = typing.TypeVar("Record")
 
+_AGAIN = "correct the file, or remove it and run the command that wrote it again"
+
 
 def to_plain(value: object) -> object:
     """Turns a record (nested dataclasses, tuples, enums, dicts) into what `json` writes."""
@@ -78,13 +80,13 @@ def load_json(path: Path, *, error: type[FlaresemiError] = PlanError) -> object:
     except FileNotFoundError:
         raise error("file not found", where=path) from None
     except UnicodeDecodeError:
-        raise error("not a text file (expected JSON in UTF-8)", where=path) from None
+        raise error("not a text file (expected JSON in UTF-8)", where=path, fix=_AGAIN) from None
     except OSError as problem:
         raise error(f"cannot be read: {problem.strerror}", where=path) from None
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as problem:
-        raise error(f"not valid JSON: {problem}", where=path, fix="correct the file") from None
+        raise error(f"not valid JSON: {problem}", where=path, fix=_AGAIN) from None
 
 
 def record_hash(record: object, *, without: tuple[str, ...] = ("reasons",)) -> str:
@@ -104,9 +106,7 @@ class _Complaint:
         self.source = source
         self.error = error
 
-    def __call__(
-        self, what: str, fix: str = "correct the file, or make it anew with the command that wrote it"
-    ) -> FlaresemiError:
+    def __call__(self, what: str, fix: str = _AGAIN) -> FlaresemiError:
         return self.error(what, where=self.source, fix=fix)
 
 

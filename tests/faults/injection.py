@@ -27,7 +27,10 @@ from flaresemi.networks.checkpoint import load_checkpoint
 TIMES = {"seconds", "patches_per_second", "started", "continued", "git_revision", "command"}
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([f"flaresemi.cli.{name}" for name in ("plan_and_preprocess", "predict", "semi_round")])
+_CONTEXT.set_forkserver_preload(
+    [f"flaresemi.cli.{name}" for name in ("plan_and_preprocess", "train", "predict", "semi_round")]
+    + ["torch.utils.tensorboard", "torch._dynamo", "matplotlib.figure", "surface_distance"]
+)
 
 
 @dataclasses.dataclass(frozen=True)
