@@ -1,4 +1,4 @@
-"""Faults of many kinds at random moments of every command: is anything lost that was finished, does the next start go on?
+"""Faults of many kinds at random moments of every command: is anything lost, and does the next start go on?
 
 A phantom dataset of 48³ voxels with tiny networks. Each injection runs a command with a fault, then once more without;
 it counts as lossless when the first ended as it should (killed, or exit code 2 and one clear message), the second with
@@ -22,11 +22,11 @@ import running
 sys.path.append(str(running.ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from flaresemi.locking import working_alone  # noqa: E402
-from flaresemi.phantom import write_phantom_dataset  # noqa: E402
-from flaresemi.workspace import Workspace  # noqa: E402
-from tests.faults.injection import End, differences, listing, read_only, run_command, small_disk  # noqa: E402
-from tests.made_workspace import shrink  # noqa: E402
+from flaresemi.locking import working_alone
+from flaresemi.phantom import write_phantom_dataset
+from flaresemi.workspace import Workspace
+from tests.faults.injection import End, differences, listing, read_only, run_command, small_disk
+from tests.made_workspace import shrink
 
 PLAN = ("plan_and_preprocess", "--preset", "small", "--stages", "one", "--workers", "1")
 TRAIN = (
@@ -298,12 +298,8 @@ def text(found: list[dict], seed: int) -> str:
     for name, (_, commands) in FAULTS.items():
         for command in commands:
             these = [facts for facts in found if (facts["fault"], facts["command_name"]) == (name, command)]
-            counts = (
-                len(these),
-                sum(bool(each["trouble"]) for each in these),
-                sum(bool(each["lost"]) for each in these),
-            )
-            lines.append(f"| {name} | {command} | {' | '.join(map(str, counts))} |")
+            unclear, losses = (sum(bool(each[what]) for each in these) for what in ("trouble", "lost"))
+            lines.append(f"| {name} | {command} | {len(these)} | {unclear} | {losses} |")
     for facts in found:
         if facts["trouble"] or facts["lost"]:
             lines += ["", f"* {facts['fault']}, {facts['command_name']}: {facts['trouble']} {facts['lost']}"]
