@@ -89,7 +89,11 @@ _HEADER_FIELDS = tuple(field.name for field in dataclasses.fields(_Header))
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint atomically: a reader finds the old file or the new one, never a part of one."""
+    """Writes a checkpoint atomically: a reader finds the old file or the new one, never a part of one.
+
+    Raises:
+        OSError: the disk is full or cannot be written to; the old file is left.
+    """
     header = _Header(**{name: getattr(checkpoint, name) for name in _HEADER_FIELDS})
     content = {
         "format": _FORMAT,
@@ -100,7 +104,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     }
     # Given a name, torch would write it into the archive: equal checkpoints shall be equal files.
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as problem:  # about a position in the archive, where the disk is full
+            if isinstance(problem.__context__, OSError):
+                raise problem.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint:
