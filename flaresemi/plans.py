@@ -79,7 +79,6 @@ class DatasetFingerprint:
     intensities: tuple[IntensityStatistics, ...]
 
     def __post_init__(self) -> None:
-        _check_version(self.schema_version)
         if self.intensities and len(self.intensities) != len(self.channels):
             raise ValueError(f"intensities needs one entry for each of the {len(self.channels)} channels")
         for case in self.cases:
@@ -239,7 +238,6 @@ class Plans:
     reasons: dict[str, str]
 
     def __post_init__(self) -> None:
-        _check_version(self.schema_version)
         if self.fine.stage is not Stage.FINE or self.coarse.stage is not Stage.COARSE:
             raise ValueError("'fine' must have stage FINE and 'coarse' stage COARSE")
         for plan in (self.fine, self.coarse):
@@ -289,8 +287,3 @@ def _refuse_absent(path: Path) -> None:
             where=path,
             fix="run flaresemi_plan_and_preprocess first, or name the workspace with -w",
         )
-
-
-def _check_version(version: int) -> None:
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {version} is not known to this flaresemi (it writes {SCHEMA_VERSION})")

@@ -16,6 +16,8 @@ from flaresemi.files import write_text
 
 Record = typing.TypeVar("Record")
 
+_AGAIN = "correct the file, or remove it and run the command that wrote it again"
+
 
 def to_plain(value: object) -> object:
     """Turns a record (nested dataclasses, tuples, enums, dicts) into what `json` writes."""
@@ -36,7 +38,7 @@ def from_plain(
     """Builds a record of type `cls` from parsed JSON.
 
     Every key must be known and every field without a default present; types are checked, and an int is accepted
-    where a float is declared.
+    where a float is declared. A field `schema_version` must have the value that is its default.
 
     Args:
         cls: The dataclass to build.
@@ -78,13 +80,13 @@ def load_json(path: Path, *, error: type[FlaresemiError] = PlanError) -> object:
     except FileNotFoundError:
         raise error("file not found", where=path) from None
     except UnicodeDecodeError:
-        raise error("not a text file (expected JSON in UTF-8)", where=path) from None
+        raise error("not a text file (expected JSON in UTF-8)", where=path, fix=_AGAIN) from None
     except OSError as problem:
         raise error(f"cannot be read: {problem.strerror}", where=path) from None
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as problem:
-        raise error(f"not valid JSON: {problem}", where=path, fix="correct the file") from None
+        raise error(f"not valid JSON: {problem}", where=path, fix=_AGAIN) from None
 
 
 def record_hash(record: object, *, without: tuple[str, ...] = ("reasons",)) -> str:
@@ -104,8 +106,7 @@ class _Complaint:
         self.source = source
         self.error = error
 
-    def __call__(self, what: str) -> FlaresemiError:
-        fix = "correct the file, or make it anew with the command that wrote it"
+    def __call__(self, what: str, fix: str = _AGAIN) -> FlaresemiError:
         return self.error(what, where=self.source, fix=fix)
 
 
@@ -139,6 +140,7 @@ def _convert_dataclass(cls: type, value: object, at: str, complain: _Complaint) 
     if not isinstance(value, dict):
         raise complain(f"{_name(at)} must be an object, found {value!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    _refuse_other_version(value, fields, complain)
     for key in value:
         if key not in fields:
             raise complain(f"unknown key {_name(f'{at}.{key}')}{closest(key, fields)}")
@@ -155,6 +157,20 @@ def _convert_dataclass(cls: type, value: object, at: str, complain: _Complaint) 
         return cls(**converted)
     except ValueError as problem:
         raise complain(f"{_name(at)}: {problem}") from None
+
+
+def _refuse_other_version(value: dict[str, object], fields: dict[str, dataclasses.Field], complain: _Complaint) -> None:
+    """Before anything else: what another version wrote may well have other keys."""
+    if "schema_version" not in fields or "schema_version" not in value:
+        return
+    known, found = fields["schema_version"].default, value["schema_version"]
+    if found == known:
+        return
+    if isinstance(found, int) and found > known:
+        fix = "it was written by a newer flaresemi: update this one"
+    else:
+        fix = "it was written by an older flaresemi: go on with that one, or move the file away and make it anew"
+    raise complain(f"schema_version {found!r} is not known, this flaresemi reads {known}", fix)
 
 
 @functools.cache

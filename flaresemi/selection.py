@@ -98,10 +98,6 @@ class Selection:
     rejected: dict[str, str]
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {self.schema_version} is not known to this flaresemi")
-
 
 #: Stands beside exported label maps, and says what they are.
 EXPORT_RECORD = "exported.json"

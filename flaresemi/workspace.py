@@ -92,6 +92,10 @@ class Workspace:
         """Label maps from elsewhere, on the stage's grid, that one training learns from."""
         return self.root / "pseudolabels" / f"fold_{fold}" / stage.value
 
+    def lock(self, *parts: str) -> Path:
+        """The file that whoever works on this part of the workspace holds a lock on; there only meanwhile."""
+        return self.root / f".lock-{'-'.join(parts)}"
+
     def chain(self, fold: str) -> Path:
         """The folder of a chain of self-training rounds, which belongs to one fold."""
         return self.root / "rounds" / f"fold_{fold}"
@@ -196,6 +200,11 @@ class ModelFolder:
     @property
     def latest(self) -> Path:
         return self.root / "checkpoint_latest.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The state before the latest one, until the training is complete."""
+        return self.root / "checkpoint_previous.pt"
 
     @property
     def best(self) -> Path:

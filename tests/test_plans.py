@@ -176,11 +176,10 @@ def test_the_region_of_fine_decides_how_many_stages_there_are():
         {"intensities": (STATISTICS, STATISTICS)},
         {"cases": (dataclasses.replace(CASE, voxels_per_label=(1,)),)},
         {"cases": (dataclasses.replace(CASE, annotated=(True,)),)},
-        {"schema_version": 0},
     ],
 )
 def test_fingerprints_that_contradict_themselves_are_refused(broken):
-    with pytest.raises(ValueError, match=r"schema_version|needs one"):
+    with pytest.raises(ValueError, match="needs one"):
         dataclasses.replace(FINGERPRINT, **broken)
 
 

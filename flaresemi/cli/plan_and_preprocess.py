@@ -15,7 +15,8 @@ from flaresemi.cli.common import StrictParser, add_dataset_options, dataset_word
 from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError
-from flaresemi.files import write_text
+from flaresemi.files import remove_leftovers, write_text
+from flaresemi.locking import working_alone
 from flaresemi.networks.cost import parameter_count, training_memory_gib
 from flaresemi.planning.cases import read_geometries
 from flaresemi.planning.decisions import Decisions, load_decisions, save_decisions, settle, usable_cases
@@ -38,14 +39,18 @@ _MOST_SHOWN = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run(_plan_and_preprocess, _parser(), argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run(lambda options: _plan_and_preprocess(options, words), _parser(), words)
 
 
-def _plan_and_preprocess(options: argparse.Namespace) -> None:
+def _plan_and_preprocess(options: argparse.Namespace, words: list[str]) -> None:
     workspace = workspace_of(options)
     found = load_dataset(options.dataset)
     this_again = ["flaresemi_plan_and_preprocess", *dataset_words(options)]
-    with _quiet_readers():
+    alone = working_alone(workspace.lock("preprocessed"), ["flaresemi_plan_and_preprocess", *words])
+    with alone, _quiet_readers():
+        for place in (workspace.root, workspace.case_fingerprints, workspace.lists, workspace.prepared_sources):
+            remove_leftovers(place)
         _check(options, found, workspace)
         if options.check_only:
             print_next(this_again)
@@ -134,7 +139,7 @@ def _plans(options: argparse.Namespace, fingerprint: DatasetFingerprint, workspa
     preset, why = _preset(options.preset)
     plans = make_plans(fingerprint, preset=preset, memory_gib=options.gpu_memory_gib, stages=options.stages)  # type: ignore[arg-type]
     plans = dataclasses.replace(plans, reasons={**plans.reasons, "preset": f"{why}; {plans.reasons['preset']}"})
-    if workspace.plans.exists() and workspace.plans.read_text(encoding="utf-8") != dumps(plans):
+    if workspace.plans.exists() and workspace.plans.read_bytes() != dumps(plans).encode():
         shutil.copyfile(workspace.plans, workspace.replaced_plans)
         logger.info("the plans that were there are kept as %s", workspace.replaced_plans)
     save_record(workspace.fingerprint, fingerprint)
@@ -160,7 +165,7 @@ def _present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, kee
     # The name changes no number, and is the folder's where dataset.json gives none.
     present = dataclasses.replace(fingerprint, dataset_name=plans.dataset_name)
     if record_hash(present) == plans.fingerprint_hash:
-        if not workspace.fingerprint.exists():
+        if _kept_fingerprint(workspace) != present:
             save_record(workspace.fingerprint, present)
         return plans
     changes = _changes(fingerprint, workspace)
@@ -178,11 +183,19 @@ def _present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, kee
     )
 
 
+def _kept_fingerprint(workspace: Workspace) -> DatasetFingerprint | None:
+    try:
+        return load_fingerprint(workspace.fingerprint)
+    except PlanError as problem:
+        logger.info("%s", problem.what)
+        return None
+
+
 def _changes(fingerprint: DatasetFingerprint, workspace: Workspace) -> str:
     """What is different from the fingerprint that the plans were made from, in words."""
-    if not workspace.fingerprint.exists():
-        return f"{workspace.fingerprint.name} is gone"
-    before = load_fingerprint(workspace.fingerprint)
+    before = _kept_fingerprint(workspace)
+    if before is None:
+        return f"{workspace.fingerprint.name} is gone or damaged"
     old, new = ({case.case_id: case for case in found.cases} for found in (before, fingerprint))
     parts = [
         f"{len(cases)} {what} ({', '.join(cases[:3])}{', ...' if len(cases) > 3 else ''})"

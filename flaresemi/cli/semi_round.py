@@ -1,6 +1,7 @@
 """flaresemi_semi_round: one round of self-training, or as many as it takes."""
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ from flaresemi.compute.distributed import launched_ranks
 from flaresemi.compute.sharding import shard
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import ConfigError
+from flaresemi.locking import working_alone
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
@@ -40,10 +42,11 @@ _STOPPED = "stopped and saved; the same command goes on"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run(_semi_round, _parser(), argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run(lambda options: _semi_round(options, words), _parser(), words)
 
 
-def _semi_round(options: argparse.Namespace) -> None:
+def _semi_round(options: argparse.Namespace, words: list[str]) -> None:
     workspace = workspace_of(options)
     ranks = launched_ranks()
     if ranks is not None and ranks.world_size > 1 and options.shard is None:
@@ -62,23 +65,35 @@ def _semi_round(options: argparse.Namespace) -> None:
         if options.export_labels is not None:
             _export(options, training)
             return
-        if options.step is not None or options.shard is not None:
+        if options.shard is not None:  # shards of the same labeling work side by side
             _run_step(options, training)
             return
-        if options.final:
-            _train_final(training)
-            return
-        if options.until_converged:
-            state = training.run_until_converged()
-        else:
-            state = training.run_next() if options.rounds is None else training.run_rounds(options.rounds)
-        if state is None:
-            raise StoppedEarly(_STOPPED)
-        print(_told(state))
-        _print_reports(workspace.round(fold, state.rounds).report for fold in training.folds)
-        if options.until_converged and state.verdict is not None and state.verdict.best_round > 0:
-            _train_final(training)
-            return
+        command = ["flaresemi_semi_round", *words]
+        with contextlib.ExitStack() as alone:
+            for fold in training.folds:
+                load_splits(workspace.splits).fold(fold)  # says so if there is no such fold
+                alone.enter_context(working_alone(workspace.lock("rounds", f"fold_{fold}"), command))
+            _run_rounds(options, training, command)
+
+
+def _run_rounds(options: argparse.Namespace, training: SelfTraining, command: list[str]) -> None:
+    if options.step is not None:
+        _run_step(options, training)
+        return
+    if options.final:
+        _train_final(training, command)
+        return
+    if options.until_converged:
+        state = training.run_until_converged()
+    else:
+        state = training.run_next() if options.rounds is None else training.run_rounds(options.rounds)
+    if state is None:
+        raise StoppedEarly(_STOPPED)
+    print(_told(state))
+    _print_reports(training.workspace.round(fold, state.rounds).report for fold in training.folds)
+    if options.until_converged and state.verdict is not None and state.verdict.best_round > 0:
+        _train_final(training, command)
+        return
     _print_next(options, training, state)
 
 
@@ -88,8 +103,9 @@ def _print_reports(paths: Iterable[Path]) -> None:
             print(f"report: {path}")
 
 
-def _train_final(training: SelfTraining) -> None:
-    folder = training.train_final()
+def _train_final(training: SelfTraining, command: list[str]) -> None:
+    with working_alone(training.workspace.lock("rounds", "final"), command):
+        folder = training.train_final()
     if folder is None:
         raise StoppedEarly(_STOPPED)
     print("final models: trained on all labels and pseudo-labels; nothing was held out to score them on")

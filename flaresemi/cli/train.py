@@ -1,6 +1,7 @@
 """flaresemi_train: one stage, one fold."""
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import re
@@ -29,13 +30,16 @@ from flaresemi.compute.distributed import Ranks, join_ranks, launched_ranks
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import CheckpointError, ConfigError
+from flaresemi.files import remove_leftovers
+from flaresemi.locking import working_alone
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.plans import Stage
-from flaresemi.records import closest, load_record
+from flaresemi.records import closest
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.distillation import begin_teaching, caution, prepare_labels
-from flaresemi.training.runs import RunRecord
+from flaresemi.training.resuming import has_state, load_state
+from flaresemi.training.runs import recorded_config, recorded_run
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import TrainingTask, load_task
 from flaresemi.training.trainer import Trainer
@@ -64,25 +68,28 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     device = select_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
-    with join_ranks(device.type) as ranks, StopSignals() as signals:
-        if ranks.world_size > 1 and device.type == "cuda":
-            device = torch.device("cuda", ranks.local_rank)
-        task = load_task(workspace, stage, options.fold)
-        resume = _resumes(task.folder, options, ranks, device)
-        semi = _supervision(options, task, workspace, ranks, resume=resume)
-        config = _config(task.folder, options, ranks, resume=resume)
-        settings: dict[str, Any] = {
-            "device": device, "ranks": ranks, "command": ("flaresemi_train", *words),
-            "stop_requested": signals.requested,
-        }  # fmt: skip
-        if semi is None:
-            trainer = Trainer(task, config, **settings)
-        else:
-            trainer = SemiSupervisedTrainer(task, config, semi, **settings)
-        if not _is_complete(task.folder, config, resume) and not trainer.fit(resume=resume):
-            raise StoppedEarly(f"stopped and saved at iteration {trainer.iteration}; --continue goes on from there")
-    if ranks.is_main:
-        _finish(options, workspace, trainer.task, device, config.precision)
+    command = ("flaresemi_train", *words)
+    with contextlib.ExitStack() as alone:  # to the end of the validation, when the ranks have parted
+        with join_ranks(device.type) as ranks, StopSignals() as signals:
+            if ranks.world_size > 1 and device.type == "cuda":
+                device = torch.device("cuda", ranks.local_rank)
+            task = load_task(workspace, stage, options.fold)
+            if ranks.is_main:
+                alone.enter_context(working_alone(workspace.lock("models", f"fold_{task.fold}", stage.value), command))
+            resume = _resumes(task.folder, options, ranks, device)
+            semi = _supervision(options, task, workspace, ranks, resume=resume)
+            config = _config(task.folder, options, ranks, resume=resume)
+            settings: dict[str, Any] = {
+                "device": device, "ranks": ranks, "command": command, "stop_requested": signals.requested,
+            }  # fmt: skip
+            if semi is None:
+                trainer = Trainer(task, config, **settings)
+            else:
+                trainer = SemiSupervisedTrainer(task, config, semi, **settings)
+            if not _is_complete(task.folder, config, resume) and not trainer.fit(resume=resume):
+                raise StoppedEarly(f"stopped and saved at iteration {trainer.iteration}; --continue goes on from there")
+        if ranks.is_main:
+            _finish(options, workspace, trainer.task, device, config.precision)
 
 
 def _finish(
@@ -117,7 +124,7 @@ def _resumes(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks, dev
     """
     if ranks.any(ranks.restarts > 0, device):
         options.resume, options.restart = True, False
-    exists = folder.latest.exists()
+    exists = has_state(folder)
     if exists and not options.resume and not options.restart:
         raise ConfigError(
             "there is a training in this folder already",
@@ -136,14 +143,15 @@ def _supervision(
         FlaresemiError: they cannot be used, or a resumed training began with others.
     """
     folder: Path | None = options.pseudo_labels
-    teaching = load_record(task.folder.run_record, RunRecord, error=ConfigError).taught_by if resume else None
-    if resume and folder is not None and (teaching is None or teaching.folder != str(folder.resolve())):
+    recorded = recorded_run(task) if resume else None
+    teaching = None if recorded is None else recorded.taught_by
+    if recorded and folder is not None and (teaching is None or teaching.folder != str(folder.resolve())):
         began_with = "without pseudo-labels" if teaching is None else f"with the pseudo-labels of {teaching.folder}"
         raise ConfigError(
             f"this training began {began_with}", where=task.folder.root,
             fix="leave --pseudo-labels out to go on as it began; --restart begins anew",
         )  # fmt: skip
-    if folder is not None and not resume:
+    if folder is not None and teaching is None:
         teaching = begin_teaching(folder, task, _dataset(options, workspace))
     choices = {name: value for name, value in vars(options).items() if name in ("pseudo_share", "pseudo_augmentation")}
     if teaching is None:
@@ -172,20 +180,29 @@ def _config(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks, *, r
     if given.keys() & {"epochs", "iterations", "time_budget_seconds"}:
         given = {"epochs": None, "iterations": None, "time_budget_seconds": None} | given
     try:
-        recorded = load_record(folder.run_record, RunRecord, error=ConfigError).config if resume else TrainingConfig()
-        config = dataclasses.replace(recorded, **given)
+        config = dataclasses.replace(recorded_config(folder) if resume else TrainingConfig(), **given)
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
     if options.restart and ranks.is_main and folder.root.exists():
         shutil.rmtree(folder.root)
     ranks.barrier()
+    if ranks.is_main:
+        for place in (folder.root, folder.validation):
+            remove_leftovers(place)
     return config
 
 
 def _is_complete(folder: ModelFolder, config: TrainingConfig, resume: bool) -> bool:
-    if not resume or not folder.final.exists():
+    if not resume:
         return False
-    latest = load_checkpoint(folder.latest)
+    try:
+        latest = load_checkpoint(folder.final)
+    except CheckpointError:  # not there yet, or damaged: it is written from the last state
+        return False
+    try:
+        latest = load_state(folder)
+    except CheckpointError as problem:
+        logger.warning("%s", problem)
     wanted = config.fixed_iterations or latest.total_iterations
     if latest.iteration > wanted:
         raise CheckpointError(

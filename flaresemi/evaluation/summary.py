@@ -89,10 +89,6 @@ class Summary:
     missing: tuple[str, ...]
     cases: tuple[CaseScores, ...]
 
-    def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {self.schema_version} is not known, expected {SCHEMA_VERSION}")
-
 
 def evaluate_folders(
     predictions: Path | Mapping[str, Path],

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
 from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
 
@@ -43,10 +44,6 @@ class CaseRecord:
     channel_minima: tuple[float, ...] = ()
     label_hash: str = ""
     label_source: str = ""
-
-    def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {self.schema_version} is not known to this flaresemi")
 
     @staticmethod
     def unlabeled(*, case_id: str, preprocessing_hash: str, grid: StageGrid, source_hash: str = "") -> "CaseRecord":
@@ -105,12 +102,12 @@ class StoredCase:
         self.folder = folder
         self.record = record
         self.image_folder = folder if image_folder is None else image_folder
-        self.image_czyx: np.ndarray = np.load(self.image_folder / "image.npy", mmap_mode="r")
+        self.image_czyx: np.ndarray = open_memmap(self.image_folder / "image.npy", mode="r")
         self.label_zyx: np.ndarray | None = None
         self._class_voxels: np.ndarray | None = None
         if record.has_label:
-            self.label_zyx = np.load(folder / "label.npy", mmap_mode="r")
-            self._class_voxels = np.load(folder / "class_voxels.npy", mmap_mode="r")
+            self.label_zyx = open_memmap(folder / "label.npy", mode="r")
+            self._class_voxels = open_memmap(folder / "class_voxels.npy", mode="r")
         self._check()
 
     def __reduce__(self) -> tuple:

@@ -23,6 +23,8 @@ SCHEMA_VERSION = 1
 
 _FORMAT = "flaresemi checkpoint"
 
+_AGAIN = "copy it again; on the machine that trained it, flaresemi_train with --continue writes final weights anew"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
@@ -87,7 +89,11 @@ _HEADER_FIELDS = tuple(field.name for field in dataclasses.fields(_Header))
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint atomically: a reader finds the old file or the new one, never a part of one."""
+    """Writes a checkpoint atomically: a reader finds the old file or the new one, never a part of one.
+
+    Raises:
+        OSError: the disk is full or cannot be written to; the old file is left.
+    """
     header = _Header(**{name: getattr(checkpoint, name) for name in _HEADER_FIELDS})
     content = {
         "format": _FORMAT,
@@ -98,7 +104,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     }
     # Given a name, torch would write it into the archive: equal checkpoints shall be equal files.
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as problem:  # about a position in the archive, where the disk is full
+            if isinstance(problem.__context__, OSError):
+                raise problem.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint:
@@ -125,7 +136,11 @@ def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint
         header = from_plain(_Header, json.loads(content["header"]), source=path, error=CheckpointError)
         weights, training_state = content["weights"], content["training_state"]
     except (KeyError, TypeError, ValueError) as problem:
-        raise CheckpointError(f"damaged checkpoint: {problem!r}", where=path, fix="copy or train it again") from None
+        raise CheckpointError(
+            f"damaged checkpoint: {problem!r}",
+            where=path,
+            fix=_AGAIN,
+        ) from None
     fields = {name: getattr(header, name) for name in _HEADER_FIELDS}
     return Checkpoint(weights=weights, training_state=training_state if with_training_state else None, **fields)
 
@@ -174,10 +189,16 @@ def _read(path: Path) -> object:
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as problem:
         raise CheckpointError(
-            f"truncated, damaged or no checkpoint at all: {problem}", where=path, fix="copy or train it again"
+            f"truncated, damaged or no checkpoint at all: {problem}",
+            where=path,
+            fix=_AGAIN,
         ) from None
     if broken is not None:
-        raise CheckpointError(f"damaged checkpoint: bad checksum in {broken}", where=path, fix="copy or train it again")
+        raise CheckpointError(
+            f"damaged checkpoint: bad checksum in {broken}",
+            where=path,
+            fix=_AGAIN,
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as problem:

@@ -38,10 +38,6 @@ class Decisions:
     skipped: tuple[CaseDecision, ...] = ()
     on_image_grid: tuple[CaseDecision, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {self.schema_version} is not known to this flaresemi")
-
 
 def load_decisions(workspace: Workspace) -> Decisions:
     """The decisions of a workspace; none where there is no file.

@@ -119,10 +119,6 @@ class InspectedCases:
     schema_version: int = SCHEMA_VERSION
     cases: tuple[CaseFacts, ...]
 
-    def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {self.schema_version} is not known")
-
 
 def inspect_dataset(dataset: Dataset, cache: Path | None, *, workers: int | None) -> dict[str, CaseFacts]:
     """Facts of every case, labeled, unlabeled and test; files that have not changed since are not read again.

@@ -44,10 +44,6 @@ class Splits:
     folds: tuple[Split, ...]
 
     def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema_version {self.schema_version} is not known (this flaresemi writes {SCHEMA_VERSION})"
-            )
         known = set(self.case_ids)
         for number, fold in enumerate(self.folds):
             both = set(fold.train) & set(fold.validation)

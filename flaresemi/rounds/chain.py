@@ -175,9 +175,16 @@ class SelfTraining:
                     fix="validate them on the same cases: flaresemi_train FINE FOLD --continue",
                 ) from None  # fmt: skip
             state = dataclasses.replace(state, mean_dice=tuple(map(mean_dice, held_out)), verdict=verdict)
-        if not self.path.exists() or load_record(self.path, ChainState, error=SelectionError) != state:
+        if self._kept() != state:
             save_record(self.path, state)
         return state
+
+    def _kept(self) -> ChainState | None:
+        """What was judged before; None where the file is missing or damaged: all of it is found out again anyway."""
+        try:
+            return load_record(self.path, ChainState, error=SelectionError)
+        except SelectionError:
+            return None
 
     def _held_out(self, number: int) -> HeldOutDice:
         """Of all folds: each case is held out in one of them."""

@@ -13,6 +13,7 @@ from flaresemi.records import load_record, save_record
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import file_hash, inputs_hash
 from flaresemi.selection import SelectedCase, Selection
+from flaresemi.training.resuming import has_state
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer
 from flaresemi.training.task import load_task
 from flaresemi.workspace import RoundFolder
@@ -65,7 +66,7 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
     state = FinalState(
         inputs=inputs_hash(
             *(file_hash(round.folder.selection) for round in rounds),
-            *(first.training_config(stage) for stage in first.stages),
+            *(first.training_choices(stage) for stage in first.stages),
             first.config.pseudo_share, first.config.pseudo_augmentation, first.config.fine_tune,
         ),
         folds=tuple(round.fold for round in rounds),
@@ -118,4 +119,4 @@ def _train(round: Round, stage: Stage, selection: Selection, labels: Mapping[str
         task, round.training_config(stage), round.config.supervision(labels, selection), device=round.device,
         stop_requested=round.stop_requested,
     )  # fmt: skip
-    return trainer.fit(resume=folder.latest.exists())
+    return trainer.fit(resume=has_state(folder))

@@ -40,6 +40,7 @@ from flaresemi.rounds.state import (
 )
 from flaresemi.selection import ExportRecord, Selection, save_scores
 from flaresemi.training.config import TrainingConfig
+from flaresemi.training.resuming import has_state
 from flaresemi.training.runs import RunRecord
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer
 from flaresemi.training.task import TrainingTask, load_task
@@ -172,7 +173,7 @@ class Round:
             task, self.training_config(stage), self.config.supervision(labels, selection), device=self.device,
             stop_requested=self.stop_requested,
         )  # fmt: skip
-        return trainer.fit(resume=task.folder.latest.exists())
+        return trainer.fit(resume=has_state(task.folder))
 
     def validate(self) -> bool:
         """Predicts the held-out real cases with the students' final weights."""
@@ -229,6 +230,13 @@ class Round:
             validations=validations,
         )  # fmt: skip
 
+    def training_choices(self, stage: Stage) -> TrainingConfig:
+        """The training configuration, the same wherever the workspace lies; which weights it starts from, the
+        teachers' hashes tell.
+        """
+        config = self.training_config(stage)
+        return dataclasses.replace(config, init_from=config.init_from and "previous")
+
     # What the steps are made from.
 
     def _run_step(self, name: str, work: Callable[[], bool]) -> bool:
@@ -282,9 +290,12 @@ class Round:
         stage = Stage(name.removeprefix("train "))
         if stage not in self.stages:
             return inputs_hash(chosen, "not needed")
-        config = self.training_config(stage)
         return inputs_hash(
-            chosen, config, self.config.pseudo_share, self.config.pseudo_augmentation, self.config.fine_tune
+            chosen,
+            self.training_choices(stage),
+            self.config.pseudo_share,
+            self.config.pseudo_augmentation,
+            self.config.fine_tune,
         )
 
     def _outputs_are_there(self, name: str) -> bool:

@@ -84,10 +84,6 @@ class RoundState:
     config: RoundConfig
     steps: dict[str, StepState]
 
-    def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {self.schema_version} is not known to this flaresemi")
-
     @property
     def next_step(self) -> str | None:
         """The first step that is not done; None when the round is complete."""

@@ -13,21 +13,21 @@ def read_history(path: Path) -> list[Row]:
     """All rows; a last line that a killed process left unfinished is dropped.
 
     Raises:
-        CheckpointError: another line is not a JSON object.
+        CheckpointError: another line is not the row of an epoch.
     """
     if not path.exists():
         return []
     rows: list[Row] = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except ValueError:
             row = None
-        if isinstance(row, dict):
+        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
             rows.append(row)
         elif number < len(lines):
-            raise CheckpointError(f"line {number} is not a JSON object", where=path, fix="remove that line")
+            raise CheckpointError(f"line {number} is not the row of an epoch", where=path, fix="remove that line")
     return rows
 
 

@@ -3,14 +3,22 @@
 import dataclasses
 import datetime
 import importlib.metadata
+import json
+import logging
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from flaresemi import __version__
+from flaresemi.errors import CheckpointError, ConfigError
+from flaresemi.records import from_plain, load_json, load_record
 from flaresemi.training.config import Recipe, TrainingConfig
+from flaresemi.training.resuming import load_state
 from flaresemi.training.task import Teaching, TrainingTask
+from flaresemi.workspace import ModelFolder
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "numpy", "batchgenerators", "SimpleITK", "scipy")
@@ -68,6 +76,48 @@ class RunRecord:
             started=now(),
             **facts,
         )
+
+
+def recorded_run(task: TrainingTask) -> RunRecord | None:
+    """The record of a training that goes on; None where the file is lost, so that it has to be written anew.
+
+    Raises:
+        ConfigError: it was edited, and holds what is not known or not allowed.
+        CheckpointError: the training was started with other plans.
+    """
+    path = task.folder.run_record
+    if _is_lost(path):
+        logger.warning("%s is lost or damaged; it is written anew", path)
+        return None
+    record = load_record(path, RunRecord, error=ConfigError)
+    if record.plan_hash != task.plan.hash:
+        raise CheckpointError(
+            "this training was started with other plans", where=path,
+            fix="put the plans back, or start it anew with --restart",
+        )  # fmt: skip
+    return record
+
+
+def recorded_config(folder: ModelFolder) -> TrainingConfig:
+    """The user's choices for a training that goes on: from its record, or from its state where that is lost.
+
+    Raises:
+        FlaresemiError: the record was edited and is wrong, or there is no whole state.
+    """
+    if not _is_lost(folder.run_record):
+        return load_record(folder.run_record, RunRecord, error=ConfigError).config
+    state = load_state(folder, with_training_state=True).training_state or {}
+    return from_plain(
+        TrainingConfig, json.loads(state.get("config", "null")), source=folder.latest, error=CheckpointError
+    )
+
+
+def _is_lost(path: Path) -> bool:
+    try:
+        load_json(path, error=ConfigError)
+    except ConfigError:
+        return True
+    return False
 
 
 def now() -> str:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flaresemi.compute.parallel import one_blas_thread
-from flaresemi.errors import DatasetError
+from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.io.case_store import CaseStore, StoredCase
 from flaresemi.plans import StagePlan
@@ -202,9 +202,9 @@ class AddressSampler(Sampler):
 
 
 def build_loader(sampler: PatchSampler, addresses: AddressSampler, workers: int) -> DataLoader:
-    """Batches in order, prepared by `workers` processes (0: in this one)."""
+    """Batches in order, prepared by `workers` processes (0: in this one); in place of one, what made it impossible."""
     return DataLoader(
-        sampler,
+        _Told(sampler),
         batch_size=len(addresses.positions),
         sampler=addresses,
         num_workers=workers,
@@ -215,7 +215,23 @@ def build_loader(sampler: PatchSampler, addresses: AddressSampler, workers: int)
     )
 
 
-def _collate(samples: list[Batch]) -> Batch:
+class _Told(Dataset):
+    """Hands over as a value what a user can mend: torch would raise the text of a traceback in its place."""
+
+    def __init__(self, sampler: PatchSampler) -> None:
+        self.sampler = sampler
+
+    def __getitem__(self, address: tuple[int, int]) -> Batch | FlaresemiError:
+        try:
+            return self.sampler[address]
+        except FlaresemiError as error:
+            return error
+
+
+def _collate(samples: list[Batch | FlaresemiError]) -> Batch | FlaresemiError:
+    for sample in samples:
+        if isinstance(sample, FlaresemiError):
+            return sample
     columns = ([getattr(sample, field.name) for sample in samples] for field in dataclasses.fields(Batch))
     return Batch(*(np.concatenate(column) for column in columns))
 

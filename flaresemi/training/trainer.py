@@ -20,14 +20,16 @@ from flaresemi.compute.precision import Precision
 from flaresemi.errors import CheckpointError, ConfigError, FlaresemiError
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from flaresemi.networks.unet import build_network
-from flaresemi.records import load_record, save_record, to_plain
+from flaresemi.records import save_record, to_plain
 from flaresemi.training import runs
 from flaresemi.training.augmentation import STRENGTHS, Augmentation
 from flaresemi.training.config import Recipe, TrainingConfig, local_batch_size, resolve
 from flaresemi.training.history import Row, append_row, cut_history
+from flaresemi.training.loading import load_batches, loader_deaths_told
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 from flaresemi.training.monitoring import Monitor, quick_validation
-from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, TrainingCase, build_loader
+from flaresemi.training.resuming import load_state, save_state
+from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, TrainingCase
 from flaresemi.training.schedule import AveragedWeights, build_optimizer, learning_rate
 from flaresemi.training.task import TrainingTask
 
@@ -74,8 +76,6 @@ class Trainer:
         self.sampler = self.build_sampler()
         torch.manual_seed(config.seed)
         self.network = self.build_network()
-        if config.init_from is not None:
-            load_weights(self.network, load_checkpoint(Path(config.init_from)))
         self.network.to(device)
         self.network.deep_supervision = config.deep_supervision  # type: ignore[assignment]
         self.loss = self.build_loss().to(device)
@@ -128,6 +128,7 @@ class Trainer:
 
     # The loop.
 
+    @loader_deaths_told()
     def fit(self, *, resume: bool = False) -> bool:
         """Trains to the end.
 
@@ -142,6 +143,8 @@ class Trainer:
             CheckpointError: the latest checkpoint is damaged or belongs to other plans.
             FlaresemiError: the loss became NaN or infinite.
         """
+        if self.config.init_from is not None and not resume:
+            load_weights(self.network, load_checkpoint(Path(self.config.init_from)))
         self.recipe = self._settle(resume)
         self.optimizer = self.build_optimizer(self.recipe)
         self.average = AveragedWeights(self.network, self.config.ema_decay) if self.config.ema_decay else None
@@ -149,10 +152,11 @@ class Trainer:
             self._load_state()
         elif self.ranks.is_main:
             cut_history(self.task.folder.history, 0)  # of a training that was killed before it saved anything
+        first = self.iteration
         network = self.ranks.share_gradients(self.network, self.device)
-        monitor = Monitor(self.task.folder, self.iteration, enabled=self.ranks.is_main)
+        monitor = Monitor(self.task.folder, first, enabled=self.ranks.is_main)
         saved_at = epoch_started = time.monotonic()
-        for batch in self._progress(self._batches(self.iteration, self.recipe.total_iterations)):
+        for batch in self._progress(self._batches(first, self.recipe.total_iterations)):
             self._optimize(self.training_step(network, batch))
             if self.iteration in self._snapshots():
                 self._save_snapshot(self._snapshots()[self.iteration])
@@ -166,6 +170,8 @@ class Trainer:
             if stop and self.iteration < self.recipe.total_iterations:
                 monitor.close()
                 return False
+        if self.iteration == first:  # it was complete, but its final weights are lost
+            self._save_snapshot(100)
         self._save_latest()
         monitor.close()
         return True
@@ -231,7 +237,7 @@ class Trainer:
     def _batches(self, first: int, last: int) -> Iterator[Batch]:
         rank = self.ranks.rank
         positions = range(rank * self.batch_size, (rank + 1) * self.batch_size)
-        return iter(build_loader(self.sampler, AddressSampler(range(first, last), positions), self._loader_workers()))
+        return load_batches(self.sampler, AddressSampler(range(first, last), positions), self._loader_workers())
 
     def _loader_workers(self) -> int:
         if self.config.loader_workers is not None:
@@ -269,14 +275,8 @@ class Trainer:
 
     def _settle(self, resume: bool) -> Recipe:
         """Fixes the length of the run and writes, or reads back, its record."""
-        path = self.task.folder.run_record
-        if resume:
-            record = load_record(path, runs.RunRecord, error=ConfigError)
-            if record.plan_hash != self.task.plan.hash:
-                raise CheckpointError(
-                    "this training was started with other plans", where=path,
-                    fix="put the plans back, or start it anew with --restart",
-                )  # fmt: skip
+        record = runs.recorded_run(self.task) if resume else None
+        if record is not None:
             total = self.config.fixed_iterations if self.config != record.config else record.recipe.total_iterations
             recipe = self._resolve(total or record.recipe.total_iterations)
             record = dataclasses.replace(
@@ -284,7 +284,8 @@ class Trainer:
                 continued=(*record.continued, runs.now()),
             )  # fmt: skip
         else:
-            recipe = self._resolve(self.config.fixed_iterations or self._iterations_in_budget())
+            total = self.config.fixed_iterations or (load_state(self.task.folder).total_iterations if resume else 0)
+            recipe = self._resolve(total or self._iterations_in_budget())
             record = runs.RunRecord.begin(
                 self.task,
                 self.config,
@@ -297,7 +298,7 @@ class Trainer:
                 precision=self.precision.name,
             )
         if self.ranks.is_main:
-            save_record(path, record)
+            save_record(self.task.folder.run_record, record)
         return recipe
 
     def _resolve(self, total_iterations: int) -> Recipe:
@@ -367,17 +368,16 @@ class Trainer:
             "best_validation": self.best_validation,
             "config": json.dumps(to_plain(self.config)),
         }
-        save_checkpoint(self.task.folder.latest, self._checkpoint(state))
+        save_state(self.task.folder, self._checkpoint(state))
         logger.debug("saved %s at iteration %d", self.task.folder.latest, self.iteration)
 
     def _load_state(self) -> None:
-        path = self.task.folder.latest
-        checkpoint = load_checkpoint(path, with_training_state=True)
+        checkpoint = load_state(self.task.folder, with_training_state=True)
         state = checkpoint.training_state
         if state is None or checkpoint.plan.hash != self.task.plan.hash:
             raise CheckpointError(
                 "this checkpoint cannot be continued: it holds no training state or was made with other plans",
-                where=path, fix="start the training anew with --restart",
+                where=self.task.folder.latest, fix="start the training anew with --restart",
             )  # fmt: skip
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

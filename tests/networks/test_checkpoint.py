@@ -1,10 +1,13 @@
 """A checkpoint comes back as it went, or says what is wrong with it."""
 
 import dataclasses
+import errno
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -166,5 +169,33 @@ def test_failed_write_leaves_the_old_checkpoint(checkpoint: Checkpoint, tmp_path
     unsavable = dataclasses.replace(checkpoint, training_state={"bad": lambda: None})
     with pytest.raises((AttributeError, pickle.PicklingError)):
         save_checkpoint(path, unsavable)
+    assert load_checkpoint(path).iteration == 90
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_says_so_itself(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    save = torch.save
+
+    class Full:
+        """A file on a disk that has room for 1000 bytes more."""
+
+        def __init__(self, file: IO[bytes]) -> None:
+            self.file, self.left = file, 1000
+
+        def write(self, data: bytes) -> int:
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.file.write(data)
+
+        def flush(self) -> None:
+            self.file.flush()
+
+    monkeypatch.setattr(torch, "save", lambda content, file: save(content, Full(file)))
+    with pytest.raises(OSError, match="No space left") as trouble:
+        save_checkpoint(path, checkpoint)
+    assert trouble.value.errno == errno.ENOSPC
     assert load_checkpoint(path).iteration == 90
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

@@ -1,7 +1,6 @@
 """A tiny dataset with fold 0 trained, for rounds of self-training."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from flaresemi.cli import plan_and_preprocess, train
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage
 from flaresemi.workspace import Workspace
+from tests.made_workspace import shrink
 
 QUICK = ["--iterations", "3", "--iterations-per-epoch", "3", "--validations", "0", "--loader-workers", "0"]
 
@@ -21,13 +21,7 @@ def trained(phantom_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     workspace = tmp_path_factory.mktemp("round") / "workspace"
     words = ["-d", str(phantom_dataset), "-w", str(workspace)]
     assert plan_and_preprocess.main([*words, "--preset", "small", "--stages", "one", "--workers", "1", "--quiet"]) == 0
-    plans = json.loads((workspace / "plans.json").read_text(encoding="utf-8"))
-    network = plans["fine"]["network"]
-    for name in ("kernels", "strides", "encoder_convs"):
-        network[name] = network[name][:3]
-    network |= {"features": [4, 8, 8], "decoder_convs": [1, 1], "encoder_convs": [1, 1, 1]}
-    plans["fine"]["patch_zyx"] = [32, 32, 32]
-    (workspace / "plans.json").write_text(json.dumps(plans))
+    shrink(workspace)
     assert train.main(["FINE", "0", *words, *QUICK, "--device", "cpu"]) == 0
     # Untrained networks see an organ nowhere: these weights see one everywhere, so that there is something to score.
     model = Workspace(workspace).model("0", Stage.FINE)

@@ -1,0 +1,310 @@
+"""Faults of many kinds at random moments of every command: is anything lost, and does the next start go on?
+
+A phantom dataset of 48³ voxels with tiny networks. Each injection runs a command with a fault, then once more without;
+it counts as lossless when the first ended as it should (killed, or exit code 2 and one clear message), the second with
+exit code 0, and the files are those that one undisturbed start leaves (weights, label maps and prepared cases bit for
+bit, records but for their times). Disks that are full and folders that are read-only are mounted, which takes root.
+Result: results/faults.md.
+"""
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import running
+
+sys.path.append(str(running.ROOT))
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from flaresemi.locking import working_alone
+from flaresemi.phantom import write_phantom_dataset
+from flaresemi.workspace import Workspace
+from tests.faults.injection import End, differences, listing, read_only, run_command, small_disk
+from tests.made_workspace import shrink
+
+PLAN = ("plan_and_preprocess", "--preset", "small", "--stages", "one", "--workers", "1")
+TRAIN = (
+    "train", "FINE", "0", "--iterations", "8", "--iterations-per-epoch", "2", "--validations", "2", "--device", "cpu",
+    "--precision", "fp32", "--loader-workers", "0", "--checkpoint-minutes", "0", "--continue",
+)  # fmt: skip
+PREDICT = ("predict", "--device", "cpu", "--precision", "fp32", "--engine", "torch", "--continue")
+ROUND = ("semi_round", "--fold", "0", "--rounds", "1", "--select", "case", "--best-share", "1.0", "--device", "cpu",
+         "--precision", "fp32")  # fmt: skip
+
+Words = tuple[str | Path, ...]
+
+
+@dataclasses.dataclass
+class Lab:
+    """What the commands left without a fault, and a place for each injection.
+
+    Attributes:
+        root: Folder of work.
+        cpu_seconds: Of every command.
+    """
+
+    root: Path
+    cpu_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def place(self) -> Path:
+        """Where the command of an injection writes."""
+        return self.root / "place"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    def before(self, command: str) -> Path | None:
+        """What a command finds; None: nothing."""
+        return {"train": self.root / "small", "semi_round": self.root / "trained"}.get(command)
+
+    def after(self, command: str) -> Path:
+        """What it leaves."""
+        names = {"plan_and_preprocess": "planned", "train": "trained", "predict": "predicted", "semi_round": "round"}
+        return self.root / names[command]
+
+    def words(self, command: str, place: Path, data: Path | None = None) -> Words:
+        usual = {words[0]: words for words in (PLAN, TRAIN, PREDICT, ROUND)}[command]
+        data = data or self.data
+        if command == "predict":
+            return (*usual, "-i", data / "labeled_image", "-m", self.root / "trained" / "models", "-o", place)
+        return (*usual, "-d", data, "-w", place)
+
+    def run(self, command: str, place: Path, kill_after: float | None = None, data: Path | None = None) -> End:
+        return run_command(self.words(command, place, data), self.root / "log", kill_after=kill_after)
+
+    def fresh(self, command: str) -> None:
+        """An empty place, or one with what the command finds."""
+        shutil.rmtree(self.place, ignore_errors=True)
+        found = self.before(command)
+        if found is not None:
+            shutil.copytree(found, self.place)
+
+    def prepare(self, bench: running.Bench) -> None:
+        """Runs every command once without a fault."""
+        if "whole" not in bench.steps:
+            for path in self.root.glob("[dspr]*"):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else None
+            write_phantom_dataset(self.data, labeled=3, unlabeled=2, test=1, size=(40, 48, 48), seed=7)
+            used = {}
+            for command in COMMANDS:
+                found = self.before(command)
+                if command == "train":
+                    shutil.copytree(self.root / "planned", self.root / "small")
+                    shrink(self.root / "small")
+                if found is not None:
+                    shutil.copytree(found, self.after(command))
+                end = self.run(command, self.after(command))
+                if end.code:
+                    raise SystemExit(end.said)
+                used[command] = end.cpu_seconds
+            bench.record("whole", cpu_seconds=used)
+        self.cpu_seconds = bench.steps["whole"]["cpu_seconds"]
+
+    def lost(self, command: str) -> list[str]:
+        """What differs from an undisturbed start; what killed writers left beside label maps is no loss."""
+        return [name for name in differences(self.after(command), self.place) if ".partial-" not in name]
+
+
+COMMANDS = ("plan_and_preprocess", "train", "predict", "semi_round")
+
+#: A fault takes the laboratory, a command and a source of chance; it gives what it should have said, and what it said.
+Fault = Callable[[Lab, str, random.Random], str]
+
+
+def killed(lab: Lab, command: str, chance: random.Random) -> str:
+    end = lab.run(command, lab.place, kill_after=chance.uniform(0, 0.95) * lab.cpu_seconds[command])
+    return "" if end.code == -signal.SIGKILL else f"ended with {end.code}"
+
+
+def disk_full(lab: Lab, command: str, chance: random.Random) -> str:
+    """A disk with room for a random part of what is written; then more room."""
+    with small_disk(lab.place.with_name("disk"), 65536) as mounted:
+        if not mounted:
+            raise SystemExit("mounting a disk takes root")
+        disk = lab.place.with_name("disk")
+        found = lab.before(command)
+        if found is not None:
+            shutil.copytree(found, disk / "place")
+        needed = _kib(lab.after(command)) - (_kib(found) if found else 0)
+        free = chance.uniform(0.0, 0.8) * needed
+        with open(disk / "ballast", "wb") as ballast:
+            space = shutil.disk_usage(disk).free
+            ballast.write(bytes(max(space - int(1024 * free), 0)))
+        trouble = _clear(lab.run(command, disk / "place"), "no space left", "not enough disk space")
+        (disk / "ballast").unlink()
+        again = lab.run(command, disk / "place")
+        if again.code:
+            trouble = trouble or f"second start: {again.said[-300:]}"
+        shutil.rmtree(lab.place, ignore_errors=True)
+        shutil.copytree(disk / "place", lab.place)
+    return trouble
+
+
+def cut_off(lab: Lab, command: str, chance: random.Random) -> str:
+    """Killed, and one of the files that were there by then loses its end; what the message names is put right."""
+    lab.run(command, lab.place, kill_after=chance.uniform(0.3, 0.95) * lab.cpu_seconds[command])
+    files = sorted(path for path in lab.place.rglob("*") if path.is_file() and ".partial-" not in path.name)
+    files = [path for path in files if not ({"logs", "lists"} & set(path.parts))]
+    if not files:
+        return ""
+    path = chance.choice(files)
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.truncate(int(chance.random() * size))
+    end = lab.run(command, lab.place)
+    if end.code == 0:
+        return ""
+    trouble = _clear(end, path.name, path.parent.name)
+    whole = next((tree / path.relative_to(lab.place) for tree in _trees(lab, command) if tree is not None), path)
+    path.unlink()
+    if whole.exists():
+        shutil.copyfile(whole, path)
+    return trouble and f"{path.relative_to(lab.place)}: {trouble}"
+
+
+def read_only_data(lab: Lab, command: str, _: random.Random) -> str:
+    before = listing(lab.data)
+    with read_only(lab.data, lab.root / "ro_data") as mounted:
+        if not mounted:
+            raise SystemExit("mounting a folder read-only takes root")
+        end = lab.run(command, lab.place, data=lab.root / "ro_data")
+    changed = listing(lab.data) != before
+    return end.said[-300:] if end.code else "the data have changed" if changed else ""
+
+
+def unreadable(lab: Lab, command: str, chance: random.Random) -> str:
+    """A raw image of a copy of the data loses its end; then it is put back."""
+    data = lab.root / "own_data"
+    shutil.rmtree(data, ignore_errors=True)
+    shutil.copytree(lab.data, data)
+    image = chance.choice(sorted((data / "labeled_image").iterdir()))
+    content, times = image.read_bytes(), image.stat()
+    image.write_bytes(content[: int(chance.random() * len(content))])
+    end = lab.run(command, lab.place, data=data)
+    image.write_bytes(content)
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return "" if end.code == 0 and command == "train" else _clear(end, image.name, image.name.split("_0000")[0])
+
+
+def clock_jumps(lab: Lab, command: str, chance: random.Random) -> str:
+    """Killed; then all files are of another year."""
+    killed(lab, command, chance)
+    for path in lab.place.rglob("*"):
+        second = chance.choice((0, 315532800, 4102444800))
+        os.utime(path, (second, second))
+    return ""
+
+
+def moved(lab: Lab, command: str, chance: random.Random) -> str:
+    """Killed; then the place has another name."""
+    killed(lab, command, chance)
+    if lab.place.exists():
+        other = lab.root / "somewhere else"
+        shutil.rmtree(other, ignore_errors=True)
+        lab.place.rename(other)
+        end = lab.run(command, other)
+        other.rename(lab.place)
+        return end.said[-300:] if end.code else ""
+    return ""
+
+
+def started_twice(lab: Lab, command: str, _: random.Random) -> str:
+    """Another process, this one, holds the lock."""
+    part = {"plan_and_preprocess": ("preprocessed",), "train": ("models", "fold_0", "FINE"), "semi_round": (
+        "rounds", "fold_0")}[command]  # fmt: skip
+    before = listing(lab.place) if lab.place.exists() else {}
+    with working_alone(Workspace(lab.place).lock(*part), ["the first"]):
+        end = lab.run(command, lab.place)
+    if before and listing(lab.place).keys() != before.keys():
+        return "the second changed something"
+    return _clear(end, f"process {os.getpid()} on")
+
+
+ALL = COMMANDS
+FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
+    "kill -9": (killed, ALL),
+    "disk full": (disk_full, ALL),
+    "a written file cut off": (cut_off, ALL),
+    "raw data read-only": (read_only_data, ALL),
+    "a raw image cut off": (unreadable, ("plan_and_preprocess", "predict")),
+    "file times of other years": (clock_jumps, ALL),
+    "workspace moved": (moved, ALL),
+    "started twice": (started_twice, ("plan_and_preprocess", "train", "semi_round")),
+}
+
+
+def _clear(end: End, *expected: str) -> str:
+    """What is wrong with how a command ended that should say one of these."""
+    if end.code != 2 or end.said.count("error:") != 1 or "Traceback" in end.said:
+        return f"exit code {end.code}: {end.said[-300:]}"
+    return "" if any(words in end.said for words in expected) else f"does not say it: {end.said[-300:]}"
+
+
+def _trees(lab: Lab, command: str) -> Iterator[Path | None]:
+    yield lab.before(command)
+    yield lab.after(command)
+
+
+def _kib(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1024
+
+
+def main() -> None:
+    parser = running.parser(__doc__ or "")
+    parser.add_argument("--injections", type=int, default=3, help="per fault and command")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    bench = running.Bench("faults", options.work)
+    lab = Lab(bench.work)
+    lab.prepare(bench)
+    for number in range(options.injections):  # in rounds, so that a run that is stopped has seen every fault
+        for name, (fault, commands) in FAULTS.items():
+            for command in commands:
+                step = f"{name}, {command}, {number}"
+                if step not in bench.steps:
+                    lab.fresh(command)
+                    trouble = fault(lab, command, random.Random(f"{options.seed} {step}"))
+                    again = lab.run(command, lab.place)
+                    trouble = trouble or ("" if again.code == 0 else f"second start: {again.said[-400:]}")
+                    lost = lab.lost(command) if again.code == 0 else ["not finished"]
+                    bench.record(step, fault=name, command_name=command, trouble=trouble, lost=lost)
+                    print(step, trouble or "clear", lost or "nothing lost", flush=True)
+    bench.report(text([facts for facts in bench.steps.values() if "fault" in facts], options.seed))
+    if any(facts.get("trouble") or facts.get("lost") for facts in bench.steps.values()):
+        raise SystemExit("something was lost or unclear")
+
+
+def text(found: list[dict], seed: int) -> str:
+    revision = subprocess.run(
+        ["git", "-C", str(running.ROOT), "describe", "--always"], capture_output=True, encoding="utf-8", check=False
+    ).stdout.strip()
+    lines = [
+        "# Faults",
+        "",
+        f"{len(found)} injections (seed {seed}), {running._when_and_what().split(',')[0]}, revision {revision}. An "
+        "injection is lossless when the next start ended well and left what one undisturbed start leaves.",
+        "",
+        "| fault | command | injections | not as it should be said | losses |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name, (_, commands) in FAULTS.items():
+        for command in commands:
+            these = [facts for facts in found if (facts["fault"], facts["command_name"]) == (name, command)]
+            unclear, losses = (sum(bool(each[what]) for each in these) for what in ("trouble", "lost"))
+            lines.append(f"| {name} | {command} | {len(these)} | {unclear} | {losses} |")
+    for facts in found:
+        if facts["trouble"] or facts["lost"]:
+            lines += ["", f"* {facts['fault']}, {facts['command_name']}: {facts['trouble']} {facts['lost']}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Batches from other processes, and what went wrong there said clearly."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from flaresemi.errors import FlaresemiError
+from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, build_loader
+
+#: What torch says when a loader process died.
+_DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?P<how>[^.]*)")
+
+
+def load_batches(sampler: PatchSampler, addresses: AddressSampler, workers: int) -> Iterator[Batch]:
+    """Batches in order, prepared by `workers` processes (0: in this one).
+
+    Raises:
+        FlaresemiError: what the sampler raised, wherever it ran.
+    """
+    for batch in build_loader(sampler, addresses, workers):
+        if isinstance(batch, FlaresemiError):
+            raise batch
+        yield batch
+
+
+@contextlib.contextmanager
+def loader_deaths_told() -> Iterator[None]:
+    """Makes a clear message of the error that torch raises, at any line of this process, when a loader process died.
+
+    Raises:
+        FlaresemiError: one died; it names the process, how it died and what to do.
+    """
+    try:
+        yield
+    except RuntimeError as problem:
+        death = _DEATH.search(str(problem))
+        if death is None:
+            raise
+        if "Bus error" in death["how"]:  # a mapped file became shorter, or its disk cannot be read
+            fix = "a prepared case can no longer be read: run flaresemi_plan_and_preprocess again, then --continue"
+        else:
+            fix = "most likely memory ran out: --continue with fewer processes goes on (--loader-workers 0: none)"
+        raise FlaresemiError(
+            f"a process that prepares patches died: process {death['pids']} {death['how'].strip()}", fix=fix
+        ) from None
