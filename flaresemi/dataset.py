@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flaresemi import flare22
+from flaresemi.case_names import check_name, refuse_alike
 from flaresemi.errors import DatasetError
 from flaresemi.image_paths import EXPECTED, image_stem, named_images
 from flaresemi.labels import Label, LabelSet, find_mirror_pairs
@@ -109,6 +110,7 @@ def load_dataset(root: Path) -> Dataset:
                     fix="one file per channel: CASE_0000, CASE_0001, ...",
                 )
     _refuse_twice(groups)
+    refuse_alike((case.id for group in groups for case in group), where=root)
     return Dataset(
         root=root,
         name=description.name or root.resolve().name,
@@ -147,6 +149,7 @@ def find_images(folder: Path) -> tuple[Case, ...]:
     if not folder.is_dir():
         raise DatasetError("folder not found", where=folder)
     cases = _cases(folder, numbered=True)
+    refuse_alike((case.id for case in cases), where=folder)
     if not cases:
         raise DatasetError("no images in this folder", where=folder, fix=EXPECTED)
     return cases
@@ -187,6 +190,7 @@ def _cases(folder: Path, numbered: bool) -> tuple[Case, ...]:
     for name, path in named:
         match = _CHANNEL.fullmatch(name) if numbered else None
         case_id, channel = (match["case"], int(match["channel"])) if match else (name, 0)
+        check_name(case_id, where=path)
         if channel in channels.setdefault(case_id, {}):
             raise DatasetError(
                 f"two files for case '{case_id}', channel {channel}",

@@ -1,5 +1,11 @@
 """What can go wrong for a user, as exceptions that say what, where and what to do."""
 
+import unicodedata
+
+#: Unicode's categories of control characters, of invisible ones (marks of direction among them), of bytes that are no
+#: text, and of line ends.
+INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
 
 class FlaresemiError(Exception):
     """Something a user can mend. The command line prints it and exits with code 2.
@@ -22,6 +28,14 @@ class FlaresemiError(Exception):
 
     def __str__(self) -> str:
         return "\n       ".join(line for line in (self.what, self.where, self.fix) if line)
+
+
+def shown(text: str) -> str:
+    """A text from a file, for a message: what cannot be seen is escaped, and what is too long cut."""
+    short = text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in INVISIBLE else char for char in short
+    )
 
 
 def _rebuild(kind: type[FlaresemiError], what: str, where: str | None, fix: str | None) -> FlaresemiError:

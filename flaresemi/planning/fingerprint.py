@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flaresemi.case_names import case_file
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError, FlaresemiError
@@ -195,4 +196,4 @@ def _dependencies(case: Case, dataset: Dataset) -> str:
 
 
 def _paths(folder: Path, case: Case) -> tuple[Path, Path]:
-    return folder / f"{case.id}.json", folder / f"{case.id}.npy"
+    return case_file(folder, case.id, ".json"), case_file(folder, case.id, ".npy")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from flaresemi.case_names import case_file
 from flaresemi.errors import DatasetError, SelectionError
 from flaresemi.evaluation.overlap import dice_per_organ
 from flaresemi.files import remove_leftovers, write_text
@@ -132,7 +133,7 @@ def write_reliable_series(folder: RoundFolder, selection: Selection) -> None:
 
 
 def _score_file(folder: RoundFolder, case_id: str) -> Path:
-    return folder.case_scores / f"{case_id}.json"
+    return case_file(folder.case_scores, case_id, ".json")
 
 
 def _listed(case_ids: Sequence[str]) -> str:

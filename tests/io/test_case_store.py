@@ -189,7 +189,7 @@ def test_odd_names(tmp_path):
         assert store.has(name, "abc")
     assert sorted(store.case_ids()) == sorted(names)
     for name in ("", ".", "..", ".hidden", "a/b", "../a", "a\0b"):
-        with pytest.raises(ValueError, match="cannot be the name of a case"):
+        with pytest.raises(DatasetError, match="cannot be the name of a case"):
             store.open(name)
 
 

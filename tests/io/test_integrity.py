@@ -91,7 +91,7 @@ def test_headers_that_announce_the_world_allocate_nothing(tmp_path, volume):
         ("a.mha", (b"a = " + b"x" * (1 << 20) + b"\n") * 20, "no end"),
         ("a.mhd", b"NDims = 3\nDimSize = 2 2 2\nElementDataFile = LIST\n", "several files"),
         ("a.nrrd", b"NRRD0004\nencoding: raw\n\n", "no dimension"),
-        ("a.nrrd", b"NRRD0004\ndimension: 3\nbyte skip: many\n\n", "whole number"),
+        ("a.nrrd", b"NRRD0004\ndimension: 3\nencoding: raw\nbyte skip: many\n\n", "whole number"),
     ],
 )
 def test_what_is_no_image_is_said(tmp_path, name, content, expected):
