@@ -30,9 +30,9 @@ class FlaresemiError(Exception):
         return "\n       ".join(line for line in (self.what, self.where, self.fix) if line)
 
 
-def shown(text: str) -> str:
+def shown(text: str, length: int = 80) -> str:
     """A text from a file, for a message: what cannot be seen is escaped, and what is too long cut."""
-    short = text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"
+    short = text if len(text) <= length else f"{text[: length - 20]}…{text[-19:]}"
     return "".join(
         char.encode("unicode_escape").decode() if unicodedata.category(char) in INVISIBLE else char for char in short
     )

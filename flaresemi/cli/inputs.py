@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flaresemi.case_names import case_file, check_name, refuse_alike
 from flaresemi.dataset import Case, find_images
-from flaresemi.errors import ConfigError, ImageError
+from flaresemi.errors import ConfigError, ImageError, shown
 from flaresemi.image_paths import holds_slices, image_name, image_stem, named_images
 from flaresemi.io.images import image_ending
 
@@ -40,9 +40,10 @@ def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
             fix="of a DICOM series, name the folder that holds its slices",
         )  # fmt: skip
     paths = _listed(source)
-    missing = [path for path in paths if not path.exists()]
+    missing = [path for path in paths if not _exists(path)]
     if missing:
-        raise ImageError(f"{len(missing)} file(s) of the list are not there", where=f"{missing[0]} in {source}")
+        first = shown(str(missing[0]), 300)
+        raise ImageError(f"{len(missing)} file(s) of the list are not there", where=f"{first} in {source}")
     cases: dict[str, Case] = {}
     for path in paths:
         case = _case_of(path, channels)
@@ -94,6 +95,13 @@ def _case_of(path: Path, channels: int) -> Case:
     return Case(id=check_name(base, where=path), images=images)
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no file system takes such a name
+        return False
+
+
 def _listed(path: Path) -> list[Path]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -102,7 +110,7 @@ def _listed(path: Path) -> list[Path]:
     named = [Path(line) for line in lines if line and not line.startswith("#")]
     if not named:
         raise ConfigError("the list names no image", where=path)
-    return [entry if entry.exists() or entry.is_absolute() else path.parent / entry for entry in named]
+    return [entry if _exists(entry) or entry.is_absolute() else path.parent / entry for entry in named]
 
 
 def refuse_overwriting(jobs: Sequence[tuple[Case, Path]]) -> None:

@@ -13,21 +13,24 @@ def read_history(path: Path) -> list[Row]:
     """All rows; a last line that a killed process left unfinished is dropped.
 
     Raises:
-        CheckpointError: another line is not a JSON object.
+        CheckpointError: another line is not a JSON object with an iteration.
     """
     if not path.exists():
         return []
     rows: list[Row] = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = lines[:-1] if lines[-1] == "" else lines
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict):
+        if isinstance(row, dict) and type(row.get("iteration")) is int:
             rows.append(row)
         elif number < len(lines):
-            raise CheckpointError(f"line {number} is not a JSON object", where=path, fix="remove that line")
+            raise CheckpointError(
+                f"line {number} is not a JSON object with an iteration", where=path, fix="remove that line"
+            )
     return rows
 
 
