@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import math
+import os
 import resource
 import signal
-import subprocess
-import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from typing import TextIO
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+import torch
+
+from tests.trust.targets import SCRATCH, targets, try_one
 
 #: What an input may take: seconds, and bytes of address space more than the process has at its start.
 MOST_SECONDS = 10
@@ -37,60 +41,68 @@ def fuzz(kind: str, first: int, count: int, shared: Path | None, *, most_seconds
     Args:
         kind: Name of a target.
         shared: Folder of odd real files.
-        most_seconds: Of processor time, for all of them.
+        most_seconds: For all of them.
     """
     outcome = Outcome()
-    stop = first + count
-    while first < stop:
-        spent = _seconds(resource.RUSAGE_CHILDREN)
-        words = [sys.executable, "-m", "tests.trust.batches", kind, str(first), str(stop), str(shared or ""),
-                 "" if most_seconds is None else str(most_seconds)]  # fmt: skip
-        done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False)
-        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    stop, end = first + count, math.inf if most_seconds is None else time.monotonic() + most_seconds
+    while first < stop and time.monotonic() < end:
+        lines, code = _in_a_process(kind, first, stop, shared, end)
         for number, result, text in lines:
             if result != "begun":
                 outcome.counts[result] += 1
             if result == "finding":
                 outcome.findings.append((number, text))
-        if done.returncode == 0:
+        if code == 0:
             return outcome
         begun = [number for number, result, _ in lines if result == "begun"]
         if not begun:
-            raise RuntimeError(f"the process of '{kind}' did not begin: {done.stderr[-2000:]}")
+            raise RuntimeError(f"the process of '{kind}' did not begin: {_why(code)}")
         outcome.counts["finding"] += 1
-        outcome.findings.append((begun[-1], _why(done.returncode, done.stderr)))
+        outcome.findings.append((begun[-1], _why(code)))
         first = begun[-1] + 1
-        if most_seconds is not None:
-            most_seconds -= _seconds(resource.RUSAGE_CHILDREN) - spent
     return outcome
 
 
-def _seconds(whose: int) -> float:
-    used = resource.getrusage(whose)
-    return used.ru_utime + used.ru_stime
+def _in_a_process(
+    kind: str, first: int, stop: int, shared: Path | None, end: float
+) -> tuple[list[tuple[int, str, str]], int]:
+    """The lines that a process wrote about its inputs, and its exit code; of a signal, its negative number."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(reading)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries complain about every input
+            with os.fdopen(writing, "w", encoding="utf-8") as out:
+                _run(kind, range(first, stop), shared, end, out)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as told:
+        lines = [tuple(json.loads(line)) for line in told if line.endswith("\n")]
+    return lines, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _why(code: int, errors: str) -> str:
+def _why(code: int) -> str:
     if code == -signal.SIGALRM:
         return f"more than {MOST_SECONDS} s"
-    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return f"the process died: {name}; {errors.strip()[-300:]}"
+    return f"the process died: {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
 
-def _run(kind: str, first: int, stop: int, shared: Path | None, most_seconds: float | None) -> None:
-    from tests.trust.targets import SCRATCH, targets, try_one
-
+def _run(kind: str, numbers: range, shared: Path | None, end: float, out: TextIO) -> None:
+    torch.set_num_threads(1)
     target = targets(shared)[kind]()
     with open("/proc/self/statm", encoding="ascii") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MOST_BYTES, size + MOST_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    started = _seconds(resource.RUSAGE_SELF)
     with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
-        for number in range(first, stop):
-            if most_seconds is not None and _seconds(resource.RUSAGE_SELF) - started > most_seconds:
+        for number in numbers:
+            if time.monotonic() > end:
                 return
-            print(json.dumps([number, "begun", ""]), flush=True)
+            print(json.dumps([number, "begun", ""]), file=out, flush=True)
             signal.alarm(MOST_SECONDS)
             try:
                 result, text = try_one(target, f"{kind} {number}", Path(scratch) / "in"), ""
@@ -100,9 +112,4 @@ def _run(kind: str, first: int, stop: int, shared: Path | None, most_seconds: fl
                 where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
                 result, text = "finding", f"{type(problem).__name__}: {str(problem)[:300]} at {where}"
             signal.alarm(0)
-            print(json.dumps([number, result, text]), flush=True)
-
-
-if __name__ == "__main__":
-    _kind, _first, _stop, _shared, _time = sys.argv[1:]
-    _run(_kind, int(_first), int(_stop), Path(_shared) if _shared else None, float(_time) if _time else None)
+            print(json.dumps([number, result, text]), file=out)

@@ -98,7 +98,7 @@ def try_one(target: Target, seed: str, folder: Path) -> str:
 
     Args:
         seed: Decides the file and how it is spoilt.
-        folder: To work in; emptied before.
+        folder: To work in; `case` in it is emptied before.
 
     Raises:
         Exception: a finding.
@@ -106,12 +106,13 @@ def try_one(target: Target, seed: str, folder: Path) -> str:
     rng = random.Random(seed)
     name = rng.choice(sorted(target.seeds))
     content = target.spoil(rng, target.seeds[name], list(target.seeds.values()))
-    shutil.rmtree(folder, ignore_errors=True)
     path = folder / "case" / name
+    shutil.rmtree(path.parent, ignore_errors=True)
     path.parent.mkdir(parents=True)
     for other, whole in target.seeds.items() if target.together else ():
         path.with_name(other).write_bytes(whole)
-    (folder / "secret.raw").write_bytes(bytes([CANARY]) * 20_000)
+    if not (folder / "secret.raw").exists():
+        (folder / "secret.raw").write_bytes(bytes([CANARY]) * 20_000)
     path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
