@@ -1,6 +1,7 @@
 """The numbers of a training, one JSON object per epoch, cut back when a run resumes from an earlier point."""
 
 import json
+import os
 from pathlib import Path
 
 from flaresemi.errors import CheckpointError
@@ -35,9 +36,17 @@ def read_history(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds one row and flushes it."""
-    with open(path, "a", encoding="utf-8") as file:
+    """Adds one row and flushes it.
+
+    Raises:
+        OSError: it cannot be written, or the file is a link: those of a workspace are not written through.
+    """
+    with open(path, "a", encoding="utf-8", opener=_no_link) as file:
         file.write(json.dumps(row) + "\n")
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def cut_history(path: Path, iteration: int) -> list[Row]:
