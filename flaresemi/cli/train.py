@@ -18,9 +18,9 @@ from flaresemi.cli.common import (
     StrictParser,
     add_dataset_options,
     dataset_words,
+    open_workspace,
     print_next,
     run,
-    workspace_of,
 )
 from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.allocation import keep_freed_memory
@@ -57,7 +57,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     if options.gpus > 1 and "LOCAL_RANK" not in os.environ:
         _launch(options, words)
         return
-    workspace = workspace_of(options)
+    workspace = open_workspace(options)
     stage = Stage(options.stage)
     device = select_device(options.device)
     if device.type == "cpu":
