@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flaresemi import flare22
-from flaresemi.errors import DatasetError, listed
+from flaresemi.case_names import check_name, refuse_alike
+from flaresemi.errors import DatasetError, listed, shown
 from flaresemi.image_paths import EXPECTED, image_stem, named_images
 from flaresemi.labels import Label, LabelSet, find_mirror_pairs
 from flaresemi.records import closest, load_json
@@ -21,7 +22,7 @@ LAYOUTS = {
 }
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
-_INTEGER = re.compile(r"-?[0-9]+")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 _KEYS = ("name", "channel_names", "modality", "labels", "mirror_pairs", "z_range", "tolerances_mm", "annotated_labels")
 _METADATA = (
@@ -109,6 +110,7 @@ def load_dataset(root: Path) -> Dataset:
                     fix="one file per channel: CASE_0000, CASE_0001, ...",
                 )
     _refuse_twice(groups)
+    refuse_alike((case.id for group in groups for case in group), where=root)
     return Dataset(
         root=root,
         name=description.name or root.resolve().name,
@@ -147,6 +149,7 @@ def find_images(folder: Path) -> tuple[Case, ...]:
     if not folder.is_dir():
         raise DatasetError("folder not found", where=folder)
     cases = _cases(folder, numbered=True)
+    refuse_alike((case.id for case in cases), where=folder)
     if not cases:
         raise DatasetError("no images in this folder", where=folder, fix=EXPECTED)
     return cases
@@ -187,6 +190,7 @@ def _cases(folder: Path, numbered: bool) -> tuple[Case, ...]:
     for name, path in named:
         match = _CHANNEL.fullmatch(name) if numbered else None
         case_id, channel = (match["case"], int(match["channel"])) if match else (name, 0)
+        check_name(case_id, where=path)
         if channel in channels.setdefault(case_id, {}):
             raise DatasetError(
                 f"two files for case '{case_id}', channel {channel}",
@@ -270,24 +274,25 @@ class _Description:
         for key in content:
             if key not in _KEYS + _METADATA:
                 hint = closest(key, _KEYS)
-                logger.log(logging.WARNING if hint else logging.INFO, "%s: key '%s' is not used%s", path, key, hint)
+                level = logging.WARNING if hint else logging.INFO
+                logger.log(level, "%s: key '%s' is not used%s", path, shown(key), hint)
         self.name = content.get("name")
         if self.name is not None and not isinstance(self.name, str):
-            raise self._bad(f"name must be a text, found {self.name!r}")
+            raise self._bad(f"name must be a text, found {shown(repr(self.name))}")
         self.channels = self._channels(content)
         if "labels" in content:
             self.labels = self._label_set(content)
             self.annotated = self._annotated(content)
 
     def _bad(self, what: str, fix: str | None = None) -> DatasetError:
-        return DatasetError(what, where=self.path, fix=fix)
+        return DatasetError(shown(what, 600), where=self.path, fix=fix)
 
     def _channels(self, content: dict) -> tuple[str, ...] | None:
         named = content.get("channel_names", content.get("modality"))
         if named is None:
             return None
         if not isinstance(named, dict) or sorted(named) != [str(i) for i in range(len(named))]:
-            raise self._bad(f'channel_names must be like {{"0": "CT"}}, found {named!r}')
+            raise self._bad(f'channel_names must be like {{"0": "CT"}}, found {shown(repr(named))}')
         return tuple(str(named[str(index)]) for index in range(len(named)))
 
     def _label_set(self, content: dict) -> LabelSet:
@@ -313,7 +318,7 @@ class _Description:
                 mirror_pairs=find_mirror_pairs(names) if pairs is None else tuple((str(a), str(b)) for a, b in pairs),
             )
         except (ValueError, TypeError) as problem:
-            raise self._bad(str(problem)) from None
+            raise self._bad(shown(str(problem), 400)) from None
 
     def _values(self, labels: object) -> dict[str, int]:
         if not isinstance(labels, dict) or not labels:
@@ -331,7 +336,7 @@ class _Description:
             if isinstance(value, str) and _INTEGER.fullmatch(value):
                 value = int(value)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise self._bad(f"label '{name}' must be an integer, found {value!r}")
+                raise self._bad(f"label '{name}' must be an integer, found {shown(repr(value))}")
             if name == "ignore":
                 raise self._bad(
                     "an ignore label is not supported", 'name the organs a case annotates in "annotated_labels" instead'
@@ -367,5 +372,5 @@ class _Description:
         self._names(list(declared), key, known)
         for name, value in declared.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise self._bad(f"{key} of '{name}' must be a positive number, found {value!r}")
+                raise self._bad(f"{key} of '{name}' must be a positive number, found {shown(repr(value))}")
         return {name: float(value) for name, value in declared.items()}

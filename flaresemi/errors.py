@@ -1,6 +1,11 @@
 """What can go wrong for a user, as exceptions that say what, where and what to do."""
 
+import unicodedata
 from collections.abc import Sequence
+
+#: Unicode's categories of control characters, of invisible ones (marks of direction among them), of bytes that are no
+#: text, and of line ends.
+INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 class FlaresemiError(Exception):
@@ -29,6 +34,14 @@ class FlaresemiError(Exception):
 def listed(names: Sequence[str]) -> str:
     """The first five of some names, and how many there are besides: for messages."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def shown(text: str, length: int = 80) -> str:
+    """A text from a file, for a message: what cannot be seen is escaped, and what is too long cut."""
+    short = text if len(text) <= length else f"{text[: length - 20]}…{text[-19:]}"
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in INVISIBLE else char for char in short
+    )
 
 
 def _rebuild(kind: type[FlaresemiError], what: str, where: str | None, fix: str | None) -> FlaresemiError:

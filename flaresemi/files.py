@@ -5,8 +5,11 @@ import functools
 import hashlib
 import os
 import tempfile
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 #: What the name of every unfinished file begins with, so that only our own leftovers are ever removed.
 PARTIAL = ".partial-"
@@ -40,6 +43,25 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` (UTF-8) atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def map_array(path: Path) -> np.ndarray:
+    """A .npy file's array, memory-mapped and read-only; nothing of it is read, and no code in it run.
+
+    Raises:
+        ValueError: it is no such file, a damaged one, or shorter than its header says.
+        OSError: it cannot be read.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except _BAD_HEADER:
+        raise ValueError(f"{path.name} is no array, or a damaged one") from None
+
+
+#: What numpy raises of a header that it cannot parse, besides ValueError.
+_BAD_HEADER = (
+    SyntaxError, tokenize.TokenError, UserWarning, EOFError, TypeError, OverflowError, MemoryError, RecursionError,
+)  # fmt: skip
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -148,6 +148,8 @@ class NetworkPlan:
             raise ValueError("the first stride must be [1, 1, 1]")
         if min(self.features + self.encoder_convs + self.decoder_convs + (self.input_channels,)) < 1:
             raise ValueError("features, convolutions and channels must be positive")
+        if max(self.features + self.encoder_convs + self.decoder_convs) > 1 << 16 or levels > 16:
+            raise ValueError("no network has so many features, convolutions or levels")
         if any(size < 1 or size % 2 == 0 for kernel in self.kernels for size in kernel):
             raise ValueError("kernel sizes must be odd")
         if any(step not in (1, 2) for stride in self.strides for step in stride):

@@ -7,11 +7,12 @@ import functools
 import hashlib
 import json
 import math
+import reprlib
 import types
 import typing
 from pathlib import Path
 
-from flaresemi.errors import FlaresemiError, PlanError
+from flaresemi.errors import FlaresemiError, PlanError, shown
 from flaresemi.files import write_text
 
 Record = typing.TypeVar("Record")
@@ -84,9 +85,24 @@ def load_json(path: Path, *, error: type[FlaresemiError] = PlanError) -> object:
     except OSError as problem:
         raise error(f"cannot be read: {problem.strerror}", where=path) from None
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as problem:
-        raise error(f"not valid JSON: {problem}", where=path, fix=_AGAIN) from None
+        return parse_json(text)
+    except ValueError as problem:
+        raise error(f"not valid JSON: {shown(str(problem), 200)}", where=path, fix=_AGAIN) from None
+
+
+def parse_json(text: str) -> object:
+    """Parses JSON, refusing duplicate keys, NaN, trailing text, halves of characters, and what is nested too deeply.
+
+    Raises:
+        ValueError: it is not valid.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        if "\\ud" in text or "\\uD" in text:  # perhaps half of a pair of surrogates, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as problem:
+        raise ValueError(str(problem)) from None
+    return value
 
 
 def record_hash(record: object, *, without: tuple[str, ...] = ("reasons",)) -> str:
@@ -121,24 +137,24 @@ def _convert(cls: object, value: object, at: str, complain: _Complaint) -> objec
         return _convert_tuple(arguments, value, at, complain)
     if origin is dict:
         if not isinstance(value, dict):
-            raise complain(f"{_name(at)} must be an object, found {value!r}")
+            raise complain(f"{_name(at)} must be an object, found {_shown(value)}")
         return {key: _convert(arguments[1], item, f"{at}.{key}", complain) for key, item in value.items()}
     if origin is typing.Literal:
         if value not in arguments or isinstance(value, bool) != any(isinstance(a, bool) for a in arguments):
-            raise complain(f"{_name(at)} must be one of {', '.join(map(repr, arguments))}, found {value!r}")
+            raise complain(f"{_name(at)} must be one of {', '.join(map(repr, arguments))}, found {_shown(value)}")
         return value
     if isinstance(cls, type) and issubclass(cls, enum.Enum):
         try:
             return cls(value)
         except ValueError:
             choices = ", ".join(repr(member.value) for member in cls)
-            raise complain(f"{_name(at)} must be one of {choices}, found {value!r}") from None
+            raise complain(f"{_name(at)} must be one of {choices}, found {_shown(value)}") from None
     return _convert_scalar(cls, value, at, complain)
 
 
 def _convert_dataclass(cls: type, value: object, at: str, complain: _Complaint) -> object:
     if not isinstance(value, dict):
-        raise complain(f"{_name(at)} must be an object, found {value!r}")
+        raise complain(f"{_name(at)} must be an object, found {_shown(value)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     _refuse_other_version(value, fields, complain)
     for key in value:
@@ -155,8 +171,8 @@ def _convert_dataclass(cls: type, value: object, at: str, complain: _Complaint) 
     converted = {key: _convert(hints[key], item, f"{at}.{key}", complain) for key, item in value.items()}
     try:
         return cls(**converted)
-    except ValueError as problem:
-        raise complain(f"{_name(at)}: {problem}") from None
+    except (ValueError, TypeError, ArithmeticError, LookupError) as problem:
+        raise complain(f"{_name(at)}: {shown(str(problem), 400)}") from None
 
 
 def _refuse_other_version(value: dict[str, object], fields: dict[str, dataclasses.Field], complain: _Complaint) -> None:
@@ -190,12 +206,12 @@ def _convert_union(options: tuple, value: object, at: str, complain: _Complaint)
             return _convert(option, value, at, complain)
         except FlaresemiError:
             continue
-    raise complain(f"{_name(at)} has a value of the wrong kind: {value!r}")
+    raise complain(f"{_name(at)} has a value of the wrong kind: {_shown(value)}")
 
 
 def _convert_tuple(arguments: tuple, value: object, at: str, complain: _Complaint) -> tuple:
     if not isinstance(value, list):
-        raise complain(f"{_name(at)} must be a list, found {value!r}")
+        raise complain(f"{_name(at)} must be a list, found {_shown(value)}")
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return tuple(_convert(arguments[0], item, f"{at}[{i}]", complain) for i, item in enumerate(value))
     if len(value) != len(arguments):
@@ -212,15 +228,24 @@ def _convert_scalar(cls: object, value: object, at: str, complain: _Complaint) -
             raise complain(f"{_name(at)} is too large a number") from None
     if cls in (int, float, str, bool):
         if type(value) is not cls:
-            raise complain(f"{_name(at)} must be of type {cls.__name__}, found {value!r}")
+            raise complain(f"{_name(at)} must be of type {cls.__name__}, found {_shown(value)}")
         if isinstance(value, float) and not math.isfinite(value):
-            raise complain(f"{_name(at)} must be a finite number, found {value!r}")
+            raise complain(f"{_name(at)} must be a finite number, found {_shown(value)}")
         return value
     raise TypeError(f"records cannot hold {cls!r}")
 
 
 def _name(at: str) -> str:
-    return f"'{at.lstrip('.')}'" if at else "the file"
+    return f"'{shown(at.lstrip('.'), 200)}'" if at else "the file"
+
+
+def _shown(value: object) -> str:
+    return shown(_BRIEF.repr(value))
+
+
+#: Whatever stands in a file, however long and deep, fits a message.
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxdict, _BRIEF.maxstring = 3, 6, 4, 60
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

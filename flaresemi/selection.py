@@ -3,10 +3,11 @@
 import csv
 import dataclasses
 import io
+import math
 from pathlib import Path
 from typing import Literal
 
-from flaresemi.errors import SelectionError
+from flaresemi.errors import SelectionError, shown
 from flaresemi.files import write_text
 
 SCHEMA_VERSION = 1
@@ -160,13 +161,15 @@ def load_scores(path: Path) -> tuple[CaseScore, ...]:
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            rows = list(csv.DictReader(file, restval="", strict=True))
         return tuple(_score(row) for row in rows)
     except FileNotFoundError:
         raise SelectionError("score file not found", where=path, fix="label the cases of this round first") from None
     except (ValueError, KeyError, TypeError, csv.Error) as problem:
         raise SelectionError(
-            f"the score file is damaged: {problem}", where=path, fix="delete it: it is made anew from the labeled cases"
+            f"the score file is damaged: {shown(str(problem), 200)}",
+            where=path,
+            fix="delete it: it is made anew from the labeled cases",
         ) from None
 
 
@@ -174,12 +177,12 @@ def _score(row: dict[str, str]) -> CaseScore:
     organs = dict.fromkeys(column.rsplit(": ", 1)[0] for column in row if ": " in column)
     return CaseScore(
         case_id=row["case_id"],
-        score=float(row["score"]),
+        score=_finite(row["score"]),
         organs={
             organ: OrganScore(
                 agreement=_number(row[f"{organ}: agreement"]),
                 predicted_dice=_number(row[f"{organ}: predicted_dice"]),
-                volume_ml=float(row[f"{organ}: volume_ml"]),
+                volume_ml=_finite(row[f"{organ}: volume_ml"]),
                 entropy=_number(row[f"{organ}: entropy"]),
                 touched_faces=int(row[f"{organ}: touched_faces"]),
             )
@@ -195,4 +198,11 @@ def _cell(value: float | None) -> str:
 
 
 def _number(cell: str) -> float | None:
-    return float(cell) if cell else None
+    return _finite(cell) if cell else None
+
+
+def _finite(cell: str) -> float:
+    value = float(cell)
+    if not math.isfinite(value):
+        raise ValueError(f"'{cell}' is no finite number")
+    return value

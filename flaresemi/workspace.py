@@ -28,6 +28,13 @@ class Workspace:
 
     root: Path
 
+    def links_elsewhere(self) -> dict[Path, Path]:
+        """The folders of the workspace that are links out of it, and where they lead."""
+        root = self.root.resolve()
+        found = (path for pattern in ("*", "*/*", "models/*/*", "rounds/*/*") for path in self.root.glob(pattern))
+        leading = {path: path.resolve() for path in found if path.is_symlink() and path.is_dir()}
+        return {path: target for path, target in leading.items() if not target.is_relative_to(root)}
+
     @property
     def integrity_csv(self) -> Path:
         return self.root / "integrity.csv"

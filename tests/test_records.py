@@ -165,3 +165,25 @@ def test_lines_stay_readable():
     text = dumps(dataclasses.replace(OUTER, many=tuple(Inner(point=(i, i, i)) for i in range(50))))
     assert '"point": [1, 2, 3],' in text
     assert max(map(len, text.splitlines())) <= 122
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"name": "\\ud800"}', '{"\\uDFFF": 1}', '{"a": "\\ud83d \\ude00"}', "[" * 100_000, "1" * 5000, '{"a": NaN}'],
+)
+def test_what_cannot_be_written_again_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(PlanError, match="not valid JSON") as caught:
+        load_json(tmp_path / "a.json")
+    assert len(str(caught.value)) < 1000
+    (tmp_path / "a.json").write_text('{"a": "\\ud83d\\ude00"}')
+    assert load_json(tmp_path / "a.json") == {"a": "😀"}
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, list(range(10**5)), {"k" * 10**5: 1}, 10**400, "a\nb\u202e"])
+@pytest.mark.parametrize("key", ["color", "kind", "inner", "many", "table", "flag", "y" * 10**5])
+def test_messages_stay_short(key, value):
+    with pytest.raises(PlanError) as caught:
+        from_plain(Outer, plain(**{"name": 1, key: value}), source="file")
+    assert len(str(caught.value)) < 1000
+    assert "\u202e" not in str(caught.value)

@@ -18,6 +18,8 @@ from flaresemi.errors import FlaresemiError
 from flaresemi.records import closest
 from flaresemi.workspace import Workspace
 
+logger = logging.getLogger(__name__)
+
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
@@ -140,6 +142,14 @@ def model_folder_of(options: argparse.Namespace) -> Path:
 def workspace_of(options: argparse.Namespace) -> Workspace:
     """The workspace that the dataset options name."""
     return Workspace(options.workspace if options.workspace is not None else options.dataset / "flaresemi")
+
+
+def open_workspace(options: argparse.Namespace) -> Workspace:
+    """The workspace that the dataset options name, for writing; says which of its folders lie elsewhere."""
+    workspace = workspace_of(options)
+    for path, target in workspace.links_elsewhere().items():
+        logger.info("%s is a link: what belongs there is written to %s", path, target)
+    return workspace
 
 
 def dataset_words(options: argparse.Namespace) -> list[str]:

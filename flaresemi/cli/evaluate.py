@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flaresemi import flare22
+from flaresemi.case_names import case_file
 from flaresemi.cli.common import StrictParser, print_next, run
 from flaresemi.dataset import declared_labels, find_images, load_dataset
 from flaresemi.errors import ConfigError, DatasetError
@@ -172,7 +173,7 @@ def _draw(
     prediction, reference = read_label_map(pair.prediction), read_label_map(pair.reference)
     if image.geometry.far_corner_distance_mm(reference.geometry) > GRID_TOLERANCE * min(image.geometry.spacing_zyx_mm):
         return f"the image of case '{pair.case_id}' is not on its reference's grid, it is not drawn"
-    path = folder / f"{pair.case_id}.png"
+    path = case_file(folder, pair.case_id, ".png")
     save_overlay(
         path,
         image.array_czyx[0],

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from flaresemi.case_names import case_file, check_name, refuse_alike
 from flaresemi.dataset import Case, find_images
-from flaresemi.errors import ConfigError, ImageError
+from flaresemi.errors import ConfigError, ImageError, shown
 from flaresemi.image_paths import holds_slices, image_name, image_stem, named_images
 from flaresemi.io.images import image_ending
 
@@ -39,9 +40,10 @@ def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
             fix="of a DICOM series, name the folder that holds its slices",
         )  # fmt: skip
     paths = _listed(source)
-    missing = [path for path in paths if not path.exists()]
+    missing = [path for path in paths if not _exists(path)]
     if missing:
-        raise ImageError(f"{len(missing)} file(s) of the list are not there", where=f"{missing[0]} in {source}")
+        first = shown(str(missing[0]), 300)
+        raise ImageError(f"{len(missing)} file(s) of the list are not there", where=f"{first} in {source}")
     cases: dict[str, Case] = {}
     for path in paths:
         case = _case_of(path, channels)
@@ -52,6 +54,7 @@ def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
                 where=f"{known.images[0]} and {case.images[0]}",
                 fix="predict them into different folders",
             )
+    refuse_alike(cases, where=source)
     return tuple(cases.values())
 
 
@@ -70,7 +73,7 @@ def output_paths(cases: Sequence[Case], source: Path, output: Path) -> list[Path
     if output.exists() and not output.is_dir():
         raise ConfigError("the output exists and is no folder", where=output)
     endings = [".nii.gz" if case.images[0].is_dir() else image_ending(case.images[0]) for case in cases]
-    return [output / f"{case.id}{ending}" for case, ending in zip(cases, endings, strict=True)]
+    return [case_file(output, case.id, ending) for case, ending in zip(cases, endings, strict=True)]
 
 
 def _case_of(path: Path, channels: int) -> Case:
@@ -82,25 +85,32 @@ def _case_of(path: Path, channels: int) -> Case:
     base, _, number = stem.rpartition("_")
     numbered = bool(base) and len(number) == 4 and number.isdigit()
     if channels == 1:
-        return Case(id=base if numbered and number == "0000" else stem, images=(path,))
+        return Case(id=check_name(base if numbered and number == "0000" else stem, where=path), images=(path,))
     if not numbered:
         raise ImageError(f"the model has {channels} channels: expected a name that ends with _0000{ending}", where=path)
     images = tuple(path.with_name(f"{base}_{channel:04d}{ending}") for channel in range(channels))
     for image in images:
         if not image.exists():
             raise ImageError(f"a channel of case '{base}' is missing; the model has {channels}", where=image)
-    return Case(id=base, images=images)
+    return Case(id=check_name(base, where=path), images=images)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no file system takes such a name
+        return False
 
 
 def _listed(path: Path) -> list[Path]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise ConfigError("the list is not a text file in UTF-8", where=path) from None
     named = [Path(line) for line in lines if line and not line.startswith("#")]
     if not named:
         raise ConfigError("the list names no image", where=path)
-    return [entry if entry.exists() or entry.is_absolute() else path.parent / entry for entry in named]
+    return [entry if _exists(entry) or entry.is_absolute() else path.parent / entry for entry in named]
 
 
 def refuse_overwriting(jobs: Sequence[tuple[Case, Path]]) -> None:

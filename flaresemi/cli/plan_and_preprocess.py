@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from flaresemi.cli.common import StrictParser, add_dataset_options, dataset_words, print_next, run, workspace_of
+from flaresemi.cli.common import StrictParser, add_dataset_options, dataset_words, open_workspace, print_next, run
 from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan_and_preprocess(options: argparse.Namespace, words: list[str]) -> None:
-    workspace = workspace_of(options)
+    workspace = open_workspace(options)
     found = load_dataset(options.dataset)
     this_again = ["flaresemi_plan_and_preprocess", *dataset_words(options)]
     alone = working_alone(workspace.lock("preprocessed"), ["flaresemi_plan_and_preprocess", *words])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from flaresemi.case_names import case_file
 from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options, model_folder_of, print_next, run
 from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting
 from flaresemi.compute.metering import Cost, Meter
@@ -202,7 +203,7 @@ def _predict_all(
                 seconds = attempt(case, lambda: _write(case, output, segment()))  # noqa: B023 (called at once)
             if seconds is not None:
                 efficiency = Efficiency(case_id=case.id, steps=seconds, cost=meter.cost)
-                save_record(extras.efficiency / f"{case.id}.json", efficiency)
+                save_record(case_file(extras.efficiency, case.id, ".json"), efficiency)
     return failures
 
 

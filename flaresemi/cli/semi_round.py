@@ -12,9 +12,9 @@ from flaresemi.cli.common import (
     StrictParser,
     add_dataset_options,
     dataset_words,
+    open_workspace,
     print_next,
     run,
-    workspace_of,
 )
 from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.distributed import launched_ranks
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _semi_round(options: argparse.Namespace, words: list[str]) -> None:
-    workspace = workspace_of(options)
+    workspace = open_workspace(options)
     ranks = launched_ranks()
     if ranks is not None and ranks.world_size > 1 and options.shard is None:
         raise ConfigError(

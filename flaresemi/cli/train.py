@@ -19,9 +19,9 @@ from flaresemi.cli.common import (
     StrictParser,
     add_dataset_options,
     dataset_words,
+    open_workspace,
     print_next,
     run,
-    workspace_of,
 )
 from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.allocation import keep_freed_memory
@@ -63,7 +63,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     if (options.gpus > 1 or options.max_restarts > 0) and launched_ranks() is None:
         _launch(options, words)
         return
-    workspace = workspace_of(options)
+    workspace = open_workspace(options)
     stage = Stage(options.stage)
     device = select_device(options.device)
     if device.type == "cpu":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flaresemi.case_names import check_name, refuse_alike
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.errors import DatasetError, ImageError
 from flaresemi.evaluation.flare import OrganScore, evaluate_case
@@ -197,7 +198,8 @@ def files_by_case(source: Path | Mapping[str, Path]) -> dict[str, Path]:
             continue
         if case_id in files:
             raise DatasetError(f"two label maps for case '{case_id}'", where=f"{files[case_id]} and {path}")
-        files[case_id] = path
+        files[check_name(case_id, where=path)] = path
+    refuse_alike(files, where=source)
     if not files:
         raise DatasetError(
             "no label maps in this folder", where=source, fix=f"label maps end with {', '.join(IMAGE_ENDINGS)}"

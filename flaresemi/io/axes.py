@@ -32,9 +32,11 @@ def make_geometry(
         path: For messages.
 
     Raises:
-        ImageError: as `check_axes`, or the origin is not finite.
+        ImageError: as `check_axes`, or the spacing is not positive or the origin not finite.
     """
     check_axes(direction * spacing_xyz, path)
+    if not (spacing_xyz > 0).all():  # the library takes a negative voxel size as it stands
+        raise ImageError(f"the header's spacing makes no sense: {spacing_xyz.tolist()}", where=path)
     if not np.isfinite(origin_xyz).all():
         raise ImageError(f"the header's origin makes no sense: {origin_xyz.tolist()}", where=path)
     error = float(np.abs(direction.T @ direction - np.eye(3)).max())

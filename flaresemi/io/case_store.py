@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flaresemi.case_names import case_file
 from flaresemi.errors import DatasetError
 from flaresemi.files import PARTIAL, content_hash, remove_leftovers
 from flaresemi.io.stored_case import MAX_CLASS_VOXELS, CaseRecord, StoredCase, count_voxels
@@ -112,10 +113,7 @@ class CaseStore:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _folder(self, case_id: str) -> Path:
-        # A name that starts with a dot is a temporary one, and a separator would leave the store.
-        if not case_id or case_id.startswith(".") or "/" in case_id or os.sep in case_id or "\0" in case_id:
-            raise ValueError(f"'{case_id}' cannot be the name of a case")
-        return self.folder / case_id
+        return case_file(self.folder, case_id)  # a name that starts with a dot is a temporary one
 
     def _temporary_folder(self) -> Path:
         folder = self.folder / f"{PARTIAL}{uuid.uuid4().hex}"
@@ -140,7 +138,7 @@ class CaseStore:
         folder = self._folder(case_id)
         replaced = self._temporary_folder()
         try:
-            if folder.exists():
+            if os.path.lexists(folder):  # a link to nowhere, too
                 folder.rename(replaced / "case")
             unfinished.rename(folder)
         finally:

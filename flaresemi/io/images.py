@@ -3,11 +3,12 @@
 With `dicom`, the only file that knows SimpleITK and its (x, y, z) order. A folder of DICOM slices is an image, too.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from flaresemi.io import integrity, nifti
 from flaresemi.io.axes import check_axes, make_geometry
 from flaresemi.io.dicom import fill_volume
 from flaresemi.io.series import Series, find_series
+from flaresemi.io.text_headers import find_voxels
 from flaresemi.io.writing import written_whole
 
 logger = logging.getLogger(__name__)
@@ -132,11 +134,18 @@ def read_image(paths: Sequence[Path]) -> Image:
             raise ImageError(
                 f"the channels of one image must lie on one grid, found {found}", where=f"{path} and {paths[0]}"
             )
-    array = np.empty((len(paths), *first.shape_zyx), np.float32)
-    non_finite = sum(
-        _fill_channel(array[channel], Path(path), source, slices)
-        for channel, (path, source, slices) in enumerate(zip(paths, sources, series, strict=True))
-    )
+    voxels = math.prod(first.shape_zyx)
+    integrity.check_memory(paths[0], 4 * len(paths) * voxels)
+    array, non_finite = np.empty((0, *first.shape_zyx), np.float32), 0
+    with _enough_memory(paths[0]):
+        for channel, (path, source, slices) in enumerate(zip(paths, sources, series, strict=True)):
+            read = _read_voxels(Path(path), source) if slices is None else None
+            if channel == 0:  # memory only for voxels that are there
+                array = np.empty((len(paths), *first.shape_zyx), np.float32)
+            if slices is not None:
+                _fill_slices(array[channel], Path(path), source, slices)
+            elif read is not None:
+                non_finite += _fill_channel(array[channel], Path(path), source, *read)
     return Image(array_czyx=array, source=sources[0], non_finite=non_finite)
 
 
@@ -148,12 +157,14 @@ def read_label_map(path: Path) -> LabelMap:
     """
     path = Path(path)
     source = read_grid(path)
-    stored, slope, intercept = _read_voxels(path, source)
-    canonical = np.ascontiguousarray(source.to_canonical(stored), dtype=stored.dtype.newbyteorder("="))
-    if slope != 1.0 or intercept != 0.0:
-        canonical = canonical * slope + intercept
-    if canonical.dtype.kind == "f":
-        canonical = _whole_numbers(canonical, path)
+    integrity.check_memory(path, math.prod(source.geometry.shape_zyx))
+    with _enough_memory(path):
+        stored, slope, intercept = _read_voxels(path, source)
+        canonical = np.ascontiguousarray(source.to_canonical(stored), dtype=stored.dtype.newbyteorder("="))
+        if slope != 1.0 or intercept != 0.0:
+            canonical = canonical * slope + intercept
+        if canonical.dtype.kind == "f":
+            canonical = _whole_numbers(canonical, path)
     return LabelMap(array_zyx=canonical, source=source)
 
 
@@ -222,13 +233,26 @@ def _source(geometry: Geometry) -> SourceGrid:
     return SourceGrid(geometry=geometry, axes=axes, flips=flips)
 
 
-def _fill_channel(channel_zyx: np.ndarray, path: Path, source: SourceGrid, series: Series | None) -> int:
-    if series is not None:  # slice by slice: no other array of the whole
-        if series.note:
-            logger.info("%s: %s", path, series.note)
-        fill_volume(source.to_file(channel_zyx), series.files)
-        return 0
-    stored, slope, intercept = _read_voxels(path, source)
+@contextlib.contextmanager
+def _enough_memory(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise ImageError(
+            "there is not enough memory for this image", where=path, fix="close other programs, or crop or resample it"
+        ) from None
+
+
+def _fill_slices(channel_zyx: np.ndarray, path: Path, source: SourceGrid, series: Series) -> None:
+    if series.note:
+        logger.info("%s: %s", path, series.note)
+    fill_volume(source.to_file(channel_zyx), series.files)  # slice by slice: no other array of the whole
+
+
+def _fill_channel(
+    channel_zyx: np.ndarray, path: Path, source: SourceGrid, stored: np.ndarray, slope: float, intercept: float
+) -> int:
+    """Fills a channel with its values; returns how many were not finite."""
     with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is counted below
         channel_zyx[...] = source.to_canonical(stored)
         if slope != 1.0:
@@ -255,13 +279,8 @@ def _read_voxels(path: Path, source: SourceGrid) -> tuple[np.ndarray, float, flo
     if image_ending(path) in (".nii", ".nii.gz"):
         header = nifti.read_header(path)
         return nifti.read_voxels(path, header), header.slope, header.intercept
-    reader = _open_reader(path)
-    _check_voxels(path, reader)
-    try:
-        image = reader.Execute()
-    except RuntimeError as problem:
-        raise ImageError(f"the file cannot be decoded: {_last_line(problem)}", where=path) from None
-    return sitk.GetArrayFromImage(image).reshape(source.geometry.shape_zyx), 1.0, 0.0
+    dtype = _VOXEL_TYPES[_open_reader(path).GetPixelID()]
+    return find_voxels(path).read(source.geometry.shape_zyx, dtype), 1.0, 0.0
 
 
 def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
@@ -297,7 +316,7 @@ def _nifti_geometry(path: Path) -> Geometry:
 
 def _text_header_geometry(path: Path) -> Geometry:
     reader = _open_reader(path)
-    _check_voxels(path, reader, cheaply=True)
+    _check_voxels(path, reader)
     size = reader.GetSize()
     return _reader_geometry(reader, (size[2], size[1], size[0]), path)
 
@@ -317,37 +336,30 @@ def _open_reader(path: Path) -> sitk.ImageFileReader:
     reader.SetFileName(str(path))
     try:
         if image_ending(path) in (".mha", ".mhd", ".nrrd"):
-            integrity.find_voxels(path)  # refuses headers that would harm the reader
+            find_voxels(path)  # refuses headers that would harm the reader
         reader.ReadImageInformation()
     except RuntimeError as problem:
         raise ImageError(f"the header cannot be read: {_last_line(problem)}", where=path) from None
     return reader
 
 
-def _check_voxels(path: Path, reader: sitk.ImageFileReader, *, cheaply: bool = False) -> None:
-    """Checks kind, dimension and completeness of a MetaImage or NRRD file before its voxels are read."""
+def _check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Checks kind, dimension and size of a MetaImage or NRRD file."""
     size, pixel = reader.GetSize(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if reader.GetNumberOfComponents() != 1 or "complex" in pixel or "vector" in pixel:
+    if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() not in _VOXEL_TYPES:
         raise ImageError(f"expected one number per voxel, found {pixel}", where=path)
     if len(size) < 3 or any(length != 1 for length in size[3:]):
         raise ImageError(f"expected a 3D image, found {len(size)}D of {'x'.join(map(str, size))}", where=path)
     if min(size) < 1:
         raise ImageError(f"the header's dimensions make no sense: {size}", where=path)
-    count = math.prod(size) * _PIXEL_BYTES.get(reader.GetPixelID(), 1)
-    stream = integrity.find_voxels(path)
-    if stream.encoding == "raw":
-        integrity.check_raw(stream.path, count=count, offset=stream.offset)
-    elif stream.encoding == "deflate" and cheaply:
-        integrity.check_inflatable(stream.path, count=count)
-    elif stream.encoding == "deflate":
-        integrity.inflate(stream.path, count=count, offset=stream.offset or 0, keep=False)
-    else:
-        integrity.check_inflatable(stream.path, count=count)
+    find_voxels(path).check(math.prod(size), _VOXEL_TYPES[reader.GetPixelID()])
 
 
-_PIXEL_BYTES = {
-    sitk.sitkInt8: 1, sitk.sitkUInt8: 1, sitk.sitkInt16: 2, sitk.sitkUInt16: 2, sitk.sitkInt32: 4, sitk.sitkUInt32: 4,
-    sitk.sitkInt64: 8, sitk.sitkUInt64: 8, sitk.sitkFloat32: 4, sitk.sitkFloat64: 8,
+_VOXEL_TYPES = {
+    sitk.sitkInt8: np.dtype(np.int8), sitk.sitkUInt8: np.dtype(np.uint8), sitk.sitkInt16: np.dtype(np.int16),
+    sitk.sitkUInt16: np.dtype(np.uint16), sitk.sitkInt32: np.dtype(np.int32), sitk.sitkUInt32: np.dtype(np.uint32),
+    sitk.sitkInt64: np.dtype(np.int64), sitk.sitkUInt64: np.dtype(np.uint64), sitk.sitkFloat32: np.dtype(np.float32),
+    sitk.sitkFloat64: np.dtype(np.float64),
 }  # fmt: skip
 
 

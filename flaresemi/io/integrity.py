@@ -5,8 +5,8 @@ that is named .nii.gz, without an error.
 """
 
 import contextlib
-import dataclasses
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,23 +19,12 @@ from flaresemi.errors import ImageError
 #: Deflate cannot compress better than this (source: zlib's technical details, "maximum compression factor 1032:1").
 _DEFLATE_LIMIT = 1032
 
+#: A stream that announces this many bytes, compressed more than images and most label maps are, is looked through
+#: before memory is taken for it. Chosen.
+_LARGE = 64 << 20
+_COMMON_RATIO = 50
+
 _CHUNK = 1 << 20
-_HEADER_LIMIT = 16 << 20
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class VoxelStream:
-    """Where the voxels of a file with a text header lie.
-
-    Attributes:
-        path: The file that holds them, which may be another than the header's.
-        offset: Byte that they start at; None: they are the last bytes of the file.
-        encoding: `raw`, `deflate` (gzip or zlib), or `other` (text and bzip2, which are left to the reader).
-    """
-
-    path: Path
-    offset: int | None
-    encoding: str
 
 
 @contextlib.contextmanager
@@ -43,9 +32,11 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """Opens an image file for reading, at its start.
 
     Raises:
-        ImageError: it does not exist, is empty, is a git-LFS pointer, or the system cannot read it.
+        ImageError: it does not exist, is no regular file, is empty, is a git-LFS pointer, or the system cannot read it.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+            raise ImageError("not a file", where=path)
         with open(path, "rb") as file:
             start = file.read(64)
             if not start:
@@ -88,7 +79,7 @@ def inflate_start(path: Path, count: int) -> bytes:
             try:
                 start += stream.decompress(data, count - len(start))
             except zlib.error as problem:
-                raise _damaged(path, str(problem)) from None
+                raise damaged(path, str(problem)) from None
         return bytes(start)
 
 
@@ -108,6 +99,8 @@ def inflate(path: Path, *, count: int, offset: int = 0, keep: bool = True) -> np
             file of this size can hold, in which case nothing is allocated.
     """
     check_inflatable(path, count=count, offset=offset)
+    if keep and count > max(_LARGE, _COMMON_RATIO * os.path.getsize(path)):
+        inflate(path, count=count, offset=offset, keep=False)  # memory only for what is there
     with opened(path) as file:
         file.seek(offset)
         kept = np.empty(count if keep else 0, np.uint8)
@@ -118,7 +111,7 @@ def inflate(path: Path, *, count: int, offset: int = 0, keep: bool = True) -> np
                 kept[total : total + part.size] = part
             total += len(piece)
     if total < count:
-        raise _too_short(path, count, f"only {total} bytes are in the file")
+        raise too_short(path, count, f"only {total} bytes are in the file")
     return kept
 
 
@@ -131,7 +124,7 @@ def check_inflatable(path: Path, *, count: int, offset: int = 0) -> None:
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
     if count > (size - offset) * _DEFLATE_LIMIT:
-        raise _too_short(path, count, f"which cannot be in the {size} bytes of the file")
+        raise too_short(path, count, f"which cannot be in the {size} bytes of the file")
 
 
 def check_raw(path: Path, *, count: int, offset: int | None) -> None:
@@ -143,22 +136,21 @@ def check_raw(path: Path, *, count: int, offset: int | None) -> None:
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
     if size < count + (offset or 0):
-        raise _too_short(path, count, f"only {max(size - (offset or 0), 0)} bytes are in the file")
+        raise too_short(path, count, f"only {max(size - (offset or 0), 0)} bytes are in the file")
 
 
-def find_voxels(path: Path) -> VoxelStream:
-    """Reads the text header of a MetaImage (.mha, .mhd) or NRRD file as far as to know where its voxels lie.
+def check_memory(path: Path, count: int) -> None:
+    """Checks that this machine has `count` bytes of memory at all.
 
     Raises:
-        ImageError: it is no such header, or the voxels are in several files.
+        ImageError: it has less.
     """
-    with opened(path) as file:
-        fields = _nrrd_fields(file, path) if file.read(4) == b"NRRD" else _meta_fields(file, path)
-        end = file.tell()
-    stream = _nrrd_stream(path, fields, end) if path.name.lower().endswith(".nrrd") else _meta_stream(path, fields, end)
-    if not stream.path.is_file():
-        raise ImageError(f"its voxels should be in '{stream.path.name}', which is not there", where=path)
-    return stream
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if count > memory:
+        raise ImageError(
+            f"the image takes {count / 2**30:.0f} GiB of memory, this machine has {memory / 2**30:.0f}", where=path,
+            fix="crop or resample it, or use a larger machine",
+        )  # fmt: skip
 
 
 def _inflated(file: BinaryIO, path: Path) -> Iterator[bytes]:
@@ -176,88 +168,18 @@ def _inflated(file: BinaryIO, path: Path) -> Iterator[bytes]:
                 continue
             data = stream.unconsumed_tail or file.read(_CHUNK)
             if not data:
-                raise _damaged(path, "the compressed stream breaks off before its end")
+                raise damaged(path, "the compressed stream breaks off before its end")
     except zlib.error as problem:
-        raise _damaged(path, str(problem)) from None
+        raise damaged(path, str(problem)) from None
 
 
-def _meta_fields(file: BinaryIO, path: Path) -> dict[str, str]:
-    file.seek(0)
-    fields: dict[str, str] = {}
-    for line in _lines(file, path):
-        key, equals, value = line.partition("=")
-        if not equals:
-            break
-        fields[key.strip().lower()] = value.strip()
-        if key.strip().lower() == "elementdatafile":
-            return fields
-    raise ImageError("not a MetaImage file: its header has no ElementDataFile", where=path)
-
-
-def _nrrd_fields(file: BinaryIO, path: Path) -> dict[str, str]:
-    file.seek(0)
-    fields: dict[str, str] = {}
-    for line in _lines(file, path):
-        if not line:
-            return fields
-        key, colon, value = line.partition(":")
-        if colon and not value.startswith("=") and not line.startswith("#"):
-            fields[key.strip().lower()] = value.strip()
-    return fields  # a detached header may end without an empty line
-
-
-def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
-    while line := file.readline(_HEADER_LIMIT):
-        if file.tell() > _HEADER_LIMIT:
-            raise ImageError("not an image file: its text header has no end", where=path)
-        yield line.decode("utf-8", errors="replace").strip()
-
-
-def _meta_stream(path: Path, fields: dict[str, str], end: int) -> VoxelStream:
-    # MetaIO keeps ten axes in fixed arrays, so an absurd number must not reach it.
-    if fields.get("ndims") not in ("1", "2", "3", "4", "5"):
-        raise ImageError(f"expected a 3D image, the header says NDims = {fields.get('ndims')}", where=path)
-    data_file = fields["elementdatafile"]
-    if data_file.upper().startswith("LIST") or "%" in data_file:
-        raise ImageError("voxels in several files are not supported", where=path, fix="write one .mha file")
-    local = data_file.upper() == "LOCAL"
-    header_size = fields.get("headersize", "0")
-    offset = end if local else (None if header_size == "-1" else _integer(header_size, path))
-    if fields.get("compresseddata", "false").lower() in ("true", "1"):
-        encoding = "deflate"
-    else:
-        encoding = "raw" if fields.get("binarydata", "true").lower() in ("true", "1") else "other"
-    return VoxelStream(path=path if local else path.parent / data_file, offset=offset, encoding=encoding)
-
-
-def _nrrd_stream(path: Path, fields: dict[str, str], end: int) -> VoxelStream:
-    if "dimension" not in fields:
-        raise ImageError("not an NRRD file: its header has no dimension", where=path)
-    encoding = fields.get("encoding", "").lower()
-    kind = "deflate" if encoding in ("gzip", "gz") else "raw" if encoding == "raw" else "other"
-    data_file = fields.get("data file", fields.get("datafile"))
-    if data_file is not None and (data_file.upper().startswith("LIST") or "%" in data_file):
-        raise ImageError("voxels in several files are not supported", where=path, fix="write one .nrrd file")
-    skip = _integer(fields.get("byte skip", "0"), path)
-    if _integer(fields.get("line skip", "0"), path):
-        kind = "other"
-    if data_file is None:
-        return VoxelStream(path=path, offset=None if skip < 0 else end + skip, encoding=kind)
-    return VoxelStream(path=path.parent / data_file, offset=None if skip < 0 else skip, encoding=kind)
-
-
-def _integer(text: str, path: Path) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ImageError(f"the header has '{text}' where a whole number belongs", where=path) from None
-
-
-def _damaged(path: Path, why: str) -> ImageError:
+def damaged(path: Path, why: str) -> ImageError:
+    """The complaint about a file whose content cannot be made sense of."""
     return ImageError(f"the file is damaged: {why}", where=path, fix="copy or download it again")
 
 
-def _too_short(path: Path, count: int, found: str) -> ImageError:
+def too_short(path: Path, count: int, found: str) -> ImageError:
+    """The complaint about a file that holds less than its header announces."""
     return ImageError(
         f"the file is not whole: its header announces {count} bytes, {found}",
         where=path,

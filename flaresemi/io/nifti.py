@@ -180,7 +180,9 @@ def _affine(header: Any, shape_zyx: IntTriple) -> tuple[np.ndarray, float]:
 
 
 def _qform(header: Any) -> np.ndarray | None:
+    from nibabel.spatialimages import HeaderDataError
+
     try:
         return header.get_qform()
-    except ValueError:  # nibabel refuses quaternions that are no rotation, and negative voxel sizes
+    except (ValueError, HeaderDataError):  # quaternions that are no rotation, negative voxel sizes, a qfac of 0.5
         return None

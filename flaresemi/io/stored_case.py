@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
+from flaresemi.files import map_array
 from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
 
 SCHEMA_VERSION = 1
@@ -102,12 +102,12 @@ class StoredCase:
         self.folder = folder
         self.record = record
         self.image_folder = folder if image_folder is None else image_folder
-        self.image_czyx: np.ndarray = open_memmap(self.image_folder / "image.npy", mode="r")
+        self.image_czyx: np.ndarray = map_array(self.image_folder / "image.npy")
         self.label_zyx: np.ndarray | None = None
         self._class_voxels: np.ndarray | None = None
         if record.has_label:
-            self.label_zyx = open_memmap(folder / "label.npy", mode="r")
-            self._class_voxels = open_memmap(folder / "class_voxels.npy", mode="r")
+            self.label_zyx = map_array(folder / "label.npy")
+            self._class_voxels = map_array(folder / "class_voxels.npy")
         self._check()
 
     def __reduce__(self) -> tuple:
@@ -161,8 +161,8 @@ class StoredCase:
         if label is not None and (label.dtype.kind != "u" or label.shape != shape):
             raise ValueError(f"label.npy holds {label.dtype} {label.shape}, its record says {shape}")
         expected = sum(min(count, MAX_CLASS_VOXELS) for count in self.record.voxels_per_label)
-        if voxels is not None and voxels.shape != (expected, 3):
-            raise ValueError(f"class_voxels.npy holds {voxels.shape}, its record says {expected} voxels")
+        if voxels is not None and (voxels.shape != (expected, 3) or voxels.dtype != np.int32):
+            raise ValueError(f"class_voxels.npy holds {voxels.dtype} {voxels.shape}, its record says {expected} voxels")
 
 
 def count_voxels(label_zyx: np.ndarray, organs: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from flaresemi.errors import ImageError
 from flaresemi.files import atomic_path
 from flaresemi.io import integrity
+from flaresemi.io.text_headers import find_voxels
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ def _check_whole(path: Path, expected_bytes: int) -> None:
     elif path.name.endswith(".nii"):
         integrity.check_raw(path, count=expected_bytes, offset=0)
     else:
-        stream = integrity.find_voxels(path)
+        stream = find_voxels(path)
         integrity.inflate(stream.path, count=expected_bytes, offset=stream.offset or 0, keep=False)
 
 

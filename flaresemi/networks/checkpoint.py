@@ -1,21 +1,25 @@
 """Checkpoint files: everything that prediction needs, as tensors and plain types only."""
 
 import dataclasses
+import errno
 import hashlib
-import json
 import logging
+import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from flaresemi.errors import CheckpointError
+from flaresemi.errors import CheckpointError, shown
 from flaresemi.files import atomic_path
 from flaresemi.labels import LabelSet
+from flaresemi.networks.cost import parameter_count
 from flaresemi.plans import StagePlan
-from flaresemi.records import dumps, from_plain
+from flaresemi.records import dumps, from_plain, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -124,23 +128,21 @@ def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint
     """
     path = Path(path)
     content = _read(path)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if not isinstance(content, dict) or not _equal(content.get("format"), _FORMAT):
         raise CheckpointError("not a flaresemi checkpoint", where=path, fix="name a .pt file from a model folder")
-    if content.get("schema_version") != SCHEMA_VERSION:
+    if not _equal(content.get("schema_version"), SCHEMA_VERSION):
+        found = shown(str(content.get("schema_version")))
         raise CheckpointError(
-            f"checkpoint has schema version {content.get('schema_version')}, this flaresemi reads {SCHEMA_VERSION}",
+            f"checkpoint has schema version {found}, this flaresemi reads {SCHEMA_VERSION}",
             where=path,
             fix="it was probably written by a newer flaresemi: update this one",
         )
     try:
-        header = from_plain(_Header, json.loads(content["header"]), source=path, error=CheckpointError)
+        header = from_plain(_Header, parse_json(content["header"]), source=path, error=CheckpointError)
         weights, training_state = content["weights"], content["training_state"]
+        _check_content(header, weights, training_state)
     except (KeyError, TypeError, ValueError) as problem:
-        raise CheckpointError(
-            f"damaged checkpoint: {problem!r}",
-            where=path,
-            fix=_AGAIN,
-        ) from None
+        raise _damaged(path, shown(repr(problem), 200)) from None
     fields = {name: getattr(header, name) for name in _HEADER_FIELDS}
     return Checkpoint(weights=weights, training_state=training_state if with_training_state else None, **fields)
 
@@ -156,9 +158,9 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, *, where: object = 
     """
     problems = compare_weights(network, checkpoint.weights)
     if problems:
-        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        told = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
         raise CheckpointError(
-            f"the checkpoint's weights do not fit the network: {shown}",
+            f"the checkpoint's weights do not fit the network: {told}",
             where=where,
             fix="it was trained with other plans: use the plan inside the checkpoint, or train again",
         )
@@ -182,29 +184,77 @@ def compare_weights(network: nn.Module, weights: dict[str, Tensor]) -> list[str]
 def _read(path: Path) -> object:
     if not path.is_file():
         raise CheckpointError("checkpoint not found", where=path, fix="train it first, or name another with -m")
-    # torch writes a zip archive whose directory stands at the end: a file that was cut off has none, and a changed
-    # byte is caught by the checksums, which torch itself does not look at.
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as problem:
-        raise CheckpointError(
-            f"truncated, damaged or no checkpoint at all: {problem}",
-            where=path,
-            fix=_AGAIN,
-        ) from None
-    if broken is not None:
-        raise CheckpointError(
-            f"damaged checkpoint: bad checksum in {broken}",
-            where=path,
-            fix=_AGAIN,
-        )
+    with open(path, "rb") as file:
+        _check_archive(file, path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as problem:
+    except _UNREADABLE as problem:
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise CheckpointError(
-            f"not a flaresemi checkpoint, or a damaged one: {reason}",
+            f"not a flaresemi checkpoint, or a damaged one: {shown(reason, 200)}",
             where=path,
             fix="name a .pt file from a model folder",
         ) from None
+
+
+#: What unpickling raises of content that makes no sense, besides what it is meant to raise.
+_UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, MemoryError, struct.error, UserWarning,
+)  # fmt: skip
+
+
+def _check_archive(file: BinaryIO, path: Path) -> None:
+    """Sees that a zip archive is whole and holds no more than the file does.
+
+    torch writes one, uncompressed, whose directory stands at the end: a file that was cut off has none, and a changed
+    byte is caught by the checksums, which torch itself does not look at.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            size = os.fstat(file.fileno()).st_size
+            if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size:
+                raise ValueError("it is packed as no checkpoint is")
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as problem:
+        raise _not_whole(path, problem) from None
+    except OSError as problem:
+        if problem.errno != errno.EINVAL:  # a place before the start of the file
+            raise
+        raise _not_whole(path, problem) from None
+    if broken is not None:
+        raise _damaged(path, f"bad checksum in {shown(broken)}")
+
+
+def _not_whole(path: Path, problem: Exception) -> CheckpointError:
+    what = f"truncated, damaged or no checkpoint at all: {shown(str(problem), 200)}"
+    return CheckpointError(what, where=path, fix=_AGAIN)
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"damaged checkpoint: {why}", where=path, fix=_AGAIN)
+
+
+def _equal(found: object, expected: object) -> bool:
+    return type(found) is type(expected) and found == expected  # tensors compare with everything, voxel by voxel
+
+
+def _check_content(header: _Header, weights: object, training_state: object) -> None:
+    """Sees that the weights are tensors, as many as the plan needs, before a network is made from it.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not isinstance(weights, dict) or not (training_state is None or isinstance(training_state, dict)):
+        raise ValueError("weights and training_state must be tables")
+    numbers = 0
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise ValueError("weights must be plain tensors with names")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"'{name}' announces more numbers than there are")
+        numbers += tensor.numel()
+    needed = parameter_count(header.plan.network)
+    if numbers != needed:
+        raise ValueError(f"its plan needs {needed} numbers, its weights are {numbers}")

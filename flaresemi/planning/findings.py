@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Literal
 
-from flaresemi.errors import DatasetError
+from flaresemi.errors import DatasetError, shown
 from flaresemi.files import write_text
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import orientation, spans
@@ -134,17 +134,21 @@ def load_warnings(path: Path) -> tuple[Finding, ...]:
     Raises:
         DatasetError: it is not such a file.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if rows.fieldnames is None or not {"case", "severity", *_FINDING_COLUMNS} <= set(rows.fieldnames):
-            raise DatasetError(
-                "not a list of findings", where=path, fix="run flaresemi_plan_and_preprocess, which writes it"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file, restval="")
+            if not {"case", "severity", *_FINDING_COLUMNS} <= set(rows.fieldnames or ()):
+                raise ValueError("its columns are others")
+            return tuple(
+                Finding(case_id=row["case"], severity="warning", **{name: row[name] for name in _FINDING_COLUMNS})
+                for row in rows
+                if row["severity"] == "warning" and row["case"]
             )
-        return tuple(
-            Finding(case_id=row["case"], severity="warning", **{name: row[name] for name in _FINDING_COLUMNS})
-            for row in rows
-            if row["severity"] == "warning" and row["case"]
-        )
+    except (ValueError, csv.Error) as problem:
+        raise DatasetError(
+            f"not a list of findings: {shown(str(problem), 200)}", where=path,
+            fix="run flaresemi_plan_and_preprocess, which writes it",
+        ) from None  # fmt: skip
 
 
 _FINDING_COLUMNS = ("problem", "file", "message", "remedy")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from flaresemi.case_names import case_file
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError, FlaresemiError
-from flaresemi.files import atomic_path
+from flaresemi.files import atomic_path, map_array
 from flaresemi.geometry import BoundingBox
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import read_case, read_geometries, supervised_organs
@@ -181,11 +182,11 @@ def _load(case: Case, dataset: Dataset, folder: Path | None) -> CaseMeasurement 
         return None
     try:
         kept = load_record(record, _Kept)
-        values = np.load(samples, allow_pickle=False)
-    except (FlaresemiError, ValueError, EOFError) as problem:
+        values = np.array(map_array(samples))
+    except (FlaresemiError, ValueError) as problem:
         logger.info("the kept measurement of case '%s' cannot be used and is made anew: %s", case.id, problem)
         return None
-    if kept.depends_on != _dependencies(case, dataset) or values.shape[0] != len(case.images):
+    if kept.depends_on != _dependencies(case, dataset) or values.ndim != 2 or len(values) != len(case.images):
         return None
     return CaseMeasurement(fingerprint=kept.fingerprint, samples=values)
 
@@ -195,4 +196,4 @@ def _dependencies(case: Case, dataset: Dataset) -> str:
 
 
 def _paths(folder: Path, case: Case) -> tuple[Path, Path]:
-    return folder / f"{case.id}.json", folder / f"{case.id}.npy"
+    return case_file(folder, case.id, ".json"), case_file(folder, case.id, ".npy")

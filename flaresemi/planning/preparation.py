@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flaresemi.case_names import case_file
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError, FlaresemiError
@@ -220,7 +221,7 @@ def _store(workspace: Workspace, stage: Stage) -> CaseStore:
 
 
 def _source_path(workspace: Workspace, case: Case) -> Path:
-    return workspace.prepared_sources / f"{case.id}.json"
+    return case_file(workspace.prepared_sources, case.id, ".json")
 
 
 def _known_source(path: Path) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from flaresemi.case_names import case_file
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.io.case_store import LabelStore
@@ -43,7 +44,7 @@ def export_labels(
         ConfigError: the folder holds something else.
         DatasetError: a pseudo-label is missing, or its image is another one by now.
     """
-    outputs = {case.id: folder / f"{case.id}.nii.gz" for case in cases}
+    outputs = {case.id: case_file(folder, case.id, ".nii.gz") for case in cases}
     _begin(folder, outputs, record)
     left = [case for case in cases if not outputs[case.id].exists()]
     for case in tqdm(left, desc="exporting", unit="case", disable=not sys.stderr.isatty()):

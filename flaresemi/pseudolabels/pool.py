@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from flaresemi.case_names import case_file
 from flaresemi.compute.claims import Claims
 from flaresemi.compute.sharding import Shard
 from flaresemi.errors import DatasetError, SelectionError, listed
@@ -163,4 +164,4 @@ def write_reliable_series(folder: RoundFolder, selection: Selection) -> None:
 
 
 def _score_file(folder: RoundFolder, case_id: str) -> Path:
-    return folder.case_scores / f"{case_id}.json"
+    return case_file(folder.case_scores, case_id, ".json")

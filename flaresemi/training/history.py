@@ -1,6 +1,7 @@
 """The numbers of a training, one JSON object per epoch, cut back when a run resumes from an earlier point."""
 
 import json
+import os
 from pathlib import Path
 
 from flaresemi.errors import CheckpointError
@@ -18,13 +19,14 @@ def read_history(path: Path) -> list[Row]:
     if not path.exists():
         return []
     rows: list[Row] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = lines[:-1] if lines[-1] == "" else lines
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+        if isinstance(row, dict) and type(row.get("iteration")) is int:
             rows.append(row)
         elif number < len(lines):
             raise CheckpointError(f"line {number} is not the row of an epoch", where=path, fix="remove that line")
@@ -32,9 +34,17 @@ def read_history(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds one row and flushes it."""
-    with open(path, "a", encoding="utf-8") as file:
+    """Adds one row and flushes it.
+
+    Raises:
+        OSError: it cannot be written, or the file is a link: those of a workspace are not written through.
+    """
+    with open(path, "a", encoding="utf-8", opener=_no_link) as file:
         file.write(json.dumps(row) + "\n")
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def cut_history(path: Path, iteration: int) -> list[Row]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from flaresemi.case_names import case_file
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import Case, Dataset
 from flaresemi.evaluation.overlap import dice_per_organ
@@ -86,13 +87,13 @@ def validate(
     cases = [dataset.case(case_id) for case_id in task.validation]
     needs_box = segmenter.two_stage and coarse is None
     for case in tqdm(cases, desc="validation", unit="case", disable=not sys.stderr.isatty()):
-        if not (folder / f"{case.id}.json").exists():
+        if not (case_file(folder, case.id, ".json")).exists():
             _validate_case(case, segmenter, task, folder, needs_box=needs_box)
-    results = [load_record(folder / f"{case.id}.json", CaseResult) for case in cases]
+    results = [load_record(case_file(folder, case.id, ".json"), CaseResult) for case in cases]
     helped = _largest_components_that_help(results)
     save_checkpoint(task.folder.final, dataclasses.replace(final, keep_largest=helped))
     summary = evaluate_folders(
-        {case.id: folder / f"{case.id}.nii.gz" for case in cases},
+        {case.id: case_file(folder, case.id, ".nii.gz") for case in cases},
         {case.id: _reference_file(case, folder) for case in cases},
         task.labels,
         annotated={case.id: case.annotated for case in cases if case.annotated is not None},
@@ -115,14 +116,14 @@ def _validate_case(case: Case, segmenter: Segmenter, task: TrainingTask, folder:
     segmentation = segmenter.segment(image, organs=BoundingBox.of_mask(reference > 0) if needs_box else None)
     for note in segmentation.notes:
         logger.info("%s: %s", case.id, note)
-    write_segmentation(folder / f"{case.id}.nii.gz", segmentation)
+    write_segmentation(case_file(folder, case.id, ".nii.gz"), segmentation)
     if case.label_on_image_grid:
         write_label_map(_reference_file(case, folder), task.labels.to_values(reference), image.source)
     result = CaseResult(
         largest_component_gain=_largest_component_gain(segmentation.indices_zyx, reference, case, task.labels),
         recall=_recall(segmenter, image, reference, task) if task.plan.stage is Stage.COARSE else None,
     )
-    save_record(folder / f"{case.id}.json", result)  # last: it says that the case is done
+    save_record(case_file(folder, case.id, ".json"), result)  # last: it says that the case is done
 
 
 def _coarse_checkpoint(task: TrainingTask, coarse_folder: ModelFolder) -> Checkpoint | None:
@@ -144,7 +145,7 @@ def _begin(folder: Path, made_with: dict[str, str | None]) -> None:
 def _reference_file(case: Case, folder: Path) -> Path:
     """The user's label map, or its copy on the image's grid where its own header is wrong."""
     if case.label is None or case.label_on_image_grid:
-        return folder / "references" / f"{case.id}.nii.gz"
+        return case_file(folder / "references", case.id, ".nii.gz")
     return case.label
 
 

@@ -17,6 +17,7 @@ from flaresemi.cli.common import (
     StrictParser,
     add_dataset_options,
     dataset_words,
+    open_workspace,
     print_next,
     run,
     workspace_of,
@@ -203,3 +204,19 @@ def test_the_workspace_is_in_the_dataset_unless_named() -> None:
 def test_the_next_command_can_be_pasted(capsys: pytest.CaptureFixture) -> None:
     print_next(["flaresemi_train", "COARSE", "0", "-d", "my data"])
     assert capsys.readouterr().out == "\nnext: flaresemi_train COARSE 0 -d 'my data'\n"
+
+
+def test_folders_of_the_workspace_that_lie_elsewhere_are_told(tmp_path, caplog):
+    workspace, scratch = tmp_path / "workspace", tmp_path / "scratch"
+    for folder in (workspace / "models" / "fold_0", workspace / "inside", scratch):
+        folder.mkdir(parents=True)
+    for link, target in (("lists", scratch), ("models/fold_0/FINE", scratch), ("alias", workspace / "inside")):
+        (workspace / link).symlink_to(target)
+    (workspace / "loop").symlink_to(workspace / "loop")
+    with caplog.at_level(logging.INFO):
+        opened = open_workspace(argparse.Namespace(dataset=tmp_path, workspace=workspace))
+    assert opened.root == workspace
+    assert sorted(line.split(" is a link")[0] for line in caplog.messages) == [
+        str(workspace / "lists"), str(workspace / "models" / "fold_0" / "FINE"),
+    ]  # fmt: skip
+    assert all(line.endswith(f"written to {scratch}") for line in caplog.messages)

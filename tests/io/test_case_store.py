@@ -3,6 +3,7 @@
 import os
 import pickle
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -189,7 +190,7 @@ def test_odd_names(tmp_path):
         assert store.has(name, "abc")
     assert sorted(store.case_ids()) == sorted(names)
     for name in ("", ".", "..", ".hidden", "a/b", "../a", "a\0b"):
-        with pytest.raises(ValueError, match="cannot be the name of a case"):
+        with pytest.raises(DatasetError, match="cannot be the name of a case"):
             store.open(name)
 
 
@@ -309,3 +310,34 @@ def test_an_edited_label_map_is_refused(pseudo: LabelStore) -> None:
     file.unlink()
     with pytest.raises(DatasetError, match="is missing"):
         pseudo.refuse_edited("scan")
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': '<f2', (((", b"{'descr': '<f2'", b"   x\n  y\n", b"{'shape': (-5,)}", b"PK"]
+)
+def test_an_array_with_a_spoilt_header(tmp_path, header):
+    store = CaseStore(tmp_path)
+    store.write(*make_case())
+    for name in ("image.npy", "label.npy", "class_voxels.npy"):
+        path = tmp_path / "case_1" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:10] + header.ljust(60)[:60] + whole[70:])
+        with pytest.raises(DatasetError, match="damaged"):
+            store.open("case_1")
+        path.write_bytes(whole)
+    (tmp_path / "case_1" / "image.npy").write_bytes(b"PK\x03\x04" + bytes(100))
+    assert not store.has("case_1", "abc")
+
+
+def test_a_case_takes_the_place_of_a_prepared_link(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    store = CaseStore(tmp_path / "store")
+    for target in (outside, tmp_path / "nowhere"):
+        store.folder.mkdir(exist_ok=True)
+        (store.folder / "case_1").symlink_to(target)
+        store.write(*make_case())
+        assert not (store.folder / "case_1").is_symlink()
+        assert store.has("case_1", "abc")
+        assert not list(outside.iterdir())
+        shutil.rmtree(store.folder)

@@ -394,3 +394,15 @@ def test_real_odd_files_are_read_as_simpleitk_reads_them_and_go_round(shared_dat
     np.testing.assert_allclose(written.GetSpacing(), reference.GetSpacing(), rtol=1e-6)
     np.testing.assert_allclose(written.GetOrigin(), reference.GetOrigin(), atol=1e-3)
     np.testing.assert_allclose(written.GetDirection(), reference.GetDirection(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("field", "value"), [("quatern_b", 5.0), ("pixdim", -1.0)])
+def test_a_qform_that_makes_no_sense_counts_as_none(tmp_path, field, value):
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.diag([-1.0, -1.0, 2.0, 1.0]))
+    image.set_qform(image.affine, 1)
+    raw = bytearray(image.to_bytes())
+    header = nibabel.Nifti1Header(bytes(raw[:348]), check=False)
+    header[field] = value
+    raw[:348] = header.binaryblock
+    (tmp_path / "a.nii").write_bytes(raw)
+    assert read_grid(tmp_path / "a.nii").geometry.shape_zyx == (6, 5, 4)

@@ -1,6 +1,7 @@
 """Whether files are whole is found out without reading them, and without allocating what they pretend to hold."""
 
 import gzip
+import os
 import tracemalloc
 import zlib
 
@@ -91,7 +92,7 @@ def test_headers_that_announce_the_world_allocate_nothing(tmp_path, volume):
         ("a.mha", (b"a = " + b"x" * (1 << 20) + b"\n") * 20, "no end"),
         ("a.mhd", b"NDims = 3\nDimSize = 2 2 2\nElementDataFile = LIST\n", "several files"),
         ("a.nrrd", b"NRRD0004\nencoding: raw\n\n", "no dimension"),
-        ("a.nrrd", b"NRRD0004\ndimension: 3\nbyte skip: many\n\n", "whole number"),
+        ("a.nrrd", b"NRRD0004\ndimension: 3\nencoding: raw\nbyte skip: many\n\n", "whole number"),
     ],
 )
 def test_what_is_no_image_is_said(tmp_path, name, content, expected):
@@ -130,3 +131,93 @@ def test_inflate_keeps_what_was_asked_for(tmp_path):
     assert integrity.inflate(path, count=3 << 20, offset=6, keep=False).size == 0
     with pytest.raises(ImageError, match="only"):
         integrity.inflate(path, count=(3 << 20) + 1, offset=6)
+
+
+META = (
+    b"ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = %s\nDimSize = 5 4 3\n"
+    b"ElementType = MET_SHORT\n"
+)
+NRRD = (
+    b"NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 5 4 3\n"
+    b"space directions: (1,0,0) (0,1,0) (0,0,1)\nendian: %s\nspace origin: (0,0,0)\n"
+)
+NUMBERS = np.arange(60, dtype=np.int16).reshape(3, 4, 5) - 7
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.mhd", META % b"False" + b"ElementDataFile = ../secret.raw\n"),
+        ("a.mhd", META % b"False" + b"ElementDataFile : ../secret.raw\nElementDataFile = LOCAL\n"),
+        ("a.mhd", META % b"False" + b"ElementDataFile = sub/../../secret.raw\n"),
+        ("a.mhd", META % b"False" + b"ElementDataFile = ..\\secret.raw\n"),
+        ("a.mhd", META % b"False" + b"ElementDataFile = {}\n"),
+        ("a.nrrd", NRRD % b"little" + b"encoding: raw\ndata file: ../secret.raw\n"),
+        ("a.nrrd", NRRD % b"little" + b"encoding: raw\nDATAFILE: ../secret.raw\n"),
+        ("a.nrrd", NRRD % b"little" + b"encoding: raw\ndata file: {}\n"),
+    ],
+)
+def test_no_header_leads_out_of_its_folder(tmp_path, name, header):
+    (tmp_path / "secret.raw").write_bytes(bytes(120))
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / "sub" / name
+    path.write_bytes(header.replace(b"{}", bytes(tmp_path / "secret.raw")))
+    for read in (read_grid, lambda path: read_image([path])):
+        with pytest.raises(ImageError, match="outside of its folder"):
+            read(path)
+
+
+def test_a_name_of_voxels_that_no_file_system_takes(tmp_path):
+    (tmp_path / "a.mhd").write_bytes(META % b"False" + b"ElementDataFile = " + b"x" * 5000 + b"\n")
+    with pytest.raises(ImageError, match="which is not there") as caught:
+        read_grid(tmp_path / "a.mhd")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_voxels_are_read_as_the_library_reads_them(tmp_path, big):
+    stored = NUMBERS.astype(">i2" if big else "<i2").tobytes()
+    meta, nrrd = META % (b"True" if big else b"False"), NRRD % (b"big" if big else b"little")
+    local = b"ElementDataFile = LOCAL\n"
+    (tmp_path / "voxels.raw").write_bytes(stored)
+    files = {
+        "raw.mha": meta + local + stored,
+        "last.mha": meta + b"HeaderSize = -1\n" + local + b"junk" + stored,
+        "packed.mha": meta + b"CompressedData = True\n" + local + zlib.compress(stored),
+        "beside.mhd": meta + b"ElementDataFile = voxels.raw\n",
+        "raw.nrrd": nrrd + b"encoding: raw\n\n" + stored,
+        "last.nrrd": nrrd + b"encoding: raw\nbyte skip: -1\n\njunk" + stored,
+        "packed.nrrd": nrrd + b"encoding: gzip\n\n" + gzip.compress(stored),
+        "text.nrrd": nrrd + b"encoding: ascii\n\n" + b" ".join(b"%d" % value for value in NUMBERS.ravel()),
+        "hex.nrrd": nrrd + b"encoding: hex\n\n" + stored.hex().encode(),
+        "beside.nrrd": nrrd + b"encoding: raw\ndata file: voxels.raw\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        found = read_image([tmp_path / name]).array_czyx[0]
+        np.testing.assert_array_equal(found, NUMBERS, name)
+        if name != "packed.mha":  # MetaIO wants to know the compressed size beforehand
+            np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / name))), NUMBERS, name)
+
+
+def test_memory_is_taken_only_for_voxels_that_are_there(tmp_path):
+    header = (NRRD % b"little").replace(b"5 4 3", b"1000 500 100") + b"encoding: gzip\n\n"
+    (tmp_path / "bomb.nrrd").write_bytes(header + gzip.compress(bytes(90 << 20), 1))
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="not whole"):
+        read_image([tmp_path / "bomb.nrrd"])
+    assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    tracemalloc.stop()
+
+
+def test_an_image_larger_than_the_machine(tmp_path, monkeypatch):
+    (tmp_path / "a.nrrd").write_bytes(NRRD % b"little" + b"encoding: raw\n\n" + NUMBERS.tobytes())
+    monkeypatch.setattr(integrity.os, "sysconf", lambda name: 10)
+    with pytest.raises(ImageError, match="GiB of memory, this machine has"):
+        read_image([tmp_path / "a.nrrd"])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.nii")
+    with pytest.raises(ImageError, match="not a file"):
+        read_image([tmp_path / "a.nii"])

@@ -199,3 +199,63 @@ def test_a_full_disk_says_so_itself(checkpoint: Checkpoint, tmp_path: Path, monk
     assert trouble.value.errno == errno.ENOSPC
     assert load_checkpoint(path).iteration == 90
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def _repack(path: Path, **settings: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", **settings) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+
+
+def test_a_packed_archive_is_no_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    save_checkpoint(path, checkpoint)
+    _repack(path, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="packed as no checkpoint is"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": None}, {"weights": [torch.ones(2)]}, {"weights": {"a": 3}}, {"weights": {1: torch.ones(2)}},
+        {"weights": {"a": torch.ones(1).expand(1 << 40)}}, {"weights": {"a": torch.ones(2).to_sparse()}},
+        {"weights": {}}, {"training_state": 3}, {"format": torch.ones(2)}, {"schema_version": torch.ones(2)},
+        {"header": 3}, {"header": "[" * 3000}, {"header": "x" * 10_000},
+    ],
+)  # fmt: skip
+def test_content_of_another_kind(checkpoint: Checkpoint, tmp_path: Path, change: dict) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_network_larger_than_its_weights_is_not_made(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    content = torch.load(path, weights_only=True)
+    for features, expected in (("60000", "its plan needs"), ("1000000000", "no network has so many")):
+        header = content["header"].replace('"features": [4', f'"features": [{features}')
+        torch.save(content | {"header": header}, path)
+        with pytest.raises(CheckpointError, match=expected):
+            load_checkpoint(path)
+
+
+def test_a_spoilt_directory_of_the_archive(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    whole, refused = path.read_bytes(), 0
+    for at in range(1, 60):
+        content = bytearray(whole)
+        content[-at] ^= 0xFF
+        path.write_bytes(content)
+        try:
+            load_checkpoint(path)
+        except CheckpointError:
+            refused += 1
+    assert refused > 20

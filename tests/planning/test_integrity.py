@@ -513,3 +513,12 @@ def test_small_turns_are_measured_exactly():
 def test_spans_of_values():
     assert spans([]) == ""
     assert spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"\xff\xfe", b"case,\0\n", b'"' + b"x" * 200_000])
+def test_another_file_is_no_list_of_findings(tmp_path, content):
+    (tmp_path / "integrity.csv").write_bytes(content)
+    with pytest.raises(DatasetError, match="not a list of findings"):
+        load_warnings(tmp_path / "integrity.csv")
+    (tmp_path / "integrity.csv").write_bytes(b"case,severity,problem,file,message,remedy\na,warning\n")
+    assert load_warnings(tmp_path / "integrity.csv")[0].message == ""

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from flaresemi.case_names import case_file
 from flaresemi.errors import SelectionError
 from flaresemi.evaluation.flare import OrganScore
 from flaresemi.evaluation.summary import load_summary
@@ -282,7 +283,7 @@ def _recall(coarse: ModelFolder) -> tuple[Recall, ...]:
     results = {
         case.case_id: load_record(path, CaseResult)
         for case in load_summary(summary).cases
-        if (path := coarse.validation / f"{case.case_id}.json").is_file()
+        if (path := case_file(coarse.validation, case.case_id, ".json")).is_file()
     }
     return tuple(
         Recall(case_id=case_id, organ=organ, share=share)
