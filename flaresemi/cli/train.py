@@ -17,7 +17,10 @@ from flaresemi.cli.common import (
     StoppedEarly,
     StrictParser,
     add_dataset_options,
+    add_time_limit_option,
+    count,
     dataset_words,
+    duration,
     print_next,
     run,
     workspace_of,
@@ -34,6 +37,7 @@ from flaresemi.planning.decisions import usable_cases
 from flaresemi.plans import Stage
 from flaresemi.records import closest, load_record
 from flaresemi.training.config import TrainingConfig
+from flaresemi.training.profiling import profile
 from flaresemi.training.runs import RunRecord
 from flaresemi.training.task import TrainingTask, load_task
 from flaresemi.training.trainer import Trainer
@@ -42,8 +46,7 @@ from flaresemi.workspace import ModelFolder, Workspace
 
 logger = logging.getLogger("flaresemi.cli.train")  # also when run with python -m
 
-_NUMBER = r"\d+(?:\.\d+)?"
-_DURATION = re.compile(rf"(?:(?P<hours>{_NUMBER})h)?(?:(?P<minutes>{_NUMBER})m)?(?:(?P<seconds>{_NUMBER})s)?")
+_PROFILED_STEPS = 20
 _CONFIG_FIELDS = {field.name for field in dataclasses.fields(TrainingConfig)}
 
 
@@ -62,10 +65,18 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     device = select_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
-    with join_ranks(device.type) as ranks, StopSignals() as signals:
+    stopping = StopSignals(options.time_limit)
+    with join_ranks(device.type) as ranks, stopping as signals:
         if ranks.world_size > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.local_rank)
         task = load_task(workspace, stage, options.fold)
+        if options.profile is not None:
+            profiled = profile(
+                Trainer(task, _config(task.folder, options), device=device, ranks=ranks), options.profile
+            )
+            if ranks.is_main:
+                print(profiled.table())
+            return
         resume, config = _starting_point(task.folder, options, ranks)
         trainer = Trainer(
             task,
@@ -76,7 +87,11 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
             stop_requested=signals.requested,
         )
         if not _is_complete(task.folder, config, resume) and not trainer.fit(resume=resume):
-            raise StoppedEarly(f"stopped and saved at iteration {trainer.iteration}; --continue goes on from there")
+            raise StoppedEarly(
+                f"stopped and saved at iteration {trainer.iteration}; the same command with --continue goes on"
+            )
+        if signals.requested() and task.validation and not options.no_validation:
+            raise StoppedEarly("trained and saved; the same command with --continue validates on whole images")
     if ranks.is_main:
         _finish(options, workspace, task, device, config.precision)
 
@@ -104,9 +119,6 @@ def _starting_point(folder: ModelFolder, options: argparse.Namespace, ranks: Ran
 
     A resumed training keeps its recorded options; those given anew replace them.
     """
-    given = {name: value for name, value in vars(options).items() if name in _CONFIG_FIELDS}
-    if given.keys() & {"epochs", "iterations", "time_budget_seconds"}:
-        given = {"epochs": None, "iterations": None, "time_budget_seconds": None} | given
     exists = folder.latest.exists()
     if exists and not options.resume and not options.restart:
         raise ConfigError(
@@ -117,12 +129,19 @@ def _starting_point(folder: ModelFolder, options: argparse.Namespace, ranks: Ran
     if options.restart and ranks.is_main and folder.root.exists():
         shutil.rmtree(folder.root)
     ranks.barrier()
-    resume = exists and options.resume
+    return exists and options.resume, _config(folder, options)
+
+
+def _config(folder: ModelFolder, options: argparse.Namespace) -> TrainingConfig:
+    """What is given, on top of the defaults or, with --continue, of what the training was started with."""
+    given = {name: value for name, value in vars(options).items() if name in _CONFIG_FIELDS}
+    if given.keys() & {"epochs", "iterations", "time_budget_seconds"}:
+        given = {"epochs": None, "iterations": None, "time_budget_seconds": None} | given
     try:
-        if resume:
+        if options.resume and folder.latest.exists():
             recorded = load_record(folder.run_record, RunRecord, error=ConfigError).config
-            return True, dataclasses.replace(recorded, **given)
-        return False, TrainingConfig(**given)
+            return dataclasses.replace(recorded, **given)
+        return TrainingConfig(**given)
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
 
@@ -153,14 +172,6 @@ def _launch(options: argparse.Namespace, words: list[str]) -> None:
         raise ConfigError(f"the training processes ended with code {code}; the reason stands above")
 
 
-def _duration(text: str) -> float:
-    match = _DURATION.fullmatch(text)
-    if not text or match is None or not any(match.groups()):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a duration; write 30m, 2h, 1h30m or 45s")
-    hours, minutes, seconds = (float(part or 0) for part in match.group("hours", "minutes", "seconds"))
-    return 3600 * hours + 60 * minutes + seconds
-
-
 def _fold(text: str) -> str:
     if text != "all" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is not a fold; write a number or all{closest(text, ['all'])}")
@@ -185,6 +196,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--restart", action="store_true", help="discard the training in this folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="train on N GPUs of this machine")
+    add_time_limit_option(parser)
+    parser.add_argument(
+        "--profile", type=count, nargs="?", const=_PROFILED_STEPS, metavar="N",
+        help=f"do not train: run N steps of this training [{_PROFILED_STEPS}] and tell where their time goes",
+    )  # fmt: skip
     parser.add_argument("--no-validation", action="store_true", help="skip the validation on whole images at the end")
     default = TrainingConfig()
     chosen = parser.add_argument_group("training", "what is not given has the default in brackets")
@@ -211,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         help="length in optimizer steps [250000 without any length]",
     )
     length.add_argument(
-        "--time-budget", dest="time_budget_seconds", type=_duration, default=argparse.SUPPRESS, metavar="30m",
+        "--time-budget", dest="time_budget_seconds", type=duration, default=argparse.SUPPRESS, metavar="30m",
         help="length in time: some steps are timed, then the number of steps is fixed",
     )  # fmt: skip
     add("--iterations-per-epoch", int, "steps that count as an epoch [250; fewer in a short training]")
@@ -239,6 +255,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint-minutes", float, "time between two saves of the whole state")
     add("--precision", str, "mixed precision", choices=["auto", "fp32", "bf16", "fp16"])
     add("--loader-workers", int, "processes that prepare patches; 0: none [1 on a CPU, up to 12 for a GPU]")
+    chosen.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+        help="run the network through torch.compile, where that works here [off]",
+    )  # fmt: skip
     add("--init-from", str, "checkpoint to take the first weights from", metavar="CHECKPOINT")
     add("--seed", int, "of everything random")
     return parser

@@ -117,7 +117,7 @@ class Round:
         }
         self._remove_leftovers()
         for name in STEPS[: STEPS.index(last_step) + 1]:
-            if not self._run_step(name, work[name]):
+            if self.stop_requested() or not self._run_step(name, work[name]):
                 return None
         return self._state()
 

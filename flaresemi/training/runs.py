@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flaresemi import __version__
+from flaresemi.errors import CheckpointError, ConfigError
+from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint
+from flaresemi.records import load_record
 from flaresemi.training.config import Recipe, TrainingConfig
 from flaresemi.training.task import TrainingTask
 
@@ -65,6 +68,37 @@ class RunRecord:
             started=now(),
             **facts,
         )
+
+
+def load_run(task: TrainingTask) -> RunRecord:
+    """The record of the training that lies in the task's folder.
+
+    Raises:
+        ConfigError: there is none.
+        CheckpointError: it was started with other plans.
+    """
+    record = load_record(task.folder.run_record, RunRecord, error=ConfigError)
+    if record.plan_hash != task.plan.hash:
+        raise CheckpointError(
+            "this training was started with other plans", where=task.folder.run_record,
+            fix="put the plans back, or start it anew with --restart",
+        )  # fmt: skip
+    return record
+
+
+def load_latest(task: TrainingTask) -> tuple[Checkpoint, dict]:
+    """The latest checkpoint of the training that lies in the task's folder, and the state in it.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of other plans, or not made to go on from.
+    """
+    checkpoint = load_checkpoint(task.folder.latest, with_training_state=True)
+    if checkpoint.training_state is None or checkpoint.plan.hash != task.plan.hash:
+        raise CheckpointError(
+            "this checkpoint cannot be continued: it holds no training state or was made with other plans",
+            where=task.folder.latest, fix="start the training anew with --restart",
+        )  # fmt: skip
+    return checkpoint, checkpoint.training_state
 
 
 def now() -> str:
