@@ -71,11 +71,10 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
             device = torch.device("cuda", ranks.local_rank)
         task = load_task(workspace, stage, options.fold)
         if options.profile is not None:
-            profiled = profile(
-                Trainer(task, _config(task.folder, options), device=device, ranks=ranks), options.profile
-            )
+            rehearsed = Trainer(task, _config(task.folder, options), device=device, ranks=ranks)
+            told = profile(rehearsed, options.profile).table()
             if ranks.is_main:
-                print(profiled.table())
+                print(told)
             return
         resume, config = _starting_point(task.folder, options, ranks)
         trainer = Trainer(

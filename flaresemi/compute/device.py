@@ -46,6 +46,13 @@ def free_memory_gib() -> float:
     return max(available, 0.0)
 
 
+def total_memory_gib() -> float:
+    """Main memory of the machine, or the container's limit where one is set, GiB."""
+    kib, limit = counters("/proc/meminfo").get("MemTotal:"), first_line("/sys/fs/cgroup/memory.max")
+    total = _pages_gib() if kib is None else kib / 2**20
+    return min(total, int(limit) / 2**30) if limit.isdigit() else total
+
+
 def synchronize(device: torch.device) -> None:
     """Waits until a GPU has computed all that it was given; a CPU always has."""
     if device.type == "cuda":
@@ -70,6 +77,10 @@ def _machine_memory_gib() -> float:
     kib = counters("/proc/meminfo").get("MemAvailable:")
     if kib is not None:
         return kib / 2**20
+    return _pages_gib()
+
+
+def _pages_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 

@@ -141,7 +141,9 @@ class Profile:
             return "reading takes most of it: put the workspace on a faster disk"
         if self.augmentation != "none":
             weaker = "standard" if self.augmentation == "strong" else "none"
-            return f"augmenting takes most of it and all {self.cores} cores are at work: --augmentation {weaker} costs less"
+            return (
+                f"augmenting takes most of it, all {self.cores} cores are at work: --augmentation {weaker} costs less"
+            )
         return f"all {self.cores} cores are at work: more of them would help"
 
     def _computing_verdict(self) -> str:
