@@ -89,7 +89,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
             raise StoppedEarly(
                 f"stopped and saved at iteration {trainer.iteration}; the same command with --continue goes on"
             )
-        if signals.requested() and task.validation and not options.no_validation:
+        if ranks.any(signals.requested(), device) and task.validation and not options.no_validation:
             raise StoppedEarly("trained and saved; the same command with --continue validates on whole images")
     if ranks.is_main:
         _finish(options, workspace, task, device, config.precision)

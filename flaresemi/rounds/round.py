@@ -117,7 +117,7 @@ class Round:
         }
         self._remove_leftovers()
         for name in STEPS[: STEPS.index(last_step) + 1]:
-            if self.stop_requested() or not self._run_step(name, work[name]):
+            if not self._run_step(name, work[name]):
                 return None
         return self._state()
 
@@ -175,6 +175,8 @@ class Round:
 
     def validate(self) -> bool:
         """Predicts the held-out real cases with the students' final weights."""
+        if self.stop_requested():
+            return False
         for stage in self.stages if self._task(Stage.FINE).validation else ():
             text = validate(
                 self._task(stage), self.folder.model(Stage.COARSE), self.dataset,
