@@ -6,6 +6,7 @@ import sys
 import textwrap
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from flaresemi import __version__
@@ -99,22 +100,22 @@ def check_workspace(workspace: Workspace) -> list[Finding]:
 def _records(workspace: Workspace) -> Iterable[Callable[[], object]]:
     """What reads each record and the head of each model of a workspace."""
     if workspace.plans.exists():
-        yield lambda: load_plans(workspace.plans)
+        yield partial(load_plans, workspace.plans)
     if workspace.fingerprint.exists():
-        yield lambda: load_fingerprint(workspace.fingerprint)
+        yield partial(load_fingerprint, workspace.fingerprint)
     if workspace.splits.exists():
-        yield lambda: load_splits(workspace.splits)
-    yield lambda: load_decisions(workspace)
+        yield partial(load_splits, workspace.splits)
+    yield partial(load_decisions, workspace)
     for stage in Stage:
         store = CaseStore(workspace.preprocessed(stage))
         for case_id in store.case_ids():
-            yield lambda store=store, case_id=case_id: store.open(case_id)
+            yield partial(store.open, case_id)
     for path in sorted(workspace.root.glob("rounds/fold_*/round_*/round.json")):
-        yield lambda path=path: load_state(path)
+        yield partial(load_state, path)
     for path in sorted([*workspace.models.rglob("run.json"), *workspace.root.glob("rounds/**/run.json")]):
-        yield lambda path=path: load_record(path, RunRecord)
+        yield partial(load_record, path, RunRecord)
         for model in sorted(path.parent.glob("*.pt")):
-            yield lambda model=model: _refuse_truncated(model)
+            yield partial(_refuse_truncated, model)
 
 
 def _refuse_truncated(path: Path) -> None:
