@@ -56,9 +56,12 @@ def _findings(workspace: Workspace, is_meant: bool) -> Iterator[Finding]:
 def _print(finding: Finding) -> None:
     head = f"{finding.verdict:<8} {finding.name:<16} "
     indent = " " * len(head)
-    print(textwrap.fill(head + finding.value, _WIDTH, subsequent_indent=indent), flush=True)
-    if finding.advice:
-        print(textwrap.fill(f"{indent}-> {finding.advice}", _WIDTH, subsequent_indent=indent + "   "), flush=True)
+    lines = [head + finding.value, *(f"{indent}-> {line}" for line in finding.advice.splitlines())]
+    for line in lines:  # paths stay whole, to be copied
+        filled = textwrap.fill(
+            line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )  # fmt: skip
+        print(filled, flush=True)
 
 
 def _openvino() -> Finding:
@@ -88,7 +91,7 @@ def check_workspace(workspace: Workspace) -> list[Finding]:
     if not complaints:
         return [Finding(name="workspace", value=f"{root}: {count} record(s) and model(s), all readable")]
     more = [f"and {len(complaints) - _SHOWN_COMPLAINTS} more"] if len(complaints) > _SHOWN_COMPLAINTS else []
-    shown = "; ".join([*(" ".join(text.split()) for text in complaints[:_SHOWN_COMPLAINTS]), *more])
+    shown = "\n".join([*(" ".join(text.split()) for text in complaints[:_SHOWN_COMPLAINTS]), *more])
     return [
         Finding(
             name="workspace", value=f"{root}: {len(complaints)} of {count} record(s) and model(s) cannot be read",

@@ -31,7 +31,8 @@ def compiled(network: nn.Module, example_bczyx: Tensor, precision: Precision, ba
         levels = outputs if isinstance(outputs, list) else [outputs]
         torch.autograd.backward([level.float().sum() for level in levels])
     except (RuntimeError, ImportError, OSError) as problem:  # no compiler, a wrong one, no Triton, an operation unknown
-        reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+        text = str(getattr(problem, "inner_exception", problem))  # torch wraps what the compiler said
+        reason = next((line for line in text.splitlines() if line.strip()), type(problem).__name__)
         logger.warning("the network cannot be compiled on this machine and runs as it is: %s", reason.strip())
         torch.compiler.reset()
         return network

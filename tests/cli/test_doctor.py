@@ -1,3 +1,4 @@
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def test_only_problems_change_the_exit_code(found: list[Finding], capsys: pytest
 
 def test_a_workspace_is_read_whole(found: list[Finding], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = MadeChain().write(tmp_path / "workspace")
+    for model in workspace.root.rglob("*.pt"):
+        with zipfile.ZipFile(model, "w") as archive:
+            archive.writestr("data.pkl", b"")
     words = ["-w", str(workspace.root)]
     assert doctor.main(words) == 0
     assert "all readable" in capsys.readouterr().out

@@ -99,7 +99,7 @@ def test_a_slow_disk_shows_where_it_is_slow(
         (made(is_gpu=True, gpu_peak_mib=4000.0, gpu_mib=80000.0), "5% of the GPU's memory is used; --batch-size 4"),
         (made(parts=MADE.parts | {"forward": 0.15, "optimizer": 0.2}), "--batch-size 4 shares them"),
         (waiting(), "the loader limits: it prepares 0.99 patches/s, 20 could be taken; try --loader-workers 7"),
-        (waiting(workers=7), "on all 8 cores: --augmentation standard"),
+        (waiting(workers=7), "all 8 cores are at work: --augmentation standard"),
         (waiting(workers=7, augmentation="standard"), "--augmentation none"),
         (waiting(workers=7, augmentation="none"), "more of them would help"),
         (waiting(workers=7, read=(2.0, 0.1)), "faster disk"),
