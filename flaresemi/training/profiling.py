@@ -253,5 +253,5 @@ class _TimedSampler(Dataset):
         batch = self.sampler[address]
         self.sampler.clock = no_clock
         cost = [seconds.get(step, 0.0) for step in ("read", "augment") for seconds in (wall.seconds, cpu.seconds)]
-        fields = (getattr(batch, field.name) for field in dataclasses.fields(batch))
-        return TimedBatch(*fields, np.array([cost]), np.array([peak_rss_mib()]))
+        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return TimedBatch(**fields, seconds_b4=np.array([cost]), peak_mib_b=np.array([peak_rss_mib()]))
