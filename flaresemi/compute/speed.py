@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch.nn import functional
+import torch.nn.functional as F
 
 from flaresemi.compute.device import synchronize
 
@@ -36,11 +36,11 @@ def conv3d_gflops(device: torch.device, dtype: torch.dtype, *, channels_last: bo
     operations = 2 * 27 * _CHANNELS**2 * _BATCH * _EDGE_VOXELS**3
     fastest, until = float("inf"), time.perf_counter() + seconds
     with torch.inference_mode():
-        functional.conv3d(features, weight, padding=1)
+        F.conv3d(features, weight, padding=1)
         while fastest == float("inf") or time.perf_counter() < until:
             synchronize(device)
             start = time.perf_counter()
-            functional.conv3d(features, weight, padding=1)
+            F.conv3d(features, weight, padding=1)
             synchronize(device)
             fastest = min(fastest, time.perf_counter() - start)
     return operations / fastest / 1e9
