@@ -24,6 +24,7 @@ DEPENDENCIES = [
     "tensorboard>=2.18",
     "threadpoolctl>=3.5",
     "tqdm>=4.66",
+    "packaging>=24.0",
 ]
 
 DEVELOPMENT = [
@@ -39,7 +40,7 @@ DEVELOPMENT = [
 #: Computes faster than torch on most CPUs; see benchmarks/results/engines.md.
 OPENVINO = ["openvino>=2025.0"]
 
-COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "export", "semi_round", "demo")
+COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "export", "semi_round", "demo", "doctor")
 
 setup(
     name="flaresemi",

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,9 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 EXIT_STOPPED = 143  # 128 + SIGTERM
+
+_NUMBER = r"\d+(?:\.\d+)?"
+_DURATION = re.compile(rf"(?:(?P<hours>{_NUMBER})h)?(?:(?P<minutes>{_NUMBER})m)?(?:(?P<seconds>{_NUMBER})s)?")
 
 _FOLDER_HINT = "or name another folder (--help lists the options); what is finished is kept: the same command goes on"
 _DISK_TROUBLE = {
@@ -118,6 +122,30 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
         metavar="WORKSPACE",
         help="folder for all that is written (default: DATASET/flaresemi)",
     )
+
+
+def add_time_limit_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--time-limit`, for `StopSignals`."""
+    parser.add_argument(
+        "--time-limit", type=duration, metavar="8h",
+        help="stop and save in time before so much time has passed, as for a job with a limit",
+    )  # fmt: skip
+
+
+def duration(text: str) -> float:
+    """The seconds of `30m`, `2h`, `1h30m` or `45s`; a type for argparse."""
+    match = _DURATION.fullmatch(text)
+    if not text or match is None or not any(match.groups()):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a duration; write 30m, 2h, 1h30m or 45s")
+    hours, minutes, seconds = (float(part or 0) for part in match.group("hours", "minutes", "seconds"))
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1; a type for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, found '{text}'")
+    return int(text)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -16,16 +16,24 @@ import torch
 from tqdm import tqdm
 
 from flaresemi.case_names import case_file
-from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options, model_folder_of, print_next, run
+from flaresemi.cli.common import (
+    StrictParser,
+    add_dataset_options,
+    add_model_options,
+    count,
+    model_folder_of,
+    print_next,
+    run,
+)
 from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting
-from flaresemi.compute.metering import Cost, Meter
+from flaresemi.compute.metering import Cost, Meter, StepClock
 from flaresemi.compute.overlap import FinishBehind, read_ahead
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 from flaresemi.geometry import FloatTriple
 from flaresemi.inference.cascade import Segmenter, Watch
 from flaresemi.inference.drawing import Drawing
-from flaresemi.inference.segmentation import Segmentation, StepClock, write_segmentation
+from flaresemi.inference.segmentation import Segmentation, write_segmentation
 from flaresemi.io.images import Image
 from flaresemi.pseudolabels.reliability import Reliability, told
 from flaresemi.records import save_record
@@ -87,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "--engine", choices=("auto", "torch", "openvino"), default="auto",
         help="who computes on a CPU (default: auto, a short check tells which is fastest)",
     )  # fmt: skip
-    parser.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument("--threads", type=count, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument(
         "--single-process", action="store_true",
         help="one thing after the other: nothing is read or written meanwhile; for debugging",
@@ -268,9 +276,3 @@ def _step(text: str) -> float:
     if not 0 < step <= 1:
         raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1, found '{text}'")
     return step
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, found '{text}'")
-    return int(text)

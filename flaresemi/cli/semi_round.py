@@ -11,6 +11,7 @@ from flaresemi.cli.common import (
     StoppedEarly,
     StrictParser,
     add_dataset_options,
+    add_time_limit_option,
     dataset_words,
     open_workspace,
     print_next,
@@ -54,7 +55,7 @@ def _semi_round(options: argparse.Namespace, words: list[str]) -> None:
             f"{ranks.world_size} processes of torchrun would each run the same round",
             fix="only labeling can be divided: add --shard torchrun, and run the round itself once without torchrun",
         )
-    with StopSignals() as signals:
+    with StopSignals(options.time_limit) as signals:
         training = _self_training(options, workspace, signals)
         if options.status:
             print(_status(training, workspace))
@@ -262,6 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="mixed precision")
+    add_time_limit_option(parser)
     what = parser.add_argument_group("what to do")
     what.add_argument("--until-converged", action="store_true", help="go on, round after round, by the stop rule")
     what.add_argument("--rounds", type=int, metavar="N", help="go on until N rounds are complete")

@@ -29,7 +29,7 @@ def select_device(name: str = "auto") -> torch.device:
 def available_cores() -> int:
     """Cores that this process may use: those it is bound to, at most the container's quota; at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _first_line("/sys/fs/cgroup/cpu.max").partition(" ")
+    quota, _, period = first_line("/sys/fs/cgroup/cpu.max").partition(" ")
     if quota.isdigit() and period.isdigit():
         cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores
@@ -38,12 +38,25 @@ def available_cores() -> int:
 def free_memory_gib() -> float:
     """Main memory that can be taken now without swapping, GiB; respects the container's limit where one is set."""
     available = _machine_memory_gib()
-    limit, used = _first_line("/sys/fs/cgroup/memory.max"), _first_line("/sys/fs/cgroup/memory.current")
+    limit, used = first_line("/sys/fs/cgroup/memory.max"), first_line("/sys/fs/cgroup/memory.current")
     if limit.isdigit() and used.isdigit():
         # Cached files count as used, but the kernel gives them up before it refuses memory.
-        cached = _counters("/sys/fs/cgroup/memory.stat").get("inactive_file", 0)
+        cached = counters("/sys/fs/cgroup/memory.stat").get("inactive_file", 0)
         available = min(available, (int(limit) - int(used) + cached) / 2**30)
     return max(available, 0.0)
+
+
+def total_memory_gib() -> float:
+    """Main memory of the machine, or the container's limit where one is set, GiB."""
+    kib, limit = counters("/proc/meminfo").get("MemTotal:"), first_line("/sys/fs/cgroup/memory.max")
+    total = _pages_gib() if kib is None else kib / 2**20
+    return min(total, int(limit) / 2**30) if limit.isdigit() else total
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has computed all that it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def device_name(device: torch.device) -> str:
@@ -61,13 +74,17 @@ def device_name(device: torch.device) -> str:
 
 
 def _machine_memory_gib() -> float:
-    kib = _counters("/proc/meminfo").get("MemAvailable:")
+    kib = counters("/proc/meminfo").get("MemAvailable:")
     if kib is not None:
         return kib / 2**20
+    return _pages_gib()
+
+
+def _pages_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
-def _first_line(path: str) -> str:
+def first_line(path: str) -> str:
     """First line of one of the kernel's files; empty where there is no such file."""
     try:
         with open(path, encoding="ascii") as file:
@@ -76,7 +93,7 @@ def _first_line(path: str) -> str:
         return ""
 
 
-def _counters(path: str) -> dict[str, int]:
+def counters(path: str) -> dict[str, int]:
     """The `name number` lines of one of the kernel's files; empty where there is no such file."""
     try:
         with open(path, encoding="ascii") as file:

@@ -1,15 +1,17 @@
 """What a piece of work costs in time, processor, main memory and GPU memory, sampled while it runs."""
 
+import contextlib
 import dataclasses
 import os
 import resource
 import threading
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import torch
 
-from flaresemi.compute.device import available_cores
+from flaresemi.compute.device import available_cores, counters
 
 #: FLARE samples every 0.1 s.
 INTERVAL_SECONDS = 0.1
@@ -109,6 +111,42 @@ class Meter:
         )
 
 
+class StepClock:
+    """Sums up the seconds that named steps take.
+
+    Args:
+        now: Tells the time.
+        settle: Called before each look at the time; for a GPU, what waits until it has computed all that it was given.
+
+    Attributes:
+        seconds: By step, in the order in which they came first.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter, settle: Callable[[], None] = lambda: None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._now = now
+        self._settle = settle
+
+    @contextlib.contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        self._settle()
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._settle()
+            self.seconds[step] = self.seconds.get(step, 0.0) + self._now() - start
+
+
+#: Stands around every step of what may be timed: a StepClock, or `no_clock`.
+Clock = Callable[[str], contextlib.AbstractContextManager[None]]
+
+
+def no_clock(step: str) -> contextlib.AbstractContextManager[None]:
+    """A clock that does not look."""
+    return contextlib.nullcontext()
+
+
 def summed_up(samples: tuple[Sample, ...]) -> Cost:
     """The areas under the curves of samples, each of which stands for the time since the one before."""
     spans = [
@@ -123,6 +161,13 @@ def summed_up(samples: tuple[Sample, ...]) -> Cost:
         peak_gpu_mib=max(gpu) if gpu else None,
         samples=samples,
     )
+
+
+def peak_rss_mib() -> float:
+    """The most main memory that this process has held so far."""
+    # getrusage would also count what the parent held when it started this process.
+    kib = counters("/proc/self/status").get("VmHWM:")
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if kib is None else kib) / 1024
 
 
 def _cpu_seconds() -> float:

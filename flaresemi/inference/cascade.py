@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from flaresemi.compute.device import select_device
+from flaresemi.compute.metering import StepClock
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import ImageError
 from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
@@ -18,7 +19,7 @@ from flaresemi.inference.models import CheckpointName, kept_largest, load_models
 from flaresemi.inference.postprocessing import keep_largest
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
-from flaresemi.inference.segmentation import Segmentation, StepClock, write_segmentation
+from flaresemi.inference.segmentation import Segmentation, write_segmentation
 from flaresemi.inference.sliding_window import most_likely
 from flaresemi.io.images import Image, read_image
 from flaresemi.networks.checkpoint import Checkpoint

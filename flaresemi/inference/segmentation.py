@@ -1,9 +1,6 @@
 """What a prediction is, and how it becomes a file on the input's grid."""
 
 import dataclasses
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,21 +36,6 @@ class Segmentation:
     def file_array(self) -> np.ndarray:
         """The label map with the user's values, axes ordered and directed as in the file, (Z, Y, X) as ITK has it."""
         return np.ascontiguousarray(self.source.to_file(self.values_zyx))
-
-
-class StepClock:
-    """Sums up the seconds that named steps take."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
 
 
 def write_segmentation(path: Path, segmentation: Segmentation) -> None:

@@ -177,6 +177,8 @@ class Round:
 
     def validate(self) -> bool:
         """Predicts the held-out real cases with the students' final weights."""
+        if self.stop_requested():
+            return False
         for stage in self.stages if self._task(Stage.FINE).validation else ():
             text = validate(
                 self._task(stage), self.folder.model(Stage.COARSE), self.dataset,

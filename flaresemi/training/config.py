@@ -1,6 +1,7 @@
 """What the user chooses about a training: one record, every field a flag of flaresemi_train."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from flaresemi.errors import ConfigError
@@ -49,6 +50,7 @@ class TrainingConfig:
         checkpoint_minutes: Time between two saves of the whole state.
         precision: Mixed precision; `auto` chooses by the device.
         loader_workers: Processes that prepare patches; None: by the device; 0: in the training process itself.
+        compile: Run the network through torch.compile, where that works.
         init_from: Checkpoint file whose weights the training starts from; None: random ones.
         seed: Everything random follows from it.
     """
@@ -76,6 +78,7 @@ class TrainingConfig:
     checkpoint_minutes: float = 10.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     loader_workers: int | None = None
+    compile: bool = False
     init_from: str | None = None
     seed: int = 0
 
@@ -118,6 +121,10 @@ class Recipe:
     learning_rate: float
     weight_decay: float
     warmup_iterations: int
+
+    def epoch_of(self, iteration: int) -> int:
+        """Number of the epoch, from 1, that ends with this iteration or holds it."""
+        return math.ceil(iteration / self.iterations_per_epoch)
 
 
 def resolve(config: TrainingConfig, total_iterations: int, features: int = 16) -> Recipe:

@@ -4,20 +4,22 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+from torch.utils.data import Dataset
+
 from flaresemi.errors import FlaresemiError
-from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, build_loader
+from flaresemi.training.sampling import AddressSampler, Batch, build_loader
 
 #: What torch says when a loader process died.
 _DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?P<how>[^.]*)")
 
 
-def load_batches(sampler: PatchSampler, addresses: AddressSampler, workers: int) -> Iterator[Batch]:
-    """Batches in order, prepared by `workers` processes (0: in this one).
+def load_batches(sampler: Dataset, addresses: AddressSampler, workers: int, *, pin: bool = False) -> Iterator[Batch]:
+    """Batches in order, prepared by `workers` processes (0: in this one), in pinned memory where a GPU wants them.
 
     Raises:
         FlaresemiError: what the sampler raised, wherever it ran.
     """
-    for batch in build_loader(sampler, addresses, workers):
+    for batch in build_loader(sampler, addresses, workers, pin=pin):
         if isinstance(batch, FlaresemiError):
             raise batch
         yield batch

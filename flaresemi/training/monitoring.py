@@ -1,10 +1,12 @@
 """What one watches while a training runs: TensorBoard, the curve picture and a cheap validation."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from flaresemi.compute.precision import Precision
 from flaresemi.evaluation.overlap import dice
@@ -15,6 +17,8 @@ from flaresemi.labels import LabelSet
 from flaresemi.plans import StagePlan
 from flaresemi.reporting.curves import save_curves
 from flaresemi.training.history import Row, read_history
+from flaresemi.training.sampling import Batch
+from flaresemi.training.task import TrainingTask
 from flaresemi.workspace import ModelFolder
 
 
@@ -52,6 +56,13 @@ class Monitor:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def progress(batches: Iterator[Batch], task: TrainingTask, first: int, last: int, *, enabled: bool) -> Iterator[Batch]:
+    """The batches of steps `first` to `last`, with a bar in a terminal."""
+    title = f"{task.plan.stage} fold {task.fold}"
+    quiet = not (enabled and sys.stderr.isatty())
+    return iter(tqdm(batches, desc=title, total=last, initial=first, unit="step", disable=quiet))
 
 
 def quick_validation(

@@ -12,6 +12,7 @@ from typing import Any
 
 from flaresemi import __version__
 from flaresemi.errors import CheckpointError, ConfigError
+from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.records import from_plain, load_json, load_record
 from flaresemi.training.config import Recipe, TrainingConfig
 from flaresemi.training.resuming import load_state
@@ -110,6 +111,21 @@ def recorded_config(folder: ModelFolder) -> TrainingConfig:
     return from_plain(
         TrainingConfig, json.loads(state.get("config", "null")), source=folder.latest, error=CheckpointError
     )
+
+
+def load_latest(task: TrainingTask) -> tuple[Checkpoint, dict]:
+    """The newest whole checkpoint of the training that lies in the task's folder, and the state in it.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of other plans, or not made to go on from.
+    """
+    checkpoint = load_state(task.folder, with_training_state=True)
+    if checkpoint.training_state is None or checkpoint.plan.hash != task.plan.hash:
+        raise CheckpointError(
+            "this checkpoint cannot be continued: it holds no training state or was made with other plans",
+            where=task.folder.latest, fix="start the training anew with --restart",
+        )  # fmt: skip
+    return checkpoint, checkpoint.training_state
 
 
 def _is_lost(path: Path) -> bool:

@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from flaresemi.compute.metering import Clock, no_clock
 from flaresemi.compute.parallel import one_blas_thread
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.geometry import BoundingBox, IntTriple
@@ -52,6 +54,14 @@ class Batch:
     supervised_bc: np.ndarray
     weight_b: np.ndarray
 
+    def pin_memory(self) -> Self:
+        """The same batch in memory that a GPU copies from by itself, without holding up this process.
+
+        torch's loader calls this, in a thread of its own.
+        """
+        image, label = (torch.from_numpy(array).pin_memory().numpy() for array in (self.image_bczyx, self.label_bzyx))
+        return dataclasses.replace(self, image_bczyx=image, label_bzyx=label)
+
 
 class PatchSampler(Dataset):
     """Random patches, addressed by (iteration, position in the global batch).
@@ -66,6 +76,9 @@ class PatchSampler(Dataset):
         outside_share: Share of patches drawn from anywhere in the body, where the stage works in the organs' box.
         augmentations: By strength name; a missing one means none.
         seed: Of everything drawn here.
+
+    Attributes:
+        clock: Stands around the steps `read` and `augment` of a sample.
     """
 
     def __init__(
@@ -88,6 +101,7 @@ class PatchSampler(Dataset):
         self.outside_share = outside_share
         self.augmentations = augmentations
         self.seed = seed
+        self.clock: Clock = no_clock
         self._shares = np.array([case.share for case in cases], float)
         self._last = np.array([np.inf if case.last_iteration is None else case.last_iteration for case in cases])
         self._opened: dict[str, StoredCase] = {}
@@ -99,13 +113,15 @@ class PatchSampler(Dataset):
         stored = self._open(case.case_id)
         augmentation = self.augmentations.get(case.augmentation)
         read_shape = augmentation.input_zyx if augmentation else self.plan.patch_zyx
-        start = self._patch_start(stored, case, generator, read_shape)
-        image, label = stored.read_patch(start, read_shape)
+        with self.clock("read"):
+            start = self._patch_start(stored, case, generator, read_shape)
+            image, label = stored.read_patch(start, read_shape)
         if label is None:
             raise DatasetError(f"case '{case.case_id}' has no label map to train on", where=stored.folder)
         if augmentation:
             fill = np.array(stored.record.channel_minima, np.float32)
-            image, label = augmentation(image, label, fill, int(generator.integers(2**32)))
+            with self.clock("augment"):
+                image, label = augmentation(image, label, fill, int(generator.integers(2**32)))
         supervised = np.zeros(self.plan.network.output_channels, bool)
         supervised[[0, *case.supervised]] = True
         return Batch(image[None], label[None], supervised[None], np.array([case.weight], np.float32))
@@ -201,8 +217,12 @@ class AddressSampler(Sampler):
         return len(self.iterations) * len(self.positions)
 
 
-def build_loader(sampler: PatchSampler, addresses: AddressSampler, workers: int) -> DataLoader:
-    """Batches in order, prepared by `workers` processes (0: in this one); in place of one, what made it impossible."""
+def build_loader(sampler: Dataset, addresses: AddressSampler, workers: int, *, pin: bool = False) -> DataLoader:
+    """Batches in order, prepared by `workers` processes (0: in this one); in place of one, what made it impossible.
+
+    Args:
+        pin: Hand them over in pinned memory, as a GPU wants them.
+    """
     return DataLoader(
         _Told(sampler),
         batch_size=len(addresses.positions),
@@ -212,13 +232,14 @@ def build_loader(sampler: PatchSampler, addresses: AddressSampler, workers: int)
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread if workers else None,
+        pin_memory=pin,
     )
 
 
 class _Told(Dataset):
     """Hands over as a value what a user can mend: torch would raise the text of a traceback in its place."""
 
-    def __init__(self, sampler: PatchSampler) -> None:
+    def __init__(self, sampler: Dataset) -> None:
         self.sampler = sampler
 
     def __getitem__(self, address: tuple[int, int]) -> Batch | FlaresemiError:
@@ -232,8 +253,9 @@ def _collate(samples: list[Batch | FlaresemiError]) -> Batch | FlaresemiError:
     for sample in samples:
         if isinstance(sample, FlaresemiError):
             return sample
-    columns = ([getattr(sample, field.name) for sample in samples] for field in dataclasses.fields(Batch))
-    return Batch(*(np.concatenate(column) for column in columns))
+    kind = type(samples[0])
+    columns = ([getattr(sample, field.name) for sample in samples] for field in dataclasses.fields(kind))
+    return kind(*(np.concatenate(column) for column in columns))
 
 
 def _one_thread(_: int) -> None:

@@ -2,23 +2,24 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import logging
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from flaresemi.compute.device import available_cores, device_name
+from flaresemi.compute.device import available_cores, device_name, synchronize
 from flaresemi.compute.distributed import Ranks
+from flaresemi.compute.metering import Clock, no_clock
 from flaresemi.compute.precision import Precision
-from flaresemi.errors import CheckpointError, ConfigError, FlaresemiError
+from flaresemi.errors import ConfigError, FlaresemiError
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from flaresemi.networks.compiling import compiled
 from flaresemi.networks.unet import build_network
 from flaresemi.records import save_record, to_plain
 from flaresemi.training import runs
@@ -27,7 +28,7 @@ from flaresemi.training.config import Recipe, TrainingConfig, local_batch_size, 
 from flaresemi.training.history import Row, append_row, cut_history
 from flaresemi.training.loading import load_batches, loader_deaths_told
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
-from flaresemi.training.monitoring import Monitor, quick_validation
+from flaresemi.training.monitoring import Monitor, progress, quick_validation
 from flaresemi.training.resuming import load_state, save_state
 from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, TrainingCase
 from flaresemi.training.schedule import AveragedWeights, build_optimizer, learning_rate
@@ -51,6 +52,9 @@ class Trainer:
         ranks: Of a distributed launch.
         command: The command line, for the record.
         stop_requested: Asked after every step; True saves the state and ends the loop.
+
+    Attributes:
+        clock: Stands around the parts of a step: wait, transfer, forward, loss, backward, optimizer.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Trainer:
         self.iteration = 0
         self.epoch_losses: list[torch.Tensor] = []
         self.best_validation = -math.inf
+        self.clock: Clock = no_clock
 
     # What a subclass may replace.
 
@@ -117,14 +122,16 @@ class Trainer:
 
     def training_step(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Forward pass and loss of a batch; a scalar to differentiate."""
-        image = torch.from_numpy(batch.image_bczyx).to(self.device, non_blocking=True)
-        target = torch.from_numpy(batch.label_bzyx).to(self.device, non_blocking=True).long()
-        supervised = torch.from_numpy(batch.supervised_bc).to(self.device)
-        weight = torch.from_numpy(batch.weight_b).to(self.device)
-        with self.precision.autocast():
+        with self.clock("transfer"):
+            image = torch.from_numpy(batch.image_bczyx).to(self.device, non_blocking=True)
+            target = torch.from_numpy(batch.label_bzyx).to(self.device, non_blocking=True).long()
+            supervised = torch.from_numpy(batch.supervised_bc).to(self.device)
+            weight = torch.from_numpy(batch.weight_b).to(self.device)
+        with self.clock("forward"), self.precision.autocast():
             outputs = network(image)
-        outputs = outputs if isinstance(outputs, list) else [outputs]
-        return (self.loss(outputs, target, supervised) * weight).mean()
+        with self.clock("loss"):
+            outputs = outputs if isinstance(outputs, list) else [outputs]
+            return (self.loss(outputs, target, supervised) * weight).mean()
 
     # The loop.
 
@@ -145,21 +152,18 @@ class Trainer:
         """
         if self.config.init_from is not None and not resume:
             load_weights(self.network, load_checkpoint(Path(self.config.init_from)))
-        self.recipe = self._settle(resume)
-        self.optimizer = self.build_optimizer(self.recipe)
-        self.average = AveragedWeights(self.network, self.config.ema_decay) if self.config.ema_decay else None
+        self._equip(self._settle(resume))
         if resume:
             self._load_state()
         elif self.ranks.is_main:
             cut_history(self.task.folder.history, 0)  # of a training that was killed before it saved anything
-        first = self.iteration
-        network = self.ranks.share_gradients(self.network, self.device)
-        monitor = Monitor(self.task.folder, first, enabled=self.ranks.is_main)
+        monitor = Monitor(self.task.folder, self.iteration, enabled=self.ranks.is_main)
         saved_at = epoch_started = time.monotonic()
-        for batch in self._progress(self._batches(first, self.recipe.total_iterations)):
-            self._optimize(self.training_step(network, batch))
-            if self.iteration in self._snapshots():
-                self._save_snapshot(self._snapshots()[self.iteration])
+        first, last = self.iteration, self.recipe.total_iterations
+        for batch in progress(self._batches(first, last), self.task, first, last, enabled=self.ranks.is_main):
+            self._optimize(self.training_step(self._runnable, batch))
+            if self.ranks.is_main and (percent := self._snapshots().get(self.iteration)):
+                save_checkpoint(self.task.folder.snapshot(percent), self._checkpoint())
             if self.iteration % self.recipe.iterations_per_epoch == 0 or self.iteration == self.recipe.total_iterations:
                 monitor.add(self._end_epoch(time.monotonic() - epoch_started))
                 epoch_started = time.monotonic()
@@ -170,8 +174,8 @@ class Trainer:
             if stop and self.iteration < self.recipe.total_iterations:
                 monitor.close()
                 return False
-        if self.iteration == first:  # it was complete, but its final weights are lost
-            self._save_snapshot(100)
+        if self.ranks.is_main and self.iteration == first:  # it was complete, but its final weights are lost
+            save_checkpoint(self.task.folder.final, self._checkpoint())
         self._save_latest()
         monitor.close()
         return True
@@ -179,15 +183,17 @@ class Trainer:
     def _optimize(self, loss: torch.Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.iteration)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.precision.scaler.scale(loss).backward()
-        self.precision.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        self.precision.scaler.step(self.optimizer)
-        self.precision.scaler.update()
-        self.iteration += 1
-        if self.average:
-            self.average.update(self.network, self.iteration)
+        with self.clock("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.precision.scaler.scale(loss).backward()
+        with self.clock("optimizer"):
+            self.precision.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+            self.precision.scaler.step(self.optimizer)
+            self.precision.scaler.update()
+            self.iteration += 1
+            if self.average:
+                self.average.update(self.network, self.iteration)
         self.epoch_losses.append(loss.detach())
 
     def _end_epoch(self, seconds: float) -> Row:
@@ -201,7 +207,7 @@ class Trainer:
             )  # fmt: skip
         row: Row = {
             "iteration": self.iteration,
-            "epoch": math.ceil(self.iteration / self.recipe.iterations_per_epoch),
+            "epoch": self.recipe.epoch_of(self.iteration),
             "loss": loss,
             "learning_rate": learning_rate(self.recipe, self.iteration - 1),
             "seconds": round(seconds, 3),
@@ -215,8 +221,7 @@ class Trainer:
         return row
 
     def _validation_due(self) -> bool:
-        epochs = math.ceil(self.recipe.total_iterations / self.recipe.iterations_per_epoch)
-        epoch = math.ceil(self.iteration / self.recipe.iterations_per_epoch)
+        epoch, epochs = self.recipe.epoch_of(self.iteration), self.recipe.epoch_of(self.recipe.total_iterations)
         every = max(epochs // self.config.validations, 1) if self.config.validations else 0
         return bool(every and self.task.validation) and (epoch % every == 0 or epoch == epochs)
 
@@ -237,9 +242,12 @@ class Trainer:
     def _batches(self, first: int, last: int) -> Iterator[Batch]:
         rank = self.ranks.rank
         positions = range(rank * self.batch_size, (rank + 1) * self.batch_size)
-        return load_batches(self.sampler, AddressSampler(range(first, last), positions), self._loader_workers())
+        addresses = AddressSampler(range(first, last), positions)
+        return load_batches(self.sampler, addresses, self.loader_workers, pin=self.device.type == "cuda")
 
-    def _loader_workers(self) -> int:
+    @property
+    def loader_workers(self) -> int:
+        """Processes that prepare patches for this rank."""
         if self.config.loader_workers is not None:
             return self.config.loader_workers
         cores = available_cores() // self.ranks.world_size
@@ -261,15 +269,19 @@ class Trainer:
             seed=self.config.seed,
         )
 
-    def _progress(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        title = f"{self.task.plan.stage} fold {self.task.fold}"
-        quiet = not (self.ranks.is_main and sys.stderr.isatty())
-        return iter(
-            tqdm(
-                batches, desc=title, total=self.recipe.total_iterations, initial=self.iteration, unit="step",
-                disable=quiet,
-            )
-        )  # fmt: skip
+    @functools.cached_property
+    def _runnable(self) -> nn.Module:
+        """What computes the forward pass: the network, compiled and wrapped as this training asks for."""
+        network, plan = self.network, self.task.plan
+        if self.config.compile:
+            example = torch.zeros(self.batch_size, plan.network.input_channels, *plan.patch_zyx, device=self.device)
+            network = compiled(network, example, self.precision)
+        return self.ranks.share_gradients(network, self.device)
+
+    def _equip(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.optimizer = self.build_optimizer(recipe)
+        self.average = AveragedWeights(self.network, self.config.ema_decay) if self.config.ema_decay else None
 
     # Length, record and state.
 
@@ -287,16 +299,10 @@ class Trainer:
             total = self.config.fixed_iterations or (load_state(self.task.folder).total_iterations if resume else 0)
             recipe = self._resolve(total or self._iterations_in_budget())
             record = runs.RunRecord.begin(
-                self.task,
-                self.config,
-                recipe,
-                command=self.command,
-                trainer=type(self).__name__,
-                training_cases=tuple(case.case_id for case in self.sampler.cases),
-                device=device_name(self.device),
-                processes=self.ranks.world_size,
-                precision=self.precision.name,
-            )
+                self.task, self.config, recipe, command=self.command, trainer=type(self).__name__,
+                training_cases=tuple(case.case_id for case in self.sampler.cases), device=device_name(self.device),
+                processes=self.ranks.world_size, precision=self.precision.name,
+            )  # fmt: skip
         if self.ranks.is_main:
             save_record(self.task.folder.run_record, record)
         return recipe
@@ -305,28 +311,36 @@ class Trainer:
         return resolve(self.config, total_iterations, self.task.plan.network.features[0])
 
     def _iterations_in_budget(self) -> int:
-        """Times some steps on a copy of the network and says how many fit into the time budget."""
-        budget = self.config.time_budget_seconds or 0.0
-        weights = copy.deepcopy(self.network.state_dict())
-        self.recipe = self._resolve(1)
-        self.optimizer = self.build_optimizer(self.recipe)
-        self.average = None
-        network = self.ranks.share_gradients(self.network, self.device)
-        started = lap = time.monotonic()
-        seconds = []
-        for batch in self._batches(0, _TIMED_STEPS):
-            self._optimize(self.training_step(network, batch))
-            seconds.append(time.monotonic() - lap)
-            lap = time.monotonic()
+        """Times some steps and says how many fit into the time budget."""
+        started, seconds = time.monotonic(), [taken for _, taken in self.rehearse(_TIMED_STEPS)]
         # The first steps pay for starting the workers and warming up. A small reserve pays for validation and saving.
         step = sum(sorted(seconds[2:])[:3]) / 3
-        left = budget - (time.monotonic() - started)
+        left = (self.config.time_budget_seconds or 0.0) - (time.monotonic() - started)
         shared = self.ranks.mean(torch.tensor(max(left, 0.0) * 0.93 / step, device=self.device))
-        self.network.load_state_dict(weights)
-        self.iteration, self.epoch_losses = 0, []
         iterations = max(int(shared), 1)
         logger.info("a step takes %.2f s: %d iterations fit the time budget", step, iterations)
         return iterations
+
+    def rehearse(self, steps: int) -> Generator[tuple[Batch, float], None, None]:
+        """Runs the first steps of the training, from its first weights, and undoes them; nothing is written.
+
+        Yields:
+            After every step its batch and its seconds, from the wait for the data to the end of all computation.
+        """
+        weights = copy.deepcopy(self.network.state_dict())
+        scaler = self.precision.scaler.state_dict()
+        self._equip(self._resolve(self.config.fixed_iterations or steps))
+        batches = self._batches(0, steps)
+        for _ in range(steps):
+            start = time.monotonic()
+            with self.clock("wait"):
+                batch = next(batches)
+            self._optimize(self.training_step(self._runnable, batch))
+            synchronize(self.device)
+            yield batch, time.monotonic() - start
+        self.network.load_state_dict(weights)
+        self.precision.scaler.load_state_dict(scaler)
+        self.iteration, self.epoch_losses = 0, []
 
     def _snapshots(self) -> dict[int, int]:
         """Percent by the iteration that it falls on."""
@@ -351,10 +365,6 @@ class Trainer:
             training_state=training_state,
         )
 
-    def _save_snapshot(self, percent: int) -> None:
-        if self.ranks.is_main:
-            save_checkpoint(self.task.folder.snapshot(percent), self._checkpoint())
-
     def _save_latest(self) -> None:
         losses = torch.stack(self.epoch_losses) if self.epoch_losses else torch.zeros(0, device=self.device)
         losses = self.ranks.mean(losses)
@@ -372,13 +382,7 @@ class Trainer:
         logger.debug("saved %s at iteration %d", self.task.folder.latest, self.iteration)
 
     def _load_state(self) -> None:
-        checkpoint = load_state(self.task.folder, with_training_state=True)
-        state = checkpoint.training_state
-        if state is None or checkpoint.plan.hash != self.task.plan.hash:
-            raise CheckpointError(
-                "this checkpoint cannot be continued: it holds no training state or was made with other plans",
-                where=self.task.folder.latest, fix="start the training anew with --restart",
-            )  # fmt: skip
+        checkpoint, state = runs.load_latest(self.task)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])

@@ -14,7 +14,7 @@ from flaresemi.plans import Stage
 from flaresemi.records import load_record
 from flaresemi.training.history import read_history
 from flaresemi.training.runs import RunRecord
-from flaresemi.workspace import Workspace
+from flaresemi.workspace import ModelFolder, Workspace
 
 QUICK = [
     "--iterations",
@@ -160,6 +160,8 @@ def test_a_checkpoint_of_other_plans_is_refused(planned: list[str], capsys: pyte
         (["FINE", "7"], "fold"),
         (["FINE", "al"], "did you mean 'all'"),
         (["FINE", "0", "--time-budget", "soon"], "not a duration"),
+        (["FINE", "0", "--time-limit", "soon"], "not a duration"),
+        (["FINE", "0", "--profile", "0"], "at least 1"),
         (["FINE", "0", "--epocks", "3"], "did you mean '--epochs'"),
         (["FINE", "2", "--batch-size", "0"], "at least 1"),
         (["FINE", "0", "--device", "cuda:99"], "is not there"),
@@ -202,3 +204,41 @@ def test_edited_plans_need_new_preparation(planned: list[str], capsys: pytest.Ca
     finally:
         path.write_text(text)
     assert "not preprocessed for these plans" in capsys.readouterr().err
+
+
+def test_a_time_limit_stops_and_the_training_goes_on_as_if_it_had_not(
+    planned: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["COARSE", "2", *planned, *QUICK, "--no-validation"]
+    folder = Workspace(Path(planned[3])).model("2", Stage.COARSE)
+    histories = []
+    assert train.main([*words, "--restart"]) == 0
+    histories.append(losses(folder))
+    assert train.main([*words, "--restart", "--time-limit", "0.01s"]) == 143
+    assert "stopped and saved at iteration 1; the same command with --continue goes on" in capsys.readouterr().err
+    assert train.main([*words, "--continue", "--time-limit", "1h"]) == 0
+    histories.append(losses(folder))
+    assert histories[0] == histories[1]
+    # A training that is complete when the limit comes leaves the validation to the next start.
+    validated = [word for word in words if word != "--no-validation"]
+    assert train.main([*validated, "--continue", "--time-limit", "0.01s"]) == 143
+    assert "trained and saved" in capsys.readouterr().err
+
+
+def losses(folder: ModelFolder) -> list[tuple[object, object]]:
+    return [(row["iteration"], row["loss"]) for row in read_history(folder.history)]
+
+
+def test_a_profile_is_told_and_nothing_is_written(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Workspace(Path(planned[3])).model("2", Stage.FINE).root
+    assert train.main(["FINE", "2", *planned, *QUICK, "--profile", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "waiting for data" in out
+    assert "1 steps of" in out
+    assert not folder.exists()
+    # Beside a training, which even --restart leaves alone then.
+    folder.mkdir(parents=True)
+    (folder / "checkpoint_latest.pt").write_bytes(b"precious")
+    assert train.main(["FINE", "2", *planned, *QUICK, "--restart", "--profile", "1"]) == 0
+    assert [path.name for path in folder.iterdir()] == ["checkpoint_latest.pt"]
+    shutil.rmtree(folder)

@@ -20,8 +20,8 @@ def kernel_files(monkeypatch):
         rows = [line.split() for line in contents.get(path, "").splitlines()]
         return {row[0]: int(row[1]) for row in rows}
 
-    monkeypatch.setattr(device, "_first_line", first_line)
-    monkeypatch.setattr(device, "_counters", counters)
+    monkeypatch.setattr(device, "first_line", first_line)
+    monkeypatch.setattr(device, "counters", counters)
     return contents
 
 

@@ -1,5 +1,8 @@
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,3 +160,22 @@ def test_augmentation_is_seeded_and_keeps_labels_and_images_together() -> None:
         inside, outside = a_image[0][a_label == 1], a_image[0][a_label == 0]
         if inside.size:
             assert inside.mean() > outside.mean() + 2
+
+
+def test_a_batch_for_a_gpu_is_pinned_and_the_same(store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[int] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:  # which needs a GPU
+        pinned.append(tensor.numel())
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    batch = sampler(store)[(0, 0)]
+    moved = batch.pin_memory()
+    assert pinned == [16**3, 16**3]
+    assert not np.shares_memory(moved.image_bczyx, batch.image_bczyx)
+    for field in dataclasses.fields(batch):
+        np.testing.assert_array_equal(getattr(moved, field.name), getattr(batch, field.name))
+    addresses = AddressSampler(range(2), range(2))
+    assert build_loader(sampler(store), addresses, 0, pin=True).pin_memory
+    assert not build_loader(sampler(store), addresses, 0).pin_memory

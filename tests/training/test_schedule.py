@@ -64,3 +64,23 @@ def test_averaged_weights_move_toward_the_network() -> None:
     assert values == sorted(values)
     assert 0 < values[0] < 0.9
     assert values[-1] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_one_kernel_of_the_optimizer_gives_the_numbers_of_the_many(kind: str) -> None:
+    weights = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        network = torch.nn.Conv3d(2, 3, 3)
+        recipe = resolve(TrainingConfig(optimizer=kind), 2_000)  # type: ignore[arg-type]
+        optimizer = build_optimizer(recipe, list(network.parameters()))
+        assert all(group["fused"] for group in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        for _ in range(10):
+            for parameter in network.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        weights.append([parameter.detach() for parameter in network.parameters()])
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

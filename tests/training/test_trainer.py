@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import os
 import socket
@@ -12,7 +13,9 @@ import torch
 
 from flaresemi.errors import CheckpointError, ConfigError, FlaresemiError
 from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.networks.compiling import compiled
 from flaresemi.records import load_record
+from flaresemi.training import trainer
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.history import Row, append_row, read_history
 from flaresemi.training.runs import RunRecord
@@ -185,3 +188,23 @@ def test_two_ranks_on_two_hosts_train_like_one_and_resume_exactly(
     for a, b in zip(one, two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
     assert numbers(parts) == two
+
+
+def test_a_compiled_training_saves_what_a_plain_one_saves(
+    make_task: MakeTask, quick_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, fast = make_task("plain"), make_task("compiled")
+    Trainer(plain, quick_config, device=CPU).fit()
+    # The graph is traced, but computed by torch itself: a C++ compiler would take a minute.
+    monkeypatch.setattr(trainer, "compiled", functools.partial(compiled, backend="eager"))
+    trained = Trainer(fast, dataclasses.replace(quick_config, compile=True), device=CPU)
+    trained.fit()
+    assert trained._runnable is not trained.network
+    for path in (plain.folder.final, plain.folder.best):
+        one, other = load_checkpoint(path), load_checkpoint(fast.folder.root / path.name)
+        assert list(one.weights) == list(other.weights)
+        for name, weights in one.weights.items():
+            torch.testing.assert_close(other.weights[name], weights, rtol=1e-4, atol=1e-6)
+    # A plain training goes on from a compiled one.
+    longer = dataclasses.replace(quick_config, iterations=14)
+    assert Trainer(fast, longer, device=CPU).fit(resume=True)

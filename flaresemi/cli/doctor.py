@@ -1,0 +1,140 @@
+"""flaresemi_doctor: what this machine offers, and what limits flaresemi on it, in one screen."""
+
+import argparse
+import os
+import sys
+import textwrap
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from flaresemi import __version__
+from flaresemi.cli.common import EXIT_OK, EXIT_USER_ERROR, StrictParser, add_dataset_options, run, workspace_of
+from flaresemi.compute.checkup import Finding, machine
+from flaresemi.errors import FlaresemiError
+from flaresemi.io.case_store import CaseStore
+from flaresemi.networks.openvino import openvino_is_installed
+from flaresemi.planning.decisions import load_decisions
+from flaresemi.planning.splits import load_splits
+from flaresemi.plans import Stage, load_fingerprint, load_plans
+from flaresemi.records import load_record
+from flaresemi.rounds.state import load_state
+from flaresemi.training.runs import RunRecord
+from flaresemi.workspace import Workspace
+
+_WIDTH = 120
+_SHOWN_COMPLAINTS = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 2 when there is a problem that would stop a training."""
+    return run(_doctor, _parser(), argv)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    workspace = workspace_of(options)
+    # Without -w a folder of that name need not be a workspace.
+    is_meant = options.workspace is not None or workspace.plans.exists()
+    print(f"flaresemi {__version__}")
+    problems = notes = 0
+    for finding in _findings(workspace, is_meant):
+        _print(finding)
+        problems += finding.verdict == "problem"
+        notes += finding.verdict == "note"
+    print(f"\n{problems} problem(s) that would stop a training, {notes} note(s)")
+    return EXIT_USER_ERROR if problems else EXIT_OK
+
+
+def _findings(workspace: Workspace, is_meant: bool) -> Iterator[Finding]:
+    yield from machine(workspace.root if is_meant else Path.cwd())
+    yield _openvino()
+    if is_meant:
+        yield from check_workspace(workspace)
+
+
+def _print(finding: Finding) -> None:
+    head = f"{finding.verdict:<8} {finding.name:<16} "
+    indent = " " * len(head)
+    lines = [head + finding.value, *(f"{indent}-> {line}" for line in finding.advice.splitlines())]
+    for line in lines:  # paths stay whole, to be copied
+        filled = textwrap.fill(
+            line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )  # fmt: skip
+        print(filled, flush=True)
+
+
+def _openvino() -> Finding:
+    if openvino_is_installed():
+        return Finding(name="OpenVINO", value="installed: predictions on a CPU are faster by it")
+    advice = 'predictions on a CPU would be faster: pip install "flaresemi[openvino]"'
+    return Finding(name="OpenVINO", value="not installed", verdict="note", advice=advice)
+
+
+def check_workspace(workspace: Workspace) -> list[Finding]:
+    """Whether a workspace can be written to, and whether this version reads what it holds; arrays are not read."""
+    root = workspace.root
+    if not root.exists():
+        return [Finding(name="workspace", value=f"{root} is not there yet: the first command makes it")]
+    if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
+        value = f"{root} is not a folder that can be written to"
+        return [
+            Finding(name="workspace", value=value, verdict="problem", advice="change its permissions, or name another")
+        ]
+    count, complaints = 0, []
+    for read in _records(workspace):
+        count += 1
+        try:
+            read()
+        except FlaresemiError as error:
+            complaints.append(str(error))
+    if not complaints:
+        return [Finding(name="workspace", value=f"{root}: {count} record(s) and model(s), all readable")]
+    more = [f"and {len(complaints) - _SHOWN_COMPLAINTS} more"] if len(complaints) > _SHOWN_COMPLAINTS else []
+    shown = "\n".join([*(" ".join(text.split()) for text in complaints[:_SHOWN_COMPLAINTS]), *more])
+    return [
+        Finding(
+            name="workspace", value=f"{root}: {len(complaints)} of {count} record(s) and model(s) cannot be read",
+            verdict="problem", advice=shown,
+        )
+    ]  # fmt: skip
+
+
+def _records(workspace: Workspace) -> Iterable[Callable[[], object]]:
+    """What reads each record and the head of each model of a workspace."""
+    if workspace.plans.exists():
+        yield partial(load_plans, workspace.plans)
+    if workspace.fingerprint.exists():
+        yield partial(load_fingerprint, workspace.fingerprint)
+    if workspace.splits.exists():
+        yield partial(load_splits, workspace.splits)
+    yield partial(load_decisions, workspace)
+    for stage in Stage:
+        store = CaseStore(workspace.preprocessed(stage))
+        for case_id in store.case_ids():
+            yield partial(store.open, case_id)
+    for path in sorted(workspace.root.glob("rounds/fold_*/round_*/round.json")):
+        yield partial(load_state, path)
+    for path in sorted([*workspace.models.rglob("run.json"), *workspace.root.glob("rounds/**/run.json")]):
+        yield partial(load_record, path, RunRecord)
+        for model in sorted(path.parent.glob("*.pt")):
+            yield partial(_refuse_truncated, model)
+
+
+def _refuse_truncated(path: Path) -> None:
+    # The directory of the archive stands at its end; reading all of it would take minutes for many models.
+    if not zipfile.is_zipfile(path):
+        raise FlaresemiError("truncated or no checkpoint", where=path, fix="copy or train it again")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = StrictParser(
+        "flaresemi_doctor",
+        "Say what this machine offers and what limits flaresemi on it; with a workspace, whether it can be used.",
+    )
+    add_dataset_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The options of flaresemi_train."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flaresemi.cli.common import StrictParser, add_dataset_options, add_time_limit_option, count, duration
+from flaresemi.plans import Stage
+from flaresemi.records import closest
+from flaresemi.training.config import TrainingConfig
+
+_PROFILED_STEPS = 20
+
+
+def training_parser() -> argparse.ArgumentParser:
+    """The parser of flaresemi_train. What is a field of `TrainingConfig` stands in the options only if it was given."""
+    parser = StrictParser("flaresemi_train", "Train one stage on one fold.")
+    stages = [stage.value for stage in Stage]
+    parser.add_argument("stage", choices=stages, help="COARSE finds the organs, FINE draws them")
+    parser.add_argument("fold", type=_fold, help="number of the fold that is held out, or all")
+    add_dataset_options(parser)
+    former = parser.add_mutually_exclusive_group()
+    former.add_argument("--continue", dest="resume", action="store_true", help="go on with the training in this folder")
+    former.add_argument("--restart", action="store_true", help="discard the training in this folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="train on N GPUs of this machine")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="K",
+        help="go on by itself, up to K times, after a process has died [0]",
+    )  # fmt: skip
+    add_time_limit_option(parser)
+    parser.add_argument(
+        "--profile", type=count, nargs="?", const=_PROFILED_STEPS, metavar="N",
+        help=f"do not train: run N steps of this training [{_PROFILED_STEPS}] and tell where their time goes",
+    )  # fmt: skip
+    parser.add_argument("--no-validation", action="store_true", help="skip the validation on whole images at the end")
+    _add_student_options(parser)
+    _add_training_options(parser)
+    return parser
+
+
+def _add_student_options(parser: argparse.ArgumentParser) -> None:
+    student = parser.add_argument_group("student", "learns from pseudo-labels of the unlabeled cases, too")
+    student.add_argument(
+        "--pseudo-labels", type=Path, metavar="FOLDER",
+        help="label maps CASE.nii.gz on the grids of the images: what flaresemi_semi_round --export-labels, "
+        "flaresemi_predict or another program wrote",
+    )  # fmt: skip
+    student.add_argument(
+        "--pseudo-share", type=float, default=argparse.SUPPRESS, help="share of the patches from these cases [0.5]"
+    )
+    student.add_argument(
+        "--pseudo-augmentation", choices=["none", "standard", "strong"], default=argparse.SUPPRESS,
+        help="strength for these cases [strong]",
+    )  # fmt: skip
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    default = TrainingConfig()
+    chosen = parser.add_argument_group("training", "what is not given has the default in brackets")
+
+    def add(flag: str, kind: Callable[[str], Any], text: str, field: str | None = None, **settings: object) -> None:
+        name = field or flag.removeprefix("--").replace("-", "_")
+        shown = getattr(default, name)
+        note = "" if shown is None else f" [{shown}]"
+        chosen.add_argument(
+            flag,
+            dest=name,
+            type=kind,
+            default=argparse.SUPPRESS,
+            help=text + note,
+            **settings,  # type: ignore[arg-type]
+        )
+
+    length = chosen.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, default=argparse.SUPPRESS, help="length in epochs")
+    length.add_argument(
+        "--iterations",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="length in optimizer steps [250000 without any length]",
+    )
+    length.add_argument(
+        "--time-budget", dest="time_budget_seconds", type=duration, default=argparse.SUPPRESS, metavar="30m",
+        help="length in time: some steps are timed, then the number of steps is fixed",
+    )  # fmt: skip
+    add("--iterations-per-epoch", int, "steps that count as an epoch [250; fewer in a short training]")
+    add("--batch-size", int, "patches per step over all GPUs [the plan's]")
+    add("--optimizer", str, "auto: adamw below 50000 iterations, else sgd", choices=["auto", "sgd", "adamw"])
+    add("--learning-rate", float, "peak [0.01 for sgd; for adamw 0.064 / features of the first level, 0.004 for 16]")
+    add("--weight-decay", float, "[3e-5 for sgd, 0.01 for adamw]")
+    add("--warmup-iterations", int, "linear rise at the start [none for sgd; a twentieth, at most 200, for adamw]")
+    add("--gradient-clip", float, "largest gradient norm")
+    add("--ema-decay", float, "averaging of the weights that are validated and saved; 0: off")
+    chosen.add_argument(
+        "--deep-supervision", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+        help="losses on the lower decoder levels too [on]",
+    )  # fmt: skip
+    add("--foreground-share", float, "share of patches that are centered on an organ")
+    add("--region-jitter-mm", float, "jitter of the faces of the organs' box (two stages)")
+    add("--outside-share", float, "share of patches from anywhere in the body (two stages)")
+    add("--augmentation", str, "strength", choices=["none", "standard", "strong"])
+    chosen.add_argument(
+        "--mirror-axes", type=_axes, default=argparse.SUPPRESS, metavar="x|zyx|none",
+        help="axes that are flipped; x swaps left and right organs [x]",
+    )  # fmt: skip
+    add("--validations", int, "cheap validations during the training")
+    add("--validation-cases", int, "cases they look at; 0: all")
+    add("--checkpoint-minutes", float, "time between two saves of the whole state")
+    add("--precision", str, "mixed precision", choices=["auto", "fp32", "bf16", "fp16"])
+    add("--loader-workers", int, "processes that prepare patches; 0: none [1 on a CPU, up to 12 for a GPU]")
+    chosen.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+        help="run the network through torch.compile, where that works here [off]",
+    )  # fmt: skip
+    add("--init-from", str, "checkpoint to take the first weights from", metavar="CHECKPOINT")
+    add("--seed", int, "of everything random")
+
+
+def _fold(text: str) -> str:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a fold; write a number or all{closest(text, ['all'])}")
+    return text if text == "all" else str(int(text))
+
+
+def _axes(text: str) -> tuple[int, ...]:
+    if text == "none":
+        return ()
+    if not set(text) <= set("zyx"):
+        raise argparse.ArgumentTypeError(f"'{text}' does not name axes; write x, yx, zyx or none")
+    return tuple(sorted("zyx".index(axis) for axis in set(text)))

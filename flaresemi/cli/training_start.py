@@ -1,0 +1,135 @@
+"""What flaresemi_train begins with: a new training or one that goes on, its configuration, its pseudo-labels."""
+
+import argparse
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+
+from flaresemi.compute.distributed import Ranks
+from flaresemi.dataset import Dataset, load_dataset
+from flaresemi.errors import CheckpointError, ConfigError
+from flaresemi.files import remove_leftovers
+from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.planning.decisions import usable_cases
+from flaresemi.training.config import TrainingConfig
+from flaresemi.training.distillation import begin_teaching, caution, prepare_labels
+from flaresemi.training.resuming import has_state, load_state
+from flaresemi.training.runs import recorded_config, recorded_run
+from flaresemi.training.semi_supervised import SemiSupervision
+from flaresemi.training.task import TrainingTask
+from flaresemi.workspace import ModelFolder, Workspace
+
+logger = logging.getLogger("flaresemi.cli.train")
+
+_CONFIG_FIELDS = {field.name for field in dataclasses.fields(TrainingConfig)}
+
+
+def resumes(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks, device: torch.device) -> bool:
+    """Whether to go on with the training in the folder.
+
+    Processes that torchrun has started again after one of them died go on with what they did before, whatever the
+    options wanted of an older training. Restarts are counted node by node, so that the ranks have to ask each other.
+
+    Raises:
+        ConfigError: there is one, and nothing says what to do with it.
+    """
+    if ranks.any(ranks.restarts > 0, device):
+        options.resume, options.restart = True, False
+    exists = has_state(folder)
+    if exists and not options.resume and not options.restart:
+        raise ConfigError(
+            "there is a training in this folder already",
+            where=folder.root,
+            fix="--continue goes on with it, --restart discards it and begins anew",
+        )
+    return bool(exists and options.resume)
+
+
+def supervision(
+    options: argparse.Namespace, task: TrainingTask, workspace: Workspace, ranks: Ranks, *, resume: bool
+) -> SemiSupervision | None:
+    """What pseudo-labels from elsewhere add, those named or those that a resumed training began with; None: nothing.
+
+    Raises:
+        FlaresemiError: they cannot be used, or a resumed training began with others.
+    """
+    folder: Path | None = options.pseudo_labels
+    recorded = recorded_run(task) if resume else None
+    teaching = None if recorded is None else recorded.taught_by
+    if recorded and folder is not None and (teaching is None or teaching.folder != str(folder.resolve())):
+        began_with = "without pseudo-labels" if teaching is None else f"with the pseudo-labels of {teaching.folder}"
+        raise ConfigError(
+            f"this training began {began_with}", where=task.folder.root,
+            fix="leave --pseudo-labels out to go on as it began; --restart begins anew",
+        )  # fmt: skip
+    if folder is not None and teaching is None:
+        teaching = begin_teaching(folder, task, usable_dataset(options, workspace))
+    choices = {name: value for name, value in vars(options).items() if name in ("pseudo_share", "pseudo_augmentation")}
+    if teaching is None:
+        if choices:
+            raise ConfigError("--pseudo-share and --pseudo-augmentation go with --pseudo-labels")
+        return None
+    try:
+        teaching = dataclasses.replace(teaching, **choices)
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
+    if ranks.is_main and (doubt := caution(teaching, task.validation)):
+        logger.warning("%s", doubt)
+    return prepare_labels(teaching, task, usable_dataset(options, workspace), workspace, ranks=ranks)
+
+
+def usable_dataset(options: argparse.Namespace, workspace: Workspace) -> Dataset:
+    """The dataset without the cases that were left out."""
+    return usable_cases(load_dataset(options.dataset), workspace)
+
+
+def configuration(folder: ModelFolder, options: argparse.Namespace, *, resume: bool) -> TrainingConfig:
+    """The configuration to train with: what is given, on top of the defaults or of what the training began with.
+
+    Raises:
+        ConfigError: the options do not fit together.
+    """
+    given = {name: value for name, value in vars(options).items() if name in _CONFIG_FIELDS}
+    if given.keys() & {"epochs", "iterations", "time_budget_seconds"}:
+        given = {"epochs": None, "iterations": None, "time_budget_seconds": None} | given
+    try:
+        return dataclasses.replace(recorded_config(folder) if resume else TrainingConfig(), **given)
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
+
+
+def clear(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks) -> None:
+    """Discards what `--restart` says, and what killed writers left behind; no rank goes on before."""
+    if ranks.is_main:
+        if options.restart and folder.root.exists():
+            shutil.rmtree(folder.root)
+        for place in (folder.root, folder.validation):
+            remove_leftovers(place)
+    ranks.barrier()
+
+
+def is_complete(folder: ModelFolder, config: TrainingConfig) -> bool:
+    """Whether the training in the folder is as long as it shall be, and its final weights are whole.
+
+    Raises:
+        CheckpointError: it is longer.
+    """
+    try:
+        latest = load_checkpoint(folder.final)
+    except CheckpointError:  # not there yet, or damaged: it is written from the last state
+        return False
+    try:
+        latest = load_state(folder)
+    except CheckpointError as problem:
+        logger.warning("%s", problem)
+    wanted = config.fixed_iterations or latest.total_iterations
+    if latest.iteration > wanted:
+        raise CheckpointError(
+            f"this training has {latest.iteration} iterations already, more than the {wanted} asked for",
+            where=folder.latest,
+            fix="ask for more, or begin anew with --restart",
+        )
+    return latest.iteration == wanted
