@@ -97,6 +97,7 @@ def _why(code: int) -> str:
 
 def _run(kind: str, numbers: range, shared: Path | None, end: float, out: TextIO) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest's own time limit uses it
     target = targets(shared)[kind]()
     with open("/proc/self/statm", encoding="ascii") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
