@@ -3,9 +3,9 @@
 Whole files (made here, and the odd real ones of ../shared/data/robustness) are spoilt in one to four ways each, by a
 seed that is the number of the input: bits, bytes and numbers of headers, lengths, lines and values of text headers,
 values of JSON; inside of gzip streams and checkpoints, too. Each is read in a process that may take 1 GiB of address
-space and 10 s for it. A finding is another exception than FlaresemiError, a warning of a library, a crash, a hang,
-memory beyond the bound, a message of more than 2000 characters, voxels from outside of a header's folder, a path
-outside of its folder, or a record that cannot be written and read again.
+space and 10 s of processor time (100 s of waiting) for it. A finding is another exception than FlaresemiError, a
+warning of a library, a crash, a hang, memory beyond the bound, a message of more than 2000 characters, voxels from
+outside of a header's folder, a path outside of its folder, or a record that cannot be written and read again.
 
 A second start goes on with new inputs; `--again KIND NUMBER` repeats one. Result: results/fuzz.md.
 """
@@ -73,7 +73,7 @@ def _text(steps: dict[str, dict], shared: Path | None) -> str:
     lines = [
         "# Spoilt files",
         "",
-        f"**{total} inputs, {len(findings)} findings.** At most 1 GiB of memory and 10 s an input"
+        f"**{total} inputs, {len(findings)} findings.** At most 1 GiB of memory and 10 s of processor time an input"
         f"{'' if shared else '; without the real files of ../shared/data/robustness'}.",
         "",
         "| kind | inputs | refused with a message | read | findings | last run |",

@@ -355,7 +355,7 @@ def _check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
     find_voxels(path).check(math.prod(size), _VOXEL_TYPES[reader.GetPixelID()])
 
 
-_VOXEL_TYPES = {
+_VOXEL_TYPES: dict[int, np.dtype] = {
     sitk.sitkInt8: np.dtype(np.int8), sitk.sitkUInt8: np.dtype(np.uint8), sitk.sitkInt16: np.dtype(np.int16),
     sitk.sitkUInt16: np.dtype(np.uint16), sitk.sitkInt32: np.dtype(np.int32), sitk.sitkUInt32: np.dtype(np.uint32),
     sitk.sitkInt64: np.dtype(np.int64), sitk.sitkUInt64: np.dtype(np.uint64), sitk.sitkFloat32: np.dtype(np.float32),
