@@ -1,6 +1,7 @@
 import dataclasses
 import enum
 import json
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -165,3 +166,24 @@ def test_lines_stay_readable():
     text = dumps(dataclasses.replace(OUTER, many=tuple(Inner(point=(i, i, i)) for i in range(50))))
     assert '"point": [1, 2, 3],' in text
     assert max(map(len, text.splitlines())) <= 122
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Versioned:
+    """A record with a version."""
+
+    schema_version: int = 3
+    name: str
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"), [(4, "update this one"), (2, "older flaresemi"), ("3", "older flaresemi"), (None, "older")]
+)
+def test_another_version_is_named_before_anything_else(tmp_path: Path, version: object, advice: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"schema_version": version, "renamed": 1}))
+    with pytest.raises(PlanError, match=advice) as told:
+        load_record(path, Versioned)
+    assert f"schema_version {version!r} is not known, this flaresemi reads 3" in str(told.value)
+    path.write_text(json.dumps({"schema_version": 3, "name": "a"}))
+    assert load_record(path, Versioned).name == "a"
