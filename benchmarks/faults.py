@@ -232,7 +232,8 @@ ALL = COMMANDS
 FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "kill -9": (killed, ALL),
     "disk full": (disk_full, ALL),
-    "a written file cut off": (cut_off, ALL),
+    # A finished label map is not read again by --continue: whoever reads it says that it is damaged.
+    "a written file cut off": (cut_off, ("plan_and_preprocess", "train", "semi_round")),
     "raw data read-only": (read_only_data, ALL),
     "a raw image cut off": (unreadable, ("plan_and_preprocess", "predict")),
     "file times of other years": (clock_jumps, ALL),

@@ -182,11 +182,11 @@ def _refuse_other_version(value: dict[str, object], fields: dict[str, dataclasse
     known, found = fields["schema_version"].default, value["schema_version"]
     if found == known:
         return
-    if isinstance(found, int) and found > known:
+    if isinstance(found, int) and isinstance(known, int) and found > known:
         fix = "it was written by a newer flaresemi: update this one"
     else:
         fix = "it was written by an older flaresemi: go on with that one, or move the file away and make it anew"
-    raise complain(f"schema_version {found!r} is not known, this flaresemi reads {known}", fix)
+    raise complain(f"schema_version {_shown(found)} is not known, this flaresemi reads {known}", fix)
 
 
 @functools.cache

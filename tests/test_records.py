@@ -1,6 +1,7 @@
 import dataclasses
 import enum
 import json
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -187,3 +188,24 @@ def test_messages_stay_short(key, value):
         from_plain(Outer, plain(**{"name": 1, key: value}), source="file")
     assert len(str(caught.value)) < 1000
     assert "\u202e" not in str(caught.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Versioned:
+    """A record with a version."""
+
+    schema_version: int = 3
+    name: str
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"), [(4, "update this one"), (2, "older flaresemi"), ("3", "older flaresemi"), (None, "older")]
+)
+def test_another_version_is_named_before_anything_else(tmp_path: Path, version: object, advice: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"schema_version": version, "renamed": 1}))
+    with pytest.raises(PlanError, match=advice) as told:
+        load_record(path, Versioned)
+    assert f"schema_version {version!r} is not known, this flaresemi reads 3" in str(told.value)
+    path.write_text(json.dumps({"schema_version": 3, "name": "a"}))
+    assert load_record(path, Versioned).name == "a"

@@ -250,11 +250,13 @@ class _Told(Dataset):
 
 
 def _collate(samples: list[Batch | FlaresemiError]) -> Batch | FlaresemiError:
+    drawn: list[Batch] = []
     for sample in samples:
         if isinstance(sample, FlaresemiError):
             return sample
-    kind = type(samples[0])
-    columns = ([getattr(sample, field.name) for sample in samples] for field in dataclasses.fields(kind))
+        drawn.append(sample)
+    kind = type(drawn[0])
+    columns = ([getattr(sample, field.name) for sample in drawn] for field in dataclasses.fields(kind))
     return kind(*(np.concatenate(column) for column in columns))
 
 

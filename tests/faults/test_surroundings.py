@@ -139,7 +139,7 @@ def test_a_killed_loader_process(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place = Path(shutil.copytree(whole.small, tmp_path / "workspace"))
-    words = [*TRAIN[1:], "-d", str(whole.data), "-w", str(place), "--iterations", "40", "--no-validation"]
+    words = [*TRAIN[1:], "-d", str(whole.data), "-w", str(place), "--iterations", "12", "--no-validation"]
     killed: list[int] = []
 
     def kill(_: StopSignals) -> bool:

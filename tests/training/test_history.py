@@ -25,7 +25,7 @@ def test_an_unfinished_last_line_is_dropped(tmp_path: Path) -> None:
 def test_another_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'{"iteration": 10}\n' + line + b'\n{"iteration": 20}\n')
-    with pytest.raises(CheckpointError, match="line 2 is not a JSON object"):
+    with pytest.raises(CheckpointError, match="line 2 is not the row of an epoch"):
         read_history(path)
 
 
