@@ -97,6 +97,7 @@ def test_an_existing_training_is_not_overwritten(planned: list[str], capsys: pyt
     assert "more than the 3 asked for" in capsys.readouterr().err
 
 
+@pytest.mark.timeout(900)  # five processes import torch, at which a busy machine is slow
 def test_a_training_whose_processes_die_goes_on_and_ends_like_any_other(planned: list[str], tmp_path: Path) -> None:
     def words(workspace: str) -> list[str]:
         place = ["-d", planned[1], "-w", str(tmp_path / workspace)]

@@ -180,7 +180,7 @@ def test_two_ranks_on_two_hosts_train_like_one_and_resume_exactly(
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
     }
     hosts = [subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, encoding="utf-8") for _ in range(2)]
-    messages = [host.communicate(timeout=200)[1] for host in hosts]
+    messages = [host.communicate(timeout=280)[1] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], messages
     assert "Grad strides" not in "".join(messages)
     one, two = numbers(alone), numbers(together)

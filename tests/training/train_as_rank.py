@@ -34,4 +34,5 @@ with join_ranks("cpu") as ranks:
     parts = dataclasses.replace(task, folder=ModelFolder(Path(sys.argv[2]) / "parts"))
     asked = iter([False, False, True])  # in the middle of an epoch
     Trainer(parts, config, device=device, ranks=ranks, stop_requested=lambda: next(asked)).fit()
+    ranks.barrier()  # the main one has saved
     Trainer(parts, config, device=device, ranks=ranks).fit(resume=True)
