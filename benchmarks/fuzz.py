@@ -21,7 +21,7 @@ from flaresemi.training.runs import git_revision
 from tests.trust.batches import fuzz
 from tests.trust.targets import targets
 
-#: What was found by runs before, or while their tests were written, and mended.
+#: What was mended because of earlier runs, of tests that were written for it, or of reading the code for it.
 MENDED = (
     "metaimage, nrrd: a header could name any file of the machine as its voxels, also by a spelling that our check did "
     "not know and the library did (`ElementDataFile : ../x`)",
@@ -85,7 +85,15 @@ def _text(steps: dict[str, dict], shared: Path | None) -> str:
         for kind, facts in steps.items()
     ]
     lines += ["", *(f"* {kind} {number}: {what}" for kind, number, what in findings)] if findings else []
-    return "\n".join([*lines, "", "Found while this was made, and mended:", "", *(f"* {what}" for what in MENDED)])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Mended while this was made; some found by this script, some by tests or by reading the code:",
+            "",
+            *(f"* {what}" for what in MENDED),
+        ]
+    )
 
 
 if __name__ == "__main__":
