@@ -172,17 +172,17 @@ def cut_off(lab: Lab, command: str, chance: random.Random) -> str:
 
 def read_only_data(lab: Lab, command: str, _: random.Random) -> str:
     before = listing(lab.data)
-    with read_only(lab.data, lab.root / "ro_data") as mounted:
+    with read_only(lab.data, lab.root / "read_only" / "data") as mounted:
         if not mounted:
             raise SystemExit("mounting a folder read-only takes root")
-        end = lab.run(command, lab.place, data=lab.root / "ro_data")
+        end = lab.run(command, lab.place, data=lab.root / "read_only" / "data")
     changed = listing(lab.data) != before
     return end.said[-300:] if end.code else "the data have changed" if changed else ""
 
 
 def unreadable(lab: Lab, command: str, chance: random.Random) -> str:
     """A raw image of a copy of the data loses its end; then it is put back."""
-    data = lab.root / "own_data"
+    data = lab.root / "own" / "data"
     shutil.rmtree(data, ignore_errors=True)
     shutil.copytree(lab.data, data)
     image = chance.choice(sorted((data / "labeled_image").iterdir()))
