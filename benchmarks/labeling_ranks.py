@@ -152,7 +152,7 @@ def report(bench: running.Bench, cases: int, variants: list[str]) -> None:
         "Each variant has its own workspace; afterwards the scores are put together. Files: label maps, scores,",
         "observations and selection, compared byte by byte with those of one rank. The machine was busy with other",
         "work: times are upper bounds, and there is no speedup to be seen with more processes than free cores.", "",
-        "| variant | command, s | first to last case, s | of these by rank 0, or by each task | labeled once | files equal | different |",
+        "| variant | command, s | cases, s | by rank 0, or each task | labeled once | files equal | different |",
         "|---|---:|---:|---|---:|---:|---:|",
     ]  # fmt: skip
     trouble = []
