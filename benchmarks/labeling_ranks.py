@@ -152,7 +152,7 @@ def report(bench: running.Bench, cases: int, variants: list[str]) -> None:
         "Each variant has its own workspace; afterwards the scores are put together. Files: label maps, scores,",
         "observations and selection, compared byte by byte with those of one rank. The machine was busy with other",
         "work: times are upper bounds, and there is no speedup to be seen with more processes than free cores.", "",
-        "| variant | command, s | first to last case, s | cases by process | labeled once | files equal | different |",
+        "| variant | command, s | cases, s | by rank 0, or each task | labeled once | files equal | different |",
         "|---|---:|---:|---|---:|---:|---:|",
     ]  # fmt: skip
     trouble = []
@@ -164,8 +164,7 @@ def report(bench: running.Bench, cases: int, variants: list[str]) -> None:
         times = f"{step['seconds']:.0f} | {step['labeling']:.1f}"
         lines.append(f"| {name} | {times} | {shares} | {once} | {same} | {len(different)} |")
         trouble += [f"{name}: {each}" for each in different] + ([f"{name}: {once} cases"] if once != cases else [])
-    lines += ["", "A killed process does not say how many cases it labeled. Where torchrun starts all ranks again,",
-              "those of the first start say it too, when they are ended."]  # fmt: skip
+    lines += ["", "A killed process does not say how many cases it labeled."]
     bench.report("\n".join([*lines, "", *(f"* {each}" for each in trouble[:20])]))
     if trouble:
         raise SystemExit("the variants differ")
