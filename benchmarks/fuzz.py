@@ -85,15 +85,8 @@ def _text(steps: dict[str, dict], shared: Path | None) -> str:
         for kind, facts in steps.items()
     ]
     lines += ["", *(f"* {kind} {number}: {what}" for kind, number, what in findings)] if findings else []
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Mended while this was made; some found by this script, some by tests or by reading the code:",
-            "",
-            *(f"* {what}" for what in MENDED),
-        ]
-    )
+    lines += ["", "Mended while this was made; some found by this script, some by tests or by reading the code:", ""]
+    return "\n".join([*lines, *(f"* {what}" for what in MENDED)])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from flaresemi.geometry import FloatTriple
 from flaresemi.inference.cascade import Segmenter, Watch
 from flaresemi.inference.drawing import Drawing
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
-from flaresemi.io.images import Image
+from flaresemi.io.images import Image, read_label_map
 from flaresemi.pseudolabels.reliability import Reliability, told
 from flaresemi.records import save_record
 from flaresemi.selection import CaseScore, load_scores, save_scores
@@ -122,7 +122,7 @@ def _predict(options: argparse.Namespace) -> None:
     cases = find_cases(options.input, channels=len(segmenter.channels))
     jobs = list(zip(cases, output_paths(cases, options.input, options.output), strict=True))
     refuse_overwriting(jobs)
-    remaining = [(case, output) for case, output in jobs if not (options.resume and output.exists())]
+    remaining = [(case, output) for case, output in jobs if not (options.resume and _is_whole(output))]
     if len(remaining) < len(jobs):
         logger.info("%d of %d cases have their label map already", len(jobs) - len(remaining), len(jobs))
     for folder in {output.parent for _, output in remaining}:
@@ -141,6 +141,18 @@ def _predict(options: argparse.Namespace) -> None:
     logger.info("%d label map(s) written to %s", len(remaining), options.output)
     if options.output.is_dir():
         print_next(f"flaresemi_evaluate -p {shlex.quote(str(options.output))} -r REFERENCES -o SUMMARY.json")
+
+
+def _is_whole(output: Path) -> bool:
+    """Whether a label map is there that can be read to its end: a copy that broke off is predicted again."""
+    if not output.exists():
+        return False
+    try:
+        read_label_map(output)
+    except ImageError as problem:
+        logger.warning("predicted again: %s", problem)
+        return False
+    return True
 
 
 def _reliability(options: argparse.Namespace, segmenter: Segmenter) -> Reliability:

@@ -119,6 +119,12 @@ def test_continue_skips_what_is_done(folder, capsys):
     assert "1 of 3 cases have their label map already" in capsys.readouterr().err
     assert (folder / "out" / "b.nrrd").stat().st_mtime_ns == done
     assert len(list((folder / "out").iterdir())) == 3
+    whole = (folder / "out" / "b.nrrd").read_bytes()
+    (folder / "out" / "b.nrrd").write_bytes(whole[:-20])
+    assert predict.main(["-i", "scans", "-o", "out", "--continue"]) == 0
+    assert "predicted again: the file is" in capsys.readouterr().err
+    assert (folder / "out" / "b.nrrd").read_bytes() == whole
+    done = (folder / "out" / "b.nrrd").stat().st_mtime_ns
     assert predict.main(["-i", "scans", "-o", "out"]) == 0  # without it, everything is done anew
     assert (folder / "out" / "b.nrrd").stat().st_mtime_ns > done
 
