@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import logging
 import platform
 import subprocess
@@ -13,7 +12,7 @@ from typing import Any
 from flaresemi import __version__
 from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.networks.checkpoint import Checkpoint
-from flaresemi.records import from_plain, load_json, load_record
+from flaresemi.records import from_plain, load_json, load_record, parse_json
 from flaresemi.training.config import Recipe, TrainingConfig
 from flaresemi.training.resuming import load_state
 from flaresemi.training.task import Teaching, TrainingTask
@@ -108,9 +107,11 @@ def recorded_config(folder: ModelFolder) -> TrainingConfig:
     if not _is_lost(folder.run_record):
         return load_record(folder.run_record, RunRecord, error=ConfigError).config
     state = load_state(folder, with_training_state=True).training_state or {}
-    return from_plain(
-        TrainingConfig, json.loads(state.get("config", "null")), source=folder.latest, error=CheckpointError
-    )
+    try:
+        config = parse_json(str(state.get("config")))
+    except ValueError as problem:
+        raise CheckpointError(f"the configuration in it cannot be read: {problem}", where=folder.latest) from None
+    return from_plain(TrainingConfig, config, source=folder.latest, error=CheckpointError)
 
 
 def load_latest(task: TrainingTask) -> tuple[Checkpoint, dict]:

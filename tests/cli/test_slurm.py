@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from flaresemi.cli import semi_round, train
+from flaresemi.cli import semi_round
+from flaresemi.cli.training_options import training_parser
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "slurm"
 FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".sbatch", ".sh"))
-PARSERS = {"flaresemi_train": train._parser(), "flaresemi_semi_round": semi_round._parser()}
+PARSERS = {"flaresemi_train": training_parser(), "flaresemi_semi_round": semi_round._parser()}
 
 #: What the variables of the files might be.
 VALUES = {"stage": "FINE", "dataset": "data", "workspace": "work"}

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import shutil
-import signal
 import time
 from pathlib import Path
 
@@ -141,11 +140,13 @@ def test_a_killed_loader_process(
     place = Path(shutil.copytree(whole.small, tmp_path / "workspace"))
     words = [*TRAIN[1:], "-d", str(whole.data), "-w", str(place), "--iterations", "12", "--no-validation"]
     killed: list[int] = []
+    others = {child.pid for child in multiprocessing.active_children()}
 
     def kill(_: StopSignals) -> bool:
         if not killed:
-            killed.extend(child.pid or 0 for child in multiprocessing.active_children())
-            os.kill(killed[0], signal.SIGKILL)
+            (loader,) = (child for child in multiprocessing.active_children() if child.pid not in others)
+            killed.append(loader.pid or -1)
+            loader.kill()
         return False
 
     with monkeypatch.context() as patch:

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import functools
 import json
@@ -19,6 +20,7 @@ from flaresemi.training import trainer
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.history import Row, append_row, read_history
 from flaresemi.training.runs import RunRecord
+from flaresemi.training.sampling import Batch
 from flaresemi.training.task import TrainingTask
 from flaresemi.training.trainer import Trainer
 from tests.training.conftest import stage_plan
@@ -154,10 +156,17 @@ def test_a_loss_that_is_no_number_stops_the_training(make_task: MakeTask, quick_
 def test_weights_can_come_from_another_training(make_task: MakeTask, quick_config: TrainingConfig) -> None:
     first, second = make_task("first"), make_task("second")
     Trainer(first, quick_config, device=CPU).fit()
+    starts: list[dict[str, torch.Tensor]] = []
+
+    class Watched(Trainer):
+        def training_step(self, network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+            starts.append(copy.deepcopy(self.network.state_dict()))
+            return super().training_step(network, batch)
+
     config = dataclasses.replace(quick_config, init_from=str(first.folder.final))
-    start = Trainer(second, config, device=CPU).network.state_dict()
+    Watched(second, config, device=CPU).fit()
     for name, weights in load_checkpoint(first.folder.final).weights.items():
-        torch.testing.assert_close(start[name], weights, rtol=0, atol=0)
+        torch.testing.assert_close(starts[0][name], weights, rtol=0, atol=0)
 
 
 def test_two_ranks_on_two_hosts_train_like_one_and_resume_exactly(

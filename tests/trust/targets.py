@@ -51,6 +51,7 @@ from flaresemi.rounds.chain import ChainState
 from flaresemi.rounds.final import FinalState
 from flaresemi.rounds.state import RoundState
 from flaresemi.selection import CaseScore, Selection, load_scores, save_scores
+from flaresemi.training.config import TrainingConfig
 from flaresemi.training.history import cut_history
 from flaresemi.training.runs import RunRecord
 from flaresemi.training.validation import CaseResult
@@ -61,8 +62,8 @@ from tests.trust.mutations import mutate, spoil
 #: Every class that a JSON file of ours is read into; a test compares it with the calls in the package.
 RECORDS = (
     CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint, Decisions, DemoRecord, ExportRecord,
-    FinalState, InspectedCases, Observations, Plans, RoundState, RunRecord, Selection, Splits, Summary, _Header, _Kept,
-    _Source,
+    FinalState, InspectedCases, Observations, Plans, RoundState, RunRecord, Selection, Splits, Summary, TrainingConfig,
+    _Header, _Kept, _Source,
 )  # fmt: skip
 
 #: Bytes of a file that no header may lead to.
@@ -332,7 +333,7 @@ def example(rng: random.Random, cls: object) -> object:
     origin, arguments = typing.get_origin(cls), typing.get_args(cls)
     if dataclasses.is_dataclass(cls):
         hints = typing.get_type_hints(cls)
-        return {field.name: 1 if field.name == "schema_version" else example(rng, hints[field.name])
+        return {field.name: field.default if field.name == "schema_version" else example(rng, hints[field.name])
                 for field in dataclasses.fields(cls)}  # fmt: skip
     if origin in (typing.Union, types.UnionType):
         return example(rng, rng.choice(arguments))
