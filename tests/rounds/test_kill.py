@@ -6,11 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from flaresemi.cli import semi_round
 
@@ -32,14 +30,7 @@ os.replace = count_down
 semi_round.main(sys.argv[2:])
 """
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Both processes shall sum in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def contents(rounds: Path) -> dict[str, object]:
