@@ -1,8 +1,9 @@
 """Disks, clocks, places and other processes: what goes wrong around a command."""
 
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -134,27 +135,33 @@ def test_files_of_other_years(second: int, whole: Whole, tmp_path: Path, monkeyp
     assert {path.stat().st_mtime for path in prepared} == {second}
 
 
-def test_a_killed_loader_process(
-    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+#: Kills the process that prepares its patches after the first step.
+KILLING = """
+import multiprocessing, sys
+from flaresemi.cli import train
+from flaresemi.cli.signals import StopSignals
+
+def kill(signals):
+    for child in multiprocessing.active_children():
+        print("killed", child.pid, flush=True)
+        child.kill()
+    return False
+
+StopSignals.requested = kill
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_loader_process(whole: Whole, tmp_path: Path) -> None:
     place = Path(shutil.copytree(whole.small, tmp_path / "workspace"))
     words = [*TRAIN[1:], "-d", str(whole.data), "-w", str(place), "--iterations", "12", "--no-validation"]
-    killed: list[int] = []
-    others = {child.pid for child in multiprocessing.active_children()}
-
-    def kill(_: StopSignals) -> bool:
-        if not killed:
-            (loader,) = (child for child in multiprocessing.active_children() if child.pid not in others)
-            killed.append(loader.pid or -1)
-            loader.kill()
-        return False
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StopSignals, "requested", kill)
-        assert train.main([*words, "--loader-workers", "1"]) == 2
-    told = capfd.readouterr().err
-    assert told.count("error:") == 1
-    assert f"a process that prepares patches died: process {killed[0]}" in told
+    done = subprocess.run(
+        [sys.executable, "-c", KILLING, *words, "--loader-workers", "1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    killed = done.stdout.split("killed ", 1)[1].splitlines()[0]
+    assert done.stderr.count("error:") == 1
+    assert f"a process that prepares patches died: process {killed}" in done.stderr
     assert train.main([*words, "--continue"]) == 0
 
 
