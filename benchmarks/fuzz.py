@@ -34,6 +34,7 @@ MENDED = (
     "records, dataset.json: messages as long as the value they complain about; halves of surrogate pairs, which cannot "
     "be written again; numbers of 5000 digits; checks of records that stumbled over what they check",
     "scores.csv: numbers that are not finite, rows that end early",
+    "dataset.json: a tolerance that no float can hold ended in a traceback",
     "integrity.csv, history.jsonl: bytes that are no text, rows without an iteration, nested too deeply",
     "lists: names longer than file systems take, a byte order mark",
 )

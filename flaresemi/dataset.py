@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +30,9 @@ _METADATA = (
     "file_ending", "numTraining", "numTest", "description", "licence", "license", "reference", "release",
     "tensorImageSize", "training", "test", "overwrite_image_reader_writer", "converted_by", "dataset_name", "citation",
 )  # fmt: skip
+
+#: Of a number in dataset.json: beyond it an integer is no float.
+_LARGEST_NUMBER = sys.float_info.max
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,6 +375,6 @@ class _Description:
             raise self._bad(f'"{key}" must be an object like {{"liver": 5}}')
         self._names(list(declared), key, known)
         for name, value in declared.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_NUMBER:
                 raise self._bad(f"{key} of '{name}' must be a positive number, found {shown(repr(value))}")
         return {name: float(value) for name, value in declared.items()}

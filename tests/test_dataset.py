@@ -160,6 +160,7 @@ GOOD = {"labels": {"background": 0, "liver": 1, "spleen": 2}}
         ({**GOOD, "z_range": ["livre"]}, "'livre', which is not a label (did you mean 'liver'?)"),
         ({**GOOD, "z_range": "liver"}, "z_range must be a list"),
         ({**GOOD, "tolerances_mm": {"liver": 0}}, "tolerances_mm of 'liver' must be a positive number"),
+        ({**GOOD, "tolerances_mm": {"liver": 10**400}}, "tolerances_mm of 'liver' must be a positive number"),
         ({**GOOD, "tolerances_mm": [1]}, '"tolerances_mm" must be an object'),
         ({**GOOD, "mirror_pairs": [["liver", "spline"]]}, "'spline', which is not a label"),
         ({**GOOD, "mirror_pairs": [["liver"]]}, "dataset.json"),
