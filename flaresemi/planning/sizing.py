@@ -13,8 +13,8 @@ from flaresemi.planning.topology import MIN_FEATURE_SIZE, Topology, fit_patch, r
 from flaresemi.plans import DatasetFingerprint, NetworkPlan
 
 #: FINE is coarsened while its region holds more patches than this: a patch then spans about half of the region along
-#: each axis, and so sees which side of the body it is on. Measured (benchmarks/coarse_to_fine.py, 21 CPU minutes of
-#: training): 24 patches at 1.5 mm 0.50 mean Dice, right kidneys called left ones; 8 at 2.1 mm 0.77.
+#: each axis, and so sees which side of the body it is on. Chosen: with 24 patches, a network of 21 CPU minutes called
+#: right kidneys left ones (benchmarks/coarse_to_fine.py).
 PATCHES_PER_REGION = 8
 
 #: COARSE may cost this share of FINE, over their regions.
