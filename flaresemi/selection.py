@@ -125,10 +125,6 @@ class ExportRecord:
     trained_on: tuple[str, ...]
     selection: Selection | None
 
-    def __post_init__(self) -> None:
-        if self.schema_version != EXPORT_SCHEMA_VERSION:
-            raise ValueError(f"schema_version {self.schema_version} is not known (this is {EXPORT_SCHEMA_VERSION})")
-
     @property
     def teacher(self) -> tuple[object, ...]:
         """What the label maps follow from, whatever is selected of them."""
