@@ -24,7 +24,7 @@ TEST_LABELS = {"flaresemi": "test_mask", "nnU-Net": "labelsTs"}
 #: Names for sizes: shapes between these two are drawn.
 SIZES: dict[str, tuple[IntTriple, IntTriple]] = {
     "tiny": ((48, 48, 48), (48, 48, 48)),
-    "demo": ((68, 96, 96), (88, 120, 120)),
+    "demo": ((60, 84, 84), (76, 104, 104)),
     "full": ((80, 512, 512), (240, 512, 512)),
 }
 
