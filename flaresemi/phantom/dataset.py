@@ -24,7 +24,7 @@ TEST_LABELS = {"flaresemi": "test_mask", "nnU-Net": "labelsTs"}
 #: Names for sizes: shapes between these two are drawn.
 SIZES: dict[str, tuple[IntTriple, IntTriple]] = {
     "tiny": ((48, 48, 48), (48, 48, 48)),
-    "demo": ((60, 84, 84), (76, 104, 104)),
+    "demo": ((52, 72, 72), (64, 88, 88)),
     "full": ((80, 512, 512), (240, 512, 512)),
 }
 
