@@ -1,6 +1,7 @@
-"""flaresemi's half of against_nnunet.py: one measurement per process."""
+"""flaresemi's half of against_nnunet.py: one piece of work per process."""
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -11,13 +12,15 @@ import torch
 
 from flaresemi import __version__
 from flaresemi.compute.precision import Precision
-from flaresemi.geometry import resampled_shape
+from flaresemi.geometry import BoundingBox, resampled_shape
+from flaresemi.inference import cascade
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.io.images import Image, read_image, read_label_map
 from flaresemi.labels import Label, LabelSet
+from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.networks.unet import build_network
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
-from flaresemi.preprocessing.preprocessor import prepare, preprocessing_hash, stage_labels
+from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
 from flaresemi.preprocessing.resampling import resample_image, resample_labels
 from flaresemi.training.config import TrainingConfig, resolve
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
@@ -93,6 +96,36 @@ def train(task: dict) -> dict:
     return {"seconds": seconds, "rss_before_mib": before, "parameters": parameters, "precision": precision.name}
 
 
+def model(task: dict) -> dict:
+    """FINE as training leaves it, with random weights that never prefer an organ, beside a COARSE that is trained."""
+    torch.manual_seed(0)
+    plan = _stage_plan(task)
+    network = build_network(plan.network)
+    with torch.no_grad():
+        network.heads[0].bias[0] += task["background_bias"]
+    coarse = load_checkpoint(Path(task["coarse"]) / "fold_0" / "COARSE" / "snapshot_100.pt")
+    checkpoint = dataclasses.replace(coarse, plan=plan, weights=network.state_dict(), keep_largest=())
+    for stage, content in (("FINE", checkpoint), ("COARSE", coarse)):
+        save_checkpoint(Path(task["folder"]) / "fold_0" / stage / "snapshot_100.pt", content)
+    return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+
+
+def predict_whole(task: dict) -> dict:
+    """Prediction over the whole image, air and all, in windows of the training patch: the windows of nnU-Net."""
+    cascade.prepare = _prepare_whole
+    fine = load_checkpoint(Path(task["model"]) / "fold_0" / "FINE" / "snapshot_100.pt")
+    segmenter = cascade.Segmenter([fine], window="patch")
+    segmentation = segmenter.predict_file([Path(task["image"])], Path(task["output"]))
+    return {"steps": segmentation.seconds}
+
+
+def _prepare_whole(image: Image, body: str) -> PreparedImage:
+    found = prepare(image, body)
+    whole = BoundingBox.whole(image.geometry.shape_zyx)
+    mask = np.ones(whole.shape_zyx, bool)
+    return PreparedImage(found.image, whole, mask)
+
+
 def _read(task: dict) -> tuple[Image, np.ndarray | None, LabelSet | None]:
     image = read_image([Path(task["image"])])
     if not task["label"]:
@@ -117,26 +150,29 @@ def _network_plan(task: dict) -> NetworkPlan:
 
 
 def _stage_plan(task: dict) -> StagePlan:
-    """Spacing, interpolation and intensities decide the arrays; the network is only there to make a whole plan."""
-    network = NetworkPlan(
-        block="plain", input_channels=1, output_channels=2, features=(1, 1), kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)), encoder_convs=(1, 1), decoder_convs=(1,),
-    )  # fmt: skip
+    """Without a network in the task, any one will do: preprocessing does not ask for it."""
+    any_network = {
+        "features": (1, 1), "kernels": ((3, 3, 3),) * 2, "strides": ((1, 1, 1), (2, 2, 2)), "encoder_convs": (1, 1),
+        "decoder_convs": (1,), "classes": 2, "patch_zyx": (64, 64, 64), "resampling": "linear",
+    }  # fmt: skip
+    task = {**any_network, **task}
     intensity = IntensityPlan(
         scheme="ct", clip_low=task["clip_low"], clip_high=task["clip_high"], mean=task["mean"], sd=task["sd"]
     )
     return StagePlan(
-        stage=Stage.FINE, spacing_zyx_mm=tuple(task["spacing_zyx_mm"]), patch_zyx=(64, 64, 64), batch_size=2,
-        region="body", margin_mm=20.0, resampling=task["resampling"], intensities=(intensity,), network=network,
-        reasons={},
+        stage=Stage.FINE, spacing_zyx_mm=tuple(task["spacing_zyx_mm"]), patch_zyx=tuple(task["patch_zyx"]),
+        batch_size=2, region=task.get("region", "body"), margin_mm=20.0, resampling=task["resampling"],
+        intensities=(intensity,), network=_network_plan(task), reasons={},
     )  # fmt: skip
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=["preprocess", "resample", "train"])
+    parser.add_argument("work", choices=["preprocess", "resample", "train", "model", "predict_whole"])
     parser.add_argument("task", type=json.loads)
     options = parser.parse_args()
     torch.set_num_threads(options.task["threads"])
-    work = {"preprocess": preprocess, "resample": resample, "train": train}[options.work]
+    work = {
+        "preprocess": preprocess, "resample": resample, "train": train, "model": model, "predict_whole": predict_whole,
+    }[options.work]  # fmt: skip
     report(work(options.task), {"flaresemi": __version__, "torch": torch.__version__, "numpy": np.__version__})

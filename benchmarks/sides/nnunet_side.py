@@ -1,4 +1,4 @@
-"""nnU-Net's half of against_nnunet.py: one measurement per process, in nnU-Net's environment. Needs no flaresemi."""
+"""nnU-Net's half of against_nnunet.py: one piece of work per process, in nnU-Net's environment. Needs no flaresemi."""
 
 import argparse
 import importlib.metadata
@@ -64,29 +64,7 @@ def resample(task: dict) -> dict:
 
 def train(task: dict) -> dict:
     """nnUNetTrainer's step: PlainConvUNet, Dice + cross-entropy with deep supervision, SGD; fp32, as it is on a CPU."""
-    network = get_network_from_plans(
-        "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        {
-            "n_stages": len(task["features"]),
-            "features_per_stage": task["features"],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": task["kernels"],
-            "strides": task["strides"],
-            "n_conv_per_stage": task["encoder_convs"],
-            "n_conv_per_stage_decoder": task["decoder_convs"],
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        1,
-        task["classes"],
-        deep_supervision=True,
-    )
+    network = _network(task)
     levels = len(task["features"]) - 1
     weights = np.array([1 / 2**level for level in range(levels)])
     weights[-1] = 0
@@ -132,6 +110,57 @@ def _values(label: np.ndarray | None) -> list[int]:
     return [] if label is None else [int(value) for value in np.unique(label) if value > 0]
 
 
+def model(task: dict) -> dict:
+    """A model folder as training leaves it, with random weights."""
+    folder = Path(task["folder"])
+    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+    plans = {
+        **_plans(task),
+        "dataset_name": "Dataset001_Bench",
+        "plans_name": "plans",
+        "image_reader_writer": "SimpleITKIO",
+    }
+    labels = {"background": 0, **{f"organ {number}": number for number in range(1, task["classes"])}}
+    description = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    (folder / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
+    (folder / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+    torch.manual_seed(0)
+    network = _network(task)
+    content = {
+        "network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": "3d_fullres"}, "inference_allowed_mirroring_axes": (0, 1, 2),
+    }  # fmt: skip
+    torch.save(content, folder / "fold_0" / "checkpoint_final.pth")
+    return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+
+
+def _network(task: dict) -> torch.nn.Module:
+    return get_network_from_plans(*_architecture(task).values(), 1, task["classes"], deep_supervision=True)
+
+
+def _architecture(task: dict) -> dict:
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": len(task["features"]),
+            "features_per_stage": task["features"],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": task["kernels"],
+            "strides": task["strides"],
+            "n_conv_per_stage": task["encoder_convs"],
+            "n_conv_per_stage_decoder": task["decoder_convs"],
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
 def _plans(task: dict) -> dict:
     low, high, mean, sd = task["clip_low"], task["clip_high"], task["mean"], task["sd"]
     function = "resample_data_or_seg_to_shape"
@@ -151,7 +180,11 @@ def _plans(task: dict) -> dict:
                 "resampling_fn_data_kwargs": dict(IMAGE_ORDER),
                 "resampling_fn_seg": function,
                 "resampling_fn_seg_kwargs": dict(LABEL_ORDER),
-                "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
+                "resampling_fn_probabilities": function,
+                "resampling_fn_probabilities_kwargs": dict(IMAGE_ORDER, order=1),
+                "patch_size": task.get("patch_zyx"),
+                "batch_dice": False,
+                "architecture": _architecture(task) if "features" in task else {},
             }
         },
     }
@@ -159,10 +192,10 @@ def _plans(task: dict) -> dict:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=["preprocess", "resample", "train"])
+    parser.add_argument("work", choices=["preprocess", "resample", "train", "model"])
     parser.add_argument("task", type=json.loads)
     options = parser.parse_args()
-    torch.set_num_threads(options.task["threads"])
-    work = {"preprocess": preprocess, "resample": resample, "train": train}[options.work]
+    torch.set_num_threads(options.task.get("threads", 1))
+    work = {"preprocess": preprocess, "resample": resample, "train": train, "model": model}[options.work]
     packages = ("nnunetv2", "torch", "numpy", "scikit-image", "scipy")
     report(work(options.task), {name: importlib.metadata.version(name) for name in packages})
