@@ -23,10 +23,10 @@ _PLANS = ("--preset", "small", "--gpu-memory-gib", "0.5")
 
 #: Time for the networks on two cores, so that the demo ends within fifteen minutes.
 _COARSE_TIME = "80s"
-_FINE_TIME = "7.5m"
+_FINE_TIME = "6.5m"
 
 #: The round of self-training goes on from the supervised weights, for this part of their training.
-_ROUND = ("--rounds", "1", "--start", "previous", "--length", "0.3")
+_ROUND = ("--rounds", "1", "--start", "previous", "--length", "0.2")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
