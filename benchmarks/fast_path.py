@@ -1,0 +1,99 @@
+"""Is speed paid for with accuracy? flaresemi_predict as it is, against the slow way, with the same trained models.
+
+The slow way: fp32 in torch, windows of the training patch with half of it as overlap, the logits of all classes on the
+image's voxels at once, and then the largest. The fast way: the defaults, and larger steps, so that the default is a choice.
+Models and scans: what benchmarks/openkbp.py trained, or with --phantoms benchmarks/coarse_to_fine.py.
+
+    python benchmarks/fast_path.py [--phantoms]          result: results/fast_path_openkbp.md, fast_path_phantoms.md
+"""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import running
+import torch
+
+from flaresemi.geometry import BoundingBox, StageGrid
+from flaresemi.inference.cascade import Segmenter
+from flaresemi.inference.models import load_models
+from flaresemi.preprocessing.resampling import resample_part
+
+STEPS = (0.5, 0.6, 0.75)
+
+
+class SlowSegmenter(Segmenter):
+    """Restores all classes at once."""
+
+    @staticmethod
+    def _labels(logits: torch.Tensor, region: BoundingBox, grid: StageGrid, out_box: BoundingBox) -> np.ndarray:
+        shapes = grid.shape_zyx, grid.body_box.shape_zyx
+        return resample_part(logits.numpy(), region, *shapes, "linear", out_box).argmax(axis=0).astype(np.uint8)
+
+
+def main() -> None:
+    parser = running.parser(__doc__ or "")
+    parser.add_argument("--phantoms", action="store_true", help="the phantoms and models of coarse_to_fine.py")
+    options = parser.parse_args()
+    if options.phantoms:
+        name, trained = "phantoms", running.need(options.work / "coarse_to_fine")
+        data, arms = trained / "data", ("two", "one")
+        images, references = data / "test_image", data / "test_mask"
+    else:
+        name, trained = "openkbp", running.need(options.work / "openkbp")
+        data, arms = running.need(running.SHARED / "openkbp"), ("one", "two")
+        images, references = data / "imagesTs", data / "labelsTs"
+    bench = running.Bench(f"fast_path_{name}", options.work)
+    parts = [f"# the fast way against the slow one: {name}", ""]
+    for arm in arms:
+        models = trained / arm / "models"
+        parts += [f"## {'two stages' if arm == 'two' else 'one stage'}", "",
+                  "| | mean Dice | against slow | mean NSD | against slow | worst organ, Dice | seconds, all cases |",
+                  "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+        slow(bench, arm, models, images)
+        rows = {"slow": f"{arm} slow"}
+        for step in STEPS:
+            key = f"{arm} step {step:g}"
+            words = ("-i", images, "-o", bench.work / key, "-m", models, "--step", step)
+            bench.command(key, "flaresemi_predict", *words)
+            rows[f"fast, step {step:g}"] = key
+        found = {}
+        for label, key in rows.items():
+            summary = bench.work / f"{key}.json"
+            words = ("-p", bench.work / key, "-r", references, "-o", summary, "-d", data)
+            bench.command(f"{key} evaluate", "flaresemi_evaluate", *words)
+            found[label] = json.loads(summary.read_text(encoding="utf-8"))
+            parts.append(line(label, found[label], found["slow"], bench.steps[key]["seconds"]))
+        parts.append("")
+        bench.report("\n".join(parts))
+
+
+def slow(bench: running.Bench, arm: str, models: Path, images: Path) -> None:
+    key = f"{arm} slow"
+    if key in bench.steps:
+        return
+    loaded = load_models(models)
+    segmenter = SlowSegmenter(loaded.fine, loaded.coarse, engine="torch", precision="fp32", step=0.5, window="patch")
+    started = time.monotonic()
+    for image in sorted(images.glob("*_0000.*")):
+        case = image.name.replace("_0000", "")
+        segmenter.predict_file([image], bench.work / key / case)
+        print(f"{key}: {case}", flush=True)
+    bench.record(key, seconds=time.monotonic() - started)
+
+
+def line(label: str, summary: dict, reference: dict, seconds: float) -> str:
+    def dice(found: dict) -> dict[str, float]:
+        return {organ["name"]: organ["dice"]["mean"] for organ in found["organs"] if organ["dice"]}
+
+    worst = min(dice(summary)[organ] - value for organ, value in dice(reference).items())
+    by_dice, by_nsd = (summary[key] - reference[key] for key in ("mean_dice", "mean_nsd"))
+    return (
+        f"| {label} | {summary['mean_dice']:.4f} | {by_dice:+.4f} | {summary['mean_nsd']:.4f} | {by_nsd:+.4f} | "
+        f"{worst:+.4f} | {seconds:.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
