@@ -1,7 +1,7 @@
 """Is speed paid for with accuracy? flaresemi_predict as it is, against the slow way, with the same trained models.
 
 The slow way: fp32 in torch, windows of the training patch with half of it as overlap, the logits of all classes on the
-image's voxels at once, and then the largest. The fast way: the defaults, and larger steps, so that the default is a choice.
+image's voxels at once, and then the largest. The fast way: the defaults, and larger steps.
 Models and scans: what benchmarks/openkbp.py trained, or with --phantoms benchmarks/coarse_to_fine.py.
 
     python benchmarks/fast_path.py [--phantoms]          result: results/fast_path_openkbp.md, fast_path_phantoms.md
