@@ -18,15 +18,16 @@ class StopSignals:
     longest time between two of them is left, and a reserve besides.
 
     Args:
-        limit_seconds: From now on, by a clock that nobody sets; None: no limit.
+        limit_seconds: By a clock that nobody sets; None: no limit.
+        began: When the limit began, as `time.monotonic` of this machine has it; None: now.
     """
 
     _signals = (signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self, limit_seconds: float | None = None) -> None:
+    def __init__(self, limit_seconds: float | None = None, *, began: float | None = None) -> None:
         self._received = False
         self._limit = limit_seconds
-        self._began = time.monotonic()
+        self._began = time.monotonic() if began is None else began
         self._asked: float | None = None
         self._longest = 0.0
 

@@ -3,15 +3,16 @@
 import argparse
 import contextlib
 import logging
+import os
 import re
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from flaresemi.cli.common import StoppedEarly, dataset_words, open_workspace, print_next, run
+from flaresemi.cli.common import EXIT_STOPPED, StoppedEarly, dataset_words, open_workspace, print_next, run
 from flaresemi.cli.signals import StopSignals
 from flaresemi.cli.training_options import training_parser
 from flaresemi.cli.training_start import clear, configuration, is_complete, resumes, supervision, usable_dataset
@@ -33,6 +34,15 @@ from flaresemi.workspace import Workspace
 
 logger = logging.getLogger("flaresemi.cli.train")  # also when run with python -m
 
+#: Signals to the process that waits, which its training processes get as well.
+_HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+
+#: Environment variable: when the process that waits began, so that its time limit is theirs, however often they start.
+_LAUNCHED = "FLARESEMI_LAUNCHED"
+
+#: How long it then lets them save.
+_SAVE_SECONDS = 120
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
@@ -50,7 +60,8 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     command = ("flaresemi_train", *words)
-    stopping = StopSignals(options.time_limit)
+    launched = os.environ.get(_LAUNCHED) if launched_ranks() else None
+    stopping = StopSignals(options.time_limit, began=float(launched) if launched else None)
     with contextlib.ExitStack() as alone:  # to the end of the validation, when the ranks have parted
         with join_ranks(device.type) as ranks, stopping as signals:
             if ranks.world_size > 1 and device.type == "cuda":
@@ -120,15 +131,38 @@ def _finish(
 
 
 def _launch(options: argparse.Namespace, words: list[str]) -> None:
-    """Starts one process per GPU by torchrun."""
+    """Starts one process per GPU, as torchrun does, and waits for them.
+
+    Raises:
+        StoppedEarly: a signal or the time limit stopped them; they have saved.
+        ConfigError: they failed.
+    """
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     kept = re.sub(r"(^|\0)--(gpus|max-restarts)[=\0][^\0]*", "", "\0".join(words)).strip("\0").split("\0")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.gpus}",
-        f"--max-restarts={options.max_restarts}", "-m", "flaresemi.cli.train", *kept,
-    ]  # fmt: skip
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        raise ConfigError(f"the training processes ended with code {code}; the reason stands above")
+    stopped = StoppedEarly(
+        "the training processes were stopped and have saved; the same command with --continue goes on"
+    )
+    os.environ[_LAUNCHED] = str(time.monotonic())
+    try:
+        torchrun.main([
+            "--standalone", f"--nproc-per-node={options.gpus}", f"--max-restarts={options.max_restarts}",
+            f"--signals-to-handle={_HANDED_ON}", f"--shutdown-timeout={_SAVE_SECONDS}",
+            "-m", "flaresemi.cli.train", *kept,
+        ])  # fmt: skip
+    except SignalException as signal:
+        if signal.sigval == signal.sigval.SIGINT:
+            raise KeyboardInterrupt from None
+        raise stopped from None
+    except ChildFailedError as problem:
+        codes = {failure.exitcode for failure in problem.failures.values()}
+        if codes == {EXIT_STOPPED}:
+            raise stopped from None
+        raise ConfigError(
+            f"the training processes ended with code {problem.get_first_failure()[1].exitcode}; the reason stands above"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -45,3 +45,8 @@ def test_a_short_limit_has_a_short_reserve_and_stays_reached(clock: list[float])
     assert stopped_at(clock, stop, 0.5) == 8.5
     clock[0] -= 5  # which no monotonic clock does
     assert stop.requested()
+
+
+def test_a_process_that_is_started_again_has_what_is_left(clock: list[float]) -> None:
+    assert stopped_at(clock, StopSignals(3600, began=clock[0] - 3000), 1.0) == 600 - 60 - 1
+    assert StopSignals(3600, began=clock[0] - 4000).requested()

@@ -2,11 +2,15 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from flaresemi.cli import plan_and_preprocess, train
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
@@ -131,18 +135,45 @@ def test_a_training_whose_processes_die_goes_on_and_ends_like_any_other(planned:
 
 
 def test_processes_that_may_die_are_started_by_torchrun(planned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(command: list[str], check: bool) -> subprocess.CompletedProcess:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
     commands: list[list[str]] = []
-    monkeypatch.setattr("flaresemi.cli.train.subprocess.run", start)
+    monkeypatch.setattr("torch.distributed.run.main", commands.append)
     assert train.main(["FINE", "0", "--gpus", "2", *planned, "--max-restarts=3", "--restart"]) == 0
     launcher = commands[0].index("flaresemi.cli.train")
     assert {"--nproc-per-node=2", "--max-restarts=3"} <= set(commands[0][:launcher])
     assert commands[0][launcher + 1 :] == ["FINE", "0", *planned, "--restart"]
     assert train.main(["FINE", "0", *planned, "--max-restarts", "1"]) == 0
     assert {"--nproc-per-node=1", "--max-restarts=1"} <= set(commands[1])
+
+
+@pytest.mark.timeout(600)  # three processes import torch, at which a busy machine is slow
+def test_a_signal_to_the_process_that_waits_stops_and_saves_all(planned: list[str], tmp_path: Path) -> None:
+    shutil.copytree(planned[3], tmp_path / "workspace", ignore=shutil.ignore_patterns("models"))
+    words = ["COARSE", "0", "-d", planned[1], "-w", str(tmp_path / "workspace"), *QUICK, "--iterations", "100000"]
+    command = [sys.executable, "-m", "flaresemi.cli.train", *words, "--gpus", "2"]
+    folder = Workspace(tmp_path / "workspace").model("0", Stage.COARSE)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as launcher:
+        while launcher.poll() is None and not (folder.history.exists() and folder.history.stat().st_size):
+            time.sleep(0.1)
+        launcher.send_signal(signal.SIGUSR1)
+        _, told = launcher.communicate()
+    assert launcher.returncode == 143, told.decode()
+    assert "the same command with --continue goes on" in told.decode().splitlines()[-1]
+    saved = load_checkpoint(folder.latest, with_training_state=True).iteration
+    assert saved >= read_history(folder.history)[-1]["iteration"] > 0
+
+
+def test_processes_that_fail_have_told_the_reason(planned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(code: int) -> Callable[[list[str]], None]:
+        def launched(words: list[str]) -> None:
+            failure = ProcessFailure(local_rank=0, pid=1, exitcode=code, error_file="")
+            raise ChildFailedError("train", {0: failure, 1: failure})
+
+        return launched
+
+    for code, expected in ((2, 2), (143, 143)):
+        monkeypatch.setattr("torch.distributed.run.main", fail(code))
+        assert train.main(["FINE", "0", "--gpus", "2", *planned]) == expected
 
 
 def test_a_checkpoint_of_other_plans_is_refused(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
