@@ -184,6 +184,7 @@ def _plans(task: dict) -> dict:
                 "resampling_fn_probabilities_kwargs": dict(IMAGE_ORDER, order=1),
                 "patch_size": task.get("patch_zyx"),
                 "batch_dice": False,
+                "preprocessor_name": "DefaultPreprocessor",
                 "architecture": _architecture(task) if "features" in task else {},
             }
         },
