@@ -11,27 +11,20 @@ from pathlib import Path
 import numpy as np
 import running
 
-from flaresemi.io.images import write_label_map
-from flaresemi.phantom import make_phantom
-
-PHANTOMS, CASES, EDGE = 10, 50, 512
+PHANTOMS, CASES = 10, 50
 SLICES = (60, 140)
 
 
 def main() -> None:
     parser = running.parser(__doc__ or "")
-    usual = running.WORK / "coarse_to_fine" / "two" / "models"
-    parser.add_argument("-m", "--model", type=Path, default=usual, help="folder of trained models")
+    running.phantom_models(parser)
     options = parser.parse_args()
     model = running.need(options.model)
     bench = running.Bench("many_cases", options.work)
     images, output = bench.work / "images", bench.work / "output"
     for number in range(PHANTOMS):
         file = bench.work / f"phantom_{number}.nii.gz"
-        if not file.exists():
-            slices = int(np.linspace(*SLICES, PHANTOMS)[number])
-            phantom = make_phantom(number, shape_zyx=(slices, EDGE, EDGE))
-            write_label_map(file, phantom.image_hu, phantom.source)
+        running.phantom_scan(file, number, int(np.linspace(*SLICES, PHANTOMS)[number]), vary=True)
         for case in range(number, CASES, PHANTOMS):
             running.link_or_copy(file, images / f"case_{case:02d}_0000.nii.gz")
     if "predict" not in bench.steps:

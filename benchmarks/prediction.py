@@ -10,7 +10,7 @@ Three settings, so that engineering is told apart from a smaller model:
 nnU-Net without mirroring, with one process each for reading and writing. Each measurement is a process of its own; a
 stopped run goes on. Raw numbers: results/prediction.jsonl; table: results/prediction.md.
 
-    python benchmarks/prediction.py [--data FOLDER] [--models FOLDER] [--repeats 1] [--scans NAME ...]
+    python benchmarks/prediction.py [--data FOLDER] [-m FOLDER] [--repeats 1] [--scans NAME ...]
 """
 
 import argparse
@@ -63,15 +63,14 @@ SEED = 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=running.SHARED, help="folder of real volumes")
-    models = running.WORK / "coarse_to_fine" / "two" / "models"
-    parser.add_argument("--models", type=Path, default=models, help="trained COARSE and FINE of 13 organs")
+    running.phantom_models(parser)
     parser.add_argument("--repeats", type=int, default=1, help="processes per line of the table [1]")
     parser.add_argument("--scans", nargs="+", choices=SCANS, default=list(SCANS), help="which scans")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="which sides")
     options = parser.parse_args()
     work = running.WORK / "prediction"
     python = against_nnunet.ensure_environment()
-    commands = Commands(work, python, running.need(options.models))
+    commands = Commands(work, python, running.need(options.model))
     rows = [json.loads(line) for line in RAW.read_text(encoding="utf-8").splitlines()] if RAW.exists() else []
     for repeat in range(options.repeats):
         for scan in options.scans:

@@ -66,6 +66,7 @@ class Bench:
         for step, facts in self.steps.items():
             if "command" in facts:
                 command = facts["command"].replace(str(self.work), "WORK").replace(str(SHARED), "../shared/data")
+                command = command.replace(f"{ROOT}/", "")
                 lines.append(f"| {step} | `{command}` | {facts['seconds']:.0f} | {facts.get('made', '')} |")
         lines += ["", machine()]
         self.results.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,22 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--work", type=Path, default=WORK, help="folder for all that is written")
     return made
+
+
+def phantom_models(parser: argparse.ArgumentParser) -> None:
+    """Adds `-m`: models of 13 organs, which benchmarks/coarse_to_fine.py trains."""
+    usual = WORK / "coarse_to_fine" / "two" / "models"
+    parser.add_argument("-m", "--model", type=Path, default=usual, help="folder of trained models")
+
+
+def phantom_scan(file: Path, seed: int, slices: int, *, vary: bool) -> None:
+    """Writes a CT of 512×512 by so many slices, where it is missing."""
+    from flaresemi.io.images import write_label_map
+    from flaresemi.phantom import make_phantom
+
+    if not file.exists():
+        phantom = make_phantom(seed, shape_zyx=(slices, 512, 512), vary=vary)
+        write_label_map(file, phantom.image_hu, phantom.source)
 
 
 def need(path: Path) -> Path:

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import running
 
-from flaresemi.io.images import read_image, write_label_map
-from flaresemi.phantom import make_phantom
+from flaresemi.io.images import read_image
 
 SLICES = (100, 300, 600)
 EDGE = 512
@@ -24,18 +23,16 @@ SEED = 3
 
 def main() -> None:
     parser = running.parser(__doc__ or "")
-    usual = running.WORK / "coarse_to_fine" / "two" / "models"
-    parser.add_argument("-m", "--model", type=Path, default=usual, help="folder of trained models")
+    running.phantom_models(parser)
     options = parser.parse_args()
     model = running.need(options.model)
     bench = running.Bench("scan_size", options.work)
     for slices in SLICES:
         image = bench.work / f"phantom_{slices}_0000.nii.gz"
-        if not image.exists():
-            phantom = make_phantom(SEED, shape_zyx=(slices, EDGE, EDGE), vary=False)
-            write_label_map(image, phantom.image_hu, phantom.source)
+        running.phantom_scan(image, SEED, slices, vary=False)
         if f"{slices} slices" not in bench.steps:
-            bench.record(f"{slices} slices", **predict(image, model, bench.work / "predictions"))
+            facts = predict(image, model, bench.work / "predictions")
+            bench.record(f"{slices} slices", **facts, made=running.when_and_what())
         bench.report(text({slices: bench.steps.get(f"{slices} slices") for slices in SLICES}))
 
 
@@ -63,6 +60,7 @@ def text(found: dict[int, dict | None]) -> str:
         f"# One CT of {EDGE}×{EDGE}, two stages, 14 classes: time and memory by its slices", "",
         "Input: the image as float32, which is what a scan with a rescale slope needs; output: labels of one byte a "
         "voxel. The rest of the peak is what the program, its libraries, the networks and FINE's region take.", "",
+        "Measured " + "; ".join(sorted({facts["made"] for facts in found.values() if facts})) + ".", "",
         "| slices | whole command, s | peak memory, MiB | input + output, MiB | the rest, MiB | organs found | "
         + " | ".join(f"{step}, s" for step in steps) + " |",
         "|---:|---:|---:|---:|---:|---:|" + "---:|" * len(steps),
