@@ -11,6 +11,7 @@ import argparse
 import copy
 import datetime
 import functools
+import math
 import time
 from collections.abc import Callable
 
@@ -114,9 +115,8 @@ def layers(network: UNet, image: Tensor, precision: str, tries: int) -> tuple[fl
         outputs = 1.0
         for size, step in zip(shape[1:], stride, strict=True):
             outputs *= size * step if kind == "ConvTranspose3d" else -(-size // step)
-        taps = weight[1] * weight[2] * weight[3] * weight[4] * weight[0]
-        if kind == "ConvTranspose3d":  # kernel and stride are equal: each output sees one tap
-            taps = weight[0] * weight[1]
+        # Transposed, kernel and stride are equal: each output voxel sees one tap.
+        taps = math.prod(weight[:2] if kind == "ConvTranspose3d" else weight)
         total += times * seconds
         table.append(
             f"| {kind} | {'×'.join(map(str, shape))} | {'×'.join(map(str, weight))} | {times} | "

@@ -1,7 +1,8 @@
 """Fifty CTs of FLARE's size in one command: does it stay as fast, and as small, from the first to the last?
 
 Ten phantoms of 512×512 by 60 to 140 slices, each under five names; models: of benchmarks/coarse_to_fine.py or of
--m. Memory is sampled by --measure while each case is worked on. Result: results/many_cases.md.
+-m. Memory is sampled by --measure while each case is worked on; since one process is
+asked about, a stopped run begins anew. Result: results/many_cases.md.
 """
 
 import json
@@ -16,11 +17,7 @@ SLICES = (60, 140)
 
 
 def main() -> None:
-    parser = running.parser(__doc__ or "")
-    running.phantom_models(parser)
-    options = parser.parse_args()
-    model = running.need(options.model)
-    bench = running.Bench("many_cases", options.work)
+    bench, model = running.phantom_bench("many_cases", __doc__)
     images, output = bench.work / "images", bench.work / "output"
     for number in range(PHANTOMS):
         file = bench.work / f"phantom_{number}.nii.gz"

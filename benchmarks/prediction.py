@@ -66,7 +66,6 @@ def main() -> None:
     running.phantom_models(parser)
     parser.add_argument("--repeats", type=int, default=1, help="processes per line of the table [1]")
     parser.add_argument("--scans", nargs="+", choices=SCANS, default=list(SCANS), help="which scans")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="which sides")
     options = parser.parse_args()
     work = running.WORK / "prediction"
     python = against_nnunet.ensure_environment()
@@ -75,7 +74,7 @@ def main() -> None:
     for repeat in range(options.repeats):
         for scan in options.scans:
             image = scan_file(scan, work, options.data)
-            for side in options.sides:
+            for side in SIDES:
                 if any((row["scan"], row["side"], row["repeat"]) == (scan, side, repeat) for row in rows):
                     continue
                 shutil.rmtree(work / "output", ignore_errors=True)

@@ -106,6 +106,14 @@ def phantom_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", type=Path, default=usual, help="folder of trained models")
 
 
+def phantom_bench(name: str, description: str | None) -> tuple[Bench, Path]:
+    """A benchmark of those models, by its command line; and their folder."""
+    made = parser(description or "")
+    phantom_models(made)
+    options = made.parse_args()
+    return Bench(name, options.work), need(options.model)
+
+
 def phantom_scan(file: Path, seed: int, slices: int, *, vary: bool) -> None:
     """Writes a CT of 512×512 by so many slices, where it is missing."""
     from flaresemi.io.images import write_label_map

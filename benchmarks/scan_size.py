@@ -22,11 +22,7 @@ SEED = 3
 
 
 def main() -> None:
-    parser = running.parser(__doc__ or "")
-    running.phantom_models(parser)
-    options = parser.parse_args()
-    model = running.need(options.model)
-    bench = running.Bench("scan_size", options.work)
+    bench, model = running.phantom_bench("scan_size", __doc__)
     for slices in SLICES:
         image = bench.work / f"phantom_{slices}_0000.nii.gz"
         running.phantom_scan(image, SEED, slices, vary=False)

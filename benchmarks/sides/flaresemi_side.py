@@ -97,7 +97,7 @@ def train(task: dict) -> dict:
 
 
 def model(task: dict) -> dict:
-    """FINE as training leaves it, with random weights that never prefer an organ, beside a COARSE that is trained."""
+    """FINE as training leaves it, with random weights and a bias of the background, beside a COARSE that is trained."""
     torch.manual_seed(0)
     plan = _stage_plan(task)
     network = build_network(plan.network)

@@ -18,7 +18,7 @@ from flaresemi.phantom.dataset import SIZES, TEST_LABELS, write_phantom_dataset
 from flaresemi.records import load_record, save_record
 from flaresemi.workspace import Workspace
 
-#: Patches so small that two slow cores train on one in a quarter of a second.
+#: Patches so small that two slow cores train on one in a third of a second.
 _PLANS = ("--preset", "small", "--gpu-memory-gib", "0.5")
 
 #: Time for the networks on two cores, so that the demo ends within fifteen minutes.

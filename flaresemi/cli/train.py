@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -134,7 +135,7 @@ def _launch(options: argparse.Namespace, words: list[str]) -> None:
     """Starts one process per GPU, as torchrun does, and waits for them.
 
     Raises:
-        StoppedEarly: a signal or the time limit stopped them; they have saved.
+        StoppedEarly: a signal or the time limit stopped them.
         ConfigError: they failed.
     """
     from torch.distributed import run as torchrun
@@ -142,9 +143,7 @@ def _launch(options: argparse.Namespace, words: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     kept = re.sub(r"(^|\0)--(gpus|max-restarts)[=\0][^\0]*", "", "\0".join(words)).strip("\0").split("\0")
-    stopped = StoppedEarly(
-        "the training processes were stopped and have saved; the same command with --continue goes on"
-    )
+    stopped = StoppedEarly("the training processes were stopped; the same command with --continue goes on")
     os.environ[_LAUNCHED] = str(time.monotonic())
     try:
         torchrun.main([
@@ -152,8 +151,8 @@ def _launch(options: argparse.Namespace, words: list[str]) -> None:
             f"--signals-to-handle={_HANDED_ON}", f"--shutdown-timeout={_SAVE_SECONDS}",
             "-m", "flaresemi.cli.train", *kept,
         ])  # fmt: skip
-    except SignalException as signal:
-        if signal.sigval == signal.sigval.SIGINT:
+    except SignalException as received:
+        if received.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise stopped from None
     except ChildFailedError as problem:
