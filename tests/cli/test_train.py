@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -152,11 +153,15 @@ def test_a_signal_to_the_process_that_waits_stops_and_saves_all(planned: list[st
     command = [sys.executable, "-m", "flaresemi.cli.train", *words, "--gpus", "2"]
     folder = Workspace(tmp_path / "workspace").model("0", Stage.COARSE)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as launcher:
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True) as launcher:
         while launcher.poll() is None and not (folder.history.exists() and folder.history.stat().st_size):
             time.sleep(0.1)
         launcher.send_signal(signal.SIGUSR1)
-        _, told = launcher.communicate()
+        try:
+            _, told = launcher.communicate(timeout=150)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # none is left, unless the signal was not handed on
+                os.killpg(launcher.pid, signal.SIGKILL)
     assert launcher.returncode == 143, told.decode()
     assert "the same command with --continue goes on" in told.decode().splitlines()[-1]
     saved = load_checkpoint(folder.latest, with_training_state=True).iteration
