@@ -1,4 +1,4 @@
-"""flaresemi's half of against_nnunet.py: one piece of work per process."""
+"""flaresemi's half of the comparisons: one piece of work per process."""
 
 import argparse
 import dataclasses
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from flaresemi import __version__
+from flaresemi.compute.allocation import keep_freed_memory
 from flaresemi.compute.precision import Precision
 from flaresemi.geometry import BoundingBox, resampled_shape
 from flaresemi.inference import cascade
@@ -22,9 +23,13 @@ from flaresemi.networks.unet import build_network
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
 from flaresemi.preprocessing.resampling import resample_image, resample_labels
+from flaresemi.training import profiling
 from flaresemi.training.config import TrainingConfig, resolve
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 from flaresemi.training.schedule import AveragedWeights, build_optimizer
+from flaresemi.training.task import load_task
+from flaresemi.training.trainer import Trainer
+from flaresemi.workspace import Workspace
 from measuring import peak_rss_mib, random_batch, report
 
 
@@ -94,6 +99,25 @@ def train(task: dict) -> dict:
         step(number + 2)
     seconds = (time.perf_counter() - started) / task["steps"]
     return {"seconds": seconds, "rss_before_mib": before, "parameters": parameters, "precision": precision.name}
+
+
+def train_loop(task: dict) -> dict:
+    """What `flaresemi_train FINE all --profile` runs: the trainer's own loop and loader, a clock about every part."""
+    keep_freed_memory()
+    profiling.WARM_UP_STEPS = task["warm_up"]
+    config = TrainingConfig(
+        precision=task["precision"], compile=task["compile"], loader_workers=task["workers"], mirror_axes=(0, 1, 2)
+    )
+    learned = load_task(Workspace(Path(task["workspace"])), Stage.FINE, "all")
+    trainer = Trainer(learned, config, device=torch.device("cpu"))
+    told = profiling.profile(trainer, task["steps"])
+    return {
+        "seconds": told.seconds, "patches": told.batch_size, "wait_share": told.parts["wait"] / told.seconds,
+        "network_share": told.network_share, "parts": told.parts, "read": told.read, "augment": told.augment,
+        "table": told.table(), "precision": trainer.precision.name,
+        "shape": [told.batch_size, learned.plan.network.input_channels, *learned.plan.patch_zyx],
+        "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
+    }  # fmt: skip
 
 
 def model(task: dict) -> dict:
@@ -168,11 +192,12 @@ def _stage_plan(task: dict) -> StagePlan:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=["preprocess", "resample", "train", "model", "predict_whole"])
+    parser.add_argument("work", choices=["preprocess", "resample", "train", "train_loop", "model", "predict_whole"])
     parser.add_argument("task", type=json.loads)
     options = parser.parse_args()
     torch.set_num_threads(options.task["threads"])
     work = {
-        "preprocess": preprocess, "resample": resample, "train": train, "model": model, "predict_whole": predict_whole,
+        "preprocess": preprocess, "resample": resample, "train": train, "train_loop": train_loop, "model": model,
+        "predict_whole": predict_whole,
     }[options.work]  # fmt: skip
     report(work(options.task), {"flaresemi": __version__, "torch": torch.__version__, "numpy": np.__version__})

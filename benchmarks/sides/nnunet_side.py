@@ -1,4 +1,4 @@
-"""nnU-Net's half of against_nnunet.py: one piece of work per process, in nnU-Net's environment. Needs no flaresemi."""
+"""nnU-Net's half of the comparisons: one piece of work per process, in nnU-Net's environment. Needs no flaresemi."""
 
 import argparse
 import importlib.metadata
@@ -16,6 +16,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -23,6 +24,9 @@ from measuring import peak_rss_mib, random_batch, report
 
 IMAGE_ORDER = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
 LABEL_ORDER = {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None}
+
+DATASET = "Dataset001_Bench"
+IDENTIFIER = "plans_3d_fullres"
 
 
 def preprocess(task: dict) -> dict:
@@ -100,6 +104,55 @@ def train(task: dict) -> dict:
     return {"seconds": seconds, "rss_before_mib": before, "parameters": parameters, "precision": "fp32"}
 
 
+def training_files(task: dict) -> dict:
+    """The cases as nnU-Net trains on them: what its DefaultPreprocessor writes, where its trainer looks for it."""
+    base = Path(task["preprocessed"]) / DATASET
+    folder = base / IDENTIFIER
+    folder.mkdir(parents=True, exist_ok=True)
+    plans = PlansManager(_training_plans(task))
+    configuration = plans.get_configuration("3d_fullres")
+    started = time.perf_counter()
+    for case_id, image, label in task["cases"]:
+        DefaultPreprocessor(verbose=False).run_case_save(
+            str(folder / case_id), [image], label, plans, configuration, task["dataset_json"]
+        )
+    (base / "dataset_fingerprint.json").write_text("{}\n", encoding="utf-8")  # which the trainer copies
+    return {"seconds": time.perf_counter() - started}
+
+
+def train_loop(task: dict) -> dict:
+    """nnUNetTrainer's epoch as its run_training runs it, its own loaders included, without the validation."""
+    torch.manual_seed(0)
+    plans = {**_training_plans(task), "continue_training": False}
+    description = json.loads(Path(task["dataset_json"]).read_text(encoding="utf-8"))
+    trainer = nnUNetTrainer(plans, "3d_fullres", "all", description, device=torch.device("cpu"))
+    trainer.disable_checkpointing = True
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    waited, took = [], []
+    for _ in range(task["warm_up"] + task["steps"]):
+        started = time.perf_counter()
+        batch = next(trainer.dataloader_train)
+        waited.append(time.perf_counter() - started)
+        trainer.train_step(batch)
+        took.append(time.perf_counter() - started)
+    shape = list(batch["data"].shape)
+    for loader in (trainer.dataloader_train, trainer.dataloader_val):
+        loader._finish()
+    waited, took = waited[task["warm_up"] :], took[task["warm_up"] :]
+    return {
+        "seconds": sum(took) / len(took), "patches": shape[0], "wait_share": sum(waited) / sum(took), "shape": shape,
+        "precision": "fp32", "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
+    }  # fmt: skip
+
+
+def _training_plans(task: dict) -> dict:
+    plans = {**_plans(task), "dataset_name": DATASET, "plans_name": "plans", "image_reader_writer": "SimpleITKIO"}
+    plans["configurations"]["3d_fullres"] |= {"batch_size": task["batch"], "data_identifier": IDENTIFIER}
+    return plans
+
+
 def _read(task: dict) -> tuple[np.ndarray, np.ndarray | None, dict]:
     image, properties = SimpleITKIO().read_images([task["image"]])
     label = SimpleITKIO().read_seg(task["label"])[0] if task["label"] else None
@@ -116,7 +169,7 @@ def model(task: dict) -> dict:
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
     plans = {
         **_plans(task),
-        "dataset_name": "Dataset001_Bench",
+        "dataset_name": DATASET,
         "plans_name": "plans",
         "image_reader_writer": "SimpleITKIO",
     }
@@ -193,10 +246,13 @@ def _plans(task: dict) -> dict:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=["preprocess", "resample", "train", "model"])
+    parser.add_argument("work", choices=["preprocess", "resample", "train", "training_files", "train_loop", "model"])
     parser.add_argument("task", type=json.loads)
     options = parser.parse_args()
     torch.set_num_threads(options.task.get("threads", 1))
-    work = {"preprocess": preprocess, "resample": resample, "train": train, "model": model}[options.work]
+    work = {
+        "preprocess": preprocess, "resample": resample, "train": train, "training_files": training_files,
+        "train_loop": train_loop, "model": model,
+    }[options.work]  # fmt: skip
     packages = ("nnunetv2", "torch", "numpy", "scikit-image", "scipy")
     report(work(options.task), {name: importlib.metadata.version(name) for name in packages})
