@@ -1,7 +1,7 @@
 """Is speed paid for with accuracy? flaresemi_predict as it is, against the slow way, with the same trained models.
 
 The slow way: fp32 in torch, windows of the training patch with half of it as overlap, the logits of all classes on the
-image's voxels at once, and then the largest. The fast way: the defaults, and larger steps.
+image's voxels at once, and then the largest. The fast way: the defaults, larger steps, and shorter and longer windows.
 Models and scans: what benchmarks/openkbp.py trained, or with --phantoms benchmarks/coarse_to_fine.py.
 
     python benchmarks/fast_path.py [--phantoms]          result: results/fast_path_openkbp.md, fast_path_phantoms.md
@@ -9,6 +9,7 @@ Models and scans: what benchmarks/openkbp.py trained, or with --phantoms benchma
 
 import json
 import time
+import unittest.mock
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,15 @@ import running
 import torch
 
 from flaresemi.geometry import BoundingBox, StageGrid
+from flaresemi.inference import predictor
 from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.models import load_models
 from flaresemi.preprocessing.resampling import resample_part
 
 STEPS = (0.5, 0.6, 0.75)
+
+#: Longest windows, in patches, besides the default.
+LENGTHS = (1.0, 2.0)
 
 
 class SlowSegmenter(Segmenter):
@@ -51,13 +56,19 @@ def main() -> None:
         parts += [f"## {'two stages' if arm == 'two' else 'one stage'}", "",
                   "| | mean Dice | against slow | mean NSD | against slow | worst organ, Dice | seconds, all cases |",
                   "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
-        slow(bench, arm, models, images)
+        loaded = load_models(models)
         rows = {"slow": f"{arm} slow"}
+        slow = SlowSegmenter(loaded.fine, loaded.coarse, engine="torch", precision="fp32", step=0.5, window="patch")
+        segment(bench, rows["slow"], slow, images)
         for step in STEPS:
             key = f"{arm} step {step:g}"
             words = ("-i", images, "-o", bench.work / key, "-m", models, "--step", step)
             bench.command(key, "flaresemi_predict", *words)
             rows[f"fast, step {step:g}"] = key
+        for length in LENGTHS:
+            rows[f"fast, windows up to {length:g} patches"] = key = f"{arm} windows {length:g}"
+            with unittest.mock.patch.object(predictor, "LONGEST_WINDOW_PATCHES", length):
+                segment(bench, key, Segmenter(loaded.fine, loaded.coarse), images)
         found = {}
         for label, key in rows.items():
             summary = bench.work / f"{key}.json"
@@ -69,12 +80,10 @@ def main() -> None:
         bench.report("\n".join(parts))
 
 
-def slow(bench: running.Bench, arm: str, models: Path, images: Path) -> None:
-    key = f"{arm} slow"
+def segment(bench: running.Bench, key: str, segmenter: Segmenter, images: Path) -> None:
+    """Predicts all images in this process, once."""
     if key in bench.steps:
         return
-    loaded = load_models(models)
-    segmenter = SlowSegmenter(loaded.fine, loaded.coarse, engine="torch", precision="fp32", step=0.5, window="patch")
     started = time.monotonic()
     for image in sorted(images.glob("*_0000.*")):
         case = image.name.replace("_0000", "")

@@ -14,6 +14,7 @@ from flaresemi.files import PARTIAL
 from flaresemi.geometry import FloatTriple, IntTriple
 from flaresemi.inference.drawing import LEAST_REPAIR_MM, MAX_REPAIRS
 from flaresemi.inference.models import LoadedModels, kept_largest
+from flaresemi.inference.predictor import LONGEST_WINDOW_PATCHES
 from flaresemi.inference.regions import SPECK_SHARE, SPECK_VOXELS, TOUCHING_VOXELS
 from flaresemi.inference.sliding_window import GAUSSIAN_SIGMA
 from flaresemi.labels import LabelSet
@@ -185,10 +186,10 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
         "old / new where the axis shrinks; the border repeated."
     )
     yield (
-        "Windows: of `window_zyx` (an axis may be a little longer where one window then covers it), at most half a "
-        "window apart, the last one flush; smaller volumes are padded on both sides with the channel's minimum. The "
-        "logits of all windows are averaged, weighted by a Gaussian about the window's center with a SD of "
-        f"{GAUSSIAN_SIGMA:g} windows, and over all networks of the stage."
+        f"Windows: of `window_zyx`, or up to {LONGEST_WINDOW_PATCHES:g} times as long on an axis where fewer then "
+        "cover it, at most half a window apart, the last one flush; smaller volumes are padded on both sides with the "
+        "channel's minimum. The logits of all windows are averaged, weighted by a Gaussian about the window's center "
+        f"with a SD of {GAUSSIAN_SIGMA:g} windows, and over all networks of the stage."
     )
     if two_stage:
         yield (

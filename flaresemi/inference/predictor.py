@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 WindowMode = Literal["auto", "patch"]
 
-#: With `auto`, an axis of the region up to this many patches long is seen in one window. Chosen: two windows would
-#: compute up to 1.5 times the voxels, and the network still works near the size that it was trained at.
-ONE_WINDOW_PATCHES = 1.3
+#: With `auto`, a window is up to this many patches long on an axis, so that fewer overlap. Measured with
+#: benchmarks/fast_path.py: 1.5 costs no accuracy, 2 does (the norms see other volumes than in training).
+LONGEST_WINDOW_PATCHES = 1.5
 
 #: Windows per forward pass. Chosen: a GPU is busy with a few; a CPU gains nothing from more than one.
 WINDOWS_PER_PASS = {"cuda": 4, "cpu": 1}
@@ -51,7 +51,7 @@ class StagePredictor:
         engine: Runs the networks.
         tta: Also predict the mirrored window, for every subset of the axes that training mirrored, and take the mean.
         step: Distance of neighbouring windows, as a share of the window.
-        window: `patch`: windows have the size of the training patch; `auto`: larger, where one then covers the region.
+        window: `patch`: windows have the size of the training patch; `auto`: larger, where fewer then cover the region.
     """
 
     def __init__(
@@ -74,14 +74,15 @@ class StagePredictor:
         self._activations = 2 if engine.needs_fp32 else 1
 
     def window_zyx(self, region_zyx: IntTriple) -> IntTriple:
-        """The window for a region: the training patch or, where asked for and memory allows, one that covers it."""
+        """The window for a region: the training patch or, where asked for and memory allows, a larger one."""
         patch = self.plan.patch_zyx
         if self.window == "patch":
             return patch
-        larger = one_window(region_zyx, patch, self.plan.network.divisor_zyx)
+        larger = larger_window(region_zyx, patch, self.plan.network.divisor_zyx, self.step)
         if larger == patch:
             return patch
-        needed = inference_memory_gib(self.plan.network, larger, 1) * self._activations
+        batch = WINDOWS_PER_PASS[self.device.type]
+        needed = inference_memory_gib(self.plan.network, larger, batch) * self._activations
         return larger if needed < _free_gib(self.device) else patch
 
     def logits(self, image_czyx: np.ndarray, fill_c: np.ndarray | None = None) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -157,13 +158,19 @@ class StagePredictor:
         return logits.flip(dimensions) if axes else logits
 
 
-def one_window(region_zyx: IntTriple, patch_zyx: IntTriple, divisor_zyx: IntTriple) -> IntTriple:
-    """The patch, enlarged on every axis on which the region is only a little longer (`ONE_WINDOW_PATCHES`)."""
-    z, y, x = (
-        math.ceil(region / divisor) * divisor if patch < region <= ONE_WINDOW_PATCHES * patch else patch
-        for region, patch, divisor in zip(region_zyx, patch_zyx, divisor_zyx, strict=True)
-    )
+def larger_window(region_zyx: IntTriple, patch_zyx: IntTriple, divisor_zyx: IntTriple, step: float) -> IntTriple:
+    """The patch, made as long on every axis as it takes for the fewest windows, within `LONGEST_WINDOW_PATCHES`."""
+    z, y, x = (_window_length(*sizes, step) for sizes in zip(region_zyx, patch_zyx, divisor_zyx, strict=True))
     return z, y, x
+
+
+def _window_length(region: int, patch: int, divisor: int, step: float) -> int:
+    windows = 1
+    while True:
+        length = math.ceil(region / (1 + (windows - 1) * step) / divisor) * divisor
+        if length <= LONGEST_WINDOW_PATCHES * patch:
+            return max(length, patch)
+        windows += 1
 
 
 def _mirrorings(axes: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from flaresemi.errors import CheckpointError
-from flaresemi.inference.predictor import StagePredictor, one_window
+from flaresemi.inference.predictor import StagePredictor, larger_window
+from flaresemi.inference.sliding_window import window_starts
 from flaresemi.networks import unet
 from flaresemi.networks.engine import Engine
 from flaresemi.plans import Stage
@@ -80,14 +81,28 @@ def test_an_ensemble_is_the_mean_of_logits(real):
     torch.testing.assert_close(both, (one + two) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_windows_grow_where_one_then_covers_the_region():
-    assert one_window((20, 21, 40), (16, 16, 16), (2, 2, 2)) == (20, 16, 16)
-    assert one_window((10, 16, 17), (16, 16, 16), (4, 8, 16)) == (16, 16, 32)
+def test_windows_grow_where_fewer_then_cover_the_region():
+    patch, divisor = (16, 16, 16), (2, 2, 2)
+    assert larger_window((20, 24, 25), patch, divisor, 0.5) == (20, 24, 18)
+    assert larger_window((36, 37, 160), patch, divisor, 0.5) == (24, 20, 24)
+    assert larger_window((36, 37, 160), patch, divisor, 1.0) == (18, 20, 24)
+    assert larger_window((10, 16, 17), patch, (4, 8, 16), 0.5) == (16, 16, 16)
+
+
+@pytest.mark.parametrize("step", [0.3, 0.5, 1.0])
+def test_larger_windows_are_no_more_voxels_than_patches(step):
+    def windows(region, window):
+        return len(window_starts(max(region, window), window, step))
+
+    for region in range(1, 200):
+        (window, *_) = larger_window((region,) * 3, (48,) * 3, (8,) * 3, step)
+        assert 48 <= window <= 72
+        assert windows(region, window) * window <= windows(region, 48) * 48
 
 
 def test_a_window_that_does_not_fit_into_memory_stays_a_patch(real, monkeypatch):
     checkpoint, _ = real
-    assert predictor(checkpoint).window_zyx((18, 20, 40)) == (18, 20, 16)
+    assert predictor(checkpoint).window_zyx((18, 20, 40)) == (18, 20, 20)
     assert predictor(checkpoint, window="patch").window_zyx((18, 20, 40)) == (16, 16, 16)
     monkeypatch.setattr("flaresemi.inference.predictor.free_memory_gib", lambda: 0.01)
     assert predictor(checkpoint).window_zyx((18, 20, 40)) == (16, 16, 16)
@@ -114,7 +129,7 @@ def test_out_of_memory_is_tried_smaller_and_said(fakes, monkeypatch):
         torch.testing.assert_close(logits, expected)
         assert len(notes) == failures
         assert notes[-1] == f"FINE: GPU memory ran out, tried again with {last}"
-        assert calls[0][2:] == (16, 20, 16)
+        assert calls[0][2:] == (16, 20, 20)
         assert calls[-1] == (1, 1, 16, 16, 16)
     failures = 3
     calls.clear()
