@@ -25,7 +25,7 @@ from flaresemi.preprocessing.resampling import resample_part
 STEPS = (0.5, 0.6, 0.75)
 
 #: Longest windows, in patches, besides the default.
-LENGTHS = (1.0, 2.0)
+LENGTHS = (1.0, 1.5, 2.0)
 
 
 class SlowSegmenter(Segmenter):
@@ -40,18 +40,19 @@ class SlowSegmenter(Segmenter):
 def main() -> None:
     parser = running.parser(__doc__ or "")
     parser.add_argument("--phantoms", action="store_true", help="the phantoms and models of coarse_to_fine.py")
+    parser.add_argument("--arms", nargs="+", choices=("one", "two"), default=["one", "two"], help="stages [one two]")
     options = parser.parse_args()
     if options.phantoms:
         name, trained = "phantoms", running.need(options.work / "coarse_to_fine")
-        data, arms = trained / "data", ("two", "one")
+        data = trained / "data"
         images, references = data / "test_image", data / "test_mask"
     else:
         name, trained = "openkbp", running.need(options.work / "openkbp")
-        data, arms = running.need(running.SHARED / "openkbp"), ("one", "two")
+        data = running.need(running.SHARED / "openkbp")
         images, references = data / "imagesTs", data / "labelsTs"
     bench = running.Bench(f"fast_path_{name}", options.work)
     parts = [f"# the fast way against the slow one: {name}", ""]
-    for arm in arms:
+    for arm in options.arms:
         models = trained / arm / "models"
         parts += [f"## {'two stages' if arm == 'two' else 'one stage'}", "",
                   "| | mean Dice | against slow | mean NSD | against slow | worst organ, Dice | seconds, all cases |",

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import logging
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,7 +11,7 @@ import torch
 
 from flaresemi.compute.device import free_memory_gib
 from flaresemi.geometry import IntTriple
-from flaresemi.inference.sliding_window import slide
+from flaresemi.inference.sliding_window import slide, window_starts
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.cost import inference_memory_gib
 from flaresemi.networks.engine import Engine, Forward
@@ -22,8 +21,8 @@ logger = logging.getLogger(__name__)
 WindowMode = Literal["auto", "patch"]
 
 #: With `auto`, a window is up to this many patches long on an axis, so that fewer overlap. Measured with
-#: benchmarks/fast_path.py: 1.5 costs no accuracy, 2 does (the norms see other volumes than in training).
-LONGEST_WINDOW_PATCHES = 1.5
+#: benchmarks/fast_path.py: this costs no accuracy, 2 does (the norms see other volumes than in training).
+LONGEST_WINDOW_PATCHES = 1.375
 
 #: Windows per forward pass. Chosen: a GPU is busy with a few; a CPU gains nothing from more than one.
 WINDOWS_PER_PASS = {"cuda": 4, "cpu": 1}
@@ -159,18 +158,16 @@ class StagePredictor:
 
 
 def larger_window(region_zyx: IntTriple, patch_zyx: IntTriple, divisor_zyx: IntTriple, step: float) -> IntTriple:
-    """The patch, made as long on every axis as it takes for the fewest windows, within `LONGEST_WINDOW_PATCHES`."""
+    """The window of one to `LONGEST_WINDOW_PATCHES` patches on every axis that computes the fewest voxels in all."""
     z, y, x = (_window_length(*sizes, step) for sizes in zip(region_zyx, patch_zyx, divisor_zyx, strict=True))
     return z, y, x
 
 
 def _window_length(region: int, patch: int, divisor: int, step: float) -> int:
-    windows = 1
-    while True:
-        length = math.ceil(region / (1 + (windows - 1) * step) / divisor) * divisor
-        if length <= LONGEST_WINDOW_PATCHES * patch:
-            return max(length, patch)
-        windows += 1
+    def computed(length: int) -> int:
+        return len(window_starts(max(region, length), length, step)) * length
+
+    return min(range(patch, int(LONGEST_WINDOW_PATCHES * patch) + 1, divisor), key=computed)
 
 
 def _mirrorings(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
