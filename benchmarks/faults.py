@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -284,14 +283,11 @@ def main() -> None:
 
 
 def text(found: list[dict], seed: int) -> str:
-    revision = subprocess.run(
-        ["git", "-C", str(running.ROOT), "describe", "--always"], capture_output=True, encoding="utf-8", check=False
-    ).stdout.strip()
     lines = [
         "# Faults",
         "",
-        f"{len(found)} injections (seed {seed}), {running._when_and_what().split(',')[0]}, revision {revision}. An "
-        "injection is lossless when the next start ended well and left what one undisturbed start leaves.",
+        f"{len(found)} injections (seed {seed}), {running.when_and_what()}. One is lossless when the next start "
+        "ended well and left what one undisturbed start leaves.",
         "",
         "| fault | command | injections | not as it should be said | losses |",
         "|---|---|---:|---:|---:|",
