@@ -231,8 +231,7 @@ ALL = COMMANDS
 FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "kill -9": (killed, ALL),
     "disk full": (disk_full, ALL),
-    # A finished label map is not read again by --continue: whoever reads it says that it is damaged.
-    "a written file cut off": (cut_off, ("plan_and_preprocess", "train", "predict", "semi_round")),
+    "a written file cut off": (cut_off, ALL),
     "raw data read-only": (read_only_data, ALL),
     "a raw image cut off": (unreadable, ("plan_and_preprocess", "predict")),
     "file times of other years": (clock_jumps, ALL),

@@ -1,8 +1,8 @@
 """Fifty CTs of FLARE's size in one command: does it stay as fast, and as small, from the first to the last?
 
 Ten phantoms of 512×512 by 60 to 140 slices, each under five names; models: of benchmarks/coarse_to_fine.py or of
--m. Memory is sampled by --measure while each case is worked on; since one process is
-asked about, a stopped run begins anew. Result: results/many_cases.md.
+-m. Memory is sampled by --measure while each case is worked on; since one process is asked about, a stopped run
+begins anew. Result: results/many_cases.md.
 """
 
 import json

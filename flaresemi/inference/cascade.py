@@ -48,7 +48,7 @@ class Segmenter:
         step: Distance of neighbouring windows, as a share of the window.
         precision: What the networks compute in; `auto` knows the device.
         engine: Who computes; on a CPU `auto` measures what is fastest, see `Engine`.
-        window: `auto` lets one window be somewhat larger than the training patch where it then covers the region.
+        window: `auto` lets windows be somewhat larger than the training patch where that computes fewer voxels.
     """
 
     def __init__(

@@ -186,10 +186,10 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
         "old / new where the axis shrinks; the border repeated."
     )
     yield (
-        f"Windows: of `window_zyx`, or up to {LONGEST_WINDOW_PATCHES:g} times as long on an axis where fewer then "
-        "cover it, at most half a window apart, the last one flush; smaller volumes are padded on both sides with the "
-        "channel's minimum. The logits of all windows are averaged, weighted by a Gaussian about the window's center "
-        f"with a SD of {GAUSSIAN_SIGMA:g} windows, and over all networks of the stage."
+        f"Windows: per axis `window_zyx` or longer, up to {LONGEST_WINDOW_PATCHES:g} times in steps of the divisor, as "
+        "computes the fewest voxels; at most half a window apart, the last one flush; smaller volumes are padded on "
+        "both sides with the channel's minimum. The logits of all windows are averaged, weighted by a Gaussian about "
+        f"the window's center with a SD of {GAUSSIAN_SIGMA:g} windows, and over all networks of the stage."
     )
     if two_stage:
         yield (

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 WindowMode = Literal["auto", "patch"]
 
 #: With `auto`, a window is up to this many patches long on an axis, so that fewer overlap. Measured with
-#: benchmarks/fast_path.py: this costs no accuracy, 2 does (the norms see other volumes than in training).
+#: benchmarks/fast_path.py: the mean Dice does not fall with this; it does with 2.
 LONGEST_WINDOW_PATCHES = 1.375
 
 #: Windows per forward pass. Chosen: a GPU is busy with a few; a CPU gains nothing from more than one.
@@ -50,7 +50,7 @@ class StagePredictor:
         engine: Runs the networks.
         tta: Also predict the mirrored window, for every subset of the axes that training mirrored, and take the mean.
         step: Distance of neighbouring windows, as a share of the window.
-        window: `patch`: windows have the size of the training patch; `auto`: larger, where fewer then cover the region.
+        window: `patch`: windows have the size of the training patch; `auto`: larger, where that computes fewer voxels.
     """
 
     def __init__(
