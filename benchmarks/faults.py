@@ -13,7 +13,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import running
@@ -155,18 +155,21 @@ def cut_off(lab: Lab, command: str, chance: random.Random) -> str:
     if not files:
         return ""
     path = chance.choice(files)
-    size = path.stat().st_size
+    cut = int(chance.random() * path.stat().st_size)
     with open(path, "r+b") as file:
-        file.truncate(int(chance.random() * size))
+        file.truncate(cut)
     end = lab.run(command, lab.place)
+    found, inside = lab.before(command), path.relative_to(lab.place)
     if end.code == 0:
+        if found is not None and (found / inside).exists() and path.stat().st_size == cut:  # it was not needed
+            shutil.copyfile(found / inside, path)
         return ""
     trouble = _clear(end, path.name, path.parent.name)
-    whole = next((tree / path.relative_to(lab.place) for tree in _trees(lab, command) if tree is not None), path)
     path.unlink()
+    whole = (found or lab.after(command)) / inside
     if whole.exists():
         shutil.copyfile(whole, path)
-    return trouble and f"{path.relative_to(lab.place)}: {trouble}"
+    return trouble and f"{inside}: {trouble}"
 
 
 def read_only_data(lab: Lab, command: str, _: random.Random) -> str:
@@ -245,11 +248,6 @@ def _clear(end: End, *expected: str) -> str:
     if end.code != 2 or end.said.count("error:") != 1 or "Traceback" in end.said:
         return f"exit code {end.code}: {end.said[-300:]}"
     return "" if any(words in end.said for words in expected) else f"does not say it: {end.said[-300:]}"
-
-
-def _trees(lab: Lab, command: str) -> Iterator[Path | None]:
-    yield lab.before(command)
-    yield lab.after(command)
 
 
 def _kib(folder: Path) -> float:

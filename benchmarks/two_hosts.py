@@ -54,7 +54,9 @@ def on_two_hosts(bench: running.Bench, name: str, data: Path, start: Path) -> No
             launch = [
                 "ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2",
                 "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d", "--local-addr", address,
-                "--rdzv-endpoint", f"{HOSTS['flaresemi_a']}:29500", "-m", "flaresemi.cli.train", *training,
+                "--rdzv-endpoint", f"{HOSTS['flaresemi_a']}:29500",
+                # torchrun would ask the machine's name for this, which is the same in both.
+                "--rdzv-conf", f"is_host={int(host == 'flaresemi_a')}", "-m", "flaresemi.cli.train", *training,
             ]  # fmt: skip
             environment = os.environ | {"GLOO_SOCKET_IFNAME": host, "OMP_NUM_THREADS": "1"}
             hosts.append(subprocess.Popen(launch, stdout=log, stderr=subprocess.STDOUT, env=environment))
