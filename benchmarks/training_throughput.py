@@ -8,7 +8,9 @@ that the program's own preprocessing wrote, augmentation, transfer, forward, los
 * nnU-Net: nnUNetTrainer with its own loaders, the part of run_training between the start and the end of a training
   epoch; fp32 and no torch.compile, as always on a CPU;
 * flaresemi: the loop of its trainer with the defaults, and in fp32 where the default is another precision; with
-  --compile also through torch.compile.
+  --compile also through torch.compile;
+* the convolutions alone: those of one step in fp32, forward and backward, each by itself in the faster of torch's two
+  memory layouts: what a step would take that had nothing else to do.
 
 Warm-up steps come first, so many that the queues of prepared patches no longer grow. Each measurement is a process of
 its own, the sides take turns, and a stopped run goes on. Raw numbers: results/training_throughput.jsonl; tables:
@@ -39,6 +41,9 @@ from flaresemi.plans import StagePlan, load_plans
 
 NNUNET = "nnU-Net"
 
+#: A step of torch's convolutions and nothing else.
+LIMIT = "the convolutions alone"
+
 #: Processes that prepare patches.
 WORKERS = 1
 
@@ -63,7 +68,8 @@ def main() -> None:
                 continue
             load = os.getloadavg()[0]
             program = python if side == NNUNET else Path(sys.executable)
-            result = measured(bench, program, "train_loop", {**task, **setting, **choices})
+            work = "convolutions" if side == LIMIT else "train_loop"
+            result = measured(bench, program, work, {**task, **setting, **choices})
             rows.append({**named, **result, "load": load, "made": running.when_and_what()})
             with raw.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
@@ -81,7 +87,7 @@ def sides(*, compiled: bool) -> dict[str, dict]:
         found["flaresemi, fp32"] = {"precision": "fp32", "compile": False}
     if compiled:
         found["flaresemi, compiled"] = {"precision": "auto", "compile": True}
-    return found
+    return {**found, LIMIT: {}}
 
 
 def prepared(bench: running.Bench, data: Path, python: Path) -> dict:
@@ -202,7 +208,7 @@ def report(rows: list[dict]) -> str:
     reference = statistics.median(map(rate, found[NNUNET]))
     lines += [line(side, of_side, reference) for side, of_side in found.items()]
     for side, of_side in found.items():
-        if side != NNUNET:
+        if side not in (NNUNET, LIMIT):
             middle = sorted(of_side, key=rate)[len(of_side) // 2]
             lines += ["", f"## A step of {side}", "", "```", middle["table"], "```"]
     return "\n".join([*lines, ""])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from flaresemi import __version__
 from flaresemi.compute.allocation import keep_freed_memory
@@ -120,6 +121,47 @@ def train_loop(task: dict) -> dict:
     }  # fmt: skip
 
 
+def convolutions(task: dict) -> dict:
+    """The convolutions of a training step, one at a time in fp32: no norm, activation, loss or optimizer.
+
+    Forward and backward each count in the faster of torch's two memory layouts, the fastest of three calls.
+    """
+    keep_freed_memory()
+    network, image = build_network(_network_plan(task)), torch.randn(task["batch"], 1, *task["patch_zyx"])
+    network.deep_supervision = True
+    inputs: list[tuple[nn.Module, torch.Tensor]] = []
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
+            layer.register_forward_pre_hook(lambda layer, given: inputs.append((layer, torch.empty_like(given[0]))))
+    with torch.no_grad():
+        network(image)
+    seconds = sum(map(_fastest_both_ways, *zip(*inputs, strict=True)))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return {
+        "seconds": seconds, "patches": task["batch"], "wait_share": 0.0, "precision": "fp32",
+        "shape": list(image.shape), "parameters": parameters,
+    }  # fmt: skip
+
+
+def _fastest_both_ways(layer: nn.Module, given: torch.Tensor) -> float:
+    """Seconds of a convolution's forward and backward; the first layer needs no gradient of its input."""
+    forward, backward = [], []
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        layer.to(memory_format=layout)  # type: ignore[call-overload]
+        features = torch.randn(given.shape).to(memory_format=layout).requires_grad_(given.shape[1] > 1)
+        for _ in range(4):
+            started = time.perf_counter()
+            output = layer(features)
+            forward.append(time.perf_counter() - started)
+            gradient = torch.ones_like(output)
+            started = time.perf_counter()
+            output.backward(gradient)
+            backward.append(time.perf_counter() - started)
+            features.grad = None
+            layer.zero_grad()
+    return min(forward) + min(backward)
+
+
 def model(task: dict) -> dict:
     """FINE as training leaves it, with random weights and a bias of the background, beside a COARSE that is trained."""
     torch.manual_seed(0)
@@ -192,12 +234,13 @@ def _stage_plan(task: dict) -> StagePlan:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=["preprocess", "resample", "train", "train_loop", "model", "predict_whole"])
+    works = (preprocess, resample, train, train_loop, convolutions, model, predict_whole)
+    named = {work.__name__: work for work in works}
+    parser.add_argument("work", choices=list(named))
     parser.add_argument("task", type=json.loads)
     options = parser.parse_args()
     torch.set_num_threads(options.task["threads"])
-    work = {
-        "preprocess": preprocess, "resample": resample, "train": train, "train_loop": train_loop, "model": model,
-        "predict_whole": predict_whole,
-    }[options.work]  # fmt: skip
-    report(work(options.task), {"flaresemi": __version__, "torch": torch.__version__, "numpy": np.__version__})
+    report(
+        named[options.work](options.task),
+        {"flaresemi": __version__, "torch": torch.__version__, "numpy": np.__version__},
+    )
