@@ -2,7 +2,8 @@
 
 `few-ct`: openkbp with 4 labeled cases and a pool of 100; `few-mr`: hippocampus with 4 and 164. Every draw has other
 labeled cases. The arms of a draw share plans, network, and the iterations of each model. The plans are those of preset
-`small`, one stage, but for half of its features (8, 16, 32...): a step takes 0.4 of the time, and a draw needs eleven times the iterations of a model.
+`small`, one stage, but for half of its features (8, 16, 32...): a step takes 0.4 of the time, and a draw needs eleven
+times the iterations of one model.
 
     a       supervised on the few                       the start of b, c, d
     a-long  the same, as many iterations as d has in all

@@ -91,7 +91,10 @@ def _run_rounds(options: argparse.Namespace, training: SelfTraining, command: li
     if state is None:
         raise StoppedEarly(_STOPPED)
     print(_told(state))
-    _print_reports(training.workspace.round(fold, state.rounds).report for fold in training.folds)
+    reports = [training.workspace.round(fold, state.rounds).report for fold in training.folds]
+    if not all(path.exists() for path in reports):  # the start that finished the round was killed before them
+        reports = training.write_reports()
+    _print_reports(reports)
     if options.until_converged and state.verdict is not None and state.verdict.best_round > 0:
         _train_final(training, command)
         return
@@ -100,8 +103,7 @@ def _run_rounds(options: argparse.Namespace, training: SelfTraining, command: li
 
 def _print_reports(paths: Iterable[Path]) -> None:
     for path in paths:
-        if path.exists():
-            print(f"report: {path}")
+        print(f"report: {path}")
 
 
 def _train_final(training: SelfTraining, command: list[str]) -> None:

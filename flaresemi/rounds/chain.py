@@ -72,9 +72,15 @@ class SelfTraining:
 
     def _complete(self, fold: str) -> int:
         number = 0
-        while (state := load_state(self.workspace.round(fold, number + 1).state)) and state.next_step is None:
+        while self._is_complete(self.workspace.round(fold, number + 1)):
             number += 1
         return number
+
+    def _is_complete(self, folder: RoundFolder) -> bool:
+        """All steps are done, and what they left for those who come after is still there."""
+        state = load_state(folder.state)
+        kept = (folder.scores, folder.selection, folder.model(Stage.FINE).final)
+        return state is not None and state.next_step is None and all(path.is_file() for path in kept)
 
     def run_next(self, last_step: str | None = None) -> ChainState | None:
         """Runs, or goes on with, the round after the last complete one, judges, and writes its report.

@@ -45,6 +45,24 @@ def test_a_round_from_the_command_line(place: list[str], capsys: pytest.CaptureF
     assert "1 complete round" in capsys.readouterr().out
 
 
+def test_what_a_complete_round_has_lost_is_made_again(place: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    once = [*place, *TAKE_ALL, "--rounds", "1"]
+    assert semi_round.main(once) == 0
+    folder = Workspace(Path(place[3])).round("0", 1)
+    lost = {path: path.read_bytes() for path in (folder.scores, folder.selection)}
+    final = folder.model(Stage.FINE).final
+    trained_at = final.stat().st_mtime_ns
+    for path in (*lost, folder.report):
+        path.unlink()
+        assert semi_round.main(once) == 0
+        assert path.is_file()
+    assert {path: path.read_bytes() for path in lost} == lost
+    assert final.stat().st_mtime_ns == trained_at
+    capsys.readouterr()
+    assert semi_round.main([*place, "--status"]) == 0
+    assert "1 complete round" in capsys.readouterr().out
+
+
 def test_labels_are_exported_once_they_are_there(
     place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
