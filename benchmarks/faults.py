@@ -76,8 +76,12 @@ class Lab:
             return (*usual, "-i", data / "labeled_image", "-m", self.root / "trained" / "models", "-o", place)
         return (*usual, "-d", data, "-w", place)
 
-    def run(self, command: str, place: Path, kill_after: float | None = None, data: Path | None = None) -> End:
-        return run_command(self.words(command, place, data), self.root / "log", kill_after=kill_after)
+    def run(
+        self, command: str, place: Path, kill_after: float | None = None, data: Path | None = None, more: Words = (),
+        kill_worker_after: float | None = None,
+    ) -> End:  # fmt: skip
+        words = (*self.words(command, place, data), *more)
+        return run_command(words, self.root / "log", kill_after=kill_after, kill_worker_after=kill_worker_after)
 
     def fresh(self, command: str) -> None:
         """An empty place, or one with what the command finds."""
@@ -121,6 +125,13 @@ Fault = Callable[[Lab, str, random.Random], str]
 def killed(lab: Lab, command: str, chance: random.Random) -> str:
     end = lab.run(command, lab.place, kill_after=chance.uniform(0, 0.95) * lab.cpu_seconds[command])
     return "" if end.code == -signal.SIGKILL else f"ended with {end.code}"
+
+
+def worker_killed(lab: Lab, command: str, chance: random.Random) -> str:
+    """One of the processes that prepare cases or patches gets SIGKILL; too late, nothing is to be seen of it."""
+    more = {"plan_and_preprocess": ("--workers", "2"), "train": ("--loader-workers", "1")}[command]
+    end = lab.run(command, lab.place, more=more, kill_worker_after=chance.uniform(0, 4))
+    return "" if end.code == 0 else _clear(end, "a process", "a worker")
 
 
 def disk_full(lab: Lab, command: str, chance: random.Random) -> str:
@@ -233,6 +244,7 @@ def started_twice(lab: Lab, command: str, _: random.Random) -> str:
 ALL = COMMANDS
 FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "kill -9": (killed, ALL),
+    "kill -9 of a worker": (worker_killed, ("plan_and_preprocess", "train")),
     "disk full": (disk_full, ALL),
     "a written file cut off": (cut_off, ALL),
     "raw data read-only": (read_only_data, ALL),

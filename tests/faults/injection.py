@@ -48,7 +48,9 @@ class End:
     cpu_seconds: float
 
 
-def run_command(words: Sequence[str | Path], log: Path, *, kill_after: float | None = None) -> End:
+def run_command(
+    words: Sequence[str | Path], log: Path, *, kill_after: float | None = None, kill_worker_after: float | None = None
+) -> End:
     """Runs a command.
 
     Args:
@@ -56,9 +58,13 @@ def run_command(words: Sequence[str | Path], log: Path, *, kill_after: float | N
         log: File for what it says; written anew.
         kill_after: Processor time after which it kills itself with SIGKILL: the moment depends on what is computed,
             not on what else the machine does.
+        kill_worker_after: Seconds after which one of the processes that it has started by then gets SIGKILL, counted
+            from the first of them.
     """
     log.write_bytes(b"")
-    process = _CONTEXT.Process(target=_run, args=([str(word) for word in words], str(log), kill_after))
+    process = _CONTEXT.Process(
+        target=_run, args=([str(word) for word in words], str(log), kill_after, kill_worker_after)
+    )
     process.start()
     process.join()
     said = log.read_text(encoding="utf-8", errors="replace")
@@ -70,13 +76,15 @@ def run_command(words: Sequence[str | Path], log: Path, *, kill_after: float | N
     return End(process.exitcode, said, seconds)
 
 
-def _run(words: list[str], log: str, kill_after: float | None) -> None:
+def _run(words: list[str], log: str, kill_after: float | None, kill_worker_after: float | None) -> None:
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
     for number in (1, 2):
         os.dup2(file, number)
     torch.set_num_threads(1)
     if kill_after is not None:
         threading.Thread(target=_die, args=(kill_after,), daemon=True).start()
+    if kill_worker_after is not None:
+        threading.Thread(target=_kill_worker, args=(kill_worker_after,), daemon=True).start()
     code = importlib.import_module(f"flaresemi.cli.{words[0]}").main(words[1:])
     Path(log).with_suffix(".cpu").write_text(str(time.process_time()), encoding="utf-8")
     sys.exit(code)
@@ -86,6 +94,21 @@ def _die(after: float) -> None:
     while time.process_time() < after:
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_worker(after: float) -> None:
+    while not _children():
+        time.sleep(0.001)
+    time.sleep(after)
+    for child in _children()[-1:]:
+        os.kill(child, signal.SIGKILL)
+
+
+def _children() -> list[int]:
+    """Processes that this one started, but for the one that looks after shared memory."""
+    found = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    pids = [int(pid) for path in found for pid in path.read_text(encoding="ascii").split()]
+    return [pid for pid in pids if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def differences(one: Path, other: Path) -> list[str]:
