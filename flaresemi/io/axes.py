@@ -55,14 +55,16 @@ def make_geometry(
 
 
 def check_axes(matrix: np.ndarray, path: Path) -> None:
-    """Refuses axes of no length or no direction, and axes that are not perpendicular.
+    """Refuses axes of no length, of a kilometer or of no direction, and axes that are not perpendicular.
 
     Raises:
         ImageError: they are.
     """
-    lengths = np.linalg.norm(matrix, axis=0)
-    if not np.isfinite(matrix).all() or not (lengths > 1e-6).all():
-        raise ImageError(f"the header's axes make no sense: {np.round(matrix, 6).tolist()}", where=path)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(matrix, axis=0)
+    if not ((lengths > 1e-6) & (lengths < 1e6)).all():  # nor are they numbers, where one is not
+        shown = [[float(f"{value:.6g}") for value in row] for row in matrix]
+        raise ImageError(f"the header's axes make no sense: {shown}", where=path)
     unit = matrix / lengths
     cosines = [abs(float(unit[:, a] @ unit[:, b])) for a, b in ((0, 1), (0, 2), (1, 2))]
     off = math.degrees(math.asin(min(max(cosines), 1.0)))

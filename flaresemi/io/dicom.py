@@ -6,7 +6,6 @@ Only what places a slice is read of a file's header. Nothing that identifies a p
 import dataclasses
 import math
 import os
-import struct
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import SimpleITK as sitk
 from flaresemi.errors import ImageError
 from flaresemi.image_paths import DICOM_START, image_stem, starts_as_dicom, visible_files
 from flaresemi.io import integrity
+from flaresemi.io.dicom_elements import SOP_CLASS, TRANSFER_SYNTAX, Elements, read_elements
 
 #: Kinds of files that hold one slice, by SOP class: CT, MR, PET, nuclear medicine, secondary capture.
 #: Source: DICOM PS3.4, B.5 (https://dicom.nema.org).
@@ -81,8 +81,9 @@ def read_slices(folder: Path) -> tuple[list[Slice], dict[str, list[Path]]]:
             continue
         with integrity.opened(path) as file:
             start = file.read(4096)
+            elements = read_elements(file)
         if starts_as_dicom(start[:DICOM_START]):
-            found = _read_header(path, _file_meta(start))
+            found = _read_header(path, elements)
             if isinstance(found, Slice):
                 slices.append(found)
             else:
@@ -109,14 +110,12 @@ def fill_volume(volume_zyx: np.ndarray, files: tuple[Path, ...]) -> None:
         plane_yx[...] = sitk.GetArrayViewFromImage(image)[0]
 
 
-def _read_header(path: Path, meta: dict[int, str]) -> Slice | str:
+def _read_header(path: Path, elements: Elements) -> Slice | str:
     """A file's slice; or, in a word, what else it is."""
     reader = _reader(path)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        if meta.get(_SOP_CLASS, _SLICE_CLASSES[0]) in _SLICE_CLASSES + _MULTI_FRAME_CLASSES:
-            raise _damaged(path) from None
+    if not (elements.fit and _opens(reader)):
+        if elements.meta.get(SOP_CLASS, _SLICE_CLASSES[0]) in _SLICE_CLASSES + _MULTI_FRAME_CLASSES:
+            raise _damaged(path)
         return "not an image"  # a report, a document, contours, the index of a disk
     size = reader.GetSize()
     if _text(reader, "0008|0016") in _MULTI_FRAME_CLASSES and size[2] > 1:
@@ -138,7 +137,7 @@ def _read_header(path: Path, meta: dict[int, str]) -> Slice | str:
     across = np.reshape(direction, (2, 3))
     if np.abs(across @ across.T - np.eye(2)).max() > _CROOKED or min(spacing_yx) <= 0:
         raise ImageError("the orientation or the spacing of the slice makes no sense", where=path, fix=_CONVERT)
-    _check(reader, path, native=meta.get(_TRANSFER_SYNTAX, "") in _NATIVE)
+    _check(reader, path, native=elements.meta.get(TRANSFER_SYNTAX, "") in _NATIVE)
     return Slice(
         path=path,
         series_uid=_text(reader, "0020|000e"),
@@ -179,6 +178,14 @@ def _reader(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
+def _opens(reader: sitk.ImageFileReader) -> bool:
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return False
+    return True
+
+
 def _text(reader: sitk.ImageFileReader, tag: str) -> str:
     return reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
 
@@ -195,28 +202,3 @@ def _numbers(reader: sitk.ImageFileReader, path: Path, tag: str, name: str, coun
     if len(values) != count or not all(map(math.isfinite, values)):
         raise ImageError(f"{name} (tag {tag.replace('|', ',')}) makes no sense", where=path, fix=_CONVERT)
     return values
-
-
-_SOP_CLASS = 0x0002_0002
-_TRANSFER_SYNTAX = 0x0002_0010
-
-
-def _file_meta(start: bytes) -> dict[int, str]:
-    """The identifiers in the first group of a DICOM file: what it holds, and how.
-
-    Source: DICOM PS3.10, 7.1.
-    """
-    found: dict[int, str] = {}
-    at = DICOM_START if start[128:DICOM_START] == b"DICM" else 0
-    while at + 12 <= len(start):
-        group, element, kind, length = struct.unpack_from("<HH2sH", start, at)
-        at += 8
-        if group != 2:
-            break
-        if kind in (b"OB", b"UN", b"UT", b"OW", b"SQ"):
-            (length,) = struct.unpack_from("<I", start, at)
-            at += 4
-        if kind == b"UI":
-            found[group << 16 | element] = start[at : at + length].decode("ascii", errors="replace").strip(" \0")
-        at += length
-    return found

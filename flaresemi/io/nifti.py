@@ -163,6 +163,7 @@ def _dtype(header: Any, path: Path) -> np.dtype:
     return dtype.newbyteorder(header.endianness)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused afterwards
 def _affine(header: Any, shape_zyx: IntTriple) -> tuple[np.ndarray, float]:
     unit = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
     to_lps_mm = np.diag([-unit, -unit, unit, 1.0])

@@ -20,6 +20,10 @@ from flaresemi.io import integrity
 
 _HEADER_LIMIT = 16 << 20
 
+#: The library writes past the end of its messages about a longer line of an NRRD header, and dies (seen from 1100
+#: characters on). A comment, the content and a pair of key and value do not get there, whatever their length.
+_NRRD_LINE_LIMIT = 500
+
 _ONE_FILE = "write one {} file that holds its voxels itself"
 
 
@@ -120,7 +124,14 @@ def _nrrd_fields(file: BinaryIO, path: Path) -> dict[str, str]:
         if not line:
             return fields
         key, colon, value = line.partition(":")
-        if colon and not value.startswith("=") and not line.startswith("#"):
+        if line.startswith("#") or value.startswith("="):
+            continue
+        if len(line) > _NRRD_LINE_LIMIT and key.strip().lower() != "content":
+            raise ImageError(
+                f"a line of its header has {len(line)} characters, expected at most {_NRRD_LINE_LIMIT}: "
+                f"'{shown(line)}'", where=path,
+            )  # fmt: skip
+        if colon:
             fields[key.strip().lower()] = value.strip()
     return fields  # a detached header may end without an empty line
 

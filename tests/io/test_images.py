@@ -406,3 +406,17 @@ def test_a_qform_that_makes_no_sense_counts_as_none(tmp_path, field, value):
     raw[:348] = header.binaryblock
     (tmp_path / "a.nii").write_bytes(raw)
     assert read_grid(tmp_path / "a.nii").geometry.shape_zyx == (6, 5, 4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 3e38])
+def test_an_affine_that_is_no_number_is_refused_and_nothing_else(tmp_path, number):
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((4, 5, 6))
+    header.set_data_dtype(np.int16)
+    header["sform_code"], header["qform_code"] = 1, 1
+    header["srow_x"], header["srow_y"], header["srow_z"] = [number, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]
+    header["pixdim"][1:4] = number
+    (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(4 + 240))
+    with pytest.raises(ImageError, match="make no sense"):
+        read_grid(tmp_path / "a.nii")

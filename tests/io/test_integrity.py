@@ -221,3 +221,18 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.nii")
     with pytest.raises(ImageError, match="not a file"):
         read_image([tmp_path / "a.nii"])
+
+
+@pytest.mark.parametrize(
+    "line", ["labels: " + '"a" ' * 500, "encoding: " + "x" * 2000, "y" * 2000, "sizes: " + "5 " * 900]
+)
+def test_lines_that_the_library_dies_of_are_refused(tmp_path, line):
+    (tmp_path / "a.nrrd").write_bytes(NRRD % b"little" + line.encode() + b"\nencoding: raw\n\n" + NUMBERS.tobytes())
+    with pytest.raises(ImageError, match=f"a line of its header has {len(line.strip())} characters"):
+        read_image([tmp_path / "a.nrrd"])
+
+
+def test_comments_and_keys_of_an_nrrd_file_may_be_long(tmp_path):
+    lines = "\n".join(["#" + "a" * 5000, "content: " + "b" * 5000, "Segment0_Name:=" + "c: " * 5000])
+    (tmp_path / "a.nrrd").write_bytes(NRRD % b"little" + lines.encode() + b"\nencoding: raw\n\n" + NUMBERS.tobytes())
+    np.testing.assert_array_equal(read_image([tmp_path / "a.nrrd"]).array_czyx[0], NUMBERS)

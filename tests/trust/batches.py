@@ -17,11 +17,16 @@ import torch
 
 from tests.trust.targets import SCRATCH, targets, try_one
 
+#: Inputs to a process: what a library leaks is not put down to the input that finds no memory left.
+MOST_INPUTS = 1000
+
 #: What an input may take: seconds of processor time and, on a machine that does other things besides, of waiting;
-#: bytes of address space more than the process has at its start.
+#: bytes of address space more than the process has at its start, which libraries refuse to exceed; bytes that are still
+#: taken afterwards.
 MOST_SECONDS = 10
 MOST_WAITING_SECONDS = 100
-MOST_BYTES = 1 << 30
+MOST_BYTES = 4 << 30
+MOST_KEPT_BYTES = 1 << 27
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -48,14 +53,16 @@ def fuzz(kind: str, first: int, count: int, shared: Path | None, *, most_seconds
     outcome = Outcome()
     stop, end = first + count, math.inf if most_seconds is None else time.monotonic() + most_seconds
     while first < stop and time.monotonic() < end:
-        lines, code = _in_a_process(kind, first, stop, shared, end)
+        last = min(first + MOST_INPUTS, stop)
+        lines, code = _in_a_process(kind, first, last, shared, end)
         for number, result, text in lines:
             if result != "begun":
                 outcome.counts[result] += 1
             if result == "finding":
                 outcome.findings.append((number, text))
         if code == 0:
-            return outcome
+            first = last
+            continue
         begun = [number for number, result, _ in lines if result == "begun"]
         if not begun:
             raise RuntimeError(f"the process of '{kind}' did not begin: {_why(code)}")
@@ -99,8 +106,7 @@ def _run(kind: str, numbers: range, shared: Path | None, end: float, out: TextIO
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest's own time limit uses it
     target = targets(shared)[kind]()
-    with open("/proc/self/statm", encoding="ascii") as file:
-        size = int(file.read().split()[0]) * resource.getpagesize()
+    size, _ = _memory()
     resource.setrlimit(resource.RLIMIT_AS, (size + MOST_BYTES, size + MOST_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
@@ -108,6 +114,7 @@ def _run(kind: str, numbers: range, shared: Path | None, end: float, out: TextIO
             if time.monotonic() > end:
                 return
             print(json.dumps([number, "begun", ""]), file=out, flush=True)
+            before = _memory()[1]
             signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
             signal.alarm(MOST_WAITING_SECONDS)
             try:
@@ -119,4 +126,13 @@ def _run(kind: str, numbers: range, shared: Path | None, end: float, out: TextIO
                 result, text = "finding", f"{type(problem).__name__}: {str(problem)[:300]} at {where}"
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)
+            if (kept := _memory()[1] - before) > MOST_KEPT_BYTES:
+                result, text = "finding", f"{kept >> 20} MiB are still taken"
             print(json.dumps([number, result, text]), file=out)
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes of address space and of main memory that this process has."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        pages, resident = map(int, file.read().split()[:2])
+    return pages * resource.getpagesize(), resident * resource.getpagesize()
