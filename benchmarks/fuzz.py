@@ -4,8 +4,9 @@ Whole files (made here, and the odd real ones of ../shared/data/robustness) are 
 seed that is the number of the input: bits, bytes and numbers of headers, lengths, lines and values of text headers,
 values of JSON; inside of gzip streams and checkpoints, too. Each is read in a process that may take 4 GiB of address
 space and 10 s of processor time (100 s of waiting) for it. A finding is another exception than FlaresemiError, a
-warning of a library, a crash, a hang, memory beyond the bound, 128 MiB that stay taken afterwards, a message of more than 2000 characters, voxels from
-outside of a header's folder, a path outside of its folder, or a record that cannot be written and read again.
+warning of a library, a crash, a hang, memory beyond the bound, 128 MiB that stay taken afterwards, a message of more
+than 2000 characters, voxels from outside of a header's folder, a path outside of its folder, or a record that cannot be
+written and read again.
 
 A second start goes on with new inputs; `--again KIND NUMBER` repeats one. Result: results/fuzz.md.
 """
