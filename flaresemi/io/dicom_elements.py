@@ -51,7 +51,7 @@ class _Element:
 
 
 def read_elements(file: BinaryIO) -> Elements:
-    """Walks over the elements up to the voxels, into sequences as well; ends early at what it does not understand."""
+    """Walks over all elements, also those in sequences."""
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     at = DICOM_START if file.read(DICOM_START)[128:] == b"DICM" else 0
@@ -66,10 +66,10 @@ def read_elements(file: BinaryIO) -> Elements:
                 break
             explicit, order = _is_kind(head[4:6]), ">" if syntax == _BIG_ENDIAN else "<"  # some files say it wrong
         element = _parsed(head, at, order, explicit=explicit)
-        if element is None and in_meta:
+        if in_meta and not _is_kind(element.kind):
             return Elements(meta=meta, fit=False)
-        if element is None or (element.tag == _END_OF_SEQUENCE and in_fragments):
-            break
+        if element.tag == _END_OF_SEQUENCE:
+            in_fragments = False
         at = element.value
         if element.length == _UNDEFINED:
             if element.kind == b"UN":  # encoded in another way inside
@@ -78,8 +78,6 @@ def read_elements(file: BinaryIO) -> Elements:
             continue
         if at + element.length > size + 1:
             return Elements(meta=meta, fit=False)
-        if element.tag == _PIXELS:
-            break
         if in_meta and element.kind == b"UI":
             meta[element.tag] = _at(file, at, element.length).decode("ascii", errors="replace").strip(" \0")
         if element.kind != b"SQ" and (element.tag != _ITEM or in_fragments):
@@ -91,20 +89,17 @@ def _is_kind(text: bytes) -> bool:
     return text.isalpha() and text.isupper()
 
 
-def _parsed(head: bytes, at: int, order: str, *, explicit: bool) -> _Element | None:
+def _parsed(head: bytes, at: int, order: str, *, explicit: bool) -> _Element:
+    """An element by its first bytes, in the library's reading: what is no kind has a length of two bytes."""
     group, number = struct.unpack_from(order + "HH", head)
-    tag, kind, start = group << 16 | number, head[4:6], 8
-    if tag == 0 or (explicit and group != 0xFFFE and not _is_kind(kind)):
-        return None
-    if not explicit or group == 0xFFFE:
-        kind, length = b"", struct.unpack_from(order + "I", head, 4)[0]
-    elif kind not in _LONG:
-        length = struct.unpack_from(order + "H", head, 6)[0]
-    elif len(head) < 12:
-        return None
+    kind = head[4:6] if explicit and group != 0xFFFE else b""
+    if kind in _LONG:
+        start, length = 12, int.from_bytes(head[8:12], "little" if order == "<" else "big")
+    elif kind:
+        start, (length,) = 8, struct.unpack_from(order + "H", head, 6)
     else:
-        start, length = 12, struct.unpack_from(order + "I", head, 8)[0]
-    return _Element(tag=tag, kind=kind, value=at + start, length=length)
+        start, (length,) = 8, struct.unpack_from(order + "I", head, 4)
+    return _Element(tag=group << 16 | number, kind=kind, value=at + start, length=length)
 
 
 def _at(file: BinaryIO, at: int, count: int) -> bytes:
