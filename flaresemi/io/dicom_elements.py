@@ -24,7 +24,11 @@ _UNDEFINED = 0xFFFF_FFFF
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
-#: Value representations whose length takes four bytes.
+#: Value representations: those whose length takes two bytes, and four.
+_SHORT = (
+    b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
+    b"ST", b"TM", b"UI", b"UL", b"US",
+)  # fmt: skip
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
 
@@ -86,7 +90,7 @@ def read_elements(file: BinaryIO) -> Elements:
 
 
 def _is_kind(text: bytes) -> bool:
-    return text.isalpha() and text.isupper()
+    return text in _SHORT or text in _LONG
 
 
 def _parsed(head: bytes, at: int, order: str, *, explicit: bool) -> _Element:
