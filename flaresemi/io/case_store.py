@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from flaresemi.case_names import case_file
-from flaresemi.errors import DatasetError
+from flaresemi.errors import DatasetError, shown
 from flaresemi.files import PARTIAL, content_hash, remove_leftovers
 from flaresemi.io.stored_case import MAX_CLASS_VOXELS, CaseRecord, StoredCase, count_voxels
 from flaresemi.records import load_record, save_record
@@ -63,7 +63,7 @@ class CaseStore:
         folder = self._folder(case_id)
         try:
             if record.case_id != case_id:
-                raise ValueError(f"it says it is case '{record.case_id}'")
+                raise ValueError(f"it says it is case '{shown(record.case_id)}'")
             return self._stored(folder, record)
         except (OSError, ValueError) as problem:
             raise DatasetError(
