@@ -32,7 +32,7 @@ MENDED = (
     "dicom: the library took up to 1.8 GB for a length in a file of 700 bytes, and kept it",
     "nifti, metaimage: numbers beyond all bounds in a header ended in warnings, or as voxels of 10^38 mm",
     "nifti, metaimage, nrrd: memory was taken for what a header announced before the stream was known to hold it",
-    "stored case: headers of .npy files that numpy cannot parse ended in a traceback",
+    "stored case: headers of .npy files that numpy cannot parse ended in a traceback; a message as long as a name",
     "checkpoint: archives with a damaged directory or names that are no text; pickles with wrong arguments, lengths or "
     "versions; weights that are no tensors; networks larger than the weights, for which memory was taken",
     "records, dataset.json: messages as long as the value they complain about; halves of surrogate pairs, which cannot "
