@@ -81,8 +81,8 @@ def read_slices(folder: Path) -> tuple[list[Slice], dict[str, list[Path]]]:
             continue
         with integrity.opened(path) as file:
             start = file.read(4096)
-            elements = read_elements(file)
-        if starts_as_dicom(start[:DICOM_START]):
+            elements = read_elements(file) if starts_as_dicom(start[:DICOM_START]) else None
+        if elements is not None:
             found = _read_header(path, elements)
             if isinstance(found, Slice):
                 slices.append(found)
