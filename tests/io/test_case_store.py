@@ -200,6 +200,11 @@ def test_a_renamed_folder_is_not_another_case(tmp_path):
     (tmp_path / "case_1").rename(tmp_path / "case_9")
     with pytest.raises(DatasetError, match="case_1"):
         store.open("case_9")
+    record = tmp_path / "case_9" / "case.json"
+    record.write_text(record.read_text().replace('"case_1"', f'"{"x" * 5000}"'))
+    with pytest.raises(DatasetError, match="it says it is case 'xxx") as told:
+        store.open("case_9")
+    assert len(str(told.value)) < 1000
 
 
 def test_a_full_disk_leaves_the_old_case(tmp_path):

@@ -99,6 +99,28 @@ def test_compressed_voxels_are_pieces_that_fit(tmp_path: Path) -> None:
     assert not fits(file(tmp_path, "1.2.840.10008.1.2.4.70", body(1 << 30)))
 
 
+def test_after_compressed_voxels_items_are_looked_into_again(tmp_path: Path) -> None:
+    def body(length: int | None) -> bytes:
+        voxels = element("<", 0x7FE0, 0x10, "OB", element("<", 0xFFFE, 0xE000, "", b"ab"), 0xFFFFFFFF)
+        item = element("<", 0xFFFE, 0xE000, "", element("<", 0x400, 0x520, "OB", b"12", length))
+        return voxels + element("<", 0xFFFE, 0xE0DD, "", b"") + element("<", 0xFFFA, 0xFFFA, "SQ", item)
+
+    assert fits(file(tmp_path, "1.2.840.10008.1.2.4.70", body(None)))
+    assert not fits(file(tmp_path, "1.2.840.10008.1.2.4.70", body(1 << 30)))
+
+
+def test_the_first_group_knows_no_other_kinds(tmp_path: Path) -> None:
+    path = file(tmp_path, "1.2.840.10008.1.2.1", element("<", 0x10, 0x10, "PN", b"ab"))
+    assert fits(path)
+    path.write_bytes(path.read_bytes().replace(META, META[:-2] + b"UK"))
+    assert not fits(path)
+
+
+def test_unknown_values_of_unknown_length_are_encoded_in_another_way(tmp_path: Path) -> None:
+    implicit = element("<", 0x11, 0x10, "", b"\x7f" * 0x574F)  # whose length would be the kind OW
+    assert fits(file(tmp_path, "1.2.840.10008.1.2.1", element("<", 9, 0x1001, "UN", implicit, 0xFFFFFFFF)))
+
+
 def test_what_is_not_understood_is_left_to_the_library(tmp_path: Path) -> None:
     odd = element("<", 0x10, 0x10, "??", b"ab")
     assert fits(file(tmp_path, "1.2.840.10008.1.2.1", element("<", 0x10, 0x10, "PN", b"ab") + odd))

@@ -420,3 +420,13 @@ def test_an_affine_that_is_no_number_is_refused_and_nothing_else(tmp_path, numbe
     (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(4 + 240))
     with pytest.raises(ImageError, match="make no sense"):
         read_grid(tmp_path / "a.nii")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("spacing", ["1e200 1 1", "1 1e7 1"])
+def test_voxels_larger_than_any_body_are_refused(tmp_path, spacing):
+    lines = ("ObjectType = Image", "NDims = 3", "BinaryData = True", f"ElementSpacing = {spacing}", "DimSize = 5 4 3",
+             "ElementType = MET_SHORT", "ElementDataFile = LOCAL\n")  # fmt: skip
+    (tmp_path / "a.mha").write_bytes("\n".join(lines).encode() + bytes(120))
+    with pytest.raises(ImageError, match="make no sense"):
+        read_grid(tmp_path / "a.mha")
