@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import running
 
 #: (Dice, NSD) of each organ of each case.
 Cases = dict[str, dict[str, tuple[float, float]]]
@@ -36,10 +37,12 @@ class Scores:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self._scored = {
+        self._scored = self._load()
+
+    def _load(self) -> dict[tuple[int, str, str], Scored]:
+        return {
             (int(draw), arm, part): Scored(**scored)
-            for draw, arms in found.items()
+            for draw, arms in running.load_json(self.path).items()
             for arm, parts in arms.items()
             for part, scored in parts.items()
         }
@@ -53,13 +56,14 @@ class Scores:
             case["case_id"]: {name: (round(o["dice"], 4), round(o["nsd"], 4)) for name, o in case["organs"].items()}
             for case in json.loads(summary.read_text(encoding="utf-8"))["cases"]
         }
-        self._scored[draw, arm, part] = Scored(cases=cases, hours=round(hours, 2), made=made)
-        tree: dict = {}
-        for (number, name, of), scored in sorted(self._scored.items()):
-            tree.setdefault(number, {}).setdefault(name, {})[of] = dataclasses.asdict(scored)
-        lines = json.dumps(tree, indent=1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(lines + "\n", encoding="utf-8")
+        with running.alone(self.path):
+            self._scored = self._load()
+            self._scored[draw, arm, part] = Scored(cases=cases, hours=round(hours, 2), made=made)
+            tree: dict = {}
+            for (number, name, of), scored in sorted(self._scored.items()):
+                tree.setdefault(number, {}).setdefault(name, {})[of] = dataclasses.asdict(scored)
+            self.path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
 
     def by_arm(self, part: str) -> dict[str, dict[int, Scored]]:
         arms: dict[str, dict[int, Scored]] = {}

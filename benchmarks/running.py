@@ -1,7 +1,9 @@
 """What the long benchmarks share: commands run once, a log of them, results with date and machine."""
 
 import argparse
+import contextlib
 import datetime
+import fcntl
 import json
 import os
 import platform
@@ -9,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +22,8 @@ SHARED = ROOT.parent / "shared" / "data"
 
 class Bench:
     """A folder of work where each step is run once; a second start goes on with the steps that are missing.
+
+    Several processes may work in it at once, on steps of their own.
 
     Attributes:
         work: The folder.
@@ -31,9 +36,7 @@ class Bench:
         self.work.mkdir(parents=True, exist_ok=True)
         self.results = RESULTS if work == WORK else self.work
         self._steps_file = self.work / "steps.json"
-        self.steps: dict[str, dict] = {}
-        if self._steps_file.exists():
-            self.steps = json.loads(self._steps_file.read_text(encoding="utf-8"))
+        self.steps: dict[str, dict] = load_json(self._steps_file)
 
     def command(self, step: str, program: str, *words: object) -> float:
         """Runs a flaresemi command of the environment that runs this script; returns its seconds.
@@ -57,8 +60,9 @@ class Bench:
 
     def record(self, step: str, **facts: object) -> None:
         """Keeps what a step gave."""
-        self.steps[step] = facts
-        self._steps_file.write_text(json.dumps(self.steps, indent=2) + "\n")
+        with alone(self._steps_file):
+            self.steps = {**load_json(self._steps_file), step: facts}
+            self._steps_file.write_text(json.dumps(self.steps, indent=2) + "\n")
 
     def report(self, text: str) -> None:
         """Writes NAME.md into `results`: the text, the commands with their times and dates, the machine."""
@@ -72,6 +76,22 @@ class Bench:
         self.results.mkdir(parents=True, exist_ok=True)
         (self.results / f"{self.name}.md").write_text("\n".join(lines) + "\n")
         print("\n".join(lines))
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keeps other processes from changing a file between reading and writing it."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def load_json(path: Path) -> dict:
+    """What a file holds; nothing where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def machine() -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from flaresemi.cli.common import (
     print_next,
     run,
 )
+from flaresemi.cli.mixing_options import add_mixing_options, given_mixing
 from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.distributed import launched_ranks
 from flaresemi.compute.sharding import shard
@@ -32,6 +34,7 @@ from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import STEPS, RoundConfig, load_state
 from flaresemi.rounds.stopping import StopRule
 from flaresemi.selection import Rule
+from flaresemi.training.mixing import Mixing
 from flaresemi.workspace import Workspace
 
 logger = logging.getLogger("flaresemi.cli.semi_round")  # also when run with python -m
@@ -171,9 +174,11 @@ def _folds(workspace: Workspace) -> tuple[str, ...]:
 def _round_config(options: argparse.Namespace) -> RoundConfig:
     """The options, on top of what the preset says."""
     thresholds = _given(options, "best_share", "case_threshold", "require_complete", "organ_threshold", "volume_factor")
-    rule: Rule = options.select or ("case" if options.preset == "seed" else "organ")
-    choices = _given(options, "pseudo_share", "pseudo_augmentation", "start", "length", "fine_tune", "tta")
-    return RoundConfig(selection=SelectionRule(rule=rule, **thresholds), **choices)
+    is_seed = options.preset == "seed"
+    rule: Rule = options.select or ("case" if is_seed else "organ")
+    mixing = dataclasses.replace(Mixing(paste_share=0.0) if is_seed else Mixing(), **given_mixing(options))
+    choices = _given(options, "start", "length", "tta")
+    return RoundConfig(selection=SelectionRule(rule=rule, **thresholds), mixing=mixing, **choices)
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict:
@@ -296,8 +301,9 @@ def _parser() -> argparse.ArgumentParser:
     rule = parser.add_argument_group("selection", "what is not given has the default in brackets")
     defaults, round_defaults, stop_defaults = SelectionRule(), RoundConfig(), StopRule()
     rule.add_argument(
-        "--preset", choices=["default", "seed"], default="default", help="seed: whole cases, best half first"
-    )
+        "--preset", choices=["default", "seed"], default="default",
+        help="seed: whole cases, best half first, nothing pasted",
+    )  # fmt: skip
     rule.add_argument("--select", choices=["case", "organ"], help="judge whole cases, or each organ on its own [organ]")
 
     def add(group: argparse._ArgumentGroup, flag: str, defaults: object, text: str, **settings: object) -> None:
@@ -314,14 +320,9 @@ def _parser() -> argparse.ArgumentParser:
         "--require-complete", action="store_true", default=argparse.SUPPRESS, help="case: only cases with every organ"
     )
     students = parser.add_argument_group("students")
-    add(students, "--pseudo-share", round_defaults, "share of the patches from pseudo-labeled cases")
-    add(
-        students, "--pseudo-augmentation", round_defaults, "strength for pseudo-labeled cases",
-        choices=["none", "standard", "strong"],
-    )  # fmt: skip
+    add_mixing_options(students)
     add(students, "--start", round_defaults, "weights to start from", choices=["scratch", "previous"])
     add(students, "--length", round_defaults, "iterations, relative to the supervised training")
-    add(students, "--fine-tune", round_defaults, "share of the iterations, at the end, on real labels alone")
     stop = parser.add_argument_group("stop rule")
     add(stop, "--patience", stop_defaults, "rounds without an improvement before the chain ends")
     add(stop, "--min-delta", stop_defaults, "mean Dice that counts as an improvement")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flaresemi.cli.common import StrictParser, add_dataset_options, add_time_limit_option, count, duration
+from flaresemi.cli.mixing_options import add_mixing_options
 from flaresemi.plans import Stage
 from flaresemi.records import closest
 from flaresemi.training.config import TrainingConfig
@@ -47,13 +48,7 @@ def _add_student_options(parser: argparse.ArgumentParser) -> None:
         help="label maps CASE.nii.gz on the grids of the images: what flaresemi_semi_round --export-labels, "
         "flaresemi_predict or another program wrote",
     )  # fmt: skip
-    student.add_argument(
-        "--pseudo-share", type=float, default=argparse.SUPPRESS, help="share of the patches from these cases [0.5]"
-    )
-    student.add_argument(
-        "--pseudo-augmentation", choices=["none", "standard", "strong"], default=argparse.SUPPRESS,
-        help="strength for these cases [strong]",
-    )  # fmt: skip
+    add_mixing_options(student)
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:

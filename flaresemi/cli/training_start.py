@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from flaresemi.cli.mixing_options import flag_of, given_mixing
 from flaresemi.compute.distributed import Ranks
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import CheckpointError, ConfigError
@@ -67,13 +68,13 @@ def supervision(
         )  # fmt: skip
     if folder is not None and teaching is None:
         teaching = begin_teaching(folder, task, usable_dataset(options, workspace))
-    choices = {name: value for name, value in vars(options).items() if name in ("pseudo_share", "pseudo_augmentation")}
+    choices = given_mixing(options)
     if teaching is None:
         if choices:
-            raise ConfigError("--pseudo-share and --pseudo-augmentation go with --pseudo-labels")
+            raise ConfigError(f"{', '.join(map(flag_of, choices))} would do nothing without --pseudo-labels")
         return None
     try:
-        teaching = dataclasses.replace(teaching, **choices)
+        teaching = dataclasses.replace(teaching, mixing=dataclasses.replace(teaching.mixing, **choices))
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
     if ranks.is_main and (doubt := caution(teaching, task.validation)):

@@ -14,7 +14,7 @@ from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import file_hash, inputs_hash
 from flaresemi.selection import SelectedCase, Selection
 from flaresemi.training.resuming import has_state
-from flaresemi.training.semi_supervised import SemiSupervisedTrainer
+from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import load_task
 from flaresemi.workspace import RoundFolder
 
@@ -67,7 +67,7 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
         inputs=inputs_hash(
             *(file_hash(round.folder.selection) for round in rounds),
             *(first.training_choices(stage) for stage in first.stages),
-            first.config.pseudo_share, first.config.pseudo_augmentation, first.config.fine_tune,
+            first.config.mixing,
         ),
         folds=tuple(round.fold for round in rounds),
         labels_of_round=first.number,
@@ -115,8 +115,8 @@ def _train(round: Round, stage: Stage, selection: Selection, labels: Mapping[str
         logger.info("final %s is trained", stage.value)
         return True
     task = dataclasses.replace(load_task(round.workspace, stage, "all"), folder=folder)
+    semi = SemiSupervision(labels=labels, selection=selection, mixing=round.config.mixing)
     trainer = SemiSupervisedTrainer(
-        task, round.training_config(stage), round.config.supervision(labels, selection), device=round.device,
-        stop_requested=round.stop_requested,
-    )  # fmt: skip
+        task, round.training_config(stage), semi, device=round.device, stop_requested=round.stop_requested
+    )
     return trainer.fit(resume=has_state(folder))

@@ -42,7 +42,7 @@ from flaresemi.selection import ExportRecord, Selection, save_scores
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.resuming import has_state
 from flaresemi.training.runs import RunRecord
-from flaresemi.training.semi_supervised import SemiSupervisedTrainer
+from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import TrainingTask, load_task
 from flaresemi.training.validation import validate
 from flaresemi.workspace import ModelFolder, Workspace
@@ -169,10 +169,10 @@ class Round:
         selection = load_record(self.folder.selection, Selection, error=SelectionError)
         store = self.label_store(stage)
         labels = {case.case_id: store for case in selection.selected}
+        semi = SemiSupervision(labels=labels, selection=selection, mixing=self.config.mixing)
         trainer = SemiSupervisedTrainer(
-            task, self.training_config(stage), self.config.supervision(labels, selection), device=self.device,
-            stop_requested=self.stop_requested,
-        )  # fmt: skip
+            task, self.training_config(stage), semi, device=self.device, stop_requested=self.stop_requested
+        )
         return trainer.fit(resume=has_state(task.folder))
 
     def validate(self) -> bool:
@@ -292,13 +292,7 @@ class Round:
         stage = Stage(name.removeprefix("train "))
         if stage not in self.stages:
             return inputs_hash(chosen, "not needed")
-        return inputs_hash(
-            chosen,
-            self.training_choices(stage),
-            self.config.pseudo_share,
-            self.config.pseudo_augmentation,
-            self.config.fine_tune,
-        )
+        return inputs_hash(chosen, self.training_choices(stage), self.config.mixing)
 
     def _outputs_are_there(self, name: str) -> bool:
         outputs = {

@@ -2,16 +2,13 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from flaresemi.errors import SelectionError
-from flaresemi.io.case_store import LabelStore
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record, record_hash, save_record
-from flaresemi.selection import Selection
-from flaresemi.training.semi_supervised import SemiSupervision
+from flaresemi.training.mixing import Mixing
 
 SCHEMA_VERSION = 1
 
@@ -25,38 +22,20 @@ class RoundConfig:
     Attributes:
         tta: Pseudo-labels are the mean over mirrored images.
         selection: Which pseudo-labels are used.
-        pseudo_share: Share of the patches from pseudo-labeled cases.
-        pseudo_augmentation: Strength of their augmentation.
+        mixing: How students mix labeled with pseudo-labeled cases.
         start: Students start from `scratch` or from the weights of the `previous` round.
         length: Iterations of a student, relative to the supervised training of its stage.
-        fine_tune: Share of a student's iterations, at the end, that sees real labels alone.
     """
 
     tta: bool = False
     selection: SelectionRule = dataclasses.field(default_factory=SelectionRule)
-    pseudo_share: float = 0.5
-    pseudo_augmentation: Literal["none", "standard", "strong"] = "strong"
+    mixing: Mixing = dataclasses.field(default_factory=Mixing)
     start: Literal["scratch", "previous"] = "scratch"
     length: float = 1.0
-    fine_tune: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.pseudo_share < 1:
-            raise ValueError("pseudo_share must lie between 0 and 1")
         if not self.length > 0:
             raise ValueError("length must be positive")
-        if not 0 <= self.fine_tune < 1:
-            raise ValueError("fine_tune must be within 0..1 (1 excluded)")
-
-    def supervision(self, labels: Mapping[str, LabelStore], selection: Selection) -> SemiSupervision:
-        """What these choices make of selected pseudo-labels."""
-        return SemiSupervision(
-            labels=labels,
-            selection=selection,
-            pseudo_share=self.pseudo_share,
-            augmentation=self.pseudo_augmentation,
-            fine_tune=self.fine_tune,
-        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,8 +111,7 @@ def prepare_labels(
     return SemiSupervision(
         labels=dict.fromkeys(sources, store),
         selection=_selection(teaching, task.labels),
-        pseudo_share=teaching.pseudo_share,
-        augmentation=teaching.pseudo_augmentation,
+        mixing=teaching.mixing,
         taught_by=teaching,
     )
 

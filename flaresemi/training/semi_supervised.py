@@ -8,7 +8,8 @@ from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.io.case_store import CaseStore, LabelStore, StoredCase
 from flaresemi.selection import Selection
 from flaresemi.training.config import TrainingConfig
-from flaresemi.training.sampling import TrainingCase
+from flaresemi.training.mixing import Mixing
+from flaresemi.training.sampling import PatchSampler, TrainingCase
 from flaresemi.training.task import Teaching, TrainingTask
 from flaresemi.training.trainer import Trainer
 
@@ -20,24 +21,14 @@ class SemiSupervision:
     Attributes:
         labels: Per selected case, where its label map on this stage's grid is.
         selection: Which cases, and which organs of each.
-        pseudo_share: Share of the patches that come from pseudo-labeled cases (0.5: one of each, the seed's 1:1).
-        augmentation: Strength for pseudo-labeled cases; labeled ones keep that of the config.
-        fine_tune: Share of the training, at its end, that sees labeled cases alone.
+        mixing: How they are mixed with the labeled cases.
         taught_by: Where the label maps came from, for the record; None where a round drew them.
     """
 
     labels: Mapping[str, LabelStore]
     selection: Selection
-    pseudo_share: float = 0.5
-    augmentation: str = "strong"
-    fine_tune: float = 0.0
+    mixing: Mixing = dataclasses.field(default_factory=Mixing)
     taught_by: Teaching | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.pseudo_share < 1:
-            raise ValueError("pseudo_share must lie between 0 and 1")
-        if not 0 <= self.fine_tune < 1:
-            raise ValueError("fine_tune must be within 0..1 (1 excluded)")
 
 
 class MixedStore(CaseStore):
@@ -61,7 +52,8 @@ class SemiSupervisedTrainer(Trainer):
     """A trainer for labeled plus selected pseudo-labeled cases.
 
     Rejected organs of a pseudo-labeled case are not supervised in it; its loss has the weight that the selection
-    gives; it is augmented more strongly. Validation uses real labels only, as in `Trainer`.
+    gives; it is augmented more strongly. Some patches get a box of a patch of the other kind of case. Validation uses
+    real labels only, as in `Trainer`.
 
     Args:
         task: Its `training` are the labeled cases of the fold.
@@ -85,7 +77,7 @@ class SemiSupervisedTrainer(Trainer):
                 where=semi.labels[twice[0]].folder,
                 fix="select again: a real label is never replaced",
             )
-        if semi.fine_tune and config.fixed_iterations is None:
+        if semi.mixing.fine_tune and config.fixed_iterations is None:
             raise ConfigError("fine-tuning needs a training of known length", fix="give --iterations or --epochs")
         for case_id in pseudo_ids:
             semi.labels[case_id].refuse_edited(case_id)
@@ -94,23 +86,31 @@ class SemiSupervisedTrainer(Trainer):
 
     def training_cases(self) -> list[TrainingCase]:
         """Labeled and pseudo-labeled cases, drawn in the ratio of `pseudo_share`."""
+        mixing = self.semi.mixing
         labeled = super().training_cases()
         names = self.task.labels.names
         last = None
-        if self.semi.fine_tune and self.config.fixed_iterations:
-            last = round(self.config.fixed_iterations * (1 - self.semi.fine_tune))
+        if mixing.fine_tune and self.config.fixed_iterations:
+            last = round(self.config.fixed_iterations * (1 - mixing.fine_tune))
         pseudo = [
             TrainingCase(
                 case_id=case.case_id,
                 supervised=tuple(index for index, name in enumerate(names, start=1) if name in case.supervised),
                 weight=case.weight,
-                augmentation=self.semi.augmentation,
+                augmentation=mixing.pseudo_augmentation,
                 last_iteration=last,
+                is_pseudo=True,
             )
             for case in self.semi.selection.selected
         ]
-        for_pseudo = self.semi.pseudo_share / len(pseudo)
-        for_labeled = (1 - self.semi.pseudo_share) / len(labeled)
+        for_pseudo = mixing.pseudo_share / len(pseudo)
+        for_labeled = (1 - mixing.pseudo_share) / len(labeled)
         return [dataclasses.replace(case, share=for_labeled) for case in labeled] + [
             dataclasses.replace(case, share=for_pseudo) for case in pseudo
         ]
+
+    def build_sampler(self) -> PatchSampler:
+        """Random patches, some with a box of the other kind of case."""
+        sampler = super().build_sampler()
+        sampler.paste_share = self.semi.mixing.paste_share
+        return sampler

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Literal
 
 from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.io.case_store import CaseStore
@@ -12,6 +11,7 @@ from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage, StagePlan, load_plans
 from flaresemi.preprocessing.preprocessor import preprocessing_hash
 from flaresemi.selection import ExportRecord
+from flaresemi.training.mixing import Mixing
 from flaresemi.workspace import ModelFolder, Workspace
 
 logger = logging.getLogger(__name__)
@@ -25,19 +25,13 @@ class Teaching:
         folder: Where they lay when the training began.
         exported: What the folder says of itself; None where it says nothing.
         files: By unlabeled case that is used, the hash of its label map's file.
-        pseudo_share: Share of the patches that come from these cases.
-        pseudo_augmentation: Strength of their augmentation.
+        mixing: How they are mixed with the labeled cases.
     """
 
     folder: str
     exported: ExportRecord | None
     files: dict[str, str]
-    pseudo_share: float = 0.5
-    pseudo_augmentation: Literal["none", "standard", "strong"] = "strong"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.pseudo_share < 1:
-            raise ValueError("pseudo_share must lie between 0 and 1")
+    mixing: Mixing = dataclasses.field(default_factory=Mixing)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,9 @@ from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.records import load_record
+from flaresemi.rounds.state import load_state
 from flaresemi.selection import EXPORT_RECORD, ExportRecord
+from flaresemi.training.mixing import Mixing
 from flaresemi.workspace import Workspace
 from tests.rounds.conftest import trained  # noqa: F401
 
@@ -43,6 +45,20 @@ def test_a_round_from_the_command_line(place: list[str], capsys: pytest.CaptureF
     assert load_checkpoint(final).iteration == 3
     assert semi_round.main([*place, "--status"]) == 0
     assert "1 complete round" in capsys.readouterr().out
+
+
+def test_the_preset_of_the_seed_is_its_rule_and_pastes_nothing(place: list[str]) -> None:
+    for words, rule, share in (
+        ([], "organ", Mixing().paste_share),
+        (["--preset", "seed"], "case", 0.0),
+        (["--preset", "seed", "--select", "organ", "--paste-share", "0.25"], "organ", 0.25),
+    ):
+        file = Workspace(Path(place[3])).round("0", 1).state
+        file.unlink(missing_ok=True)
+        assert semi_round.main([*place, "--device", "cpu", "--step", "label", *words]) == 0
+        state = load_state(file)
+        assert state is not None
+        assert (state.config.selection.rule, state.config.mixing.paste_share) == (rule, share)
 
 
 def test_what_a_complete_round_has_lost_is_made_again(place: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +122,7 @@ def test_torchrun_divides_labeling_only(
         (["--shard", "4/4"], "no shard 4 of 4"),
         (["--shard", "slurm"], "SLURM_ARRAY_TASK_ variables are not set"),
         (["--shard", "0/2", "--step", "select"], "only labeling can be divided"),
+        (["--paste-share", "2"], "paste_share must be within 0..1"),
         (["--best-share", "2"], "best_share must be within 0..1"),
         (["--fold", "1"], "snapshot_100.pt is missing"),
         (["--fold", "0", "all"], "stands alone"),

@@ -39,7 +39,8 @@ def test_a_student_is_trained_and_predicts(
     assert record.taught_by is not None
     assert record.taught_by.folder == str(student.teacher)
     assert set(record.taught_by.files) == {"u0", "u1", "u2"} < set(record.training_cases)
-    assert (record.taught_by.pseudo_share, record.taught_by.pseudo_augmentation) == (0.25, "none")
+    mixing = record.taught_by.mixing
+    assert (mixing.pseudo_share, mixing.pseudo_augmentation) == (0.25, "none")
     assert record.trainer == "SemiSupervisedTrainer"
     image = student.data.image_path("unlabeled", "u0")
     words = ["-i", str(image), "-o", str(tmp_path / "out.nii.gz"), "-m", str(student.workspace.models)]
@@ -66,7 +67,7 @@ def test_a_student_goes_on_as_it_began(
     assert load_checkpoint(student.workspace.model("0", Stage.COARSE).final).iteration == 3
     record = record_of(student, Stage.COARSE, "0")
     assert record.taught_by is not None
-    assert record.taught_by.pseudo_share == 0.75
+    assert record.taught_by.mixing.pseudo_share == 0.75
     # A folder that cannot be used does not cost the training that is there.
     (other / "u0.nii.gz").write_bytes(b"no image")
     assert train.main([*words, "--restart", "--pseudo-labels", str(other)]) == 2
@@ -83,8 +84,9 @@ def test_a_student_goes_on_as_it_began(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--pseudo-share", "0.3"], "go with --pseudo-labels"),
+        (["--pseudo-share", "0.3"], "--pseudo-share would do nothing without --pseudo-labels"),
         (["--pseudo-labels", "TEACHER", "--pseudo-share", "1"], "must lie between 0 and 1"),
+        (["--pseudo-labels", "TEACHER", "--paste-share", "1.5"], "paste_share must be within 0..1"),
         (["--pseudo-labels", "nowhere"], "folder not found"),
         (["--pseudo-label", "TEACHER"], "did you mean '--pseudo-labels'"),
     ],

@@ -22,6 +22,7 @@ from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.state import RoundConfig
 from flaresemi.rounds.stopping import StopRule, Verdict, judge
 from flaresemi.training.config import TrainingConfig
+from flaresemi.training.mixing import Mixing
 from flaresemi.workspace import Workspace
 from tests.browser import open_page
 from tests.rounds.made_chain import HOSTILE_CASE, HOSTILE_ORGAN, MadeChain
@@ -103,7 +104,7 @@ def test_selection_time_and_every_parameter_are_told(good: Workspace, good_page:
     assert "organ threshold 0.8" in text
     assert "1 h 21 min" in text
     page = path.read_text(encoding="utf-8")
-    for record in (RoundConfig, SelectionRule, StopRule, TrainingConfig):
+    for record in (RoundConfig, Mixing, SelectionRule, StopRule, TrainingConfig):
         for field in dataclasses.fields(record):
             assert re.search(rf"<code>([\w.]+\.)?{field.name}(\.\w+)?</code>", page), field.name
     assert all(hash_ in text for hash_ in facts.scores[0].made_with)

@@ -12,10 +12,12 @@ from flaresemi.training import sampling
 from flaresemi.training.augmentation import STRENGTHS, Augmentation
 from flaresemi.training.sampling import (
     AddressSampler,
+    Batch,
     PatchSampler,
     TrainingCase,
     build_loader,
     draw_start,
+    pasted,
     training_region,
 )
 from tests.training.conftest import LABELS, stage_plan
@@ -72,6 +74,44 @@ def test_unsupervised_organs_are_declared_so(store: CaseStore) -> None:
     batch = sampler(store, cases=(case,))[(0, 0)]
     assert batch.supervised_bc.tolist() == [[True, False, True]]
     assert batch.weight_b.tolist() == [0.5]
+
+
+def test_a_box_of_another_patch_is_pasted_with_its_label() -> None:
+    shape = (12, 30, 21)
+    every = np.array([[True, True, True]])
+    patch = Batch(np.zeros((1, 2, *shape), np.float32), np.zeros((1, *shape), np.uint8), every, np.ones(1, np.float32))
+    other = Batch(
+        np.ones((1, 2, *shape), np.float32), np.ones((1, *shape), np.uint8), np.array([[True, False, True]]),
+        np.full(1, 0.5, np.float32),
+    )  # fmt: skip
+    places = set()
+    for seed in range(50):
+        made = pasted(patch, other, np.random.default_rng(seed))
+        inside = np.argwhere(made.label_bzyx[0])
+        size = np.ptp(inside, axis=0) + 1
+        assert len(inside) == size.prod()  # one box
+        assert all(length // 3 <= side <= 2 * length / 3 for length, side in zip(shape, size, strict=True))
+        assert (made.image_bczyx == made.label_bzyx[:, None]).all()
+        assert made.supervised_bc.tolist() == [[True, False, True]]
+        assert made.weight_b.tolist() == [1.0]
+        places.add(tuple(inside.min(axis=0)))
+    assert len(places) > 40
+    assert not patch.image_bczyx.any()  # the patch itself is untouched
+
+
+def test_boxes_come_from_the_other_kind_of_case_while_both_are_drawn(store: CaseStore) -> None:
+    labeled = TrainingCase(case_id="case_0", supervised=(1, 2))
+    pseudo = TrainingCase(case_id="case_1", supervised=(2,), weight=0.5, last_iteration=100, is_pseudo=True)
+    plain = sampler(store, cases=(labeled, pseudo))
+    with_boxes = sampler(store, cases=(labeled, pseudo))
+    with_boxes.paste_share = 1.0
+    for address in [(iteration, 0) for iteration in (0, 1, 2, 3, 98, 99)]:
+        before, after = plain[address], with_boxes[address]
+        assert after.weight_b == before.weight_b  # the same case, with something of the other one
+        assert after.supervised_bc.tolist() == [[True, False, True]]
+        assert not np.array_equal(before.image_bczyx, after.image_bczyx)
+        assert (before.image_bczyx == after.image_bczyx).mean() > 0.5
+    np.testing.assert_array_equal(plain[(100, 0)].image_bczyx, with_boxes[(100, 0)].image_bczyx)
 
 
 @settings(max_examples=200, deadline=None)

@@ -11,6 +11,7 @@ from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.selection import SelectedCase, Selection
 from flaresemi.training.config import TrainingConfig
+from flaresemi.training.mixing import Mixing
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import TrainingTask
 from tests.training.conftest import SHAPE
@@ -37,7 +38,12 @@ def semi(store: CaseStore, tmp_path: Path) -> SemiSupervision:
             )
         )
     selection = Selection(round=1, fold="0", rule="organ", thresholds={}, selected=tuple(selected), rejected={})
-    return SemiSupervision(labels=dict.fromkeys(("scan_0", "scan_1"), labels), selection=selection, pseudo_share=0.75)
+    mixing = Mixing(pseudo_share=0.75, paste_share=0.0)
+    return SemiSupervision(labels=dict.fromkeys(("scan_0", "scan_1"), labels), selection=selection, mixing=mixing)
+
+
+def mixed(semi: SemiSupervision, **changes: float) -> SemiSupervision:
+    return dataclasses.replace(semi, mixing=dataclasses.replace(semi.mixing, **changes))
 
 
 def test_patches_come_from_both_in_the_asked_ratio(
@@ -52,6 +58,18 @@ def test_patches_come_from_both_in_the_asked_ratio(
     for batch in batches:
         if batch.weight_b[0] == 1:
             assert batch.supervised_bc.all()
+
+
+def test_boxes_are_pasted_between_the_two_kinds_as_often_as_asked(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, semi: SemiSupervision
+) -> None:
+    """A labeled patch with a box of a pseudo-labeled one does not supervise what is rejected there."""
+    trainer = SemiSupervisedTrainer(make_task(), quick_config, mixed(semi, paste_share=0.5), device=CPU)
+    batches = [trainer.sampler[(iteration, 0)] for iteration in range(300)]
+    labeled = [batch.supervised_bc[0].tolist() for batch in batches if batch.weight_b[0] == 1]
+    pasted = labeled.count([True, False, True])
+    assert labeled.count([True, True, True]) == len(labeled) - pasted
+    assert 0.3 < pasted / len(labeled) < 0.7
 
 
 def test_pseudo_cases_are_augmented_more_strongly(
@@ -85,7 +103,7 @@ def test_a_labeled_case_is_never_replaced_by_its_pseudo_label(
 def test_fine_tuning_ends_a_training_on_real_labels_alone(
     make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, semi: SemiSupervision
 ) -> None:
-    trainer = SemiSupervisedTrainer(make_task(), quick_config, dataclasses.replace(semi, fine_tune=0.25), device=CPU)
+    trainer = SemiSupervisedTrainer(make_task(), quick_config, mixed(semi, fine_tune=0.25), device=CPU)
     assert quick_config.iterations == 12
     before, after = trainer.sampler.probabilities(8), trainer.sampler.probabilities(9)
     np.testing.assert_allclose(before, [0.125, 0.125, 0.375, 0.375])
@@ -97,4 +115,4 @@ def test_fine_tuning_needs_a_known_length(
 ) -> None:
     timed = dataclasses.replace(quick_config, iterations=None, time_budget_seconds=5.0)
     with pytest.raises(ConfigError, match="known length"):
-        SemiSupervisedTrainer(make_task(), timed, dataclasses.replace(semi, fine_tune=0.1), device=CPU)
+        SemiSupervisedTrainer(make_task(), timed, mixed(semi, fine_tune=0.1), device=CPU)
