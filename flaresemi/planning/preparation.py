@@ -18,7 +18,7 @@ from flaresemi.geometry import Geometry, IntTriple, resampled_shape
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import read_case, read_geometries, supervised_organs
-from flaresemi.planning.sources import source_hash
+from flaresemi.planning.sources import case_content_hash, source_hash
 from flaresemi.planning.splits import Splits
 from flaresemi.plans import Plans, Stage
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
@@ -37,9 +37,15 @@ _BYTES_PER_STAGE_VOXEL = 6
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """What a prepared case was made from."""
+    """What a prepared case was made from.
+
+    Attributes:
+        source_hash: Of the names, sizes and times of its files, by which a look tells that nothing has changed.
+        content_hash: Of what they hold, where the times are others.
+    """
 
     source_hash: str
+    content_hash: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +115,11 @@ def pending(
     hashes = {stage: preprocessing_hash(plans.body, plans.stage(stage)) for stage in Stage}
     tasks = []
     for case in (case for group in groups for case in getattr(dataset, group)):
-        source = source_hash(case, dataset.labels, _RULES)
-        same = _known_source(_source_path(workspace, case)) == source
+        known = _known_source(_source_path(workspace, case))
+        same = known is not None and _is_unchanged(known, case, dataset.labels, workspace)
         missing = tuple(stage for stage in Stage if not (same and stores[stage].has(case.id, hashes[stage])))
         if missing:
+            source = source_hash(case, dataset.labels, _RULES)
             tasks.append(Task(case=case, stages=missing, source_hash=source))
     return tasks
 
@@ -126,7 +133,7 @@ def refuse_changed(cases: Iterable[Case], labels: LabelSet, workspace: Workspace
     changed = []
     for case in cases:
         known = _known_source(_source_path(workspace, case))
-        if known is not None and known != source_hash(case, labels, _RULES):
+        if known is not None and not _is_unchanged(known, case, labels, workspace):
             changed.append(case.id)
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -170,17 +177,18 @@ def _write_if_new(path: Path, text: str) -> None:
 def _prepare_case(task: Task, *, labels: LabelSet, plans: Plans, workspace: Workspace) -> str | None:
     """Prepares one case; what a user can mend comes back as text, so that the other cases go on."""
     case = task.case
+    source = _Source(source_hash=task.source_hash, content_hash=case_content_hash(case, labels, _RULES))
     try:
         image, indices = read_case(case, labels)
     except FlaresemiError as error:
         return f"case '{case.id}': {error}"
     record = _source_path(workspace, case)
-    if _known_source(record) != task.source_hash:
+    if _known_source(record) != source:
         record.unlink(missing_ok=True)  # killed between the stages, the next run shall not take the old one for new
     prepared = prepare(image, plans.body)
     for stage in task.stages:
         _prepare_stage(task, prepared, indices, labels=labels, plans=plans, store=_store(workspace, stage), stage=stage)
-    save_record(record, _Source(source_hash=task.source_hash))
+    save_record(record, source)
     return None
 
 
@@ -224,12 +232,24 @@ def _source_path(workspace: Workspace, case: Case) -> Path:
     return case_file(workspace.prepared_sources, case.id, ".json")
 
 
-def _known_source(path: Path) -> str | None:
+def _is_unchanged(known: _Source, case: Case, labels: LabelSet, workspace: Workspace) -> bool:
+    """Whether a case's files are those that it was prepared from; copies of them are."""
+    present = source_hash(case, labels, _RULES)
+    if present == known.source_hash:
+        return True
+    if case_content_hash(case, labels, _RULES) != known.content_hash:
+        return False
+    logger.info("case '%s': its files have other times than when it was prepared, and hold the same", case.id)
+    save_record(_source_path(workspace, case), dataclasses.replace(known, source_hash=present))
+    return True
+
+
+def _known_source(path: Path) -> _Source | None:
     """What a case was last made from; None when that is not known."""
     if not path.is_file():
         return None
     try:
-        return load_record(path, _Source).source_hash
+        return load_record(path, _Source)
     except FlaresemiError as problem:
         logger.info("a case is prepared again: %s", problem)
         return None

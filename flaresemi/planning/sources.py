@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from flaresemi.dataset import Case
+from flaresemi.files import content_hash
 from flaresemi.image_paths import visible_files
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import supervised_organs
@@ -24,7 +25,7 @@ class FileStamp:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Reading:
-    files: tuple[FileStamp, ...]
+    files: tuple[FileStamp, ...] | tuple[str, ...]
     values: tuple[int, ...]
     supervised: tuple[int, ...]
     label_on_image_grid: bool
@@ -33,19 +34,40 @@ class _Reading:
 
 def stamps(case: Case) -> tuple[FileStamp, ...]:
     """The present versions of a case's files: its channels, then its label map."""
-    return tuple(file_stamp(path) for path in (*case.images, *([case.label] if case.label else [])))
+    return tuple(file_stamp(path) for path in _paths(case))
+
+
+def _paths(case: Case) -> tuple[Path, ...]:
+    return (*case.images, *([case.label] if case.label else []))
 
 
 def source_hash(case: Case, labels: LabelSet, rules: str) -> str:
-    """Identifies what `read_case` gives for a case now.
+    """Identifies what `read_case` gives for a case now, by the names, sizes and times of its files.
 
     Args:
         rules: What else the result depends on.
     """
+    return _reading_hash(case, labels, rules, stamps(case))
+
+
+def case_content_hash(case: Case, labels: LabelSet, rules: str) -> str:
+    """The same, by what the files hold: it outlasts their being copied. It reads them whole.
+
+    Returns:
+        The hash; empty where a file cannot be read.
+    """
+    try:
+        files = [each for path in _paths(case) for each in (visible_files(path) if path.is_dir() else [path])]
+        return _reading_hash(case, labels, rules, tuple(map(content_hash, files)))
+    except OSError:  # reading it as an image will say why
+        return ""
+
+
+def _reading_hash(case: Case, labels: LabelSet, rules: str, files: tuple[FileStamp, ...] | tuple[str, ...]) -> str:
     labeled = case.label is not None
     return record_hash(
         _Reading(
-            files=stamps(case),
+            files=files,
             values=(labels.background, *(label.value for label in labels.labels)) if labeled else (),
             supervised=supervised_organs(case, labels) if labeled else (),
             label_on_image_grid=case.label_on_image_grid,

@@ -12,7 +12,7 @@ from flaresemi.io.images import read_image
 from flaresemi.planning import preparation
 from flaresemi.planning.fingerprint import fingerprint_dataset
 from flaresemi.planning.planner import make_plans
-from flaresemi.planning.preparation import pending, prepare_dataset, write_lists
+from flaresemi.planning.preparation import pending, prepare_dataset, refuse_changed, write_lists
 from flaresemi.planning.splits import make_splits
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import prepare, preprocessing_hash
@@ -180,8 +180,30 @@ class TestResume:
         dataset, plans = planned(small)
         prepare_dataset(dataset, plans, workspace, workers=1)
         small.write(small.label_path("l2"), small.label_array(17))
-        os.utime(small.image_path("unlabeled", "u0"), ns=(3, 3))
+        small.add("unlabeled", "u0", seed=51)
         assert [task.case.id for task in pending(dataset, plans, workspace)] == ["l2", "u0"]
+
+    def test_copies_with_other_times_are_the_same_files(self, small_dataset, workspace, monkeypatch):
+        """A dataset that was copied is not prepared again, and is read once to see that it is the same."""
+        small = small_dataset()
+        dataset, plans = planned(small)
+        prepare_dataset(dataset, plans, workspace, workers=1)
+        stored = contents(workspace.preprocessed(Stage.FINE))
+        everything = [*dataset.labeled, *dataset.unlabeled]
+        for path in (small.image_path("unlabeled", "u0"), small.label_path("l2")):
+            os.utime(path, ns=(3, 3))
+        refuse_changed(everything, dataset.labels, workspace)
+        with monkeypatch.context() as patch:
+            patch.setattr(preparation, "case_content_hash", lambda *_: pytest.fail("read again"))
+            assert pending(dataset, plans, workspace) == []
+        assert contents(workspace.preprocessed(Stage.FINE)) == stored
+        label, size = small.label_array(2), small.label_path("l2").stat().st_size
+        small.write(small.label_path("l2"), np.flip(label))
+        padded = small.label_path("l2").read_bytes()[:size]
+        small.label_path("l2").write_bytes(padded + b"\0" * (size - len(padded)))  # as long as before, and another one
+        with pytest.raises(DatasetError, match=r"1 case\(s\) have changed since they were prepared: l2"):
+            refuse_changed(everything, dataset.labels, workspace)
+        assert [task.case.id for task in pending(dataset, plans, workspace)] == ["l2"]
 
     def test_a_kill_between_the_stages_of_a_corrected_case_is_noticed(self, small_dataset, workspace, monkeypatch):
         small = small_dataset()
