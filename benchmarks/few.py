@@ -7,7 +7,7 @@ times the iterations of one model.
 
     a       supervised on the few                       the start of b, c, d
     a-long  the same, as many iterations as d has in all
-    b       two rounds on all pseudo-labels, naively
+    b       two rounds on all pseudo-labels, naively: augmented like the real ones, nothing pasted; otherwise like d
     c       two rounds with --preset seed
     d       two rounds with the defaults
     e       supervised on every label of the training cases: the ceiling
@@ -52,9 +52,11 @@ ROUNDS: dict[str, tuple[str, ...]] = {
 #: One change each to the defaults, tried on the development cases.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "nothing pasted": ("--paste-share", "0"),
+    "all pasted": ("--paste-share", "1"),
+    "from scratch": ("--start", "scratch"),
     "standard augmentation": ("--pseudo-augmentation", "standard"),
     "fine-tuned": ("--fine-tune", "0.1"),
-    "warm start, a quarter": ("--start", "previous", "--length", "0.25"),
+    "a quarter of the length": ("--length", "0.25"),
     "organ threshold 0.7": ("--organ-threshold", "0.7"),
     "organ threshold 0.9": ("--organ-threshold", "0.9"),
     "three quarters pseudo": ("--pseudo-share", "0.75"),
@@ -91,7 +93,7 @@ YARDSTICKS = {
         iterations=1200, batch=2,
     ),
     "mr": Yardstick(
-        name="few_mr", dataset="hippocampus", z_range=(), test=5, labeled=4, development=40, iterations=800, batch=2
+        name="few_mr", dataset="hippocampus", z_range=(), test=5, labeled=4, development=40, iterations=1600, batch=2
     ),
 }  # fmt: skip
 

@@ -177,8 +177,10 @@ def _round_config(options: argparse.Namespace) -> RoundConfig:
     is_seed = options.preset == "seed"
     rule: Rule = options.select or ("case" if is_seed else "organ")
     mixing = dataclasses.replace(Mixing(paste_share=0.0) if is_seed else Mixing(), **given_mixing(options))
-    choices = _given(options, "start", "length", "tta")
-    return RoundConfig(selection=SelectionRule(rule=rule, **thresholds), mixing=mixing, **choices)
+    usual = RoundConfig(
+        selection=SelectionRule(rule=rule, **thresholds), mixing=mixing, start="scratch" if is_seed else "previous"
+    )
+    return dataclasses.replace(usual, **_given(options, "start", "length", "tta"))
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict:
@@ -302,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     defaults, round_defaults, stop_defaults = SelectionRule(), RoundConfig(), StopRule()
     rule.add_argument(
         "--preset", choices=["default", "seed"], default="default",
-        help="seed: whole cases, best half first, nothing pasted",
+        help="seed: whole cases, best half first; students from scratch, nothing pasted",
     )  # fmt: skip
     rule.add_argument("--select", choices=["case", "organ"], help="judge whole cases, or each organ on its own [organ]")
 

@@ -30,7 +30,7 @@ class RoundConfig:
     tta: bool = False
     selection: SelectionRule = dataclasses.field(default_factory=SelectionRule)
     mixing: Mixing = dataclasses.field(default_factory=Mixing)
-    start: Literal["scratch", "previous"] = "scratch"
+    start: Literal["scratch", "previous"] = "previous"
     length: float = 1.0
 
     def __post_init__(self) -> None:

@@ -10,9 +10,8 @@ from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.records import load_record
-from flaresemi.rounds.state import load_state
+from flaresemi.rounds.state import RoundConfig, load_state
 from flaresemi.selection import EXPORT_RECORD, ExportRecord
-from flaresemi.training.mixing import Mixing
 from flaresemi.workspace import Workspace
 from tests.rounds.conftest import trained  # noqa: F401
 
@@ -47,18 +46,23 @@ def test_a_round_from_the_command_line(place: list[str], capsys: pytest.CaptureF
     assert "1 complete round" in capsys.readouterr().out
 
 
-def test_the_preset_of_the_seed_is_its_rule_and_pastes_nothing(place: list[str]) -> None:
-    for words, rule, share in (
-        ([], "organ", Mixing().paste_share),
-        (["--preset", "seed"], "case", 0.0),
-        (["--preset", "seed", "--select", "organ", "--paste-share", "0.25"], "organ", 0.25),
+def test_the_preset_of_the_seed_is_its_rule_from_scratch_and_pastes_nothing(place: list[str]) -> None:
+    usual = RoundConfig()
+    assert (usual.selection.rule, usual.start) == ("organ", "previous")
+    assert usual.mixing.paste_share > 0
+    other = ["--select", "organ", "--paste-share", "0.25", "--start", "previous"]
+    for words, rule, share, start in (
+        ([], "organ", usual.mixing.paste_share, "previous"),
+        (["--preset", "seed"], "case", 0.0, "scratch"),
+        (["--preset", "seed", *other], "organ", 0.25, "previous"),
     ):
         file = Workspace(Path(place[3])).round("0", 1).state
         file.unlink(missing_ok=True)
         assert semi_round.main([*place, "--device", "cpu", "--step", "label", *words]) == 0
         state = load_state(file)
         assert state is not None
-        assert (state.config.selection.rule, state.config.mixing.paste_share) == (rule, share)
+        config = state.config
+        assert (config.selection.rule, config.mixing.paste_share, config.start) == (rule, share, start)
 
 
 def test_what_a_complete_round_has_lost_is_made_again(place: list[str], capsys: pytest.CaptureFixture[str]) -> None:
