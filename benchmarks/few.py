@@ -14,7 +14,7 @@ times the iterations of one model.
 
 Choices are made on the development cases (part of neither the labeled cases nor the pool). The test cases are scored
 with --test. Every step is run once and a stopped one goes on: start the same command again. The scores of every case
-are kept in results/few_*.json: an arm that stands there is done, whatever the machine, and results/few_*.md tells of
+are kept in results/few_*.jsonl: an arm that stands there is done, whatever the machine, and results/few_*.md tells of
 all of them. A draw that was begun elsewhere trains its arm a again, from which the others start.
 
     OMP_NUM_THREADS=1 python benchmarks/few.py ct --draws 0 --arms a a-long b c d e [--test]
@@ -156,7 +156,7 @@ class Few:
         self.bench = running.Bench(yardstick.name, work)
         self.source = running.need(running.SHARED / yardstick.dataset)
         cases = sorted(path.name.removesuffix(".nii.gz") for path in (self.source / "labelsTr").iterdir())
-        self.scores = Scores(self.bench.results / f"{yardstick.name}.json")
+        self.scores = Scores(self.bench.results / f"{yardstick.name}.jsonl")
         self.test_cases = tuple(cases[:: yardstick.test]) if yardstick.test else ()
         self.cases = tuple(case for case in cases if case not in set(self.test_cases))
 

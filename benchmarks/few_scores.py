@@ -33,19 +33,16 @@ class Scored:
 
 
 class Scores:
-    """A JSON file: draw, arm, part ('development', 'test') to `Scored`. It grows, machine after machine."""
+    """A file with a JSON line for each draw, arm and part ('development', 'test'). It grows, machine after machine."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._scored = self._load()
 
     def _load(self) -> dict[tuple[int, str, str], Scored]:
-        return {
-            (int(draw), arm, part): Scored(**scored)
-            for draw, arms in running.load_json(self.path).items()
-            for arm, parts in arms.items()
-            for part, scored in parts.items()
-        }
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ()
+        rows = map(json.loads, lines)
+        return {(row.pop("draw"), row.pop("arm"), row.pop("part")): Scored(**row) for row in rows}
 
     def has(self, draw: int, arm: str, part: str) -> bool:
         return (draw, arm, part) in self._scored
@@ -60,10 +57,11 @@ class Scores:
         with running.alone(self.path):
             self._scored = self._load()
             self._scored[draw, arm, part] = Scored(cases=cases, hours=round(hours, 2), made=made)
-            tree: dict = {}
-            for (number, name, of), scored in sorted(self._scored.items()):
-                tree.setdefault(number, {}).setdefault(name, {})[of] = dataclasses.asdict(scored)
-            self.path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+            rows = (
+                {"draw": number, "arm": name, "part": of, **dataclasses.asdict(scored)}
+                for (number, name, of), scored in sorted(self._scored.items())
+            )
+            self.path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
     def by_arm(self, part: str) -> dict[str, dict[int, Scored]]:
         arms: dict[str, dict[int, Scored]] = {}
