@@ -221,7 +221,8 @@ class Round:
     def training_config(self, stage: Stage) -> TrainingConfig:
         """That of the supervised training, at its length times `length`, from scratch or from the weights before.
 
-        A shorter one has fewer cheap validations, which would take a large part of its time.
+        A shorter one has fewer cheap validations, which would take a large part of its time. Every round has a seed of
+        its own: with one seed, each would draw the same patches of the labeled cases again, which its weights know.
         """
         record = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
         iterations = max(round(record.recipe.total_iterations * self.config.length), 1)
@@ -229,7 +230,7 @@ class Round:
         validations = math.ceil(record.config.validations * min(self.config.length, 1.0))
         return dataclasses.replace(
             record.config, epochs=None, time_budget_seconds=None, iterations=iterations, init_from=start,
-            validations=validations,
+            validations=validations, seed=record.config.seed + self.number,
         )  # fmt: skip
 
     def training_choices(self, stage: Stage) -> TrainingConfig:
