@@ -51,13 +51,16 @@ def main() -> None:
         bench.record("shrink")
     for stage in ("COARSE", "FINE"):
         bench.command(stage, "flaresemi_train", stage, 0, "-d", data, "-w", start, *TRAINING, "--continue")
-    whole = bench.work / "never_killed"
+    whole, workspace = bench.work / "never_killed", bench.work / "workspace"
     program = [str(Path(sys.executable).parent / "flaresemi_semi_round"), "-d", str(data)]
     with open(bench.work / "rounds.log", "a", encoding="utf-8") as log:
         if "round" not in bench.steps:
-            copy(start, whole)
-            startup = run([*program, "-w", str(whole), "--fold", "0", "--status"], log)
-            bench.record("round", startup=startup, cpu_seconds=run([*program, "-w", str(whole), *ROUND], log))
+            copy(start, workspace)
+            startup = run([*program, "-w", str(workspace), "--fold", "0", "--status"], log)
+            seconds = run([*program, "-w", str(workspace), *ROUND], log)
+            shutil.rmtree(whole, ignore_errors=True)
+            workspace.rename(whole)  # the records name the place of the weights that the students started from
+            bench.record("round", startup=startup, cpu_seconds=seconds)
         startup, whole_seconds = bench.steps["round"]["startup"], bench.steps["round"]["cpu_seconds"]
         kills = []
         for number in range(options.kills):
@@ -65,12 +68,11 @@ def main() -> None:
             if step not in bench.steps:
                 share = (number + random.Random(f"{options.seed} {number}").random()) / options.kills
                 moment = startup + share * (whole_seconds - startup)
-                killed = bench.work / "killed"
-                copy(start, killed)
-                run([*program, "-w", str(killed), *ROUND], log, kill_after=moment)
-                begun = during(killed)
-                run([*program, "-w", str(killed), *ROUND], log)
-                same, different = compare(whole / "rounds", killed / "rounds")
+                copy(start, workspace)
+                run([*program, "-w", str(workspace), *ROUND], log, kill_after=moment)
+                begun = during(workspace)
+                run([*program, "-w", str(workspace), *ROUND], log)
+                same, different = compare(whole / "rounds", workspace / "rounds")
                 bench.record(step, after=round(moment, 1), during=begun, same=same, different=different)
             kills.append(bench.steps[step])
             print(f"{step}: {kills[-1]}", flush=True)

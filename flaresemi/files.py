@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import shutil
 import tempfile
 import tokenize
 from collections.abc import Iterator
@@ -69,6 +70,19 @@ def remove_leftovers(folder: Path) -> None:
     for leftover in Path(folder).glob(f"{PARTIAL}*"):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
+
+
+def clear_folder(folder: Path) -> None:
+    """Removes a folder with all that is in it, if it is there; one that is a link stays, emptied.
+
+    Raises:
+        OSError: something in it cannot be removed.
+    """
+    if folder.is_symlink():
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def content_hash(path: Path) -> str:

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from flaresemi.files import atomic_path, remove_leftovers, write_text
+from flaresemi.files import atomic_path, clear_folder, remove_leftovers, write_text
 
 
 def test_a_file_appears_whole_and_under_its_name(tmp_path):
@@ -38,6 +38,23 @@ def test_files_get_the_rights_that_the_umask_leaves(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+def test_a_folder_is_cleared_and_a_linked_one_emptied(tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    (real / "inside").mkdir(parents=True)
+    (real / "inside" / "a.txt").write_text("a")
+    (real / "b.txt").write_text("b")
+    (tmp_path / "other").mkdir()
+    (real / "away").symlink_to(tmp_path / "other")
+    link.symlink_to(real)
+    clear_folder(link)
+    assert link.is_symlink()
+    assert list(real.iterdir()) == []
+    assert (tmp_path / "other").is_dir()
+    clear_folder(real)
+    assert not real.exists()
+    clear_folder(real)  # nothing to do
 
 
 def test_only_our_own_leftovers_are_removed(tmp_path):

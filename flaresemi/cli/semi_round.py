@@ -18,7 +18,7 @@ from flaresemi.cli.common import (
     print_next,
     run,
 )
-from flaresemi.cli.mixing_options import add_mixing_options, given_mixing
+from flaresemi.cli.mixing_options import add_mixing_options, flag_of, given_mixing
 from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.distributed import launched_ranks
 from flaresemi.compute.sharding import shard
@@ -31,9 +31,8 @@ from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.rounds.chain import ChainState, SelfTraining
 from flaresemi.rounds.round import Round
-from flaresemi.rounds.state import STEPS, RoundConfig, load_state
+from flaresemi.rounds.state import PRESETS, STEPS, RoundConfig, load_state
 from flaresemi.rounds.stopping import StopRule
-from flaresemi.selection import Rule
 from flaresemi.training.mixing import Mixing
 from flaresemi.workspace import Workspace
 
@@ -41,6 +40,11 @@ logger = logging.getLogger("flaresemi.cli.semi_round")  # also when run with pyt
 
 #: With fewer labeled cases, one fold holds out too few to judge a round by: all folds take part (chosen).
 _FEW_LABELS = 25
+#: Options that are fields of a record, and stand among the options only if they were given.
+_RULE = ("organ_threshold", "volume_factor", "best_share", "case_threshold", "require_complete")
+_STUDENTS = ("start", "length", "tta")
+_STOP = ("patience", "min_delta", "max_rounds")
+_METHOD = ("preset", "select", *_RULE, *(field.name for field in dataclasses.fields(Mixing)), *_STUDENTS, *_STOP)
 _STOPPED = "stopped and saved; the same command goes on"
 
 
@@ -125,16 +129,28 @@ def _print_next(options: argparse.Namespace, training: SelfTraining, state: Chai
         newest = training.workspace.round_model(training.folds[0], state.rounds, Stage.FINE).root.parent
         print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", "-m", str(newest)])
     elif not verdict.stop:
-        print_next(["flaresemi_semi_round", *words, "--fold", *training.folds])
+        print_next(_again(options, training))
     elif verdict.best_round > 0:
-        print_next(["flaresemi_semi_round", *words, "--fold", *training.folds, "--final"])
+        print_next([*_again(options, training), "--final"])
     else:
         print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *words])
 
 
+def _again(options: argparse.Namespace, training: SelfTraining) -> list[str]:
+    """The command that goes on with the same choices."""
+    words = ["flaresemi_semi_round", *dataset_words(options), "--fold", *training.folds]
+    for name in _METHOD:
+        value = getattr(options, name, None)
+        if value is True:
+            words.append(flag_of(name))
+        elif value is not None:
+            words += [flag_of(name), str(value)]
+    return words
+
+
 def _self_training(options: argparse.Namespace, workspace: Workspace, signals: StopSignals) -> SelfTraining:
     try:
-        config, rule = _round_config(options), StopRule(**_given(options, "patience", "min_delta", "max_rounds"))
+        config, rule = _round_config(options), StopRule(**_given(options, *_STOP))
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
     device = shard(options.shard or "0/1").device(options.device)
@@ -173,14 +189,14 @@ def _folds(workspace: Workspace) -> tuple[str, ...]:
 
 def _round_config(options: argparse.Namespace) -> RoundConfig:
     """The options, on top of what the preset says."""
-    thresholds = _given(options, "best_share", "case_threshold", "require_complete", "organ_threshold", "volume_factor")
-    is_seed = options.preset == "seed"
-    rule: Rule = options.select or ("case" if is_seed else "organ")
-    mixing = dataclasses.replace(Mixing(paste_share=0.0) if is_seed else Mixing(), **given_mixing(options))
-    usual = RoundConfig(
-        selection=SelectionRule(rule=rule, **thresholds), mixing=mixing, start="scratch" if is_seed else "previous"
+    usual = PRESETS[getattr(options, "preset", "default")]
+    rule = {"rule": options.select} if options.select else {}
+    return dataclasses.replace(
+        usual,
+        selection=dataclasses.replace(usual.selection, **rule, **_given(options, *_RULE)),
+        mixing=dataclasses.replace(usual.mixing, **given_mixing(options)),
+        **_given(options, *_STUDENTS),
     )
-    return dataclasses.replace(usual, **_given(options, "start", "length", "tta"))
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict:
@@ -198,7 +214,7 @@ def _run_step(options: argparse.Namespace, training: SelfTraining) -> None:
             if not training.make_round(fold, number).label(part):
                 raise StoppedEarly(_STOPPED)
         if part.speaks:
-            print_next(["flaresemi_semi_round", *dataset_words(options), "--fold", *training.folds])
+            print_next(_again(options, training))
         return
     if training.run_next(options.step) is None:
         raise StoppedEarly(_STOPPED)
@@ -230,7 +246,7 @@ def _status(training: SelfTraining, workspace: Workspace) -> str:
     complete = training.complete_rounds
     lines = [f"{complete} complete round{'' if complete == 1 else 's'}"]
     if complete:
-        lines.append(_told(training.judge()))
+        lines.append(_told(training.judge(keep=False)))
     for fold in training.folds:
         place = f"fold {fold}, round {complete + 1}"
         state = load_state(workspace.round(fold, complete + 1).state)
@@ -303,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     rule = parser.add_argument_group("selection", "what is not given has the default in brackets")
     defaults, round_defaults, stop_defaults = SelectionRule(), RoundConfig(), StopRule()
     rule.add_argument(
-        "--preset", choices=["default", "seed"], default="default",
+        "--preset", choices=list(PRESETS), default=argparse.SUPPRESS,
         help="seed: whole cases, best half first; students from scratch, nothing pasted",
     )  # fmt: skip
     rule.add_argument("--select", choices=["case", "organ"], help="judge whole cases, or each organ on its own [organ]")

@@ -102,7 +102,8 @@ def _profile(options: argparse.Namespace, task: TrainingTask, device: torch.devi
     """
     if options.pseudo_labels is not None:
         raise ConfigError(
-            "--profile looks at real labels alone", fix="leave --pseudo-labels out; a step costs the same"
+            "--profile looks at real labels alone",
+            fix="leave --pseudo-labels out: the networks cost the same",
         )
     config = configuration(task.folder, options, resume=options.resume and task.folder.run_record.exists())
     told = profile(Trainer(task, config, device=device, ranks=ranks), options.profile).table()

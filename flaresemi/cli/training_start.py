@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import logging
-import shutil
 from pathlib import Path
 
 import torch
@@ -12,13 +11,13 @@ from flaresemi.cli.mixing_options import flag_of, given_mixing
 from flaresemi.compute.distributed import Ranks
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import CheckpointError, ConfigError
-from flaresemi.files import remove_leftovers
+from flaresemi.files import clear_folder, remove_leftovers
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.distillation import begin_teaching, caution, prepare_labels
 from flaresemi.training.resuming import has_state, load_state
-from flaresemi.training.runs import recorded_config, recorded_run
+from flaresemi.training.runs import recorded_config, recorded_teaching
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
 from flaresemi.workspace import ModelFolder, Workspace
@@ -58,9 +57,8 @@ def supervision(
         FlaresemiError: they cannot be used, or a resumed training began with others.
     """
     folder: Path | None = options.pseudo_labels
-    recorded = recorded_run(task) if resume else None
-    teaching = None if recorded is None else recorded.taught_by
-    if recorded and folder is not None and (teaching is None or teaching.folder != str(folder.resolve())):
+    teaching = recorded_teaching(task) if resume else None
+    if resume and folder is not None and (teaching is None or teaching.folder != str(folder.resolve())):
         began_with = "without pseudo-labels" if teaching is None else f"with the pseudo-labels of {teaching.folder}"
         raise ConfigError(
             f"this training began {began_with}", where=task.folder.root,
@@ -105,8 +103,8 @@ def configuration(folder: ModelFolder, options: argparse.Namespace, *, resume: b
 def clear(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks) -> None:
     """Discards what `--restart` says, and what killed writers left behind; no rank goes on before."""
     if ranks.is_main:
-        if options.restart and folder.root.exists():
-            shutil.rmtree(folder.root)
+        if options.restart:
+            clear_folder(folder.root)
         for place in (folder.root, folder.validation):
             remove_leftovers(place)
     ranks.barrier()

@@ -20,7 +20,7 @@ from flaresemi.plans import Stage
 from flaresemi.preprocessing.resampling import resample_labels
 from flaresemi.pseudolabels.calibration import Observation
 from flaresemi.pseudolabels.labeling import LabeledCase, Labeler
-from flaresemi.records import load_record, save_record
+from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.selection import CaseScore, Selection
 from flaresemi.workspace import RoundFolder
 
@@ -97,6 +97,24 @@ def is_labeled(
     score = load_record(_score_file(folder, case_id), CaseScore, error=SelectionError)
     return score.made_with == made_with and all(
         LabelStore(folder.labels(stage), store).is_current(case_id) for stage, store in images.items()
+    )
+
+
+def labels_hash(case_ids: Sequence[str], images: Mapping[Stage, CaseStore], folder: RoundFolder) -> str:
+    """Hash of what all cases of a round were labeled with, label maps and scores; no array is read.
+
+    Raises:
+        FlaresemiError: a case is not labeled, or a record is damaged.
+    """
+    stores = [LabelStore(folder.labels(stage), store) for stage, store in images.items()]
+    return record_hash(
+        [
+            (
+                load_record(_score_file(folder, case_id), CaseScore, error=SelectionError),
+                *(store.record(case_id).label_hash for store in stores),
+            )
+            for case_id in case_ids
+        ]
     )
 
 

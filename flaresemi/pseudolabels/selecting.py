@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from flaresemi.errors import SelectionError
+from flaresemi.plans import DatasetFingerprint
 from flaresemi.selection import CaseScore, OrganScore, Rule, SelectedCase, Selection
 
 
@@ -35,8 +36,8 @@ class SelectionRule:
         for name in ("best_share", "case_threshold", "least_share", "organ_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be within 0..1")
-        if self.volume_factor < 1:
-            raise ValueError("volume_factor must be at least 1")
+        if not 1 <= self.volume_factor < math.inf:
+            raise ValueError("volume_factor must be a number of at least 1")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,31 @@ class LabeledVolumes:
     least_ml: float
     most_ml: float
     absent: int
+
+
+def volumes_ml(
+    fingerprint: DatasetFingerprint, organs: Sequence[str], case_ids: Collection[str]
+) -> dict[str, list[float]]:
+    """Volumes by organ in those labeled cases that annotate it; 0 where it is absent."""
+    volumes: dict[str, list[float]] = {name: [] for name in organs}
+    for case in fingerprint.cases:
+        if case.case_id not in case_ids:
+            continue
+        z, y, x = case.spacing_zyx_mm
+        for name, voxels, annotated in zip(organs, case.voxels_per_label, case.annotated, strict=True):
+            if annotated:
+                volumes[name].append(voxels * z * y * x / 1000)
+    return volumes
+
+
+def labeled_volumes(volumes: Mapping[str, Sequence[float]]) -> dict[str, LabeledVolumes]:
+    """What `volumes_ml` found, in short; organs that are present in no case are left out."""
+    present = {name: [volume for volume in found if volume > 0] for name, found in volumes.items()}
+    return {
+        name: LabeledVolumes(least_ml=min(found), most_ml=max(found), absent=len(volumes[name]) - len(found))
+        for name, found in present.items()
+        if found
+    }
 
 
 def select(

@@ -91,7 +91,9 @@ class SelfTraining:
         Returns:
             Where the chains stand now; None when a round was asked to stop before its end.
         """
+        self.judge()  # before days of work: the start may never have been validated
         number = self.complete_rounds + 1
+        self._refuse_other_labels(number - 1)
         rounds = [self.make_round(fold, number) for fold in self.folds]
         for round in rounds:  # all of them first: a round selects by what the held-out cases of all folds showed
             if round.run(last_step="label") is None:
@@ -161,10 +163,24 @@ class SelfTraining:
                 "no round was better than the supervised start", where=self.path,
                 fix="keep the supervised models; on every label: flaresemi_train COARSE all, flaresemi_train FINE all",
             )  # fmt: skip
+        self._refuse_other_labels(verdict.best_round)
         return train_final([self.make_round(fold, verdict.best_round + 1) for fold in self.folds])
 
-    def judge(self) -> ChainState:
+    def _refuse_other_labels(self, rounds: int) -> None:
+        """Sees that so many complete rounds still follow from the models before them; later ones build on them.
+
+        Raises:
+            SelectionError: one does not.
+        """
+        for number in range(1, rounds + 1):
+            for fold in self.folds:
+                self.make_round(fold, number).refuse_other_labels()
+
+    def judge(self, *, keep: bool = True) -> ChainState:
         """Compares all complete rounds on the held-out real cases and keeps the verdict.
+
+        Args:
+            keep: Write it down.
 
         Raises:
             SelectionError: a round has no validation, or validated other cases than the others.
@@ -181,7 +197,7 @@ class SelfTraining:
                     fix="validate them on the same cases: flaresemi_train FINE FOLD --continue",
                 ) from None  # fmt: skip
             state = dataclasses.replace(state, mean_dice=tuple(map(mean_dice, held_out)), verdict=verdict)
-        if self._kept() != state:
+        if keep and self._kept() != state:
             save_record(self.path, state)
         return state
 

@@ -2,16 +2,15 @@
 
 import dataclasses
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 
 from flaresemi.errors import SelectionError
-from flaresemi.files import write_text
+from flaresemi.files import clear_folder, write_text
 from flaresemi.io.case_store import LabelStore
 from flaresemi.plans import Stage
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.round import Round
-from flaresemi.rounds.state import file_hash, inputs_hash
+from flaresemi.rounds.state import inputs_hash
 from flaresemi.selection import SelectedCase, Selection
 from flaresemi.training.resuming import has_state
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
@@ -56,26 +55,23 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
     Raises:
         FlaresemiError: what the rounds say.
     """
-    for round in rounds:
-        round.run(last_step="label")
-    for round in rounds:
-        round.run(last_step="select")
+    for last_step in ("label", "select"):  # of all of them: a round selects by what all held-out cases showed
+        if any(round.run(last_step=last_step) is None for round in rounds):
+            return None
     first = rounds[0]
     folder = first.workspace.final_round
     chains, selection = merged([load_record(round.folder.selection, Selection) for round in rounds])
     state = FinalState(
-        inputs=inputs_hash(
-            *(file_hash(round.folder.selection) for round in rounds),
-            *(first.training_choices(stage) for stage in first.stages),
-            first.config.mixing,
-        ),
+        inputs=inputs_hash(*(round.inputs(f"train {stage.value}") for round in rounds for stage in first.stages)),
         folds=tuple(round.fold for round in rounds),
         labels_of_round=first.number,
         chains=chains,
     )  # fmt: skip
-    if folder.state.exists() and load_record(folder.state, FinalState, error=SelectionError) != state:
+    if not folder.state.exists():
+        clear_folder(folder.root)  # what is there may be models of another state, whose removal was cut short
+    elif load_record(folder.state, FinalState, error=SelectionError) != state:
         logger.warning("what the final models were made from has changed: they are trained again")
-        shutil.rmtree(folder.root)
+        clear_folder(folder.root)
     save_record(folder.state, state)
     save_record(folder.selection, selection)
     for stage in first.stages:

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import math
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +13,8 @@ import torch
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import Dataset
-from flaresemi.errors import ConfigError, SelectionError
-from flaresemi.files import remove_leftovers
+from flaresemi.errors import ConfigError, SelectionError, listed
+from flaresemi.files import clear_folder, remove_leftovers
 from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.preparation import refuse_changed
@@ -24,8 +23,15 @@ from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, 
 from flaresemi.pseudolabels.calibration import Observations, calibrate, with_predictions
 from flaresemi.pseudolabels.exporting import export_labels
 from flaresemi.pseudolabels.labeling import Labeler
-from flaresemi.pseudolabels.pool import is_labeled, label_pool, merge_scores, observe, write_reliable_series
-from flaresemi.pseudolabels.selecting import LabeledVolumes, select
+from flaresemi.pseudolabels.pool import (
+    is_labeled,
+    label_pool,
+    labels_hash,
+    merge_scores,
+    observe,
+    write_reliable_series,
+)
+from flaresemi.pseudolabels.selecting import labeled_volumes, select, volumes_ml
 from flaresemi.pseudolabels.teachers import load_teachers, teacher_hashes
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.state import (
@@ -102,6 +108,7 @@ class Round:
         self.fingerprint: DatasetFingerprint = load_fingerprint(workspace.fingerprint)
         self.pool = tuple(case.id for case in dataset.unlabeled)
         self.stages = (Stage.COARSE, Stage.FINE) if self.plans.two_stage else (Stage.FINE,)
+        self._labels_hash: str | None = None
 
     def run(self, *, last_step: str = STEPS[-1]) -> RoundState | None:
         """Runs what is missing, up to and including `last_step`.
@@ -126,6 +133,7 @@ class Round:
 
     def label(self, shard: Shard = Shard()) -> bool:  # noqa: B008 (frozen)
         """Labels the pool, or one shard of it, with the models of the round before; the held-out cases as well."""
+        self._labels_hash = None
         labeler = self._labeler()
         if not label_pool(labeler, self.pool, self.folder, shard=shard, stop_requested=self.stop_requested):
             return False
@@ -152,7 +160,7 @@ class Round:
             scores = tuple(with_predictions(score, calibration) for score in scores)
         save_scores(self.folder.scores, scores)
         selection = select(
-            scores, self.config.selection, self._labeled_volumes(), round=self.number, fold=self.fold
+            scores, self.config.selection, labeled_volumes(self._volumes_ml()), round=self.number, fold=self.fold
         )  # fmt: skip
         save_record(self.folder.selection, selection)
         write_reliable_series(self.folder, selection)
@@ -190,17 +198,26 @@ class Round:
     def export_labels(self, folder: Path, *, selected_only: bool) -> int:
         """Writes the pseudo-labels of this round as CASE.nii.gz on the grids of their images; resumable.
 
+        What counts are the choices that they were made with, whatever this start's are.
+
         Returns:
             How many were written now.
 
         Raises:
             FlaresemiError: the step that makes them is not done, an image has changed, or the folder holds others.
         """
+        recorded = load_state(self.folder.state)
+        self.config = recorded.config if recorded else self.config
         made_with = self._made_with()
         wanted = {score.case_id for score in merge_scores(self.pool, made_with, self.folder)}
         selection = load_record(self.folder.selection, Selection, error=SelectionError) if selected_only else None
         if selection is not None:
             wanted = {case.case_id for case in selection.selected}
+        if stale := [case_id for case_id in self._unlabeled() if case_id in wanted]:
+            raise SelectionError(
+                f"{len(stale)} case(s) were prepared anew since they were labeled: {listed(stale)}",
+                where=self.folder.root, fix="label them again: flaresemi_semi_round --step label",
+            )  # fmt: skip
         cases = [case for case in self.dataset.unlabeled if case.id in wanted]
         refuse_changed(cases, self.dataset.labels, self.workspace)
         record = ExportRecord(
@@ -233,17 +250,24 @@ class Round:
             validations=validations, seed=record.config.seed + self.number,
         )  # fmt: skip
 
-    def training_choices(self, stage: Stage) -> TrainingConfig:
-        """The training configuration, the same wherever the workspace lies; which weights it starts from, the
-        teachers' hashes tell.
+    def refuse_other_labels(self) -> None:
+        """Sees that a complete round was labeled by the models of the round before as they are now.
+
+        Raises:
+            SelectionError: they were trained again, or replaced.
         """
-        config = self.training_config(stage)
-        return dataclasses.replace(config, init_from=config.init_from and "previous")
+        state = load_state(self.folder.state)
+        if state is not None and state.made_with != self._made_with(state.config.tta):
+            raise SelectionError(
+                f"round {self.number} is complete, but the models that labeled it are others now",
+                where=self.folder.root,
+                fix="put them back, or remove this folder and those of later rounds: they are made anew",
+            )
 
     # What the steps are made from.
 
     def _run_step(self, name: str, work: Callable[[], bool]) -> bool:
-        inputs = self._inputs(name)
+        inputs = self.inputs(name)
         state = self._state()
         before = state.steps.get(name)
         if before is not None and before.inputs == inputs and before.done and self._outputs_are_there(name):
@@ -272,17 +296,19 @@ class Round:
     def _state(self) -> RoundState:
         state = load_state(self.folder.state)
         if state is None:
-            return RoundState(fold=self.fold, round=self.number, config=self.config, steps={})
-        return dataclasses.replace(state, config=self.config)
+            state = RoundState(fold=self.fold, round=self.number, config=self.config, steps={})
+        return dataclasses.replace(state, config=self.config, made_with=self._made_with())
 
-    def _inputs(self, name: str) -> str:
+    def inputs(self, name: str) -> str:
         """Hash of everything that decides the result of a step."""
         plans = inputs_hash(self.plans.fine.hash, self.plans.coarse.hash if self.plans.two_stage else "")
         labeled_by = inputs_hash(plans, *self._made_with(), *self.pool)
         if name == "label":
             return labeled_by
         observed = (file_hash(path, fix="run the labeling step to its end") for path in self._observation_files())
-        selected_from = inputs_hash(labeled_by, self.config.selection, *observed)
+        if self._labels_hash is None:
+            self._labels_hash = labels_hash(self.pool, self._images(), self.folder)
+        selected_from = inputs_hash(labeled_by, self._labels_hash, self.config.selection, *observed)
         if name == "select":
             return selected_from
         chosen = inputs_hash(selected_from, file_hash(self.folder.selection))
@@ -293,7 +319,10 @@ class Round:
         stage = Stage(name.removeprefix("train "))
         if stage not in self.stages:
             return inputs_hash(chosen, "not needed")
-        return inputs_hash(chosen, self.training_choices(stage), self.config.mixing)
+        config = self.training_config(stage)
+        # Wherever the workspace lies: which weights it starts from, the teachers' hashes tell.
+        choices = dataclasses.replace(config, init_from=config.init_from and "previous")
+        return inputs_hash(chosen, choices, self.config.mixing)
 
     def _outputs_are_there(self, name: str) -> bool:
         outputs = {
@@ -309,15 +338,21 @@ class Round:
         if name == "label" and not self.folder.observations.is_file():
             return False
         if name == "label":
-            stores = {stage: CaseStore(self.workspace.preprocessed(stage)) for stage in self.stages}
-            made_with = self._made_with()
-            return all(is_labeled(case_id, made_with, stores, self.folder) for case_id in self.pool)
+            return not self._unlabeled()
         return all(path.is_file() for path in outputs[name])
+
+    def _images(self) -> dict[Stage, CaseStore]:
+        return {stage: CaseStore(self.workspace.preprocessed(stage)) for stage in self.stages}
+
+    def _unlabeled(self) -> list[str]:
+        """Cases that the models of the round before have not labeled as they are prepared now."""
+        made_with, images = self._made_with(), self._images()
+        return [case_id for case_id in self.pool if not is_labeled(case_id, made_with, images, self.folder)]
 
     def _discard(self, name: str) -> None:
         """Removes what a step left that must not be taken for the new result."""
         if name.startswith("train "):
-            shutil.rmtree(self.folder.model(Stage(name.removeprefix("train "))).root, ignore_errors=True)
+            clear_folder(self.folder.model(Stage(name.removeprefix("train "))).root)
 
     def _teacher(self, stage: Stage) -> ModelFolder:
         """The models of the round before."""
@@ -329,9 +364,10 @@ class Round:
     def _teachers(self) -> tuple[ModelFolder, ModelFolder | None]:
         return self._teacher(Stage.FINE), self._teacher(Stage.COARSE) if self.plans.two_stage else None
 
-    def _made_with(self) -> tuple[str, ...]:
-        """What decides a pseudo-label: the checkpoints, and whether mirrored images are drawn too."""
-        return (*teacher_hashes(*self._teachers()), *(("tta",) if self.config.tta else ()))
+    def _made_with(self, tta: bool | None = None) -> tuple[str, ...]:
+        """What decides a pseudo-label: the checkpoints, and whether mirrored images are drawn too [as configured]."""
+        is_mirrored = self.config.tta if tta is None else tta
+        return (*teacher_hashes(*self._teachers()), *(("tta",) if is_mirrored else ()))
 
     def _labeler(self) -> Labeler:
         chain = dataclasses.replace(load_teachers(*self._teachers(), self.plans), made_with=self._made_with())
@@ -345,28 +381,8 @@ class Round:
         return dataclasses.replace(load_task(self.workspace, stage, self.fold), folder=self.folder.model(stage))
 
     def _volumes_ml(self) -> dict[str, list[float]]:
-        """Volumes per organ in the fold's training cases that annotate it; 0 where it is absent."""
-        volumes: dict[str, list[float]] = {name: [] for name in self.plans.labels.names}
-        training = set(self._task(Stage.FINE).training)
-        for case in self.fingerprint.cases:
-            if case.case_id not in training:
-                continue
-            z, y, x = case.spacing_zyx_mm
-            for name, voxels, annotated in zip(volumes, case.voxels_per_label, case.annotated, strict=True):
-                if annotated:
-                    volumes[name].append(voxels * z * y * x / 1000)
-        return volumes
+        return volumes_ml(self.fingerprint, self.plans.labels.names, self._task(Stage.FINE).training)
 
     def _median_volumes_ml(self) -> tuple[float, ...]:
         present = ([volume for volume in found if volume > 0] for found in self._volumes_ml().values())
         return tuple(statistics.median(found) if found else 0.0 for found in present)
-
-    def _labeled_volumes(self) -> dict[str, LabeledVolumes]:
-        made = {}
-        for name, found in self._volumes_ml().items():
-            present = [volume for volume in found if volume > 0]
-            if present:
-                made[name] = LabeledVolumes(
-                    least_ml=min(present), most_ml=max(present), absent=len(found) - len(present)
-                )
-        return made

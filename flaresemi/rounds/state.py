@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.training.mixing import Mixing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 STEPS = ("label", "select", "train COARSE", "train FINE", "validate")
 
@@ -34,8 +35,24 @@ class RoundConfig:
     length: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.length > 0:
-            raise ValueError("length must be positive")
+        if not 0 < self.length < math.inf:
+            raise ValueError("length must be a positive number")
+
+
+#: The defaults; and the rule of FlareSemiSeg (FLARE22, doi 10.1007/978-3-031-23911-3_1) in every number, whatever
+#: the defaults are.
+PRESETS = {
+    "default": RoundConfig(),
+    "seed": RoundConfig(
+        tta=False,
+        selection=SelectionRule(
+            rule="case", best_share=0.5, case_threshold=0.9, least_share=0.1, require_complete=False
+        ),
+        mixing=Mixing(pseudo_share=0.5, pseudo_augmentation="strong", paste_share=0.0, fine_tune=0.0),
+        start="scratch",
+        length=1.0,
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +72,17 @@ class StepState:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RoundState:
-    """All steps of a round that were begun."""
+    """All steps of a round that were begun.
+
+    Attributes:
+        made_with: What the labels are made with: hashes of the checkpoints.
+    """
 
     schema_version: int = SCHEMA_VERSION
     fold: str
     round: int
     config: RoundConfig
+    made_with: tuple[str, ...] = ()
     steps: dict[str, StepState]
 
     @property

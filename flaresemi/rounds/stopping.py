@@ -28,7 +28,7 @@ class StopRule:
     def __post_init__(self) -> None:
         if self.patience < 1 or self.max_rounds < 1:
             raise ValueError("patience and max_rounds must be at least 1")
-        if self.min_delta < 0 or self.collapse <= 0:
+        if not 0 <= self.min_delta < math.inf or not 0 < self.collapse < math.inf:
             raise ValueError("min_delta must not be negative and collapse must be positive")
 
 

@@ -106,12 +106,29 @@ def recorded_config(folder: ModelFolder) -> TrainingConfig:
     """
     if not _is_lost(folder.run_record):
         return load_record(folder.run_record, RunRecord, error=ConfigError).config
+    return from_plain(TrainingConfig, _saved(folder, "config"), source=folder.latest, error=CheckpointError)
+
+
+def recorded_teaching(task: TrainingTask) -> Teaching | None:
+    """The label maps from elsewhere that a training goes on with: from its record, or from its state.
+
+    Raises:
+        FlaresemiError: the record was edited and is wrong, or there is no whole state.
+    """
+    record = recorded_run(task)
+    if record is not None:
+        return record.taught_by
+    saved, source = _saved(task.folder, "taught_by"), task.folder.latest
+    return None if saved is None else from_plain(Teaching, saved, source=source, error=CheckpointError)
+
+
+def _saved(folder: ModelFolder, name: str) -> Any:
+    """What a trainer's state says of how it was begun."""
     state = load_state(folder, with_training_state=True).training_state or {}
     try:
-        config = parse_json(str(state.get("config")))
+        return parse_json(str(state.get(name)))
     except ValueError as problem:
-        raise CheckpointError(f"the configuration in it cannot be read: {problem}", where=folder.latest) from None
-    return from_plain(TrainingConfig, config, source=folder.latest, error=CheckpointError)
+        raise CheckpointError(f"'{name}' in it cannot be read: {problem}", where=folder.latest) from None
 
 
 def load_latest(task: TrainingTask) -> tuple[Checkpoint, dict]:

@@ -377,6 +377,7 @@ class Trainer:
             "epoch_losses": losses.cpu(),
             "best_validation": self.best_validation,
             "config": json.dumps(to_plain(self.config)),
+            "taught_by": json.dumps(to_plain(self.task.taught_by)),
         }
         save_state(self.task.folder, self._checkpoint(state))
         logger.debug("saved %s at iteration %d", self.task.folder.latest, self.iteration)

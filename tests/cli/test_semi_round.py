@@ -1,3 +1,4 @@
+import shlex
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,22 @@ def test_the_preset_of_the_seed_is_its_rule_from_scratch_and_pastes_nothing(plac
         assert (config.selection.rule, config.mixing.paste_share, config.start) == (rule, share, start)
 
 
+def test_the_printed_command_goes_on_with_the_same_choices(
+    place: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--preset", "seed", "--best-share", "1.0", "--paste-share", "0.25", "--tta", "--patience", "3"]
+    assert semi_round.main([*place, "--device", "cpu", *words, "--shard", "0/1"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+    following = shlex.split(line.removeprefix("next: flaresemi_semi_round "))
+    options = vars(semi_round._parser().parse_args(following))
+    assert {name: options[name] for name in ("preset", "best_share", "paste_share", "tta", "patience")} == {
+        "preset": "seed", "best_share": 1.0, "paste_share": 0.25, "tta": True, "patience": 3,
+    }  # fmt: skip
+    # What is exported was made with the choices of the round, whatever is asked for now.
+    assert semi_round.main([*place, "--device", "cpu", *words, "--step", "select"]) == 0
+    assert semi_round.main([*place, "--device", "cpu", "--export-labels", str(Path(place[3]) / "out")]) == 0
+
+
 def test_what_a_complete_round_has_lost_is_made_again(place: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     once = [*place, *TAKE_ALL, "--rounds", "1"]
     assert semi_round.main(once) == 0
@@ -127,8 +144,11 @@ def test_torchrun_divides_labeling_only(
         (["--shard", "slurm"], "SLURM_ARRAY_TASK_ variables are not set"),
         (["--shard", "0/2", "--step", "select"], "only labeling can be divided"),
         (["--paste-share", "2"], "paste_share must be within 0..1"),
+        (["--volume-factor", "nan"], "volume_factor must be a number of at least 1"),
+        (["--length", "inf"], "length must be a positive number"),
+        (["--min-delta", "nan"], "min_delta must not be negative"),
         (["--best-share", "2"], "best_share must be within 0..1"),
-        (["--fold", "1"], "snapshot_100.pt is missing"),
+        (["--fold", "1"], "round 0 of fold 1 was not validated"),
         (["--fold", "0", "all"], "stands alone"),
         (["--fold", "all", "--until-converged"], "holds no case out"),
         (["--organ-treshold", "0.5"], "did you mean '--organ-threshold'"),

@@ -65,14 +65,19 @@ def test_a_student_goes_on_as_it_began(
     longer = ["--iterations", "3", "--pseudo-share", "0.75", "--no-validation"]
     assert train.main([*words, "--continue", *longer]) == 0
     assert load_checkpoint(student.workspace.model("0", Stage.COARSE).final).iteration == 3
+    taught_by = record_of(student, Stage.COARSE, "0").taught_by
+    assert taught_by is not None
+    assert taught_by.mixing.pseudo_share == 0.75
+    # What it learns from outlasts its record.
+    student.workspace.model("0", Stage.COARSE).run_record.write_text("half a rec")
+    assert train.main([*words, "--continue", "--iterations", "4", "--no-validation"]) == 0
     record = record_of(student, Stage.COARSE, "0")
-    assert record.taught_by is not None
-    assert record.taught_by.mixing.pseudo_share == 0.75
+    assert (record.taught_by, record.trainer) == (taught_by, "SemiSupervisedTrainer")
     # A folder that cannot be used does not cost the training that is there.
     (other / "u0.nii.gz").write_bytes(b"no image")
     assert train.main([*words, "--restart", "--pseudo-labels", str(other)]) == 2
     assert "1 of 1 label maps cannot be used" in capsys.readouterr().err
-    assert load_checkpoint(student.workspace.model("0", Stage.COARSE).final).iteration == 3
+    assert load_checkpoint(student.workspace.model("0", Stage.COARSE).final).iteration == 4
     # Without the option, a training begins anew without a teacher.
     alone = [word for word in words if word not in ("--pseudo-augmentation", "none", "--augmentation")]
     assert train.main([*alone, "--restart", "--no-validation"]) == 0

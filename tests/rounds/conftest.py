@@ -12,7 +12,10 @@ from flaresemi.plans import Stage
 from flaresemi.workspace import Workspace
 from tests.made_workspace import shrink
 
-QUICK = ["--iterations", "3", "--iterations-per-epoch", "3", "--validations", "0", "--loader-workers", "0"]
+QUICK = [
+    "--iterations", "3", "--iterations-per-epoch", "3", "--validations", "0", "--loader-workers", "0",
+    "--checkpoint-minutes", "0.0001",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

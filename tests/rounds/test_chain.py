@@ -10,12 +10,12 @@ import torch
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.evaluation.summary import load_summary, save_summary
-from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
-from flaresemi.records import load_record
+from flaresemi.records import load_record, save_record
 from flaresemi.rounds.chain import SelfTraining, mean_dice
-from flaresemi.rounds.final import merged
+from flaresemi.rounds.final import FinalState, merged
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import RoundConfig
 from flaresemi.rounds.stopping import StopRule, Verdict
@@ -70,6 +70,28 @@ def test_chains_are_judged_on_the_held_out_cases_of_all_folds(workspace: Workspa
     assert len(training.judge().mean_dice) == 1
 
 
+def test_a_complete_round_of_other_models_is_not_built_upon(workspace: Workspace, phantom_dataset: Path) -> None:
+    training = self_training(workspace, phantom_dataset, ("0",))
+    assert training.run_rounds(1) is not None
+    final = workspace.model("0", Stage.FINE).final
+    checkpoint, before = load_checkpoint(final), final.read_bytes()
+    save_checkpoint(
+        final, dataclasses.replace(checkpoint, weights={name: w + 0.01 for name, w in checkpoint.weights.items()})
+    )
+    with pytest.raises(SelectionError, match="round 1 is complete, but the models that labeled it are others now"):
+        training.run_next()
+    assert training.complete_rounds == 1  # nothing is lost
+    final.write_bytes(before)
+    assert training.run_next("label") is not None
+
+
+def test_a_start_that_was_not_validated_is_said_before_the_work(workspace: Workspace, phantom_dataset: Path) -> None:
+    (workspace.model("0", Stage.FINE).validation / "summary.json").unlink()
+    with pytest.raises(SelectionError, match="round 0 of fold 0 was not validated"):
+        self_training(workspace, phantom_dataset, ("0",)).run_next()
+    assert not workspace.round("0", 1).root.exists()
+
+
 def test_final_models_see_every_label_and_what_the_best_models_drew(
     workspace: Workspace, phantom_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +102,11 @@ def test_final_models_see_every_label_and_what_the_best_models_drew(
     assert state is not None
     improved = dataclasses.replace(state, verdict=Verdict(best_round=1, stop=True, why=""))
     monkeypatch.setattr(training, "judge", lambda: improved)
+    make_round = training.make_round
+    monkeypatch.setattr(training, "make_round", lambda *which: stopped(make_round(*which)))
+    assert training.train_final() is None
+    assert not workspace.final_round.root.exists()
+    monkeypatch.setattr(training, "make_round", make_round)
     folder = training.train_final()
     assert folder is not None
     record = load_record(folder.model(Stage.FINE).run_record, RunRecord)
@@ -99,6 +126,17 @@ def test_final_models_see_every_label_and_what_the_best_models_drew(
     training.train_final()
     for name, value in load_checkpoint(folder.model(Stage.FINE).final).weights.items():
         assert torch.equal(value, weights[name])
+    # Models of which nothing says what they were made from, or something else, are trained again.
+    for state in (None, dataclasses.replace(load_record(folder.state, FinalState), inputs="others")):
+        folder.state.unlink() if state is None else save_record(folder.state, state)
+        before = folder.model(Stage.FINE).final.stat().st_mtime_ns
+        training.train_final()
+        assert folder.model(Stage.FINE).final.stat().st_mtime_ns != before
+
+
+def stopped(round: Round) -> Round:
+    round.stop_requested = lambda: True
+    return round
 
 
 def selection(fold: str, scores: dict[str, float], rejected: dict[str, str]) -> Selection:

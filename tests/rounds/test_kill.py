@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from flaresemi.cli import semi_round
+from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.plans import Stage
+from flaresemi.workspace import Workspace
 
 #: Kills its own process when the file of this number would get its name.
 DYING = """
@@ -57,35 +60,25 @@ def timeless(value: object) -> object:
 
 
 def test_a_killed_round_ends_like_one_that_was_not(trained: Path, phantom_dataset: Path, tmp_path: Path) -> None:
-    options = [
-        "--fold",
-        "0",
-        "--rounds",
-        "1",
-        "--select",
-        "case",
-        "--best-share",
-        "1.0",
-        "--device",
-        "cpu",
-        "--precision",
-        "fp32",
-    ]
-
-    def words(workspace: str) -> list[str]:
-        return ["-d", str(phantom_dataset), "-w", str(tmp_path / workspace), *options]
-
-    for workspace in ("whole", "killed"):
-        shutil.copytree(trained, tmp_path / workspace)
-    assert semi_round.main(words("whole")) == 0
-    for files in (7, 12):  # in the selection, then in the training
-        command = [sys.executable, "-c", DYING, str(files), *words("killed")]
+    workspace, whole_one = tmp_path / "workspace", tmp_path / "whole"
+    words = [
+        "-d", str(phantom_dataset), "-w", str(workspace), "--fold", "0", "--rounds", "1", "--length", "2",
+        "--select", "case", "--best-share", "1", "--device", "cpu", "--precision", "fp32",
+    ]  # fmt: skip
+    student = Workspace(workspace).round("0", 1).model(Stage.FINE)
+    shutil.copytree(trained, workspace)
+    assert semi_round.main(words) == 0
+    workspace.rename(whole_one)  # the records name the place of the weights that it started from
+    shutil.copytree(trained, workspace)
+    for files in (7, 16):  # in the selection, then in the training
+        command = [sys.executable, "-c", DYING, str(files), *words]
         process = subprocess.run(
             command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, encoding="utf-8", check=False
         )
         assert process.returncode == -signal.SIGKILL, process.stderr
-    assert semi_round.main(words("killed")) == 0
-    whole, killed = (contents(tmp_path / workspace / "rounds") for workspace in ("whole", "killed"))
+    assert 0 < load_checkpoint(student.latest).iteration < 6
+    assert semi_round.main(words) == 0
+    whole, killed = (contents(place / "rounds") for place in (whole_one, workspace))
     assert whole.keys() == killed.keys()
     assert [name for name in whole if whole[name] != killed[name]] == []
     assert any(name.endswith("snapshot_100.pt") for name in whole)

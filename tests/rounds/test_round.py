@@ -4,13 +4,14 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import SelectionError
-from flaresemi.io.case_store import CaseStore, LabelStore
+from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
@@ -18,6 +19,7 @@ from flaresemi.records import load_record
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import STEPS, RoundConfig
 from flaresemi.selection import CaseScore, Selection, load_scores
+from flaresemi.training.runs import RunRecord
 from flaresemi.workspace import Workspace
 
 #: With these every case is selected, however bad.
@@ -61,6 +63,59 @@ def test_a_deleted_label_is_made_again(round_one: Round) -> None:
     round_one.run(last_step="select")
     images = CaseStore(round_one.workspace.preprocessed(Stage.FINE))
     assert LabelStore(labels, images).open(case_id).label_zyx is not None
+
+
+def test_students_go_on_from_the_weights_that_labeled_with_patches_of_their_own(round_one: Round) -> None:
+    teacher = round_one.workspace.model("0", Stage.FINE)
+    bias = load_checkpoint(teacher.final).weights["heads.0.bias"]
+    start = load_record(teacher.run_record, RunRecord)
+    assert round_one.config.start == "previous"
+    for config in (round_one.config, dataclasses.replace(round_one.config, start="scratch")):
+        round_one.config = config
+        assert round_one.run(last_step="train FINE") is not None
+        student = round_one.folder.model(Stage.FINE)
+        record = load_record(student.run_record, RunRecord)
+        assert record.config.seed == start.config.seed + 1
+        assert record.config.init_from == (str(teacher.final) if config.start == "previous" else None)
+        drawn = load_checkpoint(student.final).weights["heads.0.bias"]
+        assert torch.allclose(drawn, bias, atol=1) == (config.start == "previous")
+
+
+def test_another_pseudo_label_is_selected_and_trained_on_anew(
+    round_one: Round, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it comes of an image that was prepared anew, though the scores may be what they were."""
+    round_one.run(last_step="train FINE")
+    store, case_id = round_one.label_store(Stage.FINE), round_one.pool[0]
+    label = np.array(store.open(case_id).label_zyx)
+    organs = len(round_one.plans.labels.names)
+    store.write_labels(case_id, label, organs, tuple(range(1, organs + 1)))
+    again = Round(
+        round_one.workspace, round_one.dataset, "0", 1, TAKE_ALL, device=round_one.device, precision="fp32"
+    )  # fmt: skip
+    again.run(last_step="train FINE")
+    assert "has changed" not in caplog.text  # the same label map, written again
+    label[0, 0, 0] = 1 - min(label[0, 0, 0], 1)
+    store.write_labels(case_id, label, organs, tuple(range(1, organs + 1)))
+    again = Round(
+        round_one.workspace, round_one.dataset, "0", 1, TAKE_ALL, device=round_one.device, precision="fp32"
+    )  # fmt: skip
+    again.run(last_step="train FINE")
+    for step in ("select", "train FINE"):
+        assert f"what '{step}' was made from has changed: it is done again" in caplog.text
+
+
+def test_what_was_not_labeled_as_it_is_prepared_now_is_not_exported(round_one: Round, tmp_path: Path) -> None:
+    round_one.run(last_step="select")
+    case_id = round_one.pool[0]
+    file = round_one.workspace.preprocessed(Stage.FINE) / case_id / "case.json"
+    record = file.read_text(encoding="utf-8")
+    known = load_record(file, CaseRecord).source_hash
+    file.write_text(record.replace(known, "0" * len(known)), encoding="utf-8")
+    with pytest.raises(SelectionError, match=f"prepared anew since they were labeled: {case_id}"):
+        round_one.export_labels(tmp_path / "out", selected_only=True)
+    file.write_text(record, encoding="utf-8")
+    assert round_one.export_labels(tmp_path / "out", selected_only=True) == len(round_one.pool)
 
 
 def test_replaced_weights_of_the_teacher_begin_the_round_anew(
