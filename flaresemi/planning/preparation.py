@@ -4,15 +4,17 @@ import dataclasses
 import functools
 import logging
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from flaresemi.case_names import case_file
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
-from flaresemi.errors import DatasetError, FlaresemiError
+from flaresemi.errors import DatasetError, FlaresemiError, listed
 from flaresemi.files import write_text
 from flaresemi.geometry import Geometry, IntTriple, resampled_shape
 from flaresemi.io.case_store import CaseRecord, CaseStore
@@ -114,9 +116,10 @@ def pending(
     stores = {stage: _store(workspace, stage) for stage in Stage}
     hashes = {stage: preprocessing_hash(plans.body, plans.stage(stage)) for stage in Stage}
     tasks = []
-    for case in (case for group in groups for case in getattr(dataset, group)):
-        known = _known_source(_source_path(workspace, case))
-        same = known is not None and _is_unchanged(known, case, dataset.labels, workspace)
+    cases = [case for group in groups for case in getattr(dataset, group)]
+    changed = set(_changed(cases, dataset.labels, workspace, unknown=True))
+    for case in cases:
+        same = case.id not in changed
         missing = tuple(stage for stage in Stage if not (same and stores[stage].has(case.id, hashes[stage])))
         if missing:
             source = source_hash(case, dataset.labels, _RULES)
@@ -130,15 +133,10 @@ def refuse_changed(cases: Iterable[Case], labels: LabelSet, workspace: Workspace
     Raises:
         DatasetError: they are not; it names the cases.
     """
-    changed = []
-    for case in cases:
-        known = _known_source(_source_path(workspace, case))
-        if known is not None and not _is_unchanged(known, case, labels, workspace):
-            changed.append(case.id)
+    changed = _changed(cases, labels, workspace, unknown=False)
     if changed:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise DatasetError(
-            f"{len(changed)} case(s) have changed since they were prepared: {', '.join(changed[:5])}{more}",
+            f"{len(changed)} case(s) have changed since they were prepared: {listed(changed)}",
             where=workspace.prepared_sources,
             fix="put the files back as they were, or run flaresemi_plan_and_preprocess again and train anew",
         )
@@ -232,16 +230,28 @@ def _source_path(workspace: Workspace, case: Case) -> Path:
     return case_file(workspace.prepared_sources, case.id, ".json")
 
 
-def _is_unchanged(known: _Source, case: Case, labels: LabelSet, workspace: Workspace) -> bool:
-    """Whether a case's files are those that it was prepared from; copies of them are."""
-    present = source_hash(case, labels, _RULES)
-    if present == known.source_hash:
-        return True
-    if case_content_hash(case, labels, _RULES) != known.content_hash:
-        return False
-    logger.info("case '%s': its files have other times than when it was prepared, and hold the same", case.id)
-    save_record(_source_path(workspace, case), dataclasses.replace(known, source_hash=present))
-    return True
+def _changed(cases: Iterable[Case], labels: LabelSet, workspace: Workspace, *, unknown: bool) -> list[str]:
+    """The cases whose files are not what they were prepared from; copies of those are.
+
+    Args:
+        unknown: Name also the cases of which it is not known what they were prepared from.
+    """
+    changed, doubtful = [], []
+    for case in cases:
+        known, present = _known_source(_source_path(workspace, case)), source_hash(case, labels, _RULES)
+        if known is None:
+            changed += [case.id] if unknown else []
+        elif known.source_hash != present:
+            doubtful.append((case, known, present))
+    if doubtful:
+        logger.info("%d case(s) have files of other times than when they were prepared: their contents are compared",
+                    len(doubtful))  # fmt: skip
+    for case, known, present in tqdm(doubtful, desc="comparing", unit="case", disable=not sys.stderr.isatty()):
+        if case_content_hash(case, labels, _RULES) == known.content_hash:
+            save_record(_source_path(workspace, case), dataclasses.replace(known, source_hash=present))
+        else:
+            changed.append(case.id)
+    return changed
 
 
 def _known_source(path: Path) -> _Source | None:

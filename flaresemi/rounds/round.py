@@ -32,7 +32,7 @@ from flaresemi.pseudolabels.pool import (
     write_reliable_series,
 )
 from flaresemi.pseudolabels.selecting import labeled_volumes, select, volumes_ml
-from flaresemi.pseudolabels.teachers import load_teachers, teacher_hashes
+from flaresemi.pseudolabels.teachers import load_teachers, teacher_files, teacher_hashes
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.state import (
     STEPS,
@@ -254,10 +254,12 @@ class Round:
         """Sees that a complete round was labeled by the models of the round before as they are now.
 
         Raises:
-            SelectionError: they were trained again, or replaced.
+            SelectionError: they were trained again, or replaced; that some of their files are gone is no such sign.
         """
         state = load_state(self.folder.state)
-        if state is not None and state.made_with != self._made_with(state.config.tta):
+        if state is None or not all(path.is_file() for path in teacher_files(*self._teachers())):
+            return
+        if state.made_with != self._made_with(state.config.tta):
             raise SelectionError(
                 f"round {self.number} is complete, but the models that labeled it are others now",
                 where=self.folder.root,
