@@ -47,14 +47,15 @@ class Judged:
 
 
 def measures(score: OrganScore, predicted: float | None, median_ml: float) -> dict[str, float | None]:
-    """By name."""
+    """By name, to five digits."""
     volume = abs(math.log(max(score.volume_ml, 0.01 * median_ml) / median_ml))
-    return {
+    exact = {
         "agreement": score.agreement,
         "predicted Dice": predicted,
         "entropy": None if score.entropy is None else -score.entropy,
         "volume": -volume,
     }
+    return {name: None if value is None else round(value, 5) for name, value in exact.items()}
 
 
 def main() -> None:
