@@ -54,6 +54,7 @@ from flaresemi.selection import CaseScore, Selection, load_scores, save_scores
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.history import cut_history
 from flaresemi.training.runs import RunRecord
+from flaresemi.training.task import Teaching
 from flaresemi.training.validation import CaseResult
 from tests.made_dicom import Stack
 from tests.test_plans import FINE, LABELS, PLANS
@@ -62,8 +63,8 @@ from tests.trust.mutations import mutate, spoil
 #: Every class that a JSON file of ours is read into; a test compares it with the calls in the package.
 RECORDS = (
     CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint, Decisions, DemoRecord, ExportRecord,
-    FinalState, InspectedCases, Observations, Plans, RoundState, RunRecord, Selection, Splits, Summary, TrainingConfig,
-    _Header, _Kept, _Source,
+    FinalState, InspectedCases, Observations, Plans, RoundState, RunRecord, Selection, Splits, Summary, Teaching,
+    TrainingConfig, _Header, _Kept, _Source,
 )  # fmt: skip
 
 #: Bytes of a file that no header may lead to.
