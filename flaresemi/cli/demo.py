@@ -29,7 +29,7 @@ _FINE_TIME = "6m"
 _AUGMENTATION = ("--augmentation", "none")
 
 #: The round of self-training goes on from the supervised weights, for this part of their training.
-_ROUND = ("--rounds", "1", "--start", "previous", "--length", "0.2")
+_ROUND = ("--rounds", "1", "--length", "0.2")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
