@@ -124,6 +124,21 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_field_option(
+    group: argparse._ArgumentGroup, name: str, defaults: object, text: str, choices: Sequence[str] | None = None
+) -> None:
+    """A flag for a field of a record, `defaults`; it stands in the options only if it was given."""
+    value = getattr(defaults, name)
+    group.add_argument(
+        flag_of(name), type=type(value), choices=choices, default=argparse.SUPPRESS, help=f"{text} [{value}]"
+    )
+
+
+def flag_of(name: str) -> str:
+    """A field's flag."""
+    return f"--{name.replace('_', '-')}"
+
+
 def add_time_limit_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--time-limit`, for `StopSignals`."""
     parser.add_argument(

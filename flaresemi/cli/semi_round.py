@@ -12,13 +12,15 @@ from flaresemi.cli.common import (
     StoppedEarly,
     StrictParser,
     add_dataset_options,
+    add_field_option,
     add_time_limit_option,
     dataset_words,
+    flag_of,
     open_workspace,
     print_next,
     run,
 )
-from flaresemi.cli.mixing_options import add_mixing_options, flag_of, given_mixing
+from flaresemi.cli.mixing_options import add_mixing_options, given_mixing
 from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.distributed import launched_ranks
 from flaresemi.compute.sharding import shard
@@ -289,7 +291,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="mixed precision")
     add_time_limit_option(parser)
-    what = parser.add_argument_group("what to do")
+    _add_actions(parser.add_argument_group("what to do"))
+    _add_choices(parser)
+    return parser
+
+
+def _add_actions(what: argparse._ArgumentGroup) -> None:
     what.add_argument("--until-converged", action="store_true", help="go on, round after round, by the stop rule")
     what.add_argument("--rounds", type=int, metavar="N", help="go on until N rounds are complete")
     what.add_argument(
@@ -313,6 +320,10 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--export-which", choices=["selected", "all"], default="selected", help="of which cases [selected]"
     )
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """Fields of the records that decide a round; what is not given stays with its preset."""
     parser.add_argument(
         "--tta", action="store_true", default=argparse.SUPPRESS, help="label by the mean over mirrored images too"
     )
@@ -324,28 +335,23 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     rule.add_argument("--select", choices=["case", "organ"], help="judge whole cases, or each organ on its own [organ]")
 
-    def add(group: argparse._ArgumentGroup, flag: str, defaults: object, text: str, **settings: object) -> None:
-        name = flag.removeprefix("--").replace("-", "_")
-        value = getattr(defaults, name)
-        kind = {} if "choices" in settings else {"type": type(value)}
-        group.add_argument(flag, default=argparse.SUPPRESS, help=f"{text} [{value}]", **kind, **settings)  # type: ignore[arg-type]
-
-    add(rule, "--organ-threshold", defaults, "organ: least predicted Dice, or agreement without a calibration")
-    add(rule, "--volume-factor", defaults, "organ: how far outside the labeled volumes is implausible")
-    add(rule, "--best-share", defaults, "case: share of the cases that the first round takes")
-    add(rule, "--case-threshold", defaults, "case: least score in later rounds")
+    add_field_option(
+        rule, "organ_threshold", defaults, "organ: least predicted Dice, or agreement without a calibration"
+    )
+    add_field_option(rule, "volume_factor", defaults, "organ: how far outside the labeled volumes is implausible")
+    add_field_option(rule, "best_share", defaults, "case: share of the cases that the first round takes")
+    add_field_option(rule, "case_threshold", defaults, "case: least score in later rounds")
     rule.add_argument(
         "--require-complete", action="store_true", default=argparse.SUPPRESS, help="case: only cases with every organ"
     )
     students = parser.add_argument_group("students")
     add_mixing_options(students)
-    add(students, "--start", round_defaults, "weights to start from", choices=["scratch", "previous"])
-    add(students, "--length", round_defaults, "iterations, relative to the supervised training")
+    add_field_option(students, "start", round_defaults, "weights to start from", choices=["scratch", "previous"])
+    add_field_option(students, "length", round_defaults, "iterations, relative to the supervised training")
     stop = parser.add_argument_group("stop rule")
-    add(stop, "--patience", stop_defaults, "rounds without an improvement before the chain ends")
-    add(stop, "--min-delta", stop_defaults, "mean Dice that counts as an improvement")
-    add(stop, "--max-rounds", stop_defaults, "most rounds")
-    return parser
+    add_field_option(stop, "patience", stop_defaults, "rounds without an improvement before the chain ends")
+    add_field_option(stop, "min_delta", stop_defaults, "mean Dice that counts as an improvement")
+    add_field_option(stop, "max_rounds", stop_defaults, "most rounds")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from flaresemi.cli.mixing_options import flag_of, given_mixing
+from flaresemi.cli.common import flag_of
+from flaresemi.cli.mixing_options import given_mixing
 from flaresemi.compute.distributed import Ranks
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import CheckpointError, ConfigError

@@ -198,7 +198,7 @@ class Round:
     def export_labels(self, folder: Path, *, selected_only: bool) -> int:
         """Writes the pseudo-labels of this round as CASE.nii.gz on the grids of their images; resumable.
 
-        What counts are the choices that they were made with, whatever this start's are.
+        They are what the round was labeled with, whatever this start's choices are.
 
         Returns:
             How many were written now.
@@ -206,14 +206,13 @@ class Round:
         Raises:
             FlaresemiError: the step that makes them is not done, an image has changed, or the folder holds others.
         """
-        recorded = load_state(self.folder.state)
-        self.config = recorded.config if recorded else self.config
-        made_with = self._made_with()
+        state = load_state(self.folder.state)
+        made_with = state.made_with if state else self._made_with()
         wanted = {score.case_id for score in merge_scores(self.pool, made_with, self.folder)}
         selection = load_record(self.folder.selection, Selection, error=SelectionError) if selected_only else None
         if selection is not None:
             wanted = {case.case_id for case in selection.selected}
-        if stale := [case_id for case_id in self._unlabeled() if case_id in wanted]:
+        if stale := [case_id for case_id in self._unlabeled(made_with) if case_id in wanted]:
             raise SelectionError(
                 f"{len(stale)} case(s) were prepared anew since they were labeled: {listed(stale)}",
                 where=self.folder.root, fix="label them again: flaresemi_semi_round --step label",
@@ -340,15 +339,15 @@ class Round:
         if name == "label" and not self.folder.observations.is_file():
             return False
         if name == "label":
-            return not self._unlabeled()
+            return not self._unlabeled(self._made_with())
         return all(path.is_file() for path in outputs[name])
 
     def _images(self) -> dict[Stage, CaseStore]:
         return {stage: CaseStore(self.workspace.preprocessed(stage)) for stage in self.stages}
 
-    def _unlabeled(self) -> list[str]:
-        """Cases that the models of the round before have not labeled as they are prepared now."""
-        made_with, images = self._made_with(), self._images()
+    def _unlabeled(self, made_with: tuple[str, ...]) -> list[str]:
+        """Cases that these checkpoints have not labeled as they are prepared now."""
+        images = self._images()
         return [case_id for case_id in self.pool if not is_labeled(case_id, made_with, images, self.folder)]
 
     def _discard(self, name: str) -> None:

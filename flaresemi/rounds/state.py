@@ -1,12 +1,12 @@
 """What a round has done so far, from what: one JSON file, by which a killed round goes on."""
 
 import dataclasses
-import hashlib
 import math
 from pathlib import Path
 from typing import Literal
 
 from flaresemi.errors import SelectionError
+from flaresemi.files import content_hash
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.training.mixing import Mixing
@@ -114,8 +114,7 @@ def file_hash(path: Path, fix: str = "finish the training that writes it: flares
         SelectionError: it is not there; the message ends with `fix`.
     """
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return content_hash(path)
     except FileNotFoundError:
         raise SelectionError(f"{path.name} is missing", where=path, fix=fix) from None
 

@@ -118,8 +118,10 @@ class PatchSampler(Dataset):
         chances = self.probabilities(iteration)
         index = generator.choice(len(self.cases), p=chances)
         patch = self._draw(self.cases[index], generator)
+        if not self.paste_share or generator.random() >= self.paste_share:
+            return patch
         others = np.where(self._is_pseudo != self._is_pseudo[index], chances, 0.0)
-        if not self.paste_share or generator.random() >= self.paste_share or not others.any():
+        if not others.any():
             return patch
         other = self.cases[generator.choice(len(self.cases), p=others / others.sum())]
         return pasted(patch, self._draw(other, generator), generator)
