@@ -43,8 +43,11 @@ def test_a_round_from_the_command_line(place: list[str], capsys: pytest.CaptureF
     assert "next: flaresemi_semi_round" in out
     final = Workspace(Path(place[3])).round("0", 1).model(Stage.FINE).final
     assert load_checkpoint(final).iteration == 3
+    verdict = Workspace(Path(place[3])).verdict(("0",))
+    verdict.unlink()
     assert semi_round.main([*place, "--status"]) == 0
     assert "1 complete round" in capsys.readouterr().out
+    assert not verdict.exists()  # it looks, and does nothing
 
 
 def test_the_preset_of_the_seed_is_its_rule_from_scratch_and_pastes_nothing(place: list[str]) -> None:
