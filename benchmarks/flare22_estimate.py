@@ -39,7 +39,7 @@ def main() -> None:
     ]
     costs = []
     for preset, (device, tflops) in DEVICES.items():
-        plans, cost = _ask(preset)
+        plans, cost = ask(preset)
         costs.append((preset, tflops, cost))
         for stage in Stage:
             lines.append(_stage_line(preset, stage, plans, cost, device, tflops))
@@ -54,7 +54,7 @@ def main() -> None:
     print(RESULT.read_text(encoding="utf-8"))
 
 
-def _ask(preset: str) -> tuple[Plans, Estimate]:
+def ask(preset: str) -> tuple[Plans, Estimate]:
     grid = Geometry(shape_zyx=SHAPE, spacing_zyx_mm=SPACING)
     fingerprint = _fingerprint()
     plans = make_plans(fingerprint, preset=preset)  # type: ignore[arg-type]

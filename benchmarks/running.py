@@ -95,13 +95,15 @@ def load_json(path: Path) -> dict:
 
 
 def machine() -> str:
-    """One line: processor, cores, versions."""
+    """One line: processor, cores, GPU, versions."""
     import torch
 
-    from flaresemi.compute.device import available_cores, device_name
+    from flaresemi.compute.device import available_cores, device_name, select_device
 
+    device = select_device()
+    gpu = device_name(device) if device.type == "cuda" else "no GPU"
     return (
-        f"{device_name(torch.device('cpu'))}, {available_cores()} cores, no GPU, "
+        f"{device_name(torch.device('cpu'))}, {available_cores()} cores, {gpu}, "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
 

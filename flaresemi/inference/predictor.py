@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,8 +25,9 @@ WindowMode = Literal["auto", "patch"]
 #: benchmarks/fast_path.py: the mean Dice does not fall with this; it does with 2.
 LONGEST_WINDOW_PATCHES = 1.375
 
-#: Windows per forward pass. Chosen: a GPU is busy with a few; a CPU gains nothing from more than one.
-WINDOWS_PER_PASS = {"cuda": 4, "cpu": 1}
+#: Voxels that keep a GPU busy. A pass of as many took an H200 5 to 7 ms, in which the launches of its kernels outlasted
+#: the computation; one of eight times as many, 41 ms (benchmarks/results/gpu_step.md).
+_BUSY_VOXELS = 2**20
 
 _X_AXIS = 2
 
@@ -80,7 +82,7 @@ class StagePredictor:
         larger = larger_window(region_zyx, patch, self.plan.network.divisor_zyx, self.step)
         if larger == patch:
             return patch
-        batch = WINDOWS_PER_PASS[self.device.type]
+        batch = windows_per_pass(self.device, larger)
         needed = inference_memory_gib(self.plan.network, larger, batch) * self._activations
         return larger if needed < _free_gib(self.device) else patch
 
@@ -106,7 +108,7 @@ class StagePredictor:
         fill = None if fill_c is None else torch.from_numpy(fill_c)
         patch, main_memory = self.plan.patch_zyx, torch.device("cpu")
         attempts = [
-            _Attempt(window, WINDOWS_PER_PASS[self.device.type], self.device),
+            _Attempt(window, windows_per_pass(self.device, window), self.device),
             _Attempt(patch, 1, self.device),
             _Attempt(patch, 1, main_memory),
         ]
@@ -155,6 +157,13 @@ class StagePredictor:
         if _X_AXIS in axes:  # what looks like the right kidney in the mirror is the left one
             logits = logits[:, self._permutation]
         return logits.flip(dimensions) if axes else logits
+
+
+def windows_per_pass(device: torch.device, window_zyx: IntTriple) -> int:
+    """Windows per forward pass: one on a CPU, which gains nothing from more; on a GPU up to four small ones."""
+    if device.type == "cpu":
+        return 1
+    return min(max(round(_BUSY_VOXELS / math.prod(window_zyx)), 1), 4)
 
 
 def larger_window(region_zyx: IntTriple, patch_zyx: IntTriple, divisor_zyx: IntTriple, step: float) -> IntTriple:

@@ -12,7 +12,7 @@ NEGATIVE_SLOPE = 0.01
 class InstanceNorm(nn.Module):
     """Instance norm over (Z, Y, X), scale and shift per channel: the numbers of `nn.InstanceNorm3d(affine=True)`.
 
-    On a CPU convolutions are faster in the channels-last layout, but torch's instance norm copies such a tensor to the
+    Convolutions are often faster in the channels-last layout, but torch's instance norm copies such a tensor to the
     contiguous layout and back, which costs what was won (and, for a batch of one, returns a wrong gradient: torch
     2.13), and its group norm is far slower backward. Batch norm has a fast kernel for it, and batch norm of one sample
     at a time is instance norm.
@@ -27,7 +27,7 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, features_bczyx: Tensor) -> Tensor:
-        if features_bczyx.device.type == "cpu" and _is_channels_last(features_bczyx):
+        if _is_channels_last(features_bczyx):
             samples = [self._normalize_one(sample) for sample in features_bczyx.split(1)]
             return samples[0] if len(samples) == 1 else torch.cat(samples)
         return F.instance_norm(features_bczyx.contiguous(), weight=self.weight, bias=self.bias, eps=self.eps)

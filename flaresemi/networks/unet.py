@@ -13,6 +13,8 @@ class UNet(nn.Module):
     Attributes:
         deep_supervision: True: `forward` returns the logits of every decoder level, for training. False (the default):
             the full resolution only.
+        channels_last: True: a GPU, too, computes in the channels-last layout where gradients are wanted, as a CPU
+            always does. False (the default): it never does.
 
     Source: Çiçek et al., arXiv 1606.06650; strides in convolutions, transposed convolutions with kernel = stride,
     instance norm, leaky ReLU and deep supervision as in nnU-Net (Isensee et al., doi 10.1038/s41592-020-01008-z).
@@ -21,6 +23,7 @@ class UNet(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         self.deep_supervision = False
+        self.channels_last = False
         self.divisor_zyx = plan.divisor_zyx
         stack = ConvStack if plan.block == "plain" else ResidualStack
         features = plan.input_channels
@@ -59,7 +62,7 @@ class UNet(nn.Module):
             raise ValueError(
                 f"image of {tuple(image_bczyx.shape[2:])} voxels, expected multiples of {self.divisor_zyx}"
             )
-        if image_bczyx.device.type == "cpu":  # where convolutions are faster in this layout
+        if image_bczyx.device.type == "cpu" or (self.channels_last and torch.is_grad_enabled()):
             image_bczyx = channels_last(image_bczyx)
         features = self.stem(image_bczyx)
         skips = []

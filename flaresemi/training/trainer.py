@@ -20,6 +20,7 @@ from flaresemi.compute.precision import Precision
 from flaresemi.errors import ConfigError, FlaresemiError
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from flaresemi.networks.compiling import compiled
+from flaresemi.networks.layout import trains_channels_last
 from flaresemi.networks.unet import build_network
 from flaresemi.records import save_record, to_plain
 from flaresemi.training import runs
@@ -82,6 +83,7 @@ class Trainer:
         self.network = self.build_network()
         self.network.to(device)
         self.network.deep_supervision = config.deep_supervision  # type: ignore[assignment]
+        self.network.channels_last = trains_channels_last(device, self.precision)  # type: ignore[assignment]
         self.loss = self.build_loss().to(device)
         self.iteration = 0
         self.epoch_losses: list[torch.Tensor] = []
