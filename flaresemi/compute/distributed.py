@@ -60,13 +60,11 @@ class Ranks:
         """The network, whose gradients will be the means over the ranks."""
         if self.world_size == 1:
             return network
-        if device.type == "cuda":
-            return DistributedDataParallel(network, device_ids=[device])
         # Channels-last gradients of kernels of one voxel lie in memory as the weights do, but their strides have other
         # numbers in the axes of length one, which DDP warns of.
         for parameter in network.parameters():
             parameter.register_hook(lambda gradient: gradient.flatten().view_as(gradient))
-        return DistributedDataParallel(network)
+        return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> Ranks | None:
