@@ -63,7 +63,8 @@ class Ranks:
         # Channels-last gradients of kernels of one voxel lie in memory as the weights do, but their strides have other
         # numbers in the axes of length one, which DDP warns of.
         for parameter in network.parameters():
-            parameter.register_hook(lambda gradient: gradient.flatten().view_as(gradient))
+            if parameter.requires_grad:
+                parameter.register_hook(lambda gradient: gradient.flatten().view_as(gradient))
         return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 

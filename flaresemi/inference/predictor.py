@@ -25,8 +25,8 @@ WindowMode = Literal["auto", "patch"]
 #: benchmarks/fast_path.py: the mean Dice does not fall with this; it does with 2.
 LONGEST_WINDOW_PATCHES = 1.375
 
-#: Voxels that keep a GPU busy. A pass of as many took an H200 5 to 7 ms, in which the launches of its kernels outlasted
-#: the computation; one of eight times as many, 41 ms (benchmarks/results/gpu_step.md).
+#: Voxels that keep a GPU busy. A pass of as many took an H200 5 to 7 ms with two small networks of very different cost,
+#: so it hardly waited for the computation (benchmarks/results/gpu_step.md).
 _BUSY_VOXELS = 2**20
 
 _X_AXIS = 2
@@ -83,14 +83,15 @@ class StagePredictor:
         if larger == patch:
             return patch
         batch = windows_per_pass(self.device, larger)
-        needed = inference_memory_gib(self.plan.network, larger, batch) * self._activations
+        on_gpu = self.device.type == "cuda"
+        needed = inference_memory_gib(self.plan.network, larger, batch, on_gpu=on_gpu) * self._activations
         return larger if needed < _free_gib(self.device) else patch
 
     def logits(self, image_czyx: np.ndarray, fill_c: np.ndarray | None = None) -> tuple[torch.Tensor, tuple[str, ...]]:
         """Scores of background and all organs.
 
-        When the GPU's memory runs out, it is tried again with one window at a time, and then with the sums in main
-        memory.
+        When the GPU's memory runs out, it is tried again with one window of the patch's size at a time, and then with
+        the sums in main memory.
 
         Args:
             image_czyx: Prepared volume at the stage's spacing, (channels, Z, Y, X) float32.
@@ -108,19 +109,21 @@ class StagePredictor:
         fill = None if fill_c is None else torch.from_numpy(fill_c)
         patch, main_memory = self.plan.patch_zyx, torch.device("cpu")
         attempts = [
-            _Attempt(window, windows_per_pass(self.device, window), self.device),
-            _Attempt(patch, 1, self.device),
-            _Attempt(patch, 1, main_memory),
+            (_Attempt(window, windows_per_pass(self.device, window), self.device), ""),
+            (_Attempt(patch, 1, self.device), "one window at a time"),
+            (_Attempt(patch, 1, main_memory), "one window at a time, summed up in main memory"),
         ]
+        if attempts[0][0] == attempts[1][0]:
+            del attempts[1]
         notes: list[str] = []
-        for retreat, attempt in enumerate(attempts):
-            result = self._attempt(image, fill, attempt, last=retreat == len(attempts) - 1)
+        for number, (attempt, told) in enumerate(attempts):
+            if number:
+                torch.cuda.empty_cache()
+                notes.append(f"{self.plan.stage.value}: GPU memory ran out, tried again with {told}")
+                logger.warning("%s", notes[-1])
+            result = self._attempt(image, fill, attempt, last=number == len(attempts) - 1)
             if result is not None:
                 return result, tuple(notes)
-            torch.cuda.empty_cache()
-            kept = "one window at a time" if retreat == 0 else "one window at a time, summed up in main memory"
-            notes.append(f"{self.plan.stage.value}: GPU memory ran out, tried again with {kept}")
-            logger.warning("%s", notes[-1])
         raise ValueError("no attempt was made")
 
     def _attempt(

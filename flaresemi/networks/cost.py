@@ -18,10 +18,11 @@ _PARAMETER_BYTES = 4 + 4 + 8 + 2 + 4
 #: Bytes per logit that the loss takes: the logits in fp32, their softmax, the one-hot target and a gradient.
 _LOSS_BYTES = 4 * 4
 
-#: What the libraries take besides: CUDA context and kernels. Measured on an H200: 0.6 (benchmarks/results/gpu_step.md).
-#: A training counts less, since the rest of its estimate is as much too high for all but the smallest networks.
-_FIXED_GIB = 0.6
-_FIXED_TRAINING_GIB = 0.25
+#: What the libraries take besides. Chosen.
+_FIXED_GIB = 0.25
+
+#: What CUDA takes besides: context and kernels. Fits what four networks took (benchmarks/results/gpu_step.md).
+_CUDA_GIB = 0.6
 
 #: The allocator cannot use every gap between blocks. Chosen.
 _FRAGMENTATION = 1.1
@@ -74,8 +75,8 @@ def training_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int
     parameter weight, gradient, optimizer state, autocast copy and averaged weight.
 
     Source: activations and parameters from the blocks in `blocks.py`; workspace, fragmentation and fixed part chosen.
-    Measured in benchmarks/results/gpu_step.md: for `base` and `large` it is 15 % more than a step took, for `small`
-    0.35 GiB less.
+    On an H200 (benchmarks/results/gpu_step.md) FLARE22's `base` and `large` took 6.8 and 19.4 GiB, where this says 7.9
+    and 22.4, and `small` 1.1, where it says 0.8: CUDA's own part is larger than the fixed one here.
     """
     layers = _layers(plan)
     voxels = [batch_size * count for count in _voxels_per_level(plan, patch_zyx)]
@@ -83,24 +84,24 @@ def training_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int
     largest = max(layer.outputs * voxels[layer.level] for layer in layers)
     logits = plan.output_channels * sum(voxels[:-1])
     total = (kept + 3 * largest) * _ACTIVATION_BYTES + logits * _LOSS_BYTES + parameter_count(plan) * _PARAMETER_BYTES
-    return total * _FRAGMENTATION / _GIB + _FIXED_TRAINING_GIB
+    return total * _FRAGMENTATION / _GIB + _FIXED_GIB
 
 
-def inference_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int = 1) -> float:
-    """GPU memory of a forward pass under autocast without gradients, GiB; the label volume of the image comes on top.
+def inference_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int = 1, *, on_gpu: bool = True) -> float:
+    """Memory of a forward pass in half precision without gradients, GiB; the label volume of the image comes on top.
 
     The peak is in the upper decoder level: the skips of all levels, the concatenation, one convolution's input and
-    output, and its workspace, in which a GPU's kernels hold both once more; the logits in fp32.
+    output, which a GPU's kernels hold once more in their workspace; the logits in fp32.
 
-    Source: workspace and fixed part as in benchmarks/results/gpu_step.md: for four networks it is between 2 % less and
-    21 % more than what was taken.
+    Source: a GPU's workspace and fixed part are fitted to benchmarks/results/gpu_step.md (four windows in bf16), where
+    the estimate is between 2 % less and 21 % more than what four networks took.
     """
     voxels = [batch_size * count for count in _voxels_per_level(plan, patch_zyx)]
     skips = sum(features * count for features, count in zip(plan.features, voxels, strict=True))
     largest = max(layer.outputs * voxels[layer.level] for layer in _layers(plan))
     logits = plan.output_channels * voxels[0]
-    total = (skips + 4 * largest) * _ACTIVATION_BYTES + logits * 6 + parameter_count(plan) * 6
-    return total * _FRAGMENTATION / _GIB + _FIXED_GIB
+    total = (skips + (4 if on_gpu else 2) * largest) * _ACTIVATION_BYTES + logits * 6 + parameter_count(plan) * 6
+    return total * _FRAGMENTATION / _GIB + (_CUDA_GIB if on_gpu else _FIXED_GIB)
 
 
 def _layers(plan: NetworkPlan) -> list[_Layer]:

@@ -13,8 +13,8 @@ class UNet(nn.Module):
     Attributes:
         deep_supervision: True: `forward` returns the logits of every decoder level, for training. False (the default):
             the full resolution only.
-        channels_last: True: a GPU, too, computes in the channels-last layout where gradients are wanted, as a CPU
-            always does. False (the default): it never does.
+        channels_last: True: a GPU computes in the channels-last layout where gradients are wanted, a CPU always does.
+            False (the default): only a CPU does.
 
     Source: Çiçek et al., arXiv 1606.06650; strides in convolutions, transposed convolutions with kernel = stride,
     instance norm, leaky ReLU and deep supervision as in nnU-Net (Isensee et al., doi 10.1038/s41592-020-01008-z).

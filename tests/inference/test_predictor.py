@@ -137,6 +137,11 @@ def test_out_of_memory_is_tried_smaller_and_said(fakes, monkeypatch):
         assert notes[-1] == f"FINE: GPU memory ran out, tried again with {last}"
         assert calls[0][2:] == (16, 20, 20)
         assert calls[-1] == (1, 1, 16, 16, 16)
+    monkeypatch.setattr(hungry, "window", "patch")  # the second try would be the first one again
+    failures = 1
+    calls.clear()
+    _, notes = hungry.logits(image)
+    assert notes == ("FINE: GPU memory ran out, tried again with one window at a time, summed up in main memory",)
     failures = 3
     calls.clear()
     with pytest.raises(torch.OutOfMemoryError):

@@ -1,6 +1,6 @@
 """A GPU trains in the channels-last layout only where that gives the same numbers."""
 
-import logging
+import math
 from collections.abc import Callable
 
 import pytest
@@ -18,40 +18,59 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
-def test_both_layouts_agree_here_and_nothing_random_is_used_up(name: str) -> None:
-    torch.manual_seed(1)
+def test_both_layouts_agree_here_and_nothing_random_is_used_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("a GPU was seeded"))
+    torch.default_generator.manual_seed(1)
     expected = torch.rand(1)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     assert agrees(CPU, Precision(CPU, name))  # type: ignore[arg-type]
     assert torch.equal(torch.rand(1), expected)
 
 
-@pytest.mark.parametrize("wrong", ["result", "gradient"])
+def test_rounding_is_no_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = layout._numbers
+
+    def other_rounding(*given: object, last: bool) -> list[torch.Tensor]:
+        precision = Precision(CPU, "bf16" if last else "fp32")
+        return numbers(*given[:3], precision, last=last)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(layout, "_numbers", other_rounding)
+    assert agrees(CPU, Precision(CPU, "bf16"))
+
+
+@pytest.mark.parametrize("wrong", ["result", "gradient", "nan"])
 def test_a_wrong_kernel_is_noticed(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     normalize = InstanceNorm._normalize_one
 
     def spoilt(norm: InstanceNorm, sample: torch.Tensor) -> torch.Tensor:
         right = normalize(norm, sample)
-        return 1.2 * right if wrong == "result" else 1.2 * right - 0.2 * right.detach()
+        if wrong == "nan":
+            return right * math.nan
+        return 1.5 * right if wrong == "result" else 1.5 * right - 0.5 * right.detach()
 
     monkeypatch.setattr(InstanceNorm, "_normalize_one", spoilt)
     assert not agrees(CPU, Precision(CPU, "fp32"))
 
 
-def test_a_gpu_trains_channels_last_in_half_precision_where_that_is_right(
+def test_a_gpu_trains_channels_last_in_bf16_where_that_is_right(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     half, full = Precision(CPU, "bf16"), Precision(CPU, "fp32")
-    answers: list[bool] = []
-    monkeypatch.setattr(layout, "agrees", lambda *_: answers.pop())
+    monkeypatch.setattr(layout, "agrees", lambda *_: True)
     assert not trains_channels_last(CPU, half)
     assert not trains_channels_last(GPU, full)
-    answers += [True]
     assert trains_channels_last(GPU, half)
-    answers += [False]
-    with caplog.at_level(logging.WARNING):
-        assert not trains_channels_last(GPU, half)
-    assert "other numbers in the channels-last layout" in caplog.text
+    assert caplog.text == ""
+    monkeypatch.setattr(layout, "agrees", lambda *_: False)
+    assert not trains_channels_last(GPU, half)
+    assert "its numbers are not those of the contiguous one" in caplog.text
+
+    def missing(*_: object) -> bool:
+        raise RuntimeError("no engine\nfor this")
+
+    monkeypatch.setattr(layout, "agrees", missing)
+    assert not trains_channels_last(GPU, half)
+    assert caplog.text.endswith("on this GPU: no engine\n")
 
 
 def test_elsewhere_than_on_a_cpu_the_layout_is_the_trainings_choice(make_plan: Callable[..., NetworkPlan]) -> None:

@@ -199,6 +199,14 @@ def test_two_ranks_on_two_hosts_train_like_one_and_resume_exactly(
     assert numbers(parts) == two
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_the_network_is_told_the_layout_that_was_chosen(
+    chosen: bool, make_task: MakeTask, quick_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "trains_channels_last", lambda device, precision: chosen)
+    assert Trainer(make_task(), quick_config, device=CPU).network.channels_last is chosen
+
+
 def test_a_compiled_training_saves_what_a_plain_one_saves(
     make_task: MakeTask, quick_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
