@@ -9,6 +9,7 @@ from flaresemi.errors import CheckpointError
 from flaresemi.inference.predictor import StagePredictor, larger_window, windows_per_pass
 from flaresemi.inference.sliding_window import window_starts
 from flaresemi.networks import unet
+from flaresemi.networks.cost import inference_memory_gib
 from flaresemi.networks.engine import Engine
 from flaresemi.plans import Stage
 
@@ -104,8 +105,10 @@ def test_a_window_that_does_not_fit_into_memory_stays_a_patch(real, monkeypatch)
     checkpoint, _ = real
     assert predictor(checkpoint).window_zyx((18, 20, 40)) == (18, 20, 20)
     assert predictor(checkpoint, window="patch").window_zyx((18, 20, 40)) == (16, 16, 16)
-    monkeypatch.setattr("flaresemi.inference.predictor.free_memory_gib", lambda: 0.01)
-    assert predictor(checkpoint).window_zyx((18, 20, 40)) == (16, 16, 16)
+    needed = 2 * inference_memory_gib(checkpoint.plan.network, (18, 20, 20), on_gpu=False)  # fp32 takes twice as much
+    for free, window in ((needed + 0.01, (18, 20, 20)), (needed - 0.01, (16, 16, 16))):
+        monkeypatch.setattr("flaresemi.inference.predictor.free_memory_gib", lambda free=free: free)
+        assert predictor(checkpoint).window_zyx((18, 20, 40)) == window
 
 
 def test_a_gpu_gets_as_many_windows_as_keep_it_busy():

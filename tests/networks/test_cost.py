@@ -76,6 +76,26 @@ def test_memory_grows_with_batch_patch_and_features(make_plan: Callable[..., Net
     assert cost.inference_memory_gib(plan, large, 2) < cost.training_memory_gib(plan, large, 2) / 1.5
 
 
+SMALL = (16, 32, 64, 128, 160), ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2)), (48, 64, 80)
+BASE = (32, 64, 128, 256, 320, 320), ((1, 1, 1), (1, 2, 2), *((2, 2, 2),) * 3, (1, 2, 2)), (48, 160, 256)
+
+
+@pytest.mark.parametrize(("network", "taken_mib"), [(SMALL, 993), (BASE, 6735)])
+def test_a_forward_pass_is_estimated_as_it_was_on_an_h200(
+    network: tuple, taken_mib: int, make_plan: Callable[..., NetworkPlan]
+) -> None:
+    # Four windows of FLARE22's plans: benchmarks/results/gpu_step.md.
+    features, strides, patch = network
+    levels = len(features)
+    plan = make_plan(
+        output_channels=14, features=features, strides=strides, kernels=((3, 3, 3),) * levels,
+        encoder_convs=(2,) * levels, decoder_convs=(2,) * (levels - 1),
+    )  # fmt: skip
+    assert cost.inference_memory_gib(plan, patch, 4) == pytest.approx(taken_mib / 1024, rel=0.05)
+    on_cpu = cost.inference_memory_gib(plan, patch, 4, on_gpu=False)
+    assert on_cpu < cost.inference_memory_gib(plan, patch, 4) - 0.3
+
+
 def test_patch_that_the_strides_do_not_divide_is_refused(make_plan: Callable[..., NetworkPlan]) -> None:
     with pytest.raises(ValueError, match="divisible"):
         cost.forward_gflop(make_plan(), (8, 17, 16))
