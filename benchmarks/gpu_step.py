@@ -3,7 +3,7 @@
 The networks, patches and batches are those that the planner chooses for FLARE22 by each preset (the assumed case of
 benchmarks/flare22_estimate.py), and the small one of benchmarks/few.py. Random data; a step is what the trainer does
 with a batch that is on the GPU: forward under autocast, loss on every level, backward, clipping, AdamW, averaged
-weights. A forward pass is that of prediction, of as many windows.
+weights. A forward pass is that of prediction, with its number of windows.
 
 For each network: the precisions, the two memory layouts, cuDNN's choice of convolution by rule or by trying them all
 (`cudnn.benchmark`), and torch.compile. Time: median of the steps after warming up. Memory: what the process holds on
