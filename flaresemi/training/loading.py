@@ -35,7 +35,7 @@ def loader_deaths_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:
-        death = _DEATH.search(str(problem))
+        death = _DEATH.search(str(problem)) or _DEATH.search(str(problem.__context__))  # amid writing, say
         if death is None:
             raise
         if "Bus error" in death["how"]:  # a mapped file became shorter, or its disk cannot be read

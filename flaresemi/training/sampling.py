@@ -1,6 +1,7 @@
 """Which patch of which case: sample j of iteration i depends on (seed, i, j) alone."""
 
 import dataclasses
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -267,7 +268,7 @@ def build_loader(sampler: Dataset, addresses: AddressSampler, workers: int, *, p
         collate_fn=_collate,
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_start_worker if workers else None,
         pin_memory=pin,
     )
 
@@ -296,6 +297,9 @@ def _collate(samples: list[Batch | FlaresemiError]) -> Batch | FlaresemiError:
     return kind(*(np.concatenate(column) for column in columns))
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
+    """One thread, and deaf to what asks a training to save and leave: schedulers send it to all processes of a job."""
     torch.set_num_threads(1)
     one_blas_thread()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -145,19 +145,42 @@ def test_processes_that_may_die_are_started_by_torchrun(planned: list[str], monk
     assert {"--nproc-per-node=1", "--max-restarts=1"} <= set(commands[1])
 
 
+def send_to_process(launcher: subprocess.Popen[bytes], number: int) -> None:
+    launcher.send_signal(number)
+
+
+def send_to_all(launcher: subprocess.Popen[bytes], number: int) -> None:
+    os.killpg(launcher.pid, number)
+
+
 @pytest.mark.timeout(600)  # three processes import torch, at which a busy machine is slow
-def test_a_signal_to_the_process_that_waits_stops_and_saves_all(planned: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("processes", "send", "number"),
+    [
+        (["--gpus", "2"], send_to_process, signal.SIGUSR1),
+        # As a cluster does it that means every process of a job: those that prepare patches are none of its business.
+        (["--loader-workers", "2"], send_to_all, signal.SIGUSR1),
+        (["--loader-workers", "2"], send_to_all, signal.SIGTERM),
+    ],
+)
+def test_a_signal_stops_and_saves(
+    planned: list[str],
+    tmp_path: Path,
+    processes: list[str],
+    send: Callable[[subprocess.Popen[bytes], int], None],
+    number: int,
+) -> None:
     shutil.copytree(planned[3], tmp_path / "workspace", ignore=shutil.ignore_patterns("models"))
     # So many that they do not end by themselves in time, and yet do if the signal should not reach them.
     length = ["--iterations", "200", "--checkpoint-minutes", "60"]
     words = ["COARSE", "0", "-d", planned[1], "-w", str(tmp_path / "workspace"), *QUICK, *length]
-    command = [sys.executable, "-m", "flaresemi.cli.train", *words, "--gpus", "2"]
+    command = [sys.executable, "-m", "flaresemi.cli.train", *words, *processes]
     folder = Workspace(tmp_path / "workspace").model("0", Stage.COARSE)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as launcher:
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True) as launcher:
         while launcher.poll() is None and not (folder.history.exists() and folder.history.stat().st_size):
             time.sleep(0.1)
-        launcher.send_signal(signal.SIGUSR1)
+        send(launcher, number)
         _, told = launcher.communicate()
     assert launcher.returncode == 143, told.decode()
     assert "the same command with --continue goes on" in told.decode().splitlines()[-1]

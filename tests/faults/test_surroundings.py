@@ -170,6 +170,11 @@ def test_an_unreadable_file_under_a_loader_process_is_told() -> None:
     with pytest.raises(FlaresemiError, match="run flaresemi_plan_and_preprocess again") as told, loader_deaths_told():
         raise RuntimeError(text)
     assert "process 12 is killed by signal: Bus error" in told.value.what
+    with pytest.raises(FlaresemiError, match="process 12 is killed by signal: Killed"), loader_deaths_told():
+        try:
+            raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+        finally:  # as torch does, whose file cannot be ended
+            raise RuntimeError("unexpected pos 2339520 vs 2339408")
     with pytest.raises(RuntimeError, match="another"), loader_deaths_told():
         raise RuntimeError("another")
 
