@@ -59,6 +59,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "a quarter of the length": ("--length", "0.25"),
     "organ threshold 0.7": ("--organ-threshold", "0.7"),
     "organ threshold 0.9": ("--organ-threshold", "0.9"),
+    "one threshold": ("--organ-share", "0"),
+    "nothing rejected": ("--organ-threshold", "0"),
     "three quarters pseudo": ("--pseudo-share", "0.75"),
     "case selection": ("--select", "case"),
 }
@@ -197,8 +199,9 @@ class Few:
             running.link_or_copy(path, data / "imagesUn" / path.name)
         description = json.loads((self.source / "dataset.json").read_text(encoding="utf-8"))
         description["z_range"] = self.yardstick.z_range
-        for place in (data, truth):
-            (place / "dataset.json").write_text(json.dumps(description))
+        for file in (data / "dataset.json", truth / "dataset.json"):
+            if not file.exists():  # another arm may be reading it
+                file.write_text(json.dumps(description))
         plan = ("--preset", "small", "--stages", "one")
         self.bench.command(f"{number} plan", "flaresemi_plan_and_preprocess", "-d", data, "-w", folder / "few", *plan)
         _make_thin(folder / "few" / "plans.json")

@@ -40,6 +40,11 @@ class OrganScore:
         """Absent from the saved mask and from all snapshots."""
         return self.agreement is None
 
+    @property
+    def trust(self) -> float | None:
+        """What it is judged by: the predicted Dice, or else the agreement; None when absent."""
+        return self.agreement if self.predicted_dice is None else self.predicted_dice
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CaseScore:
@@ -88,6 +93,7 @@ class Selection:
         selected: Best score first.
         rejected: Cases that are not used, with the reason.
         notes: What a reader should know, for example that the threshold had to be given up.
+        organ_cuts: `organ`: the least trust that was accepted, by organ.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -98,6 +104,7 @@ class Selection:
     selected: tuple[SelectedCase, ...]
     rejected: dict[str, str]
     notes: tuple[str, ...] = ()
+    organ_cuts: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 #: Stands beside exported label maps, and says what they are.

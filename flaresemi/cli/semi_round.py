@@ -43,7 +43,7 @@ logger = logging.getLogger("flaresemi.cli.semi_round")  # also when run with pyt
 #: With fewer labeled cases, one fold holds out too few to judge a round by: all folds take part (chosen).
 _FEW_LABELS = 25
 #: Options that are fields of a record, and stand among the options only if they were given.
-_RULE = ("organ_threshold", "volume_factor", "best_share", "case_threshold", "require_complete")
+_RULE = ("organ_threshold", "organ_share", "volume_factor", "best_share", "case_threshold", "require_complete")
 _STUDENTS = ("start", "length", "tta")
 _STOP = ("patience", "min_delta", "max_rounds")
 _METHOD = ("preset", "select", *_RULE, *(field.name for field in dataclasses.fields(Mixing)), *_STUDENTS, *_STOP)
@@ -338,6 +338,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     add_field_option(
         rule, "organ_threshold", defaults, "organ: least predicted Dice, or agreement without a calibration"
     )
+    add_field_option(rule, "organ_share", defaults, "organ: a lower threshold where fewer than this share would pass")
     add_field_option(rule, "volume_factor", defaults, "organ: how far outside the labeled volumes is implausible")
     add_field_option(rule, "best_share", defaults, "case: share of the cases that the first round takes")
     add_field_option(rule, "case_threshold", defaults, "case: least score in later rounds")

@@ -21,6 +21,8 @@ class SelectionRule:
         least_share: See above.
         require_complete: `case`: leave out cases that lack an organ (the completeness filter of the seed's code).
         organ_threshold: `organ`: least predicted Dice, or agreement where there is no calibration.
+        organ_share: `organ`: the threshold is lower, down to its half, for an organ of which fewer than this share of
+            the cases that have it would pass: one threshold for all leaves out what is hard to draw altogether.
         volume_factor: `organ`: a volume more than this factor outside the labeled ones is implausible.
     """
 
@@ -30,10 +32,11 @@ class SelectionRule:
     least_share: float = 0.1
     require_complete: bool = False
     organ_threshold: float = 0.8
+    organ_share: float = 0.5
     volume_factor: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("best_share", "case_threshold", "least_share", "organ_threshold"):
+        for name in ("best_share", "case_threshold", "least_share", "organ_threshold", "organ_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be within 0..1")
         if not 1 <= self.volume_factor < math.inf:
@@ -100,8 +103,12 @@ def select(
             "there are no unlabeled cases to select from", fix="add some to the dataset and plan again"
         )
     ranked = sorted(scores, key=lambda case: (-case.score, case.case_id))
-    choose = _select_cases if rule.rule == "case" else _select_organs
-    selected, rejected, notes = choose(ranked, rule, volumes, round)
+    cuts: dict[str, float] = {}
+    if rule.rule == "case":
+        selected, rejected, notes = _select_cases(ranked, rule, round)
+    else:
+        cuts, notes = organ_cuts(scores, rule), ()
+        selected, rejected = _select_organs(ranked, rule, volumes, cuts)
     if not selected:
         best = ranked[0]
         raise SelectionError(
@@ -110,9 +117,9 @@ def select(
         )
     if not rejected and not any(case.rejected for case in selected):
         notes = (*notes, "every pseudo-label was selected: the thresholds rejected nothing")
-    names = (
-        ("best_share", "case_threshold", "least_share") if rule.rule == "case" else ("organ_threshold", "volume_factor")
-    )
+    names: tuple[str, ...] = ("organ_threshold", "organ_share", "volume_factor")
+    if rule.rule == "case":
+        names = ("best_share", "case_threshold", "least_share")
     return Selection(
         round=round,
         fold=fold,
@@ -121,15 +128,13 @@ def select(
         selected=tuple(selected),
         rejected=rejected,
         notes=notes,
+        organ_cuts=cuts,
     )
 
 
-_Choice = tuple[list[SelectedCase], dict[str, str], tuple[str, ...]]
-
-
 def _select_cases(
-    ranked: list[CaseScore], rule: SelectionRule, volumes: Mapping[str, LabeledVolumes], round: int
-) -> _Choice:
+    ranked: list[CaseScore], rule: SelectionRule, round: int
+) -> tuple[list[SelectedCase], dict[str, str], tuple[str, ...]]:
     """The seed's rule: the best half first, later what scores above the threshold."""
     notes: tuple[str, ...] = ()
     rejected: dict[str, str] = {}
@@ -162,13 +167,15 @@ def _select_cases(
 
 
 def _select_organs(
-    ranked: list[CaseScore], rule: SelectionRule, volumes: Mapping[str, LabeledVolumes], round: int
-) -> _Choice:
+    ranked: list[CaseScore], rule: SelectionRule, volumes: Mapping[str, LabeledVolumes], cuts: Mapping[str, float]
+) -> tuple[list[SelectedCase], dict[str, str]]:
     """Every organ on its own; a case with nothing accepted that is really there is rejected."""
     selected: list[SelectedCase] = []
     rejected: dict[str, str] = {}
     for case in ranked:
-        reasons = {name: reason_against(organ, volumes.get(name), rule) for name, organ in case.organs.items()}
+        reasons = {
+            name: reason_against(organ, volumes.get(name), rule, cuts[name]) for name, organ in case.organs.items()
+        }
         accepted = tuple(name for name, reason in reasons.items() if reason is None)
         if not any(not case.organs[name].is_absent for name in accepted):
             rejected[case.case_id] = "no organ accepted"
@@ -181,10 +188,22 @@ def _select_organs(
                 rejected={name: reason for name, reason in reasons.items() if reason is not None},
             )
         )
-    return selected, rejected, ()
+    return selected, rejected
 
 
-def reason_against(organ: OrganScore, volumes: LabeledVolumes | None, rule: SelectionRule) -> str | None:
+def organ_cuts(scores: Sequence[CaseScore], rule: SelectionRule) -> dict[str, float]:
+    """By organ: the threshold, or down to its half where `organ_share` of the cases that have it would not pass."""
+    cuts = {}
+    for name in scores[0].organs:
+        known = sorted((value for case in scores if (value := case.organs[name].trust) is not None), reverse=True)
+        count = math.ceil(rule.organ_share * len(known))
+        cuts[name] = rule.organ_threshold
+        if count:
+            cuts[name] = min(rule.organ_threshold, max(rule.organ_threshold / 2, known[count - 1]))
+    return cuts
+
+
+def reason_against(organ: OrganScore, volumes: LabeledVolumes | None, rule: SelectionRule, cut: float) -> str | None:
     """Why an organ of a pseudo-label is not to be trusted; None if it is.
 
     An absence is trusted only where the labels know such patients: the model that overlooks an organ everywhere agrees
@@ -192,13 +211,12 @@ def reason_against(organ: OrganScore, volumes: LabeledVolumes | None, rule: Sele
     """
     if volumes is None:
         return "in no labeled case"
-    if organ.agreement is None:
+    value = organ.trust
+    if value is None:
         return None if volumes.absent > 0 else "absent, but present in every labeled case"
-    trust, what = organ.agreement, "agreement"
-    if organ.predicted_dice is not None:
-        trust, what = organ.predicted_dice, "predicted Dice"
-    if trust < rule.organ_threshold:
-        return f"{what} {trust:.3f} below {rule.organ_threshold:g}"
+    if value < cut:
+        what = "agreement" if organ.predicted_dice is None else "predicted Dice"
+        return f"{what} {value:.3f} below {cut:.3g}"
     if organ.touched_faces:
         return "reaches out of the region"
     if (

@@ -207,21 +207,21 @@ def histogram(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Strip:
-    """One row of a chart of strips: a name and its values, used and refused."""
+    """One row of a chart of strips: a name, its values, used and refused, and a border."""
 
     name: str
     used: Sequence[float]
     refused: Sequence[float]
+    cut: float | None = None
 
 
-def strips(rows: Sequence[Strip], x: Axis, *, alt: str, cut: float | None, width: int = 700) -> Html:
+def strips(rows: Sequence[Strip], x: Axis, *, alt: str, width: int = 700) -> Html:
     """A small histogram per row, one below the other, each to its own height; refused values are hatched.
 
     Args:
         rows: From top to bottom.
         x: With both ends.
         alt: What the chart shows, in words.
-        cut: A border through all rows.
         width: Pixels.
     """
     bins, row_height, left = 40, 30, 24 + 7 * max((len(row.name) for row in rows), default=0)
@@ -246,11 +246,11 @@ def strips(rows: Sequence[Strip], x: Axis, *, alt: str, cut: float | None, width
                     size = max((row_height - 6) * count / highest, 1.5)
                     parts.append(_box((span[0], round(top - size, 1)), (span[1], round(top, 1)), kind))
                     top -= size
+        if row.cut is not None:
+            parts.append(_line((place(row.cut), base - row_height + 4), (place(row.cut), base), "cut"))
     for tick in x.ticks():
         parts.append(_text(place(tick), bottom + 12, f"{tick:g}", "middle"))
     parts.append(_text(left + reach / 2, bottom + 32, x.title, "middle", "title"))
-    if cut is not None:
-        parts.append(_line((place(cut), 0), (place(cut), bottom), "cut"))
     return _svg(width, bottom + 38, alt, *parts)
 
 

@@ -52,7 +52,30 @@ def test_a_case_where_only_absences_are_accepted_teaches_nothing() -> None:
 def test_predicted_dice_takes_the_place_of_agreement() -> None:
     score = case("a", 0.95, 0.95)
     organs = score.organs | {"liver": dataclasses.replace(score.organs["liver"], predicted_dice=0.5)}
-    assert chosen([dataclasses.replace(score, organs=organs)], SelectionRule()) == {"a": ("gallbladder",)}
+    one_for_all = SelectionRule(organ_share=0.0)
+    assert chosen([dataclasses.replace(score, organs=organs)], one_for_all) == {"a": ("gallbladder",)}
+
+
+@pytest.mark.parametrize(
+    ("agreements", "cut"),
+    [
+        ((0.95, 0.9, 0.85, 0.3), 0.8),  # enough of them pass
+        ((0.9, 0.7, 0.6, 0.55, None), 0.7),  # two of the four that have it
+        ((0.7, 0.65, 0.6), 0.65),  # rounded up
+        ((0.5, 0.3, 0.2), 0.4),  # never below half of the threshold
+        ((None, None), 0.8),
+    ],
+)
+def test_the_threshold_of_an_organ_that_is_hard_to_draw_is_lower(
+    agreements: tuple[float | None, ...], cut: float
+) -> None:
+    scores = [case(str(number), 0.95, agreement) for number, agreement in enumerate(agreements)]
+    selection = select(scores, SelectionRule(), VOLUMES, round=1, fold="0")
+    assert selection.organ_cuts == {"liver": 0.8, "gallbladder": cut}
+    for selected in selection.selected:
+        agreement = agreements[int(selected.case_id)]
+        assert ("gallbladder" in selected.supervised) == (agreement is None or agreement >= cut)
+    assert select(scores, SelectionRule(organ_share=0.0), VOLUMES, round=1, fold="0").organ_cuts["gallbladder"] == 0.8
 
 
 @pytest.mark.parametrize("change", [{"volume_ml": 5000.0}, {"volume_ml": 100.0}, {"touched_faces": 1}])

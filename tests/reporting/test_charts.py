@@ -51,8 +51,12 @@ def test_an_empty_histogram_is_a_chart() -> None:
 
 
 def test_strips_have_a_row_each_with_its_own_height() -> None:
-    rows = [Strip(name="liver<", used=[0.9] * 100, refused=[0.1]), Strip(name="spleen", used=[0.9], refused=[])]
-    chart = strips(rows, UNIT, alt="agreement", cut=0.8)
+    rows = [
+        Strip(name="liver<", used=[0.9] * 100, refused=[0.1], cut=0.8),
+        Strip(name="spleen", used=[0.9], refused=[]),
+    ]
+    chart = strips(rows, UNIT, alt="agreement")
+    assert chart.count('class="cut"') == 1
     assert "liver&lt;" in chart
     tall, lone = (height for _, height in bars(chart, "used"))
     assert tall == pytest.approx(lone, rel=0.05)

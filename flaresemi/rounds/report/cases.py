@@ -8,8 +8,8 @@ from flaresemi.errors import DatasetError
 from flaresemi.reporting.overlay import review_picture
 from flaresemi.reporting.page import Html, element, figure, join, notice, paragraph, picture
 from flaresemi.reporting.palette import organ_color
-from flaresemi.rounds.report.facts import RoundFacts, trust, used_organs
-from flaresemi.rounds.report.selected import ORGAN_CUT, judged_by
+from flaresemi.rounds.report.facts import RoundFacts, used_organs
+from flaresemi.rounds.report.selected import judged_by
 from flaresemi.selection import CaseScore, Selection
 
 #: Pictures at each end of the list, and on each side of the cut.
@@ -79,15 +79,12 @@ def _around_the_case_cut(selection: Selection, ranked: list[CaseScore]) -> list[
 
 
 def _around_the_organ_cut(facts: RoundFacts, selection: Selection, ranked: list[CaseScore]) -> list[Shown]:
-    """The organs whose score came closest to the threshold, on both sides; each from another case."""
-    threshold = selection.thresholds.get(ORGAN_CUT)
-    if threshold is None:
-        return []
+    """The organs whose score came closest to their cut, on both sides; each from another case."""
     near = sorted(
-        (abs(value - threshold), value >= threshold, case.case_id, organ, value)
+        (abs(value - cut), value >= cut, case.case_id, organ, value)
         for case in ranked
-        for organ, score in case.organs.items()
-        if (value := trust(score)) is not None
+        for organ, cut in selection.organ_cuts.items()
+        if (value := case.organs[organ].trust) is not None
     )
     by_name = {case.case_id: case for case in ranked}
     shown: list[Shown] = []
@@ -96,7 +93,7 @@ def _around_the_organ_cut(facts: RoundFacts, selection: Selection, ranked: list[
         found = 0
         for _, above, case_id, organ, value in near:
             if found < _AT_THE_CUT and above == is_above and case_id not in taken:
-                why = f"{organ} {side} the threshold: {judged_by(facts)} {value:.3f}"
+                why = f"{organ} {side} the cut: {judged_by(facts)} {value:.3f}"
                 shown.append(Shown(score=by_name[case_id], why=why, focus=organ))
                 taken.add(case_id)
                 found += 1

@@ -18,7 +18,6 @@ from flaresemi.records import load_record
 from flaresemi.rounds.state import RoundState, load_state
 from flaresemi.rounds.stopping import HeldOutDice, StopRule, Verdict, judge
 from flaresemi.selection import CaseScore, Selection, load_scores
-from flaresemi.selection import OrganScore as PseudoOrganScore
 from flaresemi.training.validation import CaseResult
 from flaresemi.workspace import ModelFolder, RoundFolder, Workspace
 
@@ -237,11 +236,6 @@ def gather(
 def dice(held_out: HeldOut) -> HeldOutDice:
     """What the stop rule judges."""
     return held_out.values("dice")
-
-
-def trust(score: PseudoOrganScore) -> float | None:
-    """What an organ of a pseudo-label was judged by: its predicted Dice, or else its agreement."""
-    return score.agreement if score.predicted_dice is None else score.predicted_dice
 
 
 def used_organs(facts: RoundFacts) -> dict[str, frozenset[str]]:

@@ -17,16 +17,13 @@ from flaresemi.reporting.page import (
     share_bar,
     table,
 )
-from flaresemi.rounds.report.facts import RoundFacts, trust, used_organs
+from flaresemi.rounds.report.facts import RoundFacts, used_organs
 from flaresemi.selection import Selection
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 #: Width and height of charts that stand side by side.
 _HALF = (480, 300)
-
-#: Name of the threshold that cuts the organs' scores.
-ORGAN_CUT = "organ_threshold"
 
 
 def selected(facts: RoundFacts) -> Html:
@@ -112,40 +109,42 @@ def _case_histogram(facts: RoundFacts, selection: Selection) -> Html:
         f"{len(used)} used, {len(refused)} rejected. Scores from {min(scores):.3f} to {max(scores):.3f}, "
         f"median {statistics.median(scores):.3f}."
     )
-    return figure(chart, join([told, _legend(cut, "the least score that was used")], between=" "))
+    return figure(
+        chart,
+        join(
+            [told, _legend(cut is not None, f"the least score that was used: {cut:.3f}" if cut is not None else "")],
+            between=" ",
+        ),
+    )
 
 
-def _legend(cut: float | None, meaning: str) -> Html:
+def _legend(with_cut: bool, meaning: str) -> Html:
     entries = [element("span", class_="swatch used"), "used ", element("span", class_="swatch refused"), "rejected "]
-    if cut is not None:
-        entries += [element("span", class_="swatch cut"), f"{meaning}: {cut:.3f}"]
+    if with_cut:
+        entries += [element("span", class_="swatch cut"), meaning]
     return element("span", *entries)
 
 
 def _organ_strips(facts: RoundFacts) -> Html:
     used = used_organs(facts)
+    cuts = facts.selection.organ_cuts if facts.selection is not None else {}
     rows = []
     for organ in facts.organs:
-        values = {case.case_id: value for case in facts.scores if (value := trust(case.organs[organ])) is not None}
+        values = {case.case_id: value for case in facts.scores if (value := case.organs[organ].trust) is not None}
         rows.append(
             Strip(
                 name=organ,
                 used=[value for case_id, value in values.items() if organ in used[case_id]],
                 refused=[value for case_id, value in values.items() if organ not in used[case_id]],
+                cut=cuts.get(organ),
             )
         )
-    cut = _organ_cut(facts)
     what = judged_by(facts)
-    chart = strips(rows, Axis(title=what, low=0, high=1), cut=cut, alt=f"Distribution of {what} for each organ")
-    caption = "Every row has its own height. Organs left of the cut, and others for the reasons below, were rejected."
-    if cut is None:
-        caption = "Every row has its own height."
-    return figure(chart, join([caption, _legend(cut, "threshold")], between=" "))
-
-
-def _organ_cut(facts: RoundFacts) -> float | None:
-    selection = facts.selection
-    return None if selection is None or selection.rule != "organ" else selection.thresholds.get(ORGAN_CUT)
+    chart = strips(rows, Axis(title=what, low=0, high=1), alt=f"Distribution of {what} for each organ")
+    caption = "Every row has its own height."
+    if cuts:
+        caption += " What lies left of its cut, and others for the reasons below, was rejected."
+    return figure(chart, join([caption, _legend(bool(cuts), "cut")], between=" "))
 
 
 def judged_by(facts: RoundFacts) -> str:
@@ -176,8 +175,8 @@ def _organ_table(facts: RoundFacts) -> Html:
             organ,
             share_bar(len(taken) / pool, f"{len(taken)} of {pool}"),
             len(taken) - len(present),
-            _median([value for score in scores.values() if (value := trust(score)) is not None], 3),
-            _median([value for score in taken if (value := trust(score)) is not None], 3),
+            _median([value for score in scores.values() if (value := score.trust) is not None], 3),
+            _median([value for score in taken if (value := score.trust) is not None], 3),
             _median([score.volume_ml for score in present], 1),
             f"{min(known):.4g} to {max(known):.4g}" if known else "–",
         ])  # fmt: skip
