@@ -184,6 +184,7 @@ def tables(judged: list[Judged]) -> list[str]:
         errors = [abs(told - each.dice) for each in judged if (told := each.measures[name]) is not None]
         if errors:
             lines += ["", f"Mean absolute error of {name} as the Dice: {np.mean(errors):.4f} over {len(errors)} organs"]
+    lines += ["", f"Of the median true Dice of each draw and organ, told for all of its cases: {spread(judged):.4f}"]
     return lines
 
 
@@ -196,6 +197,14 @@ def correlation(judged: list[Judged], name: str) -> float:
     if len(pairs) < 5 or len({pair[0] for pair in pairs}) < 2 or len({pair[1] for pair in pairs}) < 2:
         return math.nan
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def spread(judged: list[Judged]) -> float:
+    """Mean absolute distance of the true Dice from its median in each draw and organ."""
+    groups: dict[tuple[int, str], list[float]] = {}
+    for each in judged:
+        groups.setdefault((each.draw, each.organ), []).append(each.dice)
+    return float(np.mean([abs(dice - np.median(group)) for group in groups.values() for dice in group]))
 
 
 def kept(judged: list[Judged], name: str, coverage: float) -> float:
