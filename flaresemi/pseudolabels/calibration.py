@@ -10,12 +10,12 @@ from flaresemi.selection import CaseScore, OrganScore
 
 SCHEMA_VERSION = 1
 
-#: Fewer observations than these teach nothing beyond agreement itself (chosen: three per coefficient).
+#: Fewer observations than these teach nothing beyond agreement itself (chosen).
 LEAST_OBSERVATIONS = 15
 
-#: Strength of the pull toward the pooled fit: of the slopes toward none, of an organ's offset toward zero. In units of
-#: observations: an organ seen four times is believed by half.
-SLOPE_RIDGE, ORGAN_RIDGE = 1.0, 4.0
+#: Strength of the pull of the slope toward none, and of an organ's offset toward zero: in units of observations.
+#: Source: measured, benchmarks/results/calibration.md.
+SLOPE_RIDGE, ORGAN_RIDGE = 1.0, 1.0
 
 _CLIP = 0.01
 
@@ -40,19 +40,23 @@ class Observations:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A logistic curve of Dice over agreement, entropy, volume and border contact, with an offset per organ.
+    """A logistic curve of Dice over the logit of agreement, with an offset per organ.
+
+    Entropy and volume tell nothing that agreement does not (benchmarks/results/calibration.md).
 
     Attributes:
-        slopes: Of intercept, agreement, entropy, distance of the volume from the median, border contact.
+        intercept: Of the curve.
+        slope: Of the curve.
         offsets: Per organ, pulled toward 0.
-        median_ml: Per organ, of the labeled cases.
+        median_ml: Per organ, of the labeled cases; by it agreement knows an absent organ.
         observations: How many it was fitted on.
         error: Mean absolute error on cases left out of the fit.
         error_of_agreement: The same error if agreement itself were the prediction.
     """
 
     schema_version: int = SCHEMA_VERSION
-    slopes: tuple[float, ...]
+    intercept: float
+    slope: float
     offsets: dict[str, float]
     median_ml: dict[str, float]
     observations: int
@@ -66,10 +70,9 @@ class Calibration:
 
     def predict(self, organ: str, score: OrganScore) -> float | None:
         """Expected Dice of an organ; None where it is absent from all masks."""
-        features = _features(organ, score, self.median_ml)
-        if features is None:
+        if score.agreement is None:
             return None
-        return _sigmoid(float(features @ np.array(self.slopes)) + self.offsets.get(organ, 0.0))
+        return _sigmoid(self.intercept + self.slope * _logit(score.agreement) + self.offsets.get(organ, 0.0))
 
 
 def with_predictions(score: CaseScore, calibration: Calibration) -> CaseScore:
@@ -86,7 +89,7 @@ def calibrate(observations: Sequence[Observation], median_ml: dict[str, float]) 
 
     Args:
         observations: Organs of held-out real cases; those that are absent everywhere are left out.
-        median_ml: Per organ, median volume of the labeled cases.
+        median_ml: Per organ, median volume of the labeled cases, for the record.
 
     Returns:
         None where there are too few observations to learn from.
@@ -97,50 +100,30 @@ def calibrate(observations: Sequence[Observation], median_ml: dict[str, float]) 
         return None
     errors, raw_errors = [], []
     for left_out in cases:
-        slopes, offsets = _fit([each for each in present if each.case_id != left_out], median_ml)
-        trial = Calibration(
-            slopes=slopes, offsets=offsets, median_ml=median_ml, observations=0, error=0.0, error_of_agreement=0.0
-        )
+        trial = _fit([each for each in present if each.case_id != left_out], median_ml)
         for each in present:
             if each.case_id == left_out and each.score.agreement is not None:
                 errors.append(abs((trial.predict(each.organ, each.score) or 0.0) - each.dice))
                 raw_errors.append(abs(each.score.agreement - each.dice))
-    slopes, offsets = _fit(present, median_ml)
-    return Calibration(
-        slopes=slopes,
-        offsets=offsets,
-        median_ml=median_ml,
-        observations=len(present),
-        error=float(np.mean(errors)),
-        error_of_agreement=float(np.mean(raw_errors)),
+    return dataclasses.replace(
+        _fit(present, median_ml), error=float(np.mean(errors)), error_of_agreement=float(np.mean(raw_errors))
     )
 
 
-def _fit(
-    observations: Sequence[Observation], median_ml: dict[str, float]
-) -> tuple[tuple[float, ...], dict[str, float]]:
-    """Ridge regression of the logit of Dice, in one linear system."""
+def _fit(observations: Sequence[Observation], median_ml: dict[str, float]) -> Calibration:
+    """Ridge regression of the logit of Dice, in one linear system; its errors are not known yet."""
     organs = sorted({each.organ for each in observations})
-    rows, targets = [], []
-    for each in observations:
-        features = _features(each.organ, each.score, median_ml)
-        if features is not None:
-            rows.append(np.concatenate([features, [float(organ == each.organ) for organ in organs]]))
-            targets.append(_logit(each.dice))
-    matrix, target = np.array(rows), np.array(targets)
-    slopes = matrix.shape[1] - len(organs)
-    penalty = np.diag([0.0] + [SLOPE_RIDGE] * (slopes - 1) + [ORGAN_RIDGE] * len(organs))
-    solution = np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ target)
-    return tuple(map(float, solution[:slopes])), dict(zip(organs, map(float, solution[slopes:]), strict=True))
-
-
-def _features(organ: str, score: OrganScore, median_ml: dict[str, float]) -> np.ndarray | None:
-    if score.agreement is None:
-        return None
-    median = max(median_ml.get(organ, 0.0), 1e-3)
-    volume = abs(math.log(max(score.volume_ml, 0.01 * median) / median))
-    entropy = 1.0 if score.entropy is None else score.entropy
-    return np.array([1.0, _logit(score.agreement), entropy, volume, float(score.touched_faces > 0)])
+    rows = [
+        [1.0, _logit(each.score.agreement or 0.0), *(float(organ == each.organ) for organ in organs)]
+        for each in observations
+    ]
+    matrix, target = np.array(rows), np.array([_logit(each.dice) for each in observations])
+    penalty = np.diag([0.0, SLOPE_RIDGE, *[ORGAN_RIDGE] * len(organs)])
+    intercept, slope, *offsets = map(float, np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ target))
+    return Calibration(
+        intercept=intercept, slope=slope, offsets=dict(zip(organs, offsets, strict=True)), median_ml=median_ml,
+        observations=len(observations), error=math.nan, error_of_agreement=math.nan,
+    )  # fmt: skip
 
 
 def _logit(share: float) -> float:

@@ -59,10 +59,7 @@ def _judge_told(facts: RoundFacts) -> str:
         return "Agreement itself was the judge: there were too few held-out organs to learn the Dice to expect from it."
     judge = "Agreement itself was the judge: a predicted Dice was learned, but came no closer to the truth. "
     if calibration.is_better:
-        judge = (
-            "The judge was the predicted Dice, learned on held-out real cases from agreement, entropy, volume and "
-            "border contact. "
-        )
+        judge = "The judge was the predicted Dice, learned on held-out real cases from agreement. "
     return judge + (
         f"On held-out cases left out of the fit it erred by {calibration.error:.3f} on average, "
         f"agreement itself by {calibration.error_of_agreement:.3f} ({calibration.observations} organs)."
