@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from flaresemi.pseudolabels.calibration import Calibration, Observation, calibrate
 from flaresemi.records import from_plain, to_plain
@@ -33,6 +34,22 @@ def test_it_beats_agreement_where_agreement_flatters() -> None:
     assert calibration.error < 0.05 < calibration.error_of_agreement
     fresh = [abs((calibration.predict(each.organ, each.score) or 0) - each.dice) for each in world(20, seed=1)]
     assert np.mean(fresh) < 0.06
+
+
+def test_its_error_is_that_on_cases_which_the_fit_had_not_seen() -> None:
+    observations = world(10)
+    errors = []
+    for left_out in {each.case_id for each in observations}:
+        others = calibrate([each for each in observations if each.case_id != left_out], MEDIAN_ML)
+        assert others is not None
+        errors += [
+            abs((others.predict(each.organ, each.score) or 0) - each.dice)
+            for each in observations
+            if each.case_id == left_out
+        ]
+    calibration = calibrate(observations, MEDIAN_ML)
+    assert calibration is not None
+    assert calibration.error == pytest.approx(np.mean(errors))
 
 
 def test_more_agreement_predicts_more_dice_and_organs_differ() -> None:
