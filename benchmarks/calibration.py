@@ -97,6 +97,9 @@ def judge(curve: Curve, judged: Judged, learn_on: int, deals: int) -> tuple[floa
             slopes = [curve.slope_ridge] * len(curve.features)
             penalty = np.diag([0.0, *slopes, *[curve.organ_ridge] * len(organs)])
             solution = np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ target)
+            if curve.features and solution[1] < 0:  # of agreement; as flaresemi.pseudolabels.calibration does
+                matrix[:, 1] = 0.0
+                solution = np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ target)
             for organ in organs:
                 unseen, dice = rows(curve, organs, organ, order[learn_on:])
                 told = 1 / (1 + np.exp(-unseen @ solution))

@@ -33,6 +33,7 @@ from pathlib import Path
 import running
 from few_scores import Scores, table
 
+from flaresemi.files import write_text
 from flaresemi.planning.presets import PRESETS
 from flaresemi.plans import load_plans
 from flaresemi.records import save_record
@@ -60,7 +61,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "organ threshold 0.7": ("--organ-threshold", "0.7"),
     "organ threshold 0.9": ("--organ-threshold", "0.9"),
     "one threshold": ("--organ-share", "0"),
-    "nothing rejected": ("--organ-threshold", "0"),
+    "no threshold": ("--organ-threshold", "0"),
     "three quarters pseudo": ("--pseudo-share", "0.75"),
     "case selection": ("--select", "case"),
 }
@@ -199,9 +200,8 @@ class Few:
             running.link_or_copy(path, data / "imagesUn" / path.name)
         description = json.loads((self.source / "dataset.json").read_text(encoding="utf-8"))
         description["z_range"] = self.yardstick.z_range
-        for file in (data / "dataset.json", truth / "dataset.json"):
-            if not file.exists():  # another arm may be reading it
-                file.write_text(json.dumps(description))
+        for place in (data, truth):
+            write_text(place / "dataset.json", json.dumps(description))
         plan = ("--preset", "small", "--stages", "one")
         self.bench.command(f"{number} plan", "flaresemi_plan_and_preprocess", "-d", data, "-w", folder / "few", *plan)
         _make_thin(folder / "few" / "plans.json")

@@ -4,7 +4,6 @@ import logging
 import signal
 import time
 import types
-from multiprocessing import resource_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +39,6 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self._before = {number: signal.signal(number, self._receive) for number in self._signals}
-        # Of SIGUSR1 the process would die that Python keeps for shared memory: it is started deaf to it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,15 +1,17 @@
 """A parallel map over cases that bounds memory, keeps tracebacks and tells a killed worker from a broken one."""
 
 import concurrent.futures
+import contextlib
 import logging
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
@@ -22,6 +24,10 @@ from flaresemi.errors import FlaresemiError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+#: What asks a command to save and leave. Schedulers send it to all processes of a job, and workers leave it to their
+#: parent. (macOS cannot wait for a signal: there they die of it.)
+_LEFT_TO_PARENT = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "sigtimedwait") else ()
 
 
 def worker_count(gib_per_worker: float, asked: int | None = None) -> int:
@@ -95,7 +101,8 @@ def _pooled(
     try:
         while True:
             for item in waiting:
-                running[pool.submit(function, item)] = item
+                with deaf_children():
+                    running[pool.submit(function, item)] = item
                 if len(running) >= 2 * workers:
                     break
             if not running:
@@ -131,19 +138,48 @@ def _death(children: set[BaseProcess], workers: int) -> FlaresemiError:
     )
 
 
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started in here do not hear what asks to save and leave, from their first moment on.
+
+    They must call `obey_parent`. A signal that comes meanwhile reaches this process afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+    try:
+        # The process that Python keeps for shared memory would die of SIGUSR1. Starting it lets SIGTERM through again.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def obey_parent() -> None:
+    """In a worker: ends it when its parent ends it (by SIGTERM), or is gone; nobody else's signal does.
+
+    A pool's workers wait for work for ever, also when their parent was killed; they would keep their memory.
+    """
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    while parent is not None:
+        asked = None
+        if _LEFT_TO_PARENT:
+            asked = signal.sigtimedwait(_LEFT_TO_PARENT, 1.0)
+        else:
+            time.sleep(1.0)
+        is_ended = asked is not None and asked.si_signo == signal.SIGTERM and asked.si_pid == parent.pid
+        if is_ended or os.getppid() != parent.pid:
+            os._exit(0)
+
+
 def _start_worker(mute: bool) -> None:
     """One thread, deaf to Ctrl-C (the parent hears it and ends its workers), and never without a parent."""
+    obey_parent()
     if mute:
         logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     one_blas_thread()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A pool's workers wait for work for ever, also when their parent was killed; they would keep their memory.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)

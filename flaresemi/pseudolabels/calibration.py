@@ -8,13 +8,14 @@ import numpy as np
 
 from flaresemi.selection import CaseScore, OrganScore
 
-SCHEMA_VERSION = 1
+#: Of a calibration (in 1 it was fitted over other scores too), and of what it is learned from.
+CALIBRATION_VERSION, OBSERVATIONS_VERSION = 2, 1
 
 #: Fewer observations than these teach nothing beyond agreement itself (chosen).
 LEAST_OBSERVATIONS = 15
 
-#: Strength of the pull of the slope toward none, and of an organ's offset toward zero: in units of observations.
-#: Source: measured, benchmarks/results/calibration.md.
+#: Strength of the pull of the slope toward none, and of an organ's offset toward zero: an organ seen once is believed
+#: by half. What was tried differs little (benchmarks/results/calibration.md).
 SLOPE_RIDGE, ORGAN_RIDGE = 1.0, 1.0
 
 _CLIP = 0.01
@@ -34,7 +35,7 @@ class Observation:
 class Observations:
     """What the held-out cases of one fold showed in one round."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = OBSERVATIONS_VERSION
     observations: tuple[Observation, ...]
 
 
@@ -42,7 +43,8 @@ class Observations:
 class Calibration:
     """A logistic curve of Dice over the logit of agreement, with an offset per organ.
 
-    Entropy and volume tell nothing that agreement does not (benchmarks/results/calibration.md).
+    It never falls: more agreement is never less to expect. With entropy and volume it is no better
+    (benchmarks/results/calibration.md).
 
     Attributes:
         intercept: Of the curve.
@@ -54,7 +56,7 @@ class Calibration:
         error_of_agreement: The same error if agreement itself were the prediction.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = CALIBRATION_VERSION
     intercept: float
     slope: float
     offsets: dict[str, float]
@@ -102,9 +104,9 @@ def calibrate(observations: Sequence[Observation], median_ml: dict[str, float]) 
     for left_out in cases:
         trial = _fit([each for each in present if each.case_id != left_out], median_ml)
         for each in present:
-            if each.case_id == left_out and each.score.agreement is not None:
+            if each.case_id == left_out:
                 errors.append(abs((trial.predict(each.organ, each.score) or 0.0) - each.dice))
-                raw_errors.append(abs(each.score.agreement - each.dice))
+                raw_errors.append(abs((each.score.agreement or 0.0) - each.dice))
     return dataclasses.replace(
         _fit(present, median_ml), error=float(np.mean(errors)), error_of_agreement=float(np.mean(raw_errors))
     )
@@ -119,10 +121,13 @@ def _fit(observations: Sequence[Observation], median_ml: dict[str, float]) -> Ca
     ]
     matrix, target = np.array(rows), np.array([_logit(each.dice) for each in observations])
     penalty = np.diag([0.0, SLOPE_RIDGE, *[ORGAN_RIDGE] * len(organs)])
-    intercept, slope, *offsets = map(float, np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ target))
+    intercept, slope, *offsets = np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ target)
+    if slope < 0:  # by chance, as few observations have it
+        matrix[:, 1] = 0.0
+        intercept, slope, *offsets = np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ target)
     return Calibration(
-        intercept=intercept, slope=slope, offsets=dict(zip(organs, offsets, strict=True)), median_ml=median_ml,
-        observations=len(observations), error=math.nan, error_of_agreement=math.nan,
+        intercept=float(intercept), slope=float(slope), offsets=dict(zip(organs, map(float, offsets), strict=True)),
+        median_ml=median_ml, observations=len(observations), error=math.nan, error_of_agreement=math.nan,
     )  # fmt: skip
 
 

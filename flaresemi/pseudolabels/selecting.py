@@ -22,7 +22,7 @@ class SelectionRule:
         require_complete: `case`: leave out cases that lack an organ (the completeness filter of the seed's code).
         organ_threshold: `organ`: least predicted Dice, or agreement where there is no calibration.
         organ_share: `organ`: the threshold is lower, down to its half, for an organ of which fewer than this share of
-            the cases that have it would pass: one threshold for all leaves out what is hard to draw altogether.
+            the cases that have it reach it: one threshold for all leaves out what is hard to draw altogether.
         volume_factor: `organ`: a volume more than this factor outside the labeled ones is implausible.
     """
 
@@ -107,7 +107,8 @@ def select(
     if rule.rule == "case":
         selected, rejected, notes = _select_cases(ranked, rule, round)
     else:
-        cuts, notes = organ_cuts(scores, rule), ()
+        cuts = organ_cuts(scores, rule)
+        notes = _lowered(cuts, rule)
         selected, rejected = _select_organs(ranked, rule, volumes, cuts)
     if not selected:
         best = ranked[0]
@@ -192,15 +193,24 @@ def _select_organs(
 
 
 def organ_cuts(scores: Sequence[CaseScore], rule: SelectionRule) -> dict[str, float]:
-    """By organ: the threshold, or down to its half where `organ_share` of the cases that have it would not pass."""
+    """By organ: the threshold, or down to its half where `organ_share` of the cases that have it do not reach it."""
     cuts = {}
     for name in scores[0].organs:
         known = sorted((value for case in scores if (value := case.organs[name].trust) is not None), reverse=True)
-        count = math.ceil(rule.organ_share * len(known))
+        count = math.ceil(rule.organ_share * len(known) - 1e-9)
         cuts[name] = rule.organ_threshold
         if count:
-            cuts[name] = min(rule.organ_threshold, max(rule.organ_threshold / 2, known[count - 1]))
+            reached = math.floor(1000 * known[count - 1]) / 1000  # as reasons and reports can tell it
+            cuts[name] = min(rule.organ_threshold, max(rule.organ_threshold / 2, reached))
     return cuts
+
+
+def _lowered(cuts: Mapping[str, float], rule: SelectionRule) -> tuple[str, ...]:
+    low = [f"{name} {cut:g}" for name, cut in cuts.items() if cut < rule.organ_threshold]
+    if not low:
+        return ()
+    share = f"fewer than {rule.organ_share:.0%} of the cases that have it reach {rule.organ_threshold:g}"
+    return (f"a lower threshold, where {share}: {', '.join(low)}",)
 
 
 def reason_against(organ: OrganScore, volumes: LabeledVolumes | None, rule: SelectionRule, cut: float) -> str | None:
@@ -216,7 +226,7 @@ def reason_against(organ: OrganScore, volumes: LabeledVolumes | None, rule: Sele
         return None if volumes.absent > 0 else "absent, but present in every labeled case"
     if value < cut:
         what = "agreement" if organ.predicted_dice is None else "predicted Dice"
-        return f"{what} {value:.3f} below {cut:.3g}"
+        return f"{what} {math.floor(1000 * value) / 1000:.3f} below {cut:g}"
     if organ.touched_faces:
         return "reaches out of the region"
     if (

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch.utils.data import Dataset
 
+from flaresemi.compute.parallel import deaf_children
 from flaresemi.errors import FlaresemiError
 from flaresemi.training.sampling import AddressSampler, Batch, build_loader
 
@@ -19,7 +20,9 @@ def load_batches(sampler: Dataset, addresses: AddressSampler, workers: int, *, p
     Raises:
         FlaresemiError: what the sampler raised, wherever it ran.
     """
-    for batch in build_loader(sampler, addresses, workers, pin=pin):
+    with deaf_children():  # their parent saves and leaves, and ends them
+        batches = iter(build_loader(sampler, addresses, workers, pin=pin))
+    for batch in batches:
         if isinstance(batch, FlaresemiError):
             raise batch
         yield batch

@@ -1,7 +1,6 @@
 """Which patch of which case: sample j of iteration i depends on (seed, i, j) alone."""
 
 import dataclasses
-import signal
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -10,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flaresemi.compute.metering import Clock, no_clock
-from flaresemi.compute.parallel import one_blas_thread
+from flaresemi.compute.parallel import obey_parent, one_blas_thread
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.io.case_store import CaseStore, StoredCase
@@ -298,8 +297,6 @@ def _collate(samples: list[Batch | FlaresemiError]) -> Batch | FlaresemiError:
 
 
 def _start_worker(_: int) -> None:
-    """One thread, and deaf to what asks a training to save and leave: schedulers send it to all processes of a job."""
+    obey_parent()
     torch.set_num_threads(1)
     one_blas_thread()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

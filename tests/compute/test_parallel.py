@@ -36,6 +36,12 @@ def die_by(code, number):
     return number
 
 
+def be_asked_to_leave(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.2)
+    return number
+
+
 def threads(_):
     import torch
 
@@ -80,6 +86,11 @@ def test_a_dead_worker_is_told_from_a_broken_item(code, expected):
         list(parallel_map(functools.partial(die_by, code), range(8), workers=2))
     assert expected in str(caught.value)
     assert "--workers" in caught.value.fix
+
+
+def test_workers_leave_it_to_their_parent_to_end_them():
+    asked = [signal.SIGUSR1, signal.SIGTERM]
+    assert sorted(result for _, result in parallel_map(be_asked_to_leave, asked, workers=2)) == sorted(asked)
 
 
 def test_one_worker_is_this_process_and_others_have_one_thread_each():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,19 @@ def test_more_agreement_predicts_more_dice_and_organs_differ() -> None:
     assert high is not None
     assert low < high
     assert (calibration.predict("pancreas", score(0.9)) or 1) < high
+
+
+def test_more_agreement_never_predicts_less_dice() -> None:
+    flipped = [dataclasses.replace(each, dice=1 - each.dice) for each in world(20)]
+    calibration = calibrate(flipped, MEDIAN_ML)
+    assert calibration is not None
+    assert calibration.slope == 0
+    for organ in MEDIAN_ML:
+        low, high = (calibration.predict(organ, score(value)) for value in (0.5, 0.9))
+        assert low == high
+        # The mean of the organ, pulled a little toward that of all.
+        middle = np.median([each.dice for each in flipped if each.organ == organ])
+        assert low == pytest.approx(middle, abs=0.1)
 
 
 def test_too_little_teaches_nothing() -> None:

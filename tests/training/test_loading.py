@@ -1,0 +1,63 @@
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+#: Batches from two other processes; a source of them that fails, or goes on for ever.
+SCRIPT = """
+import multiprocessing, sys, time
+import numpy as np
+from torch.utils.data import Dataset
+from flaresemi.training.loading import load_batches
+from flaresemi.training.sampling import AddressSampler
+
+class Source(Dataset):
+    def __getitem__(self, address):
+        raise ValueError("a fault of ours")
+
+class Slow(Dataset):
+    def __getitem__(self, address):
+        print("at work", flush=True)
+        time.sleep(3600)
+
+if __name__ == "__main__":
+    source = Source() if sys.argv[1] == "fails" else Slow()
+    batches = load_batches(source, AddressSampler(range(5), range(2)), 2)
+    next(batches)
+"""
+
+
+def start(tmp_path: Path, what: str) -> subprocess.Popen[str]:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        [sys.executable, script, what], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.mark.timeout(120)
+def test_a_fault_in_another_process_ends_the_program(tmp_path: Path) -> None:
+    with start(tmp_path, "fails") as process:
+        _, told = process.communicate()
+    assert process.returncode == 1
+    assert "a fault of ours" in told
+
+
+@pytest.mark.timeout(120)
+def test_processes_that_prepare_patches_end_with_their_parent(tmp_path: Path) -> None:
+    with start(tmp_path, "works") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+        assert len(children) >= 2
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{child}").exists() for child in children):
+            assert time.monotonic() < deadline, "they outlived their parent"
+            time.sleep(0.1)
