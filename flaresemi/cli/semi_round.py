@@ -338,9 +338,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     add_field_option(
         rule, "organ_threshold", defaults, "organ: least predicted Dice, or agreement without a calibration"
     )
-    add_field_option(
-        rule, "organ_share", defaults, "organ: a lower threshold where fewer cases reach it"
-    )
+    add_field_option(rule, "organ_share", defaults, "organ: a lower threshold where fewer cases reach it")
     add_field_option(rule, "volume_factor", defaults, "organ: how far outside the labeled volumes is implausible")
     add_field_option(rule, "best_share", defaults, "case: share of the cases that the first round takes")
     add_field_option(rule, "case_threshold", defaults, "case: least score in later rounds")
