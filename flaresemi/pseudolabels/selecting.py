@@ -107,7 +107,7 @@ def select(
     if rule.rule == "case":
         selected, rejected, notes = _select_cases(ranked, rule, round)
     else:
-        cuts = organ_cuts(scores, rule)
+        cuts = _organ_cuts(scores, rule)
         notes = _lowered(cuts, rule)
         selected, rejected = _select_organs(ranked, rule, volumes, cuts)
     if not selected:
@@ -192,7 +192,7 @@ def _select_organs(
     return selected, rejected
 
 
-def organ_cuts(scores: Sequence[CaseScore], rule: SelectionRule) -> dict[str, float]:
+def _organ_cuts(scores: Sequence[CaseScore], rule: SelectionRule) -> dict[str, float]:
     """By organ: the threshold, or down to its half where `organ_share` of the cases that have it do not reach it."""
     cuts = {}
     for name in scores[0].organs:

@@ -106,19 +106,14 @@ def _case_histogram(facts: RoundFacts, selection: Selection) -> Html:
         f"{len(used)} used, {len(refused)} rejected. Scores from {min(scores):.3f} to {max(scores):.3f}, "
         f"median {statistics.median(scores):.3f}."
     )
-    return figure(
-        chart,
-        join(
-            [told, _legend(cut is not None, f"the least score that was used: {cut:.3f}" if cut is not None else "")],
-            between=" ",
-        ),
-    )
+    meaning = None if cut is None else f"the least score that was used: {cut:.3f}"
+    return figure(chart, join([told, _legend(meaning)], between=" "))
 
 
-def _legend(with_cut: bool, meaning: str) -> Html:
+def _legend(cut: str | None) -> Html:
     entries = [element("span", class_="swatch used"), "used ", element("span", class_="swatch refused"), "rejected "]
-    if with_cut:
-        entries += [element("span", class_="swatch cut"), meaning]
+    if cut is not None:
+        entries += [element("span", class_="swatch cut"), cut]
     return element("span", *entries)
 
 
@@ -141,7 +136,7 @@ def _organ_strips(facts: RoundFacts) -> Html:
     caption = "Every row has its own height."
     if cuts:
         caption += " What lies left of its cut, and others for the reasons below, was rejected."
-    return figure(chart, join([caption, _legend(bool(cuts), "cut")], between=" "))
+    return figure(chart, join([caption, _legend("cut" if cuts else None)], between=" "))
 
 
 def judged_by(facts: RoundFacts) -> str:
