@@ -56,6 +56,14 @@ def test_predicted_dice_takes_the_place_of_agreement() -> None:
     assert chosen([dataclasses.replace(score, organs=organs)], one_for_all) == {"a": ("gallbladder",)}
 
 
+def test_a_value_just_below_its_cut_is_told_as_below_it() -> None:
+    scores = [case(str(number), 0.95, agreement) for number, agreement in enumerate((0.9, 0.6545, 0.65396, 0.3))]
+    selected = select(scores, SelectionRule(), VOLUMES, round=1, fold="0").selected
+    assert {case.case_id: case.rejected.get("gallbladder") for case in selected} == {
+        "0": None, "1": None, "2": "agreement 0.653 below 0.654", "3": "agreement 0.300 below 0.654"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("agreements", "cut"),
     [
@@ -72,6 +80,7 @@ def test_the_threshold_of_an_organ_that_is_hard_to_draw_is_lower(
     scores = [case(str(number), 0.95, agreement) for number, agreement in enumerate(agreements)]
     selection = select(scores, SelectionRule(), VOLUMES, round=1, fold="0")
     assert selection.organ_cuts == {"liver": 0.8, "gallbladder": cut}
+    assert any(f"gallbladder {cut:g}" in note for note in selection.notes) == (cut < 0.8)
     for selected in selection.selected:
         agreement = agreements[int(selected.case_id)]
         assert ("gallbladder" in selected.supervised) == (agreement is None or agreement >= cut)
