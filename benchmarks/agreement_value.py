@@ -201,24 +201,30 @@ def correlation(judged: list[Judged], name: str) -> float:
 
 def spread(judged: list[Judged]) -> float:
     """Mean absolute distance of the true Dice from its median in each draw and organ."""
-    groups: dict[tuple[int, str], list[float]] = {}
-    for each in judged:
-        groups.setdefault((each.draw, each.organ), []).append(each.dice)
-    return float(np.mean([abs(dice - np.median(group)) for group in groups.values() for dice in group]))
+    dices = [[each.dice for each in group] for group in groups(judged)]
+    return float(np.mean([abs(dice - np.median(group)) for group in dices for dice in group]))
 
 
 def kept(judged: list[Judged], name: str, coverage: float) -> float:
     """Mean true Dice of the best part of each organ in each draw by one measure."""
-    groups: dict[tuple[int, str], list[tuple[float, float]]] = {}
-    for each in judged:
+
+    def rank(each: Judged) -> tuple[float, float]:
         measure = each.dice if name == "true Dice" else each.measures[name]
-        ranked = -math.inf if measure is None else measure
-        groups.setdefault((each.draw, each.organ), []).append((ranked, each.dice))
+        return (-math.inf if measure is None else measure), each.dice
+
     means = []
-    for group in groups.values():
-        best = sorted(group, reverse=True)[: max(round(coverage * len(group)), 1)]
-        means.append(np.mean([dice for _, dice in best]))
+    for group in groups(judged):
+        best = sorted(group, key=rank, reverse=True)[: max(round(coverage * len(group)), 1)]
+        means.append(np.mean([each.dice for each in best]))
     return float(np.mean(means))
+
+
+def groups(judged: list[Judged]) -> list[list[Judged]]:
+    """By draw and organ."""
+    found: dict[tuple[int, str], list[Judged]] = {}
+    for each in judged:
+        found.setdefault((each.draw, each.organ), []).append(each)
+    return list(found.values())
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ _ROUNDING = 0.1
 def trains_channels_last(device: torch.device, precision: Precision) -> bool:
     """Whether a training on this GPU should compute in the channels-last layout: in bf16, where its numbers are right.
 
-    A training step of a large network is about four times as fast in it. Prediction is slower, and fp16 and fp32 have
-    not been compared.
+    A training step of a large network is about four times as fast in it, and a forward pass of several windows slower.
+    In fp16 and fp32 only a small network has been compared, whose steps take as long in either.
 
     Source: measured, benchmarks/results/gpu_step.md.
     """

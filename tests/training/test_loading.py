@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -9,8 +8,7 @@ import pytest
 
 #: Batches from two other processes; a source of them that fails, or goes on for ever.
 SCRIPT = """
-import multiprocessing, sys, time
-import numpy as np
+import sys, time
 from torch.utils.data import Dataset
 from flaresemi.training.loading import load_batches
 from flaresemi.training.sampling import AddressSampler
@@ -33,7 +31,7 @@ if __name__ == "__main__":
 
 def start(tmp_path: Path, what: str) -> subprocess.Popen[str]:
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
+    script.write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
         [sys.executable, script, what], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
