@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-#: Batches from two other processes; a source of them that fails, or goes on for ever.
+#: Two other processes, which prepare batches for ever; one of them may fail at its first.
 SCRIPT = """
 import sys, time
 from torch.utils.data import Dataset
@@ -15,16 +15,14 @@ from flaresemi.training.sampling import AddressSampler
 
 class Source(Dataset):
     def __getitem__(self, address):
-        raise ValueError("a fault of ours")
-
-class Slow(Dataset):
-    def __getitem__(self, address):
+        if sys.argv[1] == "fails" and address[0] == 0:
+            time.sleep(2)  # until the other one is at work
+            raise ValueError("a fault of ours")
         print("at work", flush=True)
         time.sleep(3600)
 
 if __name__ == "__main__":
-    source = Source() if sys.argv[1] == "fails" else Slow()
-    batches = load_batches(source, AddressSampler(range(5), range(2)), 2)
+    batches = load_batches(Source(), AddressSampler(range(5), range(2)), 2)
     next(batches)
 """
 
