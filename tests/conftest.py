@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.made_kernel import KernelFiles
+
 # A busy machine is no failure: pytest's own timeout ends what hangs.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
@@ -29,6 +31,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def kernel_files(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> KernelFiles:
+    """Files of a made-up kernel; it limits nothing until a test says so."""
+    from flaresemi import machine
+
+    root = tmp_path_factory.mktemp("kernel")
+    monkeypatch.setattr(machine, "ROOT", root)
+    return KernelFiles(root)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 from flaresemi import __version__
 from flaresemi.cli.common import EXIT_OK, EXIT_USER_ERROR, StrictParser, add_dataset_options, run, workspace_of
 from flaresemi.compute.checkup import Finding, machine
+from flaresemi.compute.device import limit_threads
 from flaresemi.errors import FlaresemiError
 from flaresemi.io.case_store import CaseStore
 from flaresemi.networks.openvino import openvino_is_installed
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    limit_threads()
     workspace = workspace_of(options)
     # Without -w a folder of that name need not be a workspace.
     is_meant = options.workspace is not None or workspace.plans.exists()

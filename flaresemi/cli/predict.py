@@ -26,6 +26,7 @@ from flaresemi.cli.common import (
     run,
 )
 from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting
+from flaresemi.compute.device import limit_threads
 from flaresemi.compute.metering import Cost, Meter, StepClock
 from flaresemi.compute.overlap import FinishBehind, read_ahead
 from flaresemi.dataset import Case
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    limit_threads()
     if options.threads:
         torch.set_num_threads(options.threads)
     if not options.input.exists():  # before the models are loaded, which takes a while

@@ -22,6 +22,7 @@ from flaresemi.cli.common import (
 )
 from flaresemi.cli.mixing_options import add_mixing_options, given_mixing
 from flaresemi.cli.signals import StopSignals
+from flaresemi.compute.device import limit_threads
 from flaresemi.compute.distributed import launched_ranks
 from flaresemi.compute.sharding import shard
 from flaresemi.dataset import load_dataset
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _semi_round(options: argparse.Namespace, words: list[str]) -> None:
+    limit_threads()
     workspace = open_workspace(options)
     ranks = launched_ranks()
     if ranks is not None and ranks.world_size > 1 and options.shard is None:

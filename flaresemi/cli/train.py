@@ -18,7 +18,7 @@ from flaresemi.cli.signals import StopSignals
 from flaresemi.cli.training_options import training_parser
 from flaresemi.cli.training_start import clear, configuration, is_complete, resumes, supervision, usable_dataset
 from flaresemi.compute.allocation import keep_freed_memory
-from flaresemi.compute.device import select_device
+from flaresemi.compute.device import limit_threads, select_device
 from flaresemi.compute.distributed import Ranks, join_ranks, launched_ranks
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import ConfigError
@@ -58,6 +58,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     workspace = open_workspace(options)
     stage = Stage(options.stage)
     device = select_device(options.device)
+    limit_threads()
     if device.type == "cpu":
         keep_freed_memory()
     command = ("flaresemi_train", *words)

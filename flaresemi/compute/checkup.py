@@ -14,9 +14,10 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from flaresemi.compute.device import available_cores, device_name, first_line, free_memory_gib, total_memory_gib
+from flaresemi.compute.device import device_name
 from flaresemi.compute.precision import cpu_has_bf16
 from flaresemi.compute.speed import conv3d_gflops, disk_speed
+from flaresemi.machine import available_cores, first_line, free_memory_gib, total_memory_gib
 
 # What is too little. Chosen; a problem is what stops a training, a note what slows it down or may stop a larger one.
 _NEEDED_FREE_GIB, _WISHED_FREE_GIB = 1.0, 4.0

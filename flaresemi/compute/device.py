@@ -1,10 +1,9 @@
-"""Which device to run on, and how much of it there is."""
-
-import os
+"""Which device to run on."""
 
 import torch
 
 from flaresemi.errors import ConfigError
+from flaresemi.machine import available_cores
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -26,31 +25,9 @@ def select_device(name: str = "auto") -> torch.device:
     return device
 
 
-def available_cores() -> int:
-    """Cores that this process may use: those it is bound to, at most the container's quota; at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = first_line("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit():
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
-
-
-def free_memory_gib() -> float:
-    """Main memory that can be taken now without swapping, GiB; respects the container's limit where one is set."""
-    available = _machine_memory_gib()
-    limit, used = first_line("/sys/fs/cgroup/memory.max"), first_line("/sys/fs/cgroup/memory.current")
-    if limit.isdigit() and used.isdigit():
-        # Cached files count as used, but the kernel gives them up before it refuses memory.
-        cached = counters("/sys/fs/cgroup/memory.stat").get("inactive_file", 0)
-        available = min(available, (int(limit) - int(used) + cached) / 2**30)
-    return max(available, 0.0)
-
-
-def total_memory_gib() -> float:
-    """Main memory of the machine, or the container's limit where one is set, GiB."""
-    kib, limit = counters("/proc/meminfo").get("MemTotal:"), first_line("/sys/fs/cgroup/memory.max")
-    total = _pages_gib() if kib is None else kib / 2**20
-    return min(total, int(limit) / 2**30) if limit.isdigit() else total
+def limit_threads() -> None:
+    """Lets torch compute with no more threads than there are cores: it does not see a container's quota of them."""
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
 
 
 def synchronize(device: torch.device) -> None:
@@ -71,33 +48,3 @@ def device_name(device: torch.device) -> str:
     except OSError:
         pass
     return "cpu"
-
-
-def _machine_memory_gib() -> float:
-    kib = counters("/proc/meminfo").get("MemAvailable:")
-    if kib is not None:
-        return kib / 2**20
-    return _pages_gib()
-
-
-def _pages_gib() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-
-
-def first_line(path: str) -> str:
-    """First line of one of the kernel's files; empty where there is no such file."""
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.readline().strip()
-    except OSError:
-        return ""
-
-
-def counters(path: str) -> dict[str, int]:
-    """The `name number` lines of one of the kernel's files; empty where there is no such file."""
-    try:
-        with open(path, encoding="ascii") as file:
-            rows = [line.split() for line in file]
-    except OSError:
-        return {}
-    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}

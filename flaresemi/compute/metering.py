@@ -11,7 +11,7 @@ from types import TracebackType
 
 import torch
 
-from flaresemi.compute.device import available_cores, counters
+from flaresemi.machine import available_cores, counters
 
 #: FLARE samples every 0.1 s.
 INTERVAL_SECONDS = 0.1
@@ -83,6 +83,7 @@ class Meter:
     def __enter__(self) -> "Meter":
         self._started = self._looked = time.perf_counter()
         self._cpu = _cpu_seconds()
+        self._cores = available_cores()
         self._thread.start()
         return self
 
@@ -100,7 +101,7 @@ class Meter:
 
     def _look(self) -> None:
         now, cpu = time.perf_counter(), _cpu_seconds()
-        share = (cpu - self._cpu) / max(now - self._looked, 1e-6) / available_cores()
+        share = (cpu - self._cpu) / max(now - self._looked, 1e-6) / self._cores
         self._looked, self._cpu = now, cpu
         gpu = None
         if self.device.type == "cuda":

@@ -19,8 +19,8 @@ import threadpoolctl
 import torch
 from tqdm import tqdm
 
-from flaresemi.compute.device import available_cores, free_memory_gib
 from flaresemi.errors import FlaresemiError
+from flaresemi.machine import available_cores, free_memory_gib
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from flaresemi.compute.device import free_memory_gib
 from flaresemi.geometry import IntTriple
 from flaresemi.inference.sliding_window import slide, window_starts
+from flaresemi.machine import free_memory_gib
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.cost import inference_memory_gib
 from flaresemi.networks.engine import Engine, Forward

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from flaresemi.errors import ImageError
+from flaresemi.machine import total_memory_gib
 
 #: Deflate cannot compress better than this (source: zlib's technical details, "maximum compression factor 1032:1").
 _DEFLATE_LIMIT = 1032
@@ -140,16 +141,16 @@ def check_raw(path: Path, *, count: int, offset: int | None) -> None:
 
 
 def check_memory(path: Path, count: int) -> None:
-    """Checks that this machine has `count` bytes of memory at all.
+    """Checks that this machine, or what a job has of it, holds `count` bytes in memory at all.
 
     Raises:
         ImageError: it has less.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if count > memory:
+    memory_gib = total_memory_gib()
+    if count > memory_gib * 2**30:
         raise ImageError(
-            f"the image takes {count / 2**30:.0f} GiB of memory, this machine has {memory / 2**30:.0f}", where=path,
-            fix="crop or resample it, or use a larger machine",
+            f"the image takes {count / 2**30:.0f} GiB of memory, there are {memory_gib:.0f}", where=path,
+            fix="crop or resample it, or give the job more, or use a larger machine",
         )  # fmt: skip
 
 

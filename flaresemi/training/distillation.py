@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flaresemi.compute.device import available_cores
 from flaresemi.compute.distributed import Ranks
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.compute.sharding import Shard
@@ -18,6 +17,7 @@ from flaresemi.files import content_hash
 from flaresemi.io.case_store import LabelStore
 from flaresemi.io.images import read_grid
 from flaresemi.labels import LabelSet
+from flaresemi.machine import available_cores
 from flaresemi.planning.cases import read_geometries, read_organs
 from flaresemi.planning.preparation import gib_to_prepare, refuse_changed
 from flaresemi.planning.splits import ALL

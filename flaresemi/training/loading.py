@@ -4,14 +4,21 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+import torch
 from torch.utils.data import Dataset
 
 from flaresemi.compute.parallel import deaf_children
 from flaresemi.errors import FlaresemiError
+from flaresemi.machine import available_cores
 from flaresemi.training.sampling import AddressSampler, Batch, build_loader
 
 #: What torch says when a loader process died.
 _DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?P<how>[^.]*)")
+
+
+def usual_workers(device: torch.device, processes: int) -> int:
+    """How many processes prepare patches for one of a training's processes: a GPU gets all cores, but at most 12."""
+    return 1 if device.type == "cpu" else max(1, min(available_cores() // processes - 1, 12))
 
 
 def load_batches(sampler: Dataset, addresses: AddressSampler, workers: int, *, pin: bool = False) -> Iterator[Batch]:

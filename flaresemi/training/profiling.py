@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from flaresemi.compute.device import available_cores, device_name, synchronize
+from flaresemi.compute.device import device_name, synchronize
 from flaresemi.compute.metering import StepClock, no_clock, peak_rss_mib
+from flaresemi.machine import available_cores
 from flaresemi.training.sampling import Batch, PatchSampler
 from flaresemi.training.trainer import Trainer
 

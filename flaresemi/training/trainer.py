@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flaresemi.compute.device import available_cores, device_name, synchronize
+from flaresemi.compute.device import device_name, synchronize
 from flaresemi.compute.distributed import Ranks
 from flaresemi.compute.metering import Clock, no_clock
 from flaresemi.compute.precision import Precision
@@ -27,7 +27,7 @@ from flaresemi.training import runs
 from flaresemi.training.augmentation import STRENGTHS, Augmentation
 from flaresemi.training.config import Recipe, TrainingConfig, local_batch_size, resolve
 from flaresemi.training.history import Row, append_row, cut_history
-from flaresemi.training.loading import load_batches, loader_deaths_told
+from flaresemi.training.loading import load_batches, loader_deaths_told, usual_workers
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 from flaresemi.training.monitoring import Monitor, progress, quick_validation
 from flaresemi.training.resuming import load_state, save_state
@@ -250,10 +250,8 @@ class Trainer:
     @property
     def loader_workers(self) -> int:
         """Processes that prepare patches for this rank."""
-        if self.config.loader_workers is not None:
-            return self.config.loader_workers
-        cores = available_cores() // self.ranks.world_size
-        return 1 if self.device.type == "cpu" else max(1, min(cores - 1, 12))
+        asked = self.config.loader_workers
+        return usual_workers(self.device, self.ranks.world_size) if asked is None else asked
 
     def build_sampler(self) -> PatchSampler:
         """The random patches that training sees."""

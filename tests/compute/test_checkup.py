@@ -10,29 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from flaresemi.compute import checkup, device
+from flaresemi.compute import checkup
 from flaresemi.compute.checkup import Finding
+from tests.made_kernel import KernelFiles
 
 GIB = 2**30
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture
-def kernel_files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Made-up contents in the place of the kernel's files; what is not named does not exist."""
-    contents: dict[str, str] = {}
-
-    def first_line(path: str) -> str:
-        return contents.get(path, "").split("\n")[0].strip()
-
-    def counters(path: str) -> dict[str, int]:
-        rows = [line.split() for line in contents.get(path, "").splitlines()]
-        return {row[0]: int(row[1]) for row in rows}
-
-    monkeypatch.setattr(device, "first_line", first_line)
-    monkeypatch.setattr(checkup, "first_line", first_line)
-    monkeypatch.setattr(device, "counters", counters)
-    return contents
 
 
 def test_a_problem_without_advice_is_none() -> None:
@@ -71,7 +54,7 @@ def test_open_files(monkeypatch: pytest.MonkeyPatch, soft: int, verdict: str) ->
 
 
 @pytest.mark.parametrize(("limit_gib", "verdict"), [(0.5, "problem"), (3, "note"), (64, "ok")])
-def test_a_containers_memory_counts(kernel_files: dict[str, str], limit_gib: float, verdict: str) -> None:
+def test_a_containers_memory_counts(kernel_files: KernelFiles, limit_gib: float, verdict: str) -> None:
     kernel_files["/proc/meminfo"] = f"MemTotal: {128 * 2**20} kB\nMemAvailable: {100 * 2**20} kB"
     kernel_files["/sys/fs/cgroup/memory.max"] = str(int(limit_gib * GIB))
     kernel_files["/sys/fs/cgroup/memory.current"] = "0"
@@ -80,9 +63,7 @@ def test_a_containers_memory_counts(kernel_files: dict[str, str], limit_gib: flo
     assert f"of {limit_gib:.1f} GiB" in found.value
 
 
-def test_a_containers_cores_and_the_threads_on_them(
-    kernel_files: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_containers_cores_and_the_threads_on_them(kernel_files: KernelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
@@ -115,7 +96,7 @@ def test_packages_are_compared_with_the_declared_ranges(tmp_path: Path, monkeypa
 
 
 def test_a_driver_that_torch_cannot_use_is_pointed_out(
-    kernel_files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    kernel_files: KernelFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -130,7 +111,7 @@ def test_a_driver_that_torch_cannot_use_is_pointed_out(
     assert "--gpus all" in unusable.advice
 
 
-def test_a_gpu_that_others_use(kernel_files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_others_use(kernel_files: KernelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     for name, value in {
         "is_available": True,
