@@ -1,16 +1,20 @@
 """Atomic writes (a file is either whole, with its final name, or not there), and what tells a file from another."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from flaresemi.errors import ConfigError
 
 #: What the name of every unfinished file begins with, so that only our own leftovers are ever removed.
 PARTIAL = ".partial-"
@@ -46,6 +50,34 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def open_no_link(path: str | Path, flags: int) -> int:
+    """A descriptor of a file that is made where it is missing; an `opener`.
+
+    Raises:
+        ConfigError: what has the name is a link or no ordinary file.
+        OSError: it cannot be opened.
+    """
+    # Windows knows neither flag. The second one is for pipes, which would wait for a reader.
+    careful: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | careful, 0o666)
+    except OSError as problem:
+        if problem.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise _no_file(path) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_file(path)
+    return descriptor
+
+
+def _no_file(path: str | Path) -> ConfigError:
+    return ConfigError(
+        "something that is no ordinary file (a link, a folder, a pipe) is in the place of a file of flaresemi",
+        where=path, fix="see what it is, and remove or rename it",
+    )  # fmt: skip
+
+
 def map_array(path: Path) -> np.ndarray:
     """A .npy file's array, memory-mapped and read-only; nothing of it is read, and no code in it run.
 
@@ -73,16 +105,26 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Removes a folder with all that is in it, if it is there; one that is a link stays, emptied.
+    """Removes a folder with all that is in it, if it is there.
 
     Raises:
+        ConfigError: it is a link: what it leads to is not ours to remove.
         OSError: something in it cannot be removed.
     """
     if folder.is_symlink():
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    elif folder.exists():
+        raise ConfigError(
+            "this folder is a link, and what it leads to would be removed",
+            where=f"{folder} -> {os.readlink(folder)}",
+            fix="remove the link, or what it leads to, yourself; then start the same command again",
+        )
+    if folder.exists():
         shutil.rmtree(folder)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies what a file holds, atomically; a target that is a link is replaced, not followed."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def content_hash(path: Path) -> str:

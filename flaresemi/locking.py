@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flaresemi.errors import ConfigError
+from flaresemi.files import open_no_link
 
 if sys.platform != "win32":
     import fcntl
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 _LONGEST_TOLD = 500
+
+#: What a lock begins with.
+_OWNER = b"process "
 
 
 @contextlib.contextmanager
@@ -38,7 +42,7 @@ def working_alone(path: Path, command: Sequence[str]) -> Iterator[None]:
         command: What this process does, for the message to the other.
 
     Raises:
-        ConfigError: another process holds it; the message names that process.
+        ConfigError: another process holds it, and the message names that process; or its file is something else.
         OSError: the file cannot be made.
     """
     started = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
@@ -57,7 +61,7 @@ def _taken(path: Path, owner: str) -> BinaryIO | None:
     """The open file of the lock, which is held now; None where there are no locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as opened:
-        file = opened.enter_context(open(path, "a+b"))
+        file = opened.enter_context(_opened(path))
         if not _lock(file, path):
             return None
         if not _has_name(file, path):  # whoever had it before has just removed it
@@ -67,6 +71,24 @@ def _taken(path: Path, owner: str) -> BinaryIO | None:
         file.flush()
         opened.pop_all()
         return file
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file of the lock; what is no lock is left as it is.
+
+    Raises:
+        ConfigError: something else has its name.
+        OSError: it cannot be made.
+    """
+    file = open(path, "a+b", opener=open_no_link)  # noqa: SIM115 (the caller's)
+    file.seek(0)
+    if file.read(len(_OWNER)) not in (b"", _OWNER):
+        file.close()
+        raise ConfigError(
+            "a file that flaresemi did not write has the name of its lock", where=path,
+            fix="see what it is, and remove or rename it",
+        )  # fmt: skip
+    return file
 
 
 def _lock(file: BinaryIO, path: Path) -> bool:

@@ -164,7 +164,10 @@ def load_scores(path: Path) -> tuple[CaseScore, ...]:
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, restval="", strict=True))
+            reader = csv.DictReader(file, restval="", strict=True)
+            rows = list(reader)
+            if list(reader.fieldnames or ())[: len(_CASE_COLUMNS)] != list(_CASE_COLUMNS):
+                raise ValueError("it has other columns")
         return tuple(_score(row) for row in rows)
     except FileNotFoundError:
         raise SelectionError("score file not found", where=path, fix="label the cases of this round first") from None

@@ -3,7 +3,8 @@ import stat
 
 import pytest
 
-from flaresemi.files import atomic_path, clear_folder, remove_leftovers, write_text
+from flaresemi.errors import ConfigError
+from flaresemi.files import atomic_path, clear_folder, copy_file, open_no_link, remove_leftovers, write_text
 
 
 def test_a_file_appears_whole_and_under_its_name(tmp_path):
@@ -40,21 +41,39 @@ def test_files_get_the_rights_that_the_umask_leaves(tmp_path):
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
 
 
-def test_a_folder_is_cleared_and_a_linked_one_emptied(tmp_path):
+def test_a_folder_is_cleared_and_a_linked_one_refused(tmp_path):
     real, link = tmp_path / "real", tmp_path / "link"
     (real / "inside").mkdir(parents=True)
     (real / "inside" / "a.txt").write_text("a")
-    (real / "b.txt").write_text("b")
     (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "c.txt").write_text("c")
     (real / "away").symlink_to(tmp_path / "other")
     link.symlink_to(real)
-    clear_folder(link)
-    assert link.is_symlink()
-    assert list(real.iterdir()) == []
-    assert (tmp_path / "other").is_dir()
+    with pytest.raises(ConfigError, match=r"is a link[^>]*link -> .*real"):
+        clear_folder(link)
+    assert (real / "inside" / "a.txt").read_text() == "a"
     clear_folder(real)
     assert not real.exists()
+    assert (tmp_path / "other" / "c.txt").read_text() == "c"  # a link inside is removed, and not followed
     clear_folder(real)  # nothing to do
+
+
+def test_a_copy_takes_the_place_of_a_link(tmp_path):
+    (tmp_path / "theirs").write_text("precious")
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "kept").symlink_to(tmp_path / "theirs")
+    copy_file(tmp_path / "new", tmp_path / "kept")
+    assert (tmp_path / "kept").read_text() == "new"
+    assert (tmp_path / "theirs").read_text() == "precious"
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("nowhere"), os.mkfifo, os.mkdir])
+def test_what_is_no_ordinary_file_is_not_written_to(tmp_path, make):
+    make(tmp_path / "name")
+    for mode in ("a", "a+b"):
+        with pytest.raises(ConfigError, match="no ordinary file"):
+            open(tmp_path / "name", mode, opener=open_no_link)  # noqa: SIM115 (it is never open)
+    assert os.listdir(tmp_path) == ["name"]
 
 
 def test_only_our_own_leftovers_are_removed(tmp_path):

@@ -90,3 +90,17 @@ def test_what_stands_in_the_file_cannot_write_to_the_terminal(tmp_path: Path) ->
             pass
     assert "\x1b" not in str(refusal.value)
     assert len(str(refusal.value)) < 1000
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_what_is_no_lock_is_left_as_it_is(tmp_path: Path, is_link: bool) -> None:
+    lock, theirs = tmp_path / ".lock-models", tmp_path / "theirs"
+    theirs.write_text("years of work")
+    lock.symlink_to(theirs) if is_link else os.link(theirs, lock)
+    with (
+        pytest.raises(ConfigError, match="link" if is_link else "did not write") as caught,
+        working_alone(lock, ["train"]),
+    ):
+        pass
+    assert str(lock) in str(caught.value)
+    assert theirs.read_text() == "years of work"

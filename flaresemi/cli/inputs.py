@@ -4,10 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flaresemi.case_names import case_file, check_name, refuse_alike
-from flaresemi.dataset import Case, find_images
-from flaresemi.errors import ConfigError, ImageError, shown
-from flaresemi.image_paths import holds_slices, image_name, image_stem, named_images
+from flaresemi.dataset import LAYOUTS, Case, find_images
+from flaresemi.errors import ConfigError, ImageError, listed, shown
+from flaresemi.image_paths import holds_slices, image_name, image_stem, named_images, visible_files
+from flaresemi.inference.prediction_records import load_prediction
 from flaresemi.io.images import image_ending
+from flaresemi.phantom.dataset import TEST_LABELS
+
+#: Folders of a dataset, by name.
+_DATASET_FOLDERS = {name for names in LAYOUTS.values() for name in names} | set(TEST_LABELS.values())
 
 
 def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
@@ -113,8 +118,13 @@ def _listed(path: Path) -> list[Path]:
     return [entry if _exists(entry) or entry.is_absolute() else path.parent / entry for entry in named]
 
 
-def refuse_overwriting(jobs: Sequence[tuple[Case, Path]]) -> None:
-    """Sees that no label map would take the place of an image, or lie among images.
+def refuse_overwriting(jobs: Sequence[tuple[Case, Path]], source: Path, *, overwrite: bool = False) -> None:
+    """Checks that no label map would take the place of an image, or lie among images or the label maps of a dataset.
+
+    Args:
+        jobs: Cases and the files for their label maps.
+        source: The input that named the cases.
+        overwrite: Whether the user allowed to write into a dataset's folders.
 
     Raises:
         ConfigError: one would.
@@ -127,8 +137,20 @@ def refuse_overwriting(jobs: Sequence[tuple[Case, Path]]) -> None:
         if output.resolve() in inputs:
             raise ConfigError(f"the label map of case '{case.id}' would overwrite an image", where=output)
     # Label maps among the images would be taken for images the next time.
-    shared = folders & {output.parent.resolve() for _, output in jobs}
-    if shared and len(jobs) > 1:
+    outputs = {output.parent.resolve() for _, output in jobs}
+    if folders & outputs and image_name(source) is None:
         raise ConfigError(
-            "the output folder is the folder of the images", where=shared.pop(), fix="name another with -o"
+            "the output folder is the folder of the images", where=(folders & outputs).pop(), fix="name another with -o"
         )
+    for folder in () if overwrite else outputs:
+        theirs = [path.name for path in _foreign_files(folder)] if folder.name in _DATASET_FOLDERS else []
+        if theirs:
+            raise ConfigError(
+                f"the output folder belongs to a dataset, and not all in it was predicted: {listed(theirs)}",
+                where=folder, fix="name another folder with -o; --overwrite writes into this one",
+            )  # fmt: skip
+
+
+def _foreign_files(folder: Path) -> list[Path]:
+    """The images and label maps in a folder that are no predictions."""
+    return [path for path in visible_files(folder) if image_stem(path) is not None and load_prediction(path) is None]

@@ -15,7 +15,7 @@ from flaresemi.cli.common import StrictParser, add_dataset_options, dataset_word
 from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError
-from flaresemi.files import remove_leftovers, write_text
+from flaresemi.files import copy_file, remove_leftovers, write_text
 from flaresemi.locking import working_alone
 from flaresemi.networks.cost import parameter_count, training_memory_gib
 from flaresemi.planning.cases import read_geometries
@@ -140,7 +140,7 @@ def _plans(options: argparse.Namespace, fingerprint: DatasetFingerprint, workspa
     plans = make_plans(fingerprint, preset=preset, memory_gib=options.gpu_memory_gib, stages=options.stages)  # type: ignore[arg-type]
     plans = dataclasses.replace(plans, reasons={**plans.reasons, "preset": f"{why}; {plans.reasons['preset']}"})
     if workspace.plans.exists() and workspace.plans.read_bytes() != dumps(plans).encode():
-        shutil.copyfile(workspace.plans, workspace.replaced_plans)
+        copy_file(workspace.plans, workspace.replaced_plans)
         logger.info("the plans that were there are kept as %s", workspace.replaced_plans)
     save_record(workspace.fingerprint, fingerprint)
     save_record(workspace.plans, plans)

@@ -26,37 +26,26 @@ from flaresemi.cli.common import (
     run,
 )
 from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting
+from flaresemi.cli.prediction_files import Efficiency, refuse_foreign_tables, remaining_jobs, update_reliability
 from flaresemi.compute.device import limit_threads
-from flaresemi.compute.metering import Cost, Meter, StepClock
+from flaresemi.compute.metering import Meter, StepClock
 from flaresemi.compute.overlap import FinishBehind, read_ahead
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 from flaresemi.geometry import FloatTriple
+from flaresemi.image_paths import image_stem
 from flaresemi.inference.cascade import Segmenter, Watch
 from flaresemi.inference.drawing import Drawing
-from flaresemi.inference.segmentation import Segmentation, write_segmentation
-from flaresemi.io.images import Image, read_label_map
+from flaresemi.inference.prediction_records import write_prediction
+from flaresemi.inference.segmentation import Segmentation
+from flaresemi.io.images import Image
 from flaresemi.pseudolabels.reliability import Reliability, told
 from flaresemi.records import save_record
-from flaresemi.selection import CaseScore, load_scores, save_scores
+from flaresemi.selection import CaseScore
 
 logger = logging.getLogger("flaresemi.cli.predict")  # also when run with python -m
 
 Value = TypeVar("Value")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Efficiency:
-    """What a case cost, from the reading of its image to its label map on the disk.
-
-    Attributes:
-        steps: Seconds of each.
-    """
-
-    schema_version: int = 1
-    case_id: str
-    steps: dict[str, float]
-    cost: Cost
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     add_dataset_options(parser)
     add_model_options(parser)
     parser.add_argument("--continue", dest="resume", action="store_true", help="skip cases that have their label map")
+    parser.add_argument(
+        "--overwrite", action="store_true",
+        help="also replace files that flaresemi_predict did not write, or that were changed since it did",
+    )  # fmt: skip
     parser.add_argument("--tta", action="store_true", help="average over mirrored images: slower, a little better")
     parser.add_argument(
         "--reliability", action="store_true",
@@ -123,38 +116,26 @@ def _predict(options: argparse.Namespace) -> None:
     )
     cases = find_cases(options.input, channels=len(segmenter.channels))
     jobs = list(zip(cases, output_paths(cases, options.input, options.output), strict=True))
-    refuse_overwriting(jobs)
-    remaining = [(case, output) for case, output in jobs if not (options.resume and _is_whole(output))]
-    if len(remaining) < len(jobs):
-        logger.info("%d of %d cases have their label map already", len(jobs) - len(remaining), len(jobs))
-    for folder in {output.parent for _, output in remaining}:
-        folder.mkdir(parents=True, exist_ok=True)
-    results = options.output if options.output.is_dir() else options.output.parent
+    refuse_overwriting(jobs, options.input, overwrite=options.overwrite)
+    results = options.output if image_stem(options.output) is None or options.output.is_dir() else options.output.parent
     extras = _Extras(
         reliability=_reliability(options, segmenter) if options.reliability else None,
         efficiency=results / "efficiency" if options.measure else None,
     )
+    remaining = remaining_jobs(jobs, options)
+    refuse_foreign_tables(remaining, results, options)
+    if len(remaining) < len(jobs):
+        logger.info("%d of %d cases have their label map already", len(jobs) - len(remaining), len(jobs))
+    for folder in {output.parent for _, output in remaining}:
+        folder.mkdir(parents=True, exist_ok=True)
     # What is measured is one case, so nothing of another one may be read or written meanwhile.
     failures = _predict_all(segmenter, remaining, extras, overlap=not (options.single_process or options.measure))
-    if extras.reliability is not None:
-        _save_reliability(results / "reliability.csv", extras.judged)
+    update_reliability(results, always=options.reliability)
     if failures:
         raise _summary(failures, len(remaining))
     logger.info("%d label map(s) written to %s", len(remaining), options.output)
     if options.output.is_dir():
         print_next(f"flaresemi_evaluate -p {shlex.quote(str(options.output))} -r REFERENCES -o SUMMARY.json")
-
-
-def _is_whole(output: Path) -> bool:
-    """Whether a label map is there that can be read to its end: a copy that broke off is predicted again."""
-    if not output.exists():
-        return False
-    try:
-        read_label_map(output)
-    except ImageError as problem:
-        logger.warning("predicted again: %s", problem)
-        return False
-    return True
 
 
 def _reliability(options: argparse.Namespace, segmenter: Segmenter) -> Reliability:
@@ -171,14 +152,6 @@ def _reliability(options: argparse.Namespace, segmenter: Segmenter) -> Reliabili
     return Reliability(segmenter.fine_files[0], engine=segmenter.engine, step=options.step)
 
 
-def _save_reliability(path: Path, judged: Sequence[CaseScore]) -> None:
-    """Writes the scores beside the label maps, with those of cases that were predicted before."""
-    scores = {score.case_id: score for score in load_scores(path)} if path.exists() else {}
-    scores |= {score.case_id: score for score in judged}
-    save_scores(path, tuple(scores[case_id] for case_id in sorted(scores)))
-    logger.info("reliability of every organ: %s", path)
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Extras:
     """What is found out about every case besides its label map.
@@ -186,12 +159,16 @@ class _Extras:
     Attributes:
         reliability: Judges it.
         efficiency: Folder for what it cost.
-        judged: The scores so far.
     """
 
     reliability: Reliability | None
     efficiency: Path | None
-    judged: list[CaseScore] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Predicted:
+    segmentation: Segmentation
+    score: CaseScore | None
 
 
 def _predict_all(
@@ -217,12 +194,13 @@ def _predict_all(
         for case, output in bar:
             segment = functools.partial(_segment, segmenter, case, images, extras)
             if extras.efficiency is None:
-                segmentation = attempt(case, segment)
-                if segmentation is not None:
-                    finish(functools.partial(attempt, case, functools.partial(_write, case, output, segmentation)))
+                predicted = attempt(case, segment)
+                if predicted is not None:
+                    write = functools.partial(_write, segmenter, case, output, predicted)
+                    finish(functools.partial(attempt, case, write))
                 continue
             with Meter(segmenter.engine.device) as meter:
-                seconds = attempt(case, lambda: _write(case, output, segment()))  # noqa: B023 (called at once)
+                seconds = attempt(case, lambda: _write(segmenter, case, output, segment()))  # noqa: B023 (called at once)
             if seconds is not None:
                 efficiency = Efficiency(case_id=case.id, steps=seconds, cost=meter.cost)
                 save_record(case_file(extras.efficiency, case.id, ".json"), efficiency)
@@ -238,25 +216,30 @@ def _read(segmenter: Segmenter, case: Case) -> Image | FlaresemiError:
 
 def _segment(
     segmenter: Segmenter, case: Case, images: Iterator[tuple[Image | FlaresemiError, float]], extras: _Extras
-) -> Segmentation:
+) -> _Predicted:
     """Segments the next of the images, and judges it where that is asked for."""
     image, waited = next(images)
     if isinstance(image, FlaresemiError):
         raise image
-    judge = None if extras.reliability is None else _judge(extras.reliability, case.id, extras.judged)
+    judged: list[CaseScore] = []
+    judge = None if extras.reliability is None else _judge(extras.reliability, case.id, judged)
     segmentation = segmenter.segment(image, watch=judge)
-    if judge is not None:
-        logger.info("%s: %s", case.id, told(extras.judged[-1]))
-    return dataclasses.replace(segmentation, seconds={"read": waited, **segmentation.seconds})
+    for score in judged:
+        logger.info("%s: %s", case.id, told(score))
+    segmentation = dataclasses.replace(segmentation, seconds={"read": waited, **segmentation.seconds})
+    return _Predicted(segmentation, judged[-1] if judged else None)
 
 
-def _write(case: Case, output: Path, segmentation: Segmentation) -> dict[str, float]:
+def _write(segmenter: Segmenter, case: Case, output: Path, predicted: _Predicted) -> dict[str, float]:
     """Writes the label map, tells about the case, and gives the seconds of every step."""
     clock = StepClock()
     with clock("write"):
-        write_segmentation(output, segmentation)
-    seconds = segmentation.seconds | clock.seconds
-    logger.info("%s", _line(case, segmentation, seconds))
+        write_prediction(
+            output, predicted.segmentation, images=case.images, models=segmenter.models, options=segmenter.options,
+            score=predicted.score,
+        )  # fmt: skip
+    seconds = predicted.segmentation.seconds | clock.seconds
+    logger.info("%s", _line(case, predicted.segmentation, seconds))
     return seconds
 
 

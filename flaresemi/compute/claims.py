@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from flaresemi.files import open_no_link
+
 #: What file systems say that know no locks: Lustre without its option flock, NFS whose lock service does not run.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _WAIT_SECONDS = 0.5
@@ -35,7 +37,7 @@ class Claims:
 
     def __enter__(self) -> "Claims":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = open_no_link(self.path, os.O_RDWR)
         with self.claim(""):  # shows whether there are locks
             return self
 

@@ -68,6 +68,10 @@ class Segmenter:
         self.engine = Engine(select_device(device), precision, engine)
         #: Where `fine` was loaded from; empty when it was not.
         self.fine_files: tuple[Path, ...] = ()
+        #: Stage, fold and weights of every network that was loaded.
+        self.models: tuple[str, ...] = ()
+        #: What else decides the labels, by name.
+        self.options = {"tta": str(tta), "step": str(step), "keep_largest": ", ".join(kept_largest(fine))}
         stage = functools.partial(StagePredictor, engine=self.engine, step=step, window=window)
         self.channels = fine[0].channels
         self.labels = fine[0].labels
@@ -103,6 +107,9 @@ class Segmenter:
             models.fine, models.coarse, device=device, tta=tta, step=step, precision=precision, engine=engine
         )
         segmenter.fine_files = models.fine_files
+        segmenter.models = tuple(
+            f"{each.plan.stage.value} {each.fold} {each.weights_hash[:16]}" for each in (*models.coarse, *models.fine)
+        )
         return segmenter
 
     def predict_file(self, images: Sequence[Path], output: Path) -> Segmentation:

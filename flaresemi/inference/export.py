@@ -10,7 +10,7 @@ from typing import Literal
 
 from flaresemi import __version__
 from flaresemi.errors import ConfigError
-from flaresemi.files import PARTIAL
+from flaresemi.files import PARTIAL, copy_file
 from flaresemi.geometry import FloatTriple, IntTriple
 from flaresemi.inference.drawing import LEAST_REPAIR_MM, MAX_REPAIRS
 from flaresemi.inference.models import LoadedModels, kept_largest
@@ -153,7 +153,7 @@ def _copy_reliability(file: Path, place: Path) -> None:
     source, target = ModelFolder(file.parent), ModelFolder(place)
     if file != source.final or not source.calibration.is_file():
         return
-    shutil.copyfile(source.calibration, target.calibration)
+    copy_file(source.calibration, target.calibration)
     for path in source.root.glob("snapshot_*.pt"):
         if path != source.final:
             save_checkpoint(target.root / path.name, load_checkpoint(path))

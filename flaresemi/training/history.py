@@ -1,11 +1,10 @@
 """The numbers of a training, one JSON object per epoch, cut back when a run resumes from an earlier point."""
 
 import json
-import os
 from pathlib import Path
 
 from flaresemi.errors import CheckpointError
-from flaresemi.files import write_text
+from flaresemi.files import open_no_link, write_text
 
 Row = dict[str, object]
 
@@ -37,14 +36,11 @@ def append_row(path: Path, row: Row) -> None:
     """Adds one row and flushes it.
 
     Raises:
-        OSError: it cannot be written, or the file is a link: those of a workspace are not written through.
+        ConfigError: the file is a link: those of a workspace are not written through.
+        OSError: it cannot be written.
     """
-    with open(path, "a", encoding="utf-8", opener=_no_link) as file:
+    with open(path, "a", encoding="utf-8", opener=open_no_link) as file:
         file.write(json.dumps(row) + "\n")
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def cut_history(path: Path, iteration: int) -> list[Row]:

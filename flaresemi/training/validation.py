@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import Case, Dataset
 from flaresemi.evaluation.overlap import dice_per_organ
 from flaresemi.evaluation.summary import evaluate_folders, save_summary, table
-from flaresemi.files import write_text
+from flaresemi.files import clear_folder, write_text
 from flaresemi.geometry import BoundingBox
 from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.postprocessing import keep_largest
@@ -137,8 +136,7 @@ def _begin(folder: Path, made_with: dict[str, str | None]) -> None:
     marker = folder / "made_with.json"
     if marker.exists() and load_json(marker) == made_with:
         return
-    if folder.exists():
-        shutil.rmtree(folder)
+    clear_folder(folder)
     write_text(marker, json.dumps(made_with, indent=2) + "\n")
 
 

@@ -45,7 +45,7 @@ def test_every_input_gets_its_label_map(container: Path, trained: Path, tmp_path
     assert not (tmp_path / "no_home").exists()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     inputs = [path.name for path in (container / "inputs").iterdir()]
-    outputs = sorted(path.name for path in (container / "outputs").iterdir())
+    outputs = sorted(path.name for path in (container / "outputs").glob("[!.]*"))
     assert outputs == sorted(name.replace("_0000.nii.gz", ".nii.gz") for name in inputs)
     words = ["-i", str(container / "inputs"), "-o", str(tmp_path / "out"), "-m", str(Workspace(trained).models)]
     assert predict.main([*words, *NOT_MEASURED]) == 0

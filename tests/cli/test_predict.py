@@ -1,3 +1,5 @@
+import argparse
+import os
 import shutil
 
 import numpy as np
@@ -5,8 +7,12 @@ import pytest
 import torch
 
 from flaresemi.cli import predict
+from flaresemi.cli.prediction_files import refuse_foreign_tables
+from flaresemi.errors import ConfigError
+from flaresemi.files import content_hash
 from flaresemi.geometry import Geometry
-from flaresemi.io.images import SourceGrid, read_label_map, write_label_map
+from flaresemi.inference.prediction_records import ImageVersion, load_prediction
+from flaresemi.io.images import SourceGrid, read_grid, read_label_map, write_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
@@ -73,6 +79,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def label_maps(out):
+    return sorted(path.name for path in out.iterdir() if path.name != ".flaresemi")
+
+
 def liver(path):
     values = read_label_map(path).array_zyx
     assert set(np.unique(values)) == {0, 7}
@@ -82,7 +92,7 @@ def liver(path):
 @pytest.mark.parametrize("extra", [[], ["--single-process"]])
 def test_a_folder(folder, capsys, extra):
     assert predict.main(["-i", "scans", "-o", "out", *extra]) == 0
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.nii.gz", "b.nrrd", "c.mha"]
+    assert label_maps(folder / "out") == ["a.nii.gz", "b.nrrd", "c.mha"]
     assert np.array_equal(liver(folder / "out" / "b.nrrd"), write_scan(folder / "again.nrrd", 4))
     printed = capsys.readouterr()
     assert "next: flaresemi_evaluate -p out" in printed.out
@@ -108,7 +118,7 @@ def test_a_list(folder):
     (folder / "scans" / "b_0000.nrrd").rename(folder / "lists" / "b.nrrd")
     (folder / "lists" / "test.txt").write_text("# two scans\nscans/a_0000.nii.gz\n\nb.nrrd\nscans/a_0000.nii.gz\n")
     assert predict.main(["-i", "lists/test.txt", "-o", "out"]) == 0
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.nii.gz", "b.nrrd"]
+    assert label_maps(folder / "out") == ["a.nii.gz", "b.nrrd"]
 
 
 def test_continue_skips_what_is_done(folder, capsys):
@@ -118,7 +128,7 @@ def test_continue_skips_what_is_done(folder, capsys):
     assert predict.main(["-i", "scans", "-o", "out", "--continue"]) == 0
     assert "1 of 3 cases have their label map already" in capsys.readouterr().err
     assert (folder / "out" / "b.nrrd").stat().st_mtime_ns == done
-    assert len(list((folder / "out").iterdir())) == 3
+    assert len(label_maps(folder / "out")) == 3
     whole = (folder / "out" / "b.nrrd").read_bytes()
     (folder / "out" / "b.nrrd").write_bytes(whole[:-20])
     assert predict.main(["-i", "scans", "-o", "out", "--continue"]) == 0
@@ -135,7 +145,7 @@ def test_a_bad_image_does_not_stop_the_others(folder, capsys, extra):
     (folder / "scans" / "a_0000.nii.gz").write_bytes(content[: len(content) // 2])
     (folder / "scans" / "bad_0000.nii.gz").write_bytes(b"")
     assert predict.main(["-i", "scans", "-o", "out", *extra]) == 2
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["b.nrrd", "c.mha"]
+    assert label_maps(folder / "out") == ["b.nrrd", "c.mha"]
     error = capsys.readouterr().err
     summary = error[error.index("error: ") :]
     assert summary.startswith("error: 2 of 4 case(s) could not be predicted; the others are done")
@@ -161,9 +171,9 @@ def test_a_folder_of_slices_is_an_image(folder):
     assert predict.main(["-i", "scans/d_0000", "-o", "one/liver.mha"]) == 0
     assert predict.main(["-i", "scans", "-o", "all"]) == 0
     assert predict.main(["-i", "lists/some.txt", "-o", "listed"]) == 0
-    assert sorted(path.name for path in (folder / "one").iterdir()) == ["d.nii.gz", "liver.mha"]
-    assert sorted(path.name for path in (folder / "all").iterdir()) == ["a.nii.gz", "b.nrrd", "c.mha", "d.nii.gz"]
-    assert sorted(path.name for path in (folder / "listed").iterdir()) == ["d.nii.gz", "e.nii.gz"]
+    assert label_maps(folder / "one") == ["d.nii.gz", "liver.mha"]
+    assert label_maps(folder / "all") == ["a.nii.gz", "b.nrrd", "c.mha", "d.nii.gz"]
+    assert label_maps(folder / "listed") == ["d.nii.gz", "e.nii.gz"]
     same = liver(folder / "all" / "c.mha")  # of the same voxels in another format
     for path in ("one/d.nii.gz", "one/liver.mha", "all/d.nii.gz", "listed/d.nii.gz"):
         assert np.array_equal(liver(folder / path), same)
@@ -237,3 +247,102 @@ def test_one_clear_message_and_exit_code_2(folder, capsys, options, complaint):
     assert "Traceback" not in error
     assert (folder / "plain.nii.gz").read_bytes() == before
     assert not (folder / "out").exists()
+
+
+FOREIGN = (
+    lambda path, theirs: shutil.copy(theirs, path),
+    lambda path, theirs: path.symlink_to(theirs),
+    lambda path, theirs: path.symlink_to("nowhere"),
+    lambda path, theirs: path.write_bytes(b"no label map"),
+)
+
+
+@pytest.mark.parametrize("extra", [[], ["--continue"]])
+@pytest.mark.parametrize("make", FOREIGN)
+def test_what_it_did_not_write_is_not_replaced(folder, capsys, make, extra):
+    write_scan(folder / "theirs.nii.gz", 9)
+    theirs = (folder / "theirs.nii.gz").read_bytes()
+    (folder / "out").mkdir()
+    make(folder / "out" / "a.nii.gz", folder / "theirs.nii.gz")
+    assert predict.main(["-i", "scans", "-o", "out", *extra]) == 2
+    error = capsys.readouterr().err
+    assert "1 file(s) would be replaced that flaresemi_predict did not write" in error
+    assert "a.nii.gz" in error
+    assert "--overwrite" in error
+    assert label_maps(folder / "out") == ["a.nii.gz"]  # before anything is computed
+    assert predict.main(["-i", "scans", "-o", "out", "--overwrite", *extra]) == 0
+    assert liver(folder / "out" / "a.nii.gz").any()
+    assert not (folder / "out" / "a.nii.gz").is_symlink()
+    assert (folder / "theirs.nii.gz").read_bytes() == theirs
+    assert predict.main(["-i", "scans", "-o", "out", *extra]) == 0  # they are its own now
+
+
+def test_a_corrected_prediction_is_somebodys_work(folder, capsys):
+    assert predict.main(["-i", "scans", "-o", "out"]) == 0
+    write_scan(folder / "out" / "b.nrrd", 2, value=7)
+    corrected = (folder / "out" / "b.nrrd").read_bytes()
+    for extra in ([], ["--continue"]):
+        assert predict.main(["-i", "scans", "-o", "out", *extra]) == 2
+        assert "or that were changed since: b.nrrd" in capsys.readouterr().err
+    assert (folder / "out" / "b.nrrd").read_bytes() == corrected
+
+
+def test_killed_between_the_record_and_the_label_map(folder, monkeypatch):
+    assert predict.main(["-i", "scans/a_0000.nii.gz", "-o", "out"]) == 0
+    before = (folder / "out" / "a.nii.gz").read_bytes()
+    write_scan(folder / "scans" / "a_0000.nii.gz", 6)
+    with monkeypatch.context() as patch:
+        replace = os.replace
+        patch.setattr(
+            "flaresemi.files.os.replace",
+            lambda source, target: replace(source, target) if target.name != "a.nii.gz" else os.kill(1, "killed"),
+        )
+        with pytest.raises(TypeError):
+            predict.main(["-i", "scans/a_0000.nii.gz", "-o", "out"])
+    assert (folder / "out" / "a.nii.gz").read_bytes() == before
+    assert load_prediction(folder / "out" / "a.nii.gz").label_map != content_hash(folder / "out" / "a.nii.gz")
+    assert predict.main(["-i", "scans/a_0000.nii.gz", "-o", "out", "--continue"]) == 0
+    assert np.array_equal(liver(folder / "out" / "a.nii.gz"), write_scan(folder / "again.nrrd", 6))
+
+
+@pytest.mark.parametrize("name", ["labelsTr", "imagesTs", "labeled_mask", "test_mask"])
+def test_a_folder_of_a_dataset_gets_nothing_mixed_in(folder, capsys, name):
+    write_scan(folder / "data" / name / "other.nii.gz")
+    assert predict.main(["-i", "scans", "-o", f"data/{name}"]) == 2
+    assert "belongs to a dataset" in capsys.readouterr().err
+    assert label_maps(folder / "data" / name) == ["other.nii.gz"]
+
+
+def test_the_input_folder_is_no_output_folder_even_of_one_image(folder, capsys):
+    write_scan(folder / "single" / "a_0000.nii.gz")
+    (folder / "link").symlink_to("single")
+    for output in ("single", "link"):
+        assert predict.main(["-i", "single", "-o", output]) == 2
+        assert "the output folder is the folder of the images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["reliability.csv", "efficiency/a.json", ".flaresemi/a.nii.gz.json"])
+def test_tables_of_others_are_not_replaced(folder, capsys, name):
+    path = folder / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"mine": 1}')
+    if name == "reliability.csv":  # these models have no calibration
+        options = argparse.Namespace(reliability=True, measure=False, overwrite=False)
+        with pytest.raises(ConfigError, match=r"reliability\.csv"):
+            refuse_foreign_tables([], folder / "out", options)
+        return
+    assert predict.main(["-i", "scans", "-o", "out", "--measure"]) == 2
+    assert path.name in capsys.readouterr().err
+    assert path.read_text() == '{"mine": 1}'
+
+
+def test_the_record_says_what_a_label_map_was_made_from(folder):
+    assert predict.main(["-i", "scans", "-o", "out", "--tta"]) == 0
+    found = load_prediction(folder / "out" / "b.nrrd")
+    image = folder / "scans" / "b_0000.nrrd"
+    assert found.images == (ImageVersion.of(image),)
+    assert found.images[0].content == content_hash(image)
+    assert found.grid == read_grid(image).geometry
+    assert found.label_map == content_hash(folder / "out" / "b.nrrd")
+    assert found.options["tta"] == "True"
+    assert [model.split()[:2] for model in found.models] == [["FINE", "0"]]

@@ -78,6 +78,26 @@ def test_earlier_scores_are_kept_when_the_command_goes_on(
     assert judge(Workspace(trained), phantom_dataset, tmp_path / "out", "--continue") == first
 
 
+def test_the_table_is_complete_after_a_kill_and_after_a_start_that_judged_nothing(
+    trained: Path,  # noqa: F811
+    phantom_dataset: Path,
+    tmp_path: Path,
+) -> None:
+    calibration(Workspace(trained), error=0.05)
+    whole = judge(Workspace(trained), phantom_dataset, tmp_path / "whole")
+    images = sorted((phantom_dataset / "unlabeled_image").iterdir())
+    words = ["-o", str(tmp_path / "out"), "-m", str(Workspace(trained).models), "--fold", "0", "--device", "cpu"]
+    assert predict.main(["-i", str(images[0]), *words, "--precision", "fp32"]) == 0  # without a score
+    judge(Workspace(trained), phantom_dataset, tmp_path / "out", "--continue")
+    (tmp_path / "out" / "reliability.csv").unlink()  # it is written at the very end
+    (tmp_path / "out" / case_output(images[-1])).unlink()
+    assert judge(Workspace(trained), phantom_dataset, tmp_path / "out", "--continue") == whole
+
+
+def case_output(image: Path) -> str:
+    return image.name.replace("_0000", "")
+
+
 def test_a_model_that_cannot_judge_itself_says_what_is_missing(
     trained: Path,  # noqa: F811
     phantom_dataset: Path,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flaresemi.errors import CheckpointError
+from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.training.history import append_row, cut_history, read_history
 
 
@@ -33,6 +33,6 @@ def test_a_prepared_link_is_not_followed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_text("mine")
     (tmp_path / "history.jsonl").symlink_to(outside)
-    with pytest.raises(OSError):
+    with pytest.raises(ConfigError, match="a link"):
         append_row(tmp_path / "history.jsonl", {"iteration": 10})
     assert outside.read_text() == "mine"

@@ -1,0 +1,116 @@
+"""The files that flaresemi_predict leaves: which of them are done, which may be replaced, what they say together."""
+
+import argparse
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from flaresemi.case_names import case_file
+from flaresemi.cli.replacing import holds_record, refuse_foreign
+from flaresemi.compute.metering import Cost
+from flaresemi.dataset import Case
+from flaresemi.errors import ImageError, SelectionError
+from flaresemi.files import content_hash
+from flaresemi.image_paths import visible_files
+from flaresemi.inference.prediction_records import PredictionRecord, is_prediction, load_prediction, record_file
+from flaresemi.io.images import read_label_map
+from flaresemi.selection import CaseScore, load_scores, save_scores
+
+logger = logging.getLogger("flaresemi.cli.predict")
+
+#: The table beside the label maps.
+RELIABILITY = "reliability.csv"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """What a case cost, from the reading of its image to its label map on the disk.
+
+    Attributes:
+        steps: Seconds of each.
+    """
+
+    schema_version: int = 1
+    case_id: str
+    steps: dict[str, float]
+    cost: Cost
+
+
+def remaining_jobs(jobs: Sequence[tuple[Case, Path]], options: argparse.Namespace) -> list[tuple[Case, Path]]:
+    """The cases to predict.
+
+    Raises:
+        ConfigError: a file is in the place of a label map that may not be replaced.
+    """
+    remaining = []
+    damaged = set()
+    for case, output in jobs:
+        record = load_prediction(output)
+        if record is not None and output.is_file():
+            if (
+                options.resume
+                and content_hash(output) == record.label_map
+                and (record.score or not options.reliability)
+            ):
+                continue
+            if not is_prediction(output) and not _is_whole(output):
+                damaged.add(output)
+        remaining.append((case, output))
+    refuse_foreign(
+        (output for _, output in remaining if output not in damaged), is_prediction,
+        writer="flaresemi_predict", overwrite=options.overwrite,
+    )  # fmt: skip
+    return remaining
+
+
+def refuse_foreign_tables(remaining: Sequence[tuple[Case, Path]], results: Path, options: argparse.Namespace) -> None:
+    """Checks that what is written besides label maps takes the place of nothing else.
+
+    Raises:
+        ConfigError: it would.
+    """
+    refuse = functools.partial(refuse_foreign, writer="flaresemi_predict", overwrite=options.overwrite)
+    refuse((record_file(output) for _, output in remaining), lambda path: holds_record(path, PredictionRecord))
+    if options.reliability:
+        refuse([results / RELIABILITY], _holds_scores)
+    if options.measure:
+        files = (case_file(results / "efficiency", case.id, ".json") for case, _ in remaining)
+        refuse(files, lambda path: holds_record(path, Efficiency))
+
+
+def _holds_scores(path: Path) -> bool:
+    try:
+        load_scores(path)
+    except SelectionError:
+        return False
+    return True
+
+
+def _is_whole(output: Path) -> bool:
+    """Whether a label map can be read to its end: a copy that broke off is nobody's work, and predicted again."""
+    try:
+        read_label_map(output)
+    except ImageError as problem:
+        logger.warning("predicted again: %s", problem)
+        return False
+    return True
+
+
+def update_reliability(results: Path, *, always: bool) -> None:
+    """Writes the scores of all label maps of a folder that were judged, by this start or by others.
+
+    Args:
+        results: The folder.
+        always: Also where there is no such table yet.
+    """
+    if not (always or _holds_scores(results / RELIABILITY)):
+        return
+    scores: dict[str, CaseScore] = {}
+    for path in visible_files(results):
+        record = load_prediction(path)
+        if record is not None and record.score is not None and record.label_map == content_hash(path):
+            scores[record.score.case_id] = record.score
+    save_scores(results / RELIABILITY, tuple(scores[case_id] for case_id in sorted(scores)))
+    logger.info("reliability of every organ: %s", results / RELIABILITY)

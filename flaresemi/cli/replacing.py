@@ -1,0 +1,50 @@
+"""What a command may replace: what it can tell to be its own; for the rest it has to be told."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from flaresemi.errors import ConfigError, FlaresemiError, listed
+from flaresemi.records import load_record
+
+
+def refuse_foreign(
+    files: Iterable[Path], is_ours: Callable[[Path], bool], *, writer: str, overwrite: bool, name: str = "-o"
+) -> None:
+    """Checks, before anything is computed, that a command may write its files.
+
+    Args:
+        files: What will be written.
+        is_ours: Whether a file that is there was written by this command. Of a link, what it leads to counts; it is
+            the link that is replaced.
+        writer: The command.
+        overwrite: Whether the user allowed to replace other files. Folders are never replaced.
+        name: The option that names another place.
+
+    Raises:
+        ConfigError: something else is there.
+    """
+    there = [path for path in files if os.path.lexists(path)]
+    folders = [path for path in there if path.is_dir()]
+    if folders:
+        raise ConfigError(
+            "a folder is in the place of a file that would be written", where=folders[0],
+            fix=f"rename it, or name another place with {name}",
+        )  # fmt: skip
+    foreign = [] if overwrite else [path for path in there if not is_ours(path)]
+    if foreign:
+        raise ConfigError(
+            f"{len(foreign)} file(s) would be replaced that {writer} did not write, or that were changed since: "
+            f"{listed([path.name for path in foreign])}",
+            where=foreign[0].parent,
+            fix=f"name another place with {name}; --overwrite replaces them",
+        )
+
+
+def holds_record(path: Path, cls: type) -> bool:
+    """Whether a file is a record of this kind."""
+    try:
+        load_record(path, cls)
+    except FlaresemiError:
+        return False
+    return True

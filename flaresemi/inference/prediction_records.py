@@ -1,0 +1,128 @@
+"""What stands beside every label map of flaresemi_predict: a record that it is one, and what it was made from.
+
+A label map is only replaced, or taken for done, where its record says that it was written here and is as it was then:
+one that somebody has corrected since is theirs. It serves every format (the record is a file of its own), shards and
+several machines (a file per label map: nobody rewrites what others wrote), and a start after a kill (the record is
+there before its label map is, and says which one that takes the place of).
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flaresemi import __version__
+from flaresemi.errors import ConfigError
+from flaresemi.files import atomic_path, content_hash
+from flaresemi.geometry import Geometry
+from flaresemi.image_paths import visible_files
+from flaresemi.inference.segmentation import Segmentation, write_segmentation
+from flaresemi.records import load_record, record_hash, save_record
+from flaresemi.selection import CaseScore
+
+#: Folder beside the label maps; hidden, so that programs which list theirs find label maps alone.
+RECORDS = ".flaresemi"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageVersion:
+    """An image file as it was read, or a folder of DICOM slices: then sums over its files.
+
+    Attributes:
+        content: Hash of what it holds, whatever it is called.
+    """
+
+    name: str
+    size: int
+    mtime_ns: int
+    content: str
+
+    @classmethod
+    def of(cls, path: Path) -> "ImageVersion":
+        """The present version.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        files = visible_files(path) if path.is_dir() else [path]
+        states = [os.stat(each) for each in files]
+        contents = [content_hash(each) for each in files]
+        return cls(
+            name=path.name, size=sum(state.st_size for state in states),
+            mtime_ns=sum(state.st_mtime_ns for state in states),
+            content=contents[0] if len(contents) == 1 else record_hash(contents),
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionRecord:
+    """Of one label map.
+
+    Attributes:
+        label_map: Hash of the file.
+        replaced: Hash of the prediction that it takes the place of; it is still there where a process was killed
+            between the two.
+        images: One per channel.
+        grid: Of the image's file, and so of the label map's.
+        models: What drew it, see `Segmenter.models`.
+        options: What else decides the labels, by name.
+        score: How far it may be trusted, where that was asked for.
+    """
+
+    schema_version: int = 1
+    flaresemi: str = __version__
+    label_map: str
+    replaced: str | None
+    images: tuple[ImageVersion, ...]
+    grid: Geometry
+    models: tuple[str, ...]
+    options: dict[str, str]
+    score: CaseScore | None = None
+
+
+def record_file(label_map: Path) -> Path:
+    """Where the record of a label map is."""
+    return label_map.parent / RECORDS / f"{label_map.name}.json"
+
+
+def load_prediction(label_map: Path) -> PredictionRecord | None:
+    """The record of a label map; None where there is none that can be read."""
+    try:
+        return load_record(record_file(label_map), PredictionRecord, error=ConfigError)
+    except ConfigError:
+        return None
+
+
+def is_prediction(label_map: Path) -> bool:
+    """Whether a file is a label map that flaresemi_predict wrote here, as it was written."""
+    record = load_prediction(label_map)
+    return record is not None and label_map.is_file() and content_hash(label_map) in (record.label_map, record.replaced)
+
+
+def write_prediction(
+    path: Path,
+    segmentation: Segmentation,
+    *,
+    images: Sequence[Path],
+    models: Sequence[str],
+    options: Mapping[str, str],
+    score: CaseScore | None = None,
+) -> None:
+    """Writes a label map, and its record first.
+
+    Raises:
+        ImageError: the file format cannot hold it.
+        OSError: the disk is full, or an image has gone meanwhile.
+    """
+    with atomic_path(path) as temporary:
+        write_segmentation(temporary, segmentation)
+        record = PredictionRecord(
+            label_map=content_hash(temporary),
+            replaced=content_hash(path) if is_prediction(path) else None,
+            images=tuple(map(ImageVersion.of, images)),
+            grid=segmentation.source.geometry,
+            models=tuple(models),
+            options=dict(options),
+            score=score,
+        )
+        save_record(record_file(path), record)
