@@ -1,7 +1,8 @@
 """What can go wrong for a user, as exceptions that say what, where and what to do."""
 
+import contextlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 #: Unicode's categories of control characters, of invisible ones (marks of direction among them), of bytes that are no
 #: text, and of line ends.
@@ -29,6 +30,17 @@ class FlaresemiError(Exception):
 
     def __str__(self) -> str:
         return "\n       ".join(line for line in (self.what, self.where, self.fix) if line)
+
+
+@contextlib.contextmanager
+def about_case(case_id: str) -> Iterator[None]:
+    """Puts the name of a case before what goes wrong in the block, where that does not name it."""
+    try:
+        yield
+    except FlaresemiError as error:
+        if f"'{case_id}'" in error.what:
+            raise
+        raise type(error)(f"case '{case_id}': {error.what}", where=error.where, fix=error.fix) from None
 
 
 def listed(names: Sequence[str]) -> str:
@@ -66,6 +78,10 @@ class ConfigError(FlaresemiError):
 
 class CheckpointError(FlaresemiError):
     """A checkpoint is missing, damaged or was made with other plans."""
+
+
+class PredictionError(FlaresemiError):
+    """The networks gave nothing for an image that could be used."""
 
 
 class SelectionError(FlaresemiError):

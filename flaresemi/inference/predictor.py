@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from flaresemi.errors import PredictionError
 from flaresemi.geometry import IntTriple
 from flaresemi.inference.sliding_window import slide, window_starts
 from flaresemi.machine import free_memory_gib
@@ -103,6 +104,7 @@ class StagePredictor:
 
         Raises:
             torch.OutOfMemoryError: not even one window fits.
+            PredictionError: the networks' output is not finite.
         """
         window = self.window_zyx((image_czyx.shape[1], image_czyx.shape[2], image_czyx.shape[3]))
         image = torch.from_numpy(np.ascontiguousarray(image_czyx, np.float32))
@@ -123,8 +125,19 @@ class StagePredictor:
                 logger.warning("%s", notes[-1])
             result = self._attempt(image, fill, attempt, last=number == len(attempts) - 1)
             if result is not None:
+                self._refuse_not_finite(result)
                 return result, tuple(notes)
         raise ValueError("no attempt was made")
+
+    def _refuse_not_finite(self, logits_czyx: torch.Tensor) -> None:
+        """Where a score is NaN or infinite, the largest one says nothing: most often all would be background."""
+        # The sum is finite where all are, but for scores that no network gives; then each of them is looked at.
+        if not torch.isfinite(logits_czyx.sum()) and not all(torch.isfinite(each).all() for each in logits_czyx):
+            raise PredictionError(
+                f"the output of {self.plan.stage.value} is not finite (NaN or infinity)",
+                fix="see whether the image's intensities make sense; if they do: --precision fp32, or another "
+                "checkpoint",
+            )
 
     def _attempt(
         self, image: torch.Tensor, fill: torch.Tensor | None, attempt: _Attempt, *, last: bool

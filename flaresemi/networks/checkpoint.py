@@ -124,7 +124,7 @@ def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint
 
     Raises:
         CheckpointError: the file is missing, cut off or damaged, was not written by `save_checkpoint`, or was written
-            by a newer flaresemi.
+            by a newer flaresemi; or a weight is NaN or infinite.
     """
     path = Path(path)
     content = _read(path)
@@ -143,6 +143,7 @@ def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint
         _check_content(header, weights, training_state)
     except (KeyError, TypeError, ValueError) as problem:
         raise _damaged(path, shown(repr(problem), 200)) from None
+    _refuse_not_finite(weights, path)
     fields = {name: getattr(header, name) for name in _HEADER_FIELDS}
     return Checkpoint(weights=weights, training_state=training_state if with_training_state else None, **fields)
 
@@ -234,6 +235,17 @@ def _not_whole(path: Path, problem: Exception) -> CheckpointError:
 
 def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"damaged checkpoint: {why}", where=path, fix=_AGAIN)
+
+
+def _refuse_not_finite(weights: dict[str, Tensor], path: Path) -> None:
+    """A network with such a weight finds nothing, or anything, without a word."""
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"the weights are not finite: '{shown(name)}' holds NaN or infinity", where=path,
+                fix="the training diverged, or the file was changed: use another checkpoint, or train again with "
+                "--precision fp32 or a lower --learning-rate",
+            )  # fmt: skip
 
 
 def _equal(found: object, expected: object) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from flaresemi.compute.device import select_device
 from flaresemi.compute.precision import PrecisionName
+from flaresemi.errors import about_case
 from flaresemi.geometry import BoundingBox
 from flaresemi.inference.drawing import draw, fine_region
 from flaresemi.inference.predictor import StagePredictor
@@ -111,7 +112,12 @@ class Labeler:
 
         Raises:
             DatasetError: the case is not prepared, or damaged.
+            PredictionError: the networks' output is not finite; it names the case.
         """
+        with about_case(case_id):
+            return self._label(case_id)
+
+    def _label(self, case_id: str) -> LabeledCase:
         stored = self.fine_store.open(case_id)
         grid = stored.record.grid
         region, flags = self._region(case_id, stored)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from flaresemi.case_names import case_file
 from flaresemi.compute.claims import Claims
 from flaresemi.compute.sharding import Shard
-from flaresemi.errors import DatasetError, SelectionError, listed
+from flaresemi.errors import DatasetError, FlaresemiError, PredictionError, SelectionError, listed
 from flaresemi.evaluation.overlap import dice_per_organ
 from flaresemi.files import remove_leftovers, write_text
 from flaresemi.io.case_store import CaseStore, LabelStore
@@ -48,7 +48,8 @@ def label_pool(
         True when all cases of the shard are done, whoever did them; False when it was asked to stop before.
 
     Raises:
-        DatasetError: a case is not prepared, or damaged.
+        FlaresemiError: cases are not prepared, damaged, or the networks' output on them cannot be used; it names them,
+            and comes after all others were labeled.
     """
     made_with, images = labeler.chain.made_with, labeler.stores
 
@@ -67,13 +68,26 @@ def label_pool(
             logger.info("%d of %d cases are labeled already, not yet: %s", done, len(mine), listed(left))
         turns = claims.hand_out(left, is_done, stop_requested)
         count = 0
+        failures: list[FlaresemiError] = []
         for case_id in tqdm(turns, total=len(left), desc="labeling", unit="case", disable=not is_watched):
             _score_file(folder, case_id).unlink(missing_ok=True)  # an old score shall not vouch for a new label
-            labeled = labeler.label(case_id)
+            try:
+                labeled = labeler.label(case_id)
+            except FlaresemiError as failure:
+                logger.warning("%s", failure)
+                failures.append(failure)
+                continue
             write_labels(labeler, labeled, folder)
             save_record(_score_file(folder, case_id), labeled.score)
             count += 1
         logger.info("labeled %d of %d cases here", count, len(mine))
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise PredictionError(
+            f"{len(failures)} of {len(mine)} cases could not be labeled; the others are done",
+            where="\n       ".join(failure.what for failure in failures[:20]), fix=failures[0].fix,
+        )  # fmt: skip
     return all(map(is_done, left))
 
 

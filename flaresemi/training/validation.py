@@ -14,6 +14,7 @@ from tqdm import tqdm
 from flaresemi.case_names import case_file
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import Case, Dataset
+from flaresemi.errors import about_case
 from flaresemi.evaluation.overlap import dice_per_organ
 from flaresemi.evaluation.summary import evaluate_folders, save_summary, table
 from flaresemi.files import clear_folder, write_text
@@ -74,7 +75,7 @@ def validate(
         The result as text for a terminal.
 
     Raises:
-        FlaresemiError: the checkpoint or a case cannot be read.
+        FlaresemiError: the checkpoint or a case cannot be read, or the networks' output on it is not finite.
     """
     final = load_checkpoint(task.folder.final)
     coarse = _coarse_checkpoint(task, coarse_folder)
@@ -87,7 +88,8 @@ def validate(
     needs_box = segmenter.two_stage and coarse is None
     for case in tqdm(cases, desc="validation", unit="case", disable=not sys.stderr.isatty()):
         if not (case_file(folder, case.id, ".json")).exists():
-            _validate_case(case, segmenter, task, folder, needs_box=needs_box)
+            with about_case(case.id):
+                _validate_case(case, segmenter, task, folder, needs_box=needs_box)
     results = [load_record(case_file(folder, case.id, ".json"), CaseResult) for case in cases]
     helped = _largest_components_that_help(results)
     save_checkpoint(task.folder.final, dataclasses.replace(final, keep_largest=helped))

@@ -346,3 +346,16 @@ def test_the_record_says_what_a_label_map_was_made_from(folder):
     assert found.label_map == content_hash(folder / "out" / "b.nrrd")
     assert found.options["tta"] == "True"
     assert [model.split()[:2] for model in found.models] == [["FINE", "0"]]
+
+
+class NotANumberWhereVeryBright(BrightIsLiver):
+    def forward(self, image_bczyx):
+        return super().forward(image_bczyx) + (900 - image_bczyx.amax()).clamp(max=1).log()
+
+
+def test_an_output_that_is_not_finite_is_the_error_of_its_case(folder, monkeypatch, capsys):
+    monkeypatch.setattr("flaresemi.networks.engine.build_network", NotANumberWhereVeryBright)
+    write_scan(folder / "scans" / "b_0000.nrrd", value=1000)
+    assert predict.main(["-i", "scans", "-o", "out"]) == 2
+    assert label_maps(folder / "out") == ["a.nii.gz", "c.mha"]
+    assert "b: the output of FINE is not finite" in capsys.readouterr().err

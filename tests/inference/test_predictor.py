@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from flaresemi.errors import CheckpointError
+from flaresemi.errors import CheckpointError, PredictionError
 from flaresemi.inference.predictor import StagePredictor, larger_window, windows_per_pass
 from flaresemi.inference.sliding_window import window_starts
 from flaresemi.networks import unet
@@ -170,3 +170,17 @@ def test_weights_of_another_network_are_refused(real):
     with pytest.raises(CheckpointError, match="do not fit the network") as caught:
         predictor(dataclasses.replace(checkpoint, weights=weights))
     assert "FINE of fold 0" in str(caught.value)
+
+
+def test_an_output_that_is_not_finite_is_refused(fakes):
+    image = volume((20, 20, 30))
+    beyond = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), (3e37, 3e37, 3e37))  # times 100: infinite
+    with pytest.raises(PredictionError, match="output of FINE is not finite"):
+        predictor(beyond).logits(image)
+
+
+def test_large_scores_are_no_infinite_ones(fakes):
+    large = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), (1e35, 1e35, 1e35))
+    logits, _ = predictor(large).logits(volume((20, 20, 30)))
+    assert torch.isfinite(logits).all()
+    assert not torch.isfinite(logits.sum())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import math
 import os
 import pickle
 import zipfile
@@ -259,3 +260,14 @@ def test_a_spoilt_directory_of_the_archive(checkpoint: Checkpoint, tmp_path: Pat
         except CheckpointError:
             refused += 1
     assert refused > 20
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_no_number_is_refused(checkpoint: Checkpoint, tmp_path: Path, value: float) -> None:
+    name, tensor = next(iter(checkpoint.weights.items()))
+    spoilt = tensor.clone()
+    spoilt.view(-1)[-1] = value
+    path = tmp_path / "spoilt.pt"
+    save_checkpoint(path, dataclasses.replace(checkpoint, weights={**checkpoint.weights, name: spoilt}))
+    with pytest.raises(CheckpointError, match=f"not finite: '{name}'"):
+        load_checkpoint(path)

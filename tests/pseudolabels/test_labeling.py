@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flaresemi.errors import PredictionError
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import prepare
@@ -97,3 +98,9 @@ def test_a_chain_needs_something_to_compare_with() -> None:
         Chain(fine=fine, snapshots=(), coarse=None)
     with pytest.raises(ValueError, match="COARSE is needed"):
         Chain(fine=fine, snapshots=(fine,), coarse=None)
+
+
+def test_an_output_that_is_not_finite_names_the_case(tmp_path: Path) -> None:
+    made = labeler(tmp_path, [(2.0, NEVER, 1e37)], kidney_and_liver())
+    with pytest.raises(PredictionError, match="case 'scan': the output of FINE is not finite"):
+        made.label("scan")
