@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flaresemi import flare22
 from flaresemi.case_names import check_name, refuse_alike
-from flaresemi.errors import DatasetError, listed, shown
+from flaresemi.errors import DatasetError, is_one_line, listed, one_line, shown
 from flaresemi.image_paths import EXPECTED, image_stem, named_images
 from flaresemi.labels import Label, LabelSet, find_mirror_pairs
 from flaresemi.records import closest, load_json
@@ -117,7 +117,7 @@ def load_dataset(root: Path) -> Dataset:
     refuse_alike((case.id for group in groups for case in group), where=root)
     return Dataset(
         root=root,
-        name=description.name or root.resolve().name,
+        name=one_line(description.name or root.resolve().name),
         channels=channels,
         labels=description.labels or flare22.LABELS,
         labels_assumed=description.labels is None,
@@ -297,7 +297,10 @@ class _Description:
             return None
         if not isinstance(named, dict) or sorted(named) != [str(i) for i in range(len(named))]:
             raise self._bad(f'channel_names must be like {{"0": "CT"}}, found {shown(repr(named))}')
-        return tuple(str(named[str(index)]) for index in range(len(named)))
+        names = tuple(str(named[str(index)]) for index in range(len(named)))
+        if not all(map(is_one_line, names)):
+            raise self._bad(f"channel_names hold characters that cannot be seen: {', '.join(names)}")
+        return names
 
     def _label_set(self, content: dict) -> LabelSet:
         if "regions_class_order" in content:

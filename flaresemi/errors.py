@@ -3,6 +3,7 @@
 import contextlib
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 
 #: Unicode's categories of control characters, of invisible ones (marks of direction among them), of bytes that are no
 #: text, and of line ends.
@@ -14,7 +15,7 @@ class FlaresemiError(Exception):
 
     Args:
         what: One sentence: what is wrong, with the value found and the value expected.
-        where: The file, case or field it was found in.
+        where: The file, case or field it was found in; a path stands on one line, whatever its name holds.
         fix: What the user can do about it.
     """
 
@@ -22,14 +23,14 @@ class FlaresemiError(Exception):
         # Positional storage keeps the exception picklable, so that it survives the way back from a worker process.
         super().__init__(what, where, fix)
         self.what = what
-        self.where = None if where is None else str(where)
+        self.where = None if where is None else one_line(where) if isinstance(where, PurePath) else str(where)
         self.fix = fix
 
     def __reduce__(self) -> tuple:
         return _rebuild, (type(self), self.what, self.where, self.fix)
 
     def __str__(self) -> str:
-        return "\n       ".join(line for line in (self.what, self.where, self.fix) if line)
+        return "\n       ".join(part for part in (self.what, self.where, self.fix) if part)
 
 
 @contextlib.contextmanager
@@ -45,15 +46,33 @@ def about_case(case_id: str) -> Iterator[None]:
 
 def listed(names: Sequence[str]) -> str:
     """The first five of some names, and how many there are besides: for messages."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(one_line, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def shown(text: str, length: int = 80) -> str:
     """A text from a file, for a message: what cannot be seen is escaped, and what is too long cut."""
-    short = text if len(text) <= length else f"{text[: length - 20]}…{text[-19:]}"
-    return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in INVISIBLE else char for char in short
-    )
+    return one_line(text if len(text) <= length else f"{text[: length - 20]}…{text[-19:]}")
+
+
+def one_line(text: object) -> str:
+    """A text in which what cannot be seen is escaped: nothing in it begins a line, or tells a terminal what to do."""
+    return "".join(_escaped(char) if unicodedata.category(char) in INVISIBLE else char for char in str(text))
+
+
+def visible(text: str, kept: str = "\n\t") -> str:
+    """The same for a text of several lines, whose ends stay."""
+    if text.isprintable():  # true of nothing that cannot be seen
+        return text
+    return "".join(char if char in kept else one_line(char) for char in text)
+
+
+def is_one_line(text: str) -> bool:
+    """Whether all of a text can be seen, on one line."""
+    return not any(unicodedata.category(char) in INVISIBLE for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
 
 
 def _rebuild(kind: type[FlaresemiError], what: str, where: str | None, fix: str | None) -> FlaresemiError:

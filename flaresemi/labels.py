@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 
+from flaresemi.errors import is_one_line, shown
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
@@ -22,6 +24,10 @@ class Label:
     value: int
     tolerance_mm: float | None = None
     z_range: bool = False
+
+    def __post_init__(self) -> None:
+        if not is_one_line(self.name):
+            raise ValueError(f"label name '{shown(self.name)}' holds characters that cannot be seen")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,12 @@
 """What was judged about pseudo-labels: scores per case and organ, and which of them training may use."""
 
-import csv
 import dataclasses
-import io
 import math
 from pathlib import Path
 from typing import Literal
 
 from flaresemi.errors import SelectionError, shown
-from flaresemi.files import write_text
+from flaresemi.tables import read_table, write_table
 
 SCHEMA_VERSION = 1
 
@@ -145,15 +143,15 @@ _ORGAN_COLUMNS = ("agreement", "predicted_dice", "volume_ml", "entropy", "touche
 def save_scores(path: Path, scores: tuple[CaseScore, ...]) -> None:
     """Writes the score file: a row per case, a group of columns per organ; empty cells where there is no value."""
     organs = tuple(scores[0].organs) if scores else ()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_CASE_COLUMNS, *(f"{organ}: {column}" for organ in organs for column in _ORGAN_COLUMNS)])
+    rows: list[list[object]] = [
+        [*_CASE_COLUMNS, *(f"{organ}: {column}" for organ in organs for column in _ORGAN_COLUMNS)]
+    ]
     for case in scores:
         cells: list[object] = [case.case_id, _cell(case.score), "; ".join(case.flags), " ".join(case.made_with)]
         for organ in organs:
             cells += [_cell(getattr(case.organs[organ], column)) for column in _ORGAN_COLUMNS]
-        writer.writerow(cells)
-    write_text(path, text.getvalue())
+        rows.append(cells)
+    write_table(path, rows)
 
 
 def load_scores(path: Path) -> tuple[CaseScore, ...]:
@@ -163,15 +161,13 @@ def load_scores(path: Path) -> tuple[CaseScore, ...]:
         SelectionError: it is missing or damaged.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            rows = list(reader)
-            if list(reader.fieldnames or ())[: len(_CASE_COLUMNS)] != list(_CASE_COLUMNS):
-                raise ValueError("it has other columns")
-        return tuple(_score(row) for row in rows)
+        columns, rows = read_table(path)
+        if columns[: len(_CASE_COLUMNS)] != _CASE_COLUMNS:
+            raise ValueError("it has other columns")
+        return tuple(map(_score, rows))
     except FileNotFoundError:
         raise SelectionError("score file not found", where=path, fix="label the cases of this round first") from None
-    except (ValueError, KeyError, TypeError, csv.Error) as problem:
+    except (ValueError, KeyError) as problem:
         raise SelectionError(
             f"the score file is damaged: {shown(str(problem), 200)}",
             where=path,

@@ -246,3 +246,29 @@ def test_the_real_datasets_load(shared_data):
     assert (len(neck.labeled), len(neck.unlabeled), len(neck.test)) == (34, 80, 17)
     assert neck.labels.mirror_pairs == (("right parotid", "left parotid"),)
     assert len(load_dataset(shared_data / "hippocampus").labeled) == 260
+
+
+def test_texts_of_a_dataset_stand_on_one_line_without_what_a_terminal_obeys(tmp_path):
+    odd = "a\nerror: all is lost\x1b[2J\u202e"
+    kept = {"labels": {"background": 0, "liver": 1}}
+    folder = tmp_path / "\x1b[2Jd\udcff"
+    folder.mkdir()
+    assert load_dataset(make(folder)).name == "\\x1b[2Jd\\udcff"
+    for content in (
+        {"labels": {"background": 0, odd: 1}},
+        {"labels": {odd: [1, 2]}},
+        {**kept, "channel_names": {"0": odd}},
+        {**kept, "annotated_labels": {odd: ["liver"]}},
+        {**kept, "annotated_labels": {"a": [odd]}},
+        {**kept, "tolerances_mm": {odd: 1}},
+        {**kept, "z_range": [odd]},
+        {**kept, "mirror_pairs": [["liver", odd]]},
+    ):
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+        if not (tmp_path / LAYOUTS[NNUNET][0]).exists():
+            make(tmp_path)
+        message = complaint(tmp_path)
+        assert "\x1b" not in message and "\u202e" not in message
+        assert not any(line.startswith("error") for line in message.splitlines())
+    (tmp_path / "dataset.json").write_text(json.dumps({**kept, "name": odd}))
+    assert load_dataset(tmp_path).name == "a\\nerror: all is lost\\x1b[2J\\u202e"

@@ -121,3 +121,15 @@ def test_counting_values_is_what_numpy_counts(values):
 def test_counting_does_not_overflow_small_types():
     assert count_values(np.array([-128, 127, 127], np.int8)) == {-128: 1, 127: 2}
     assert count_values(np.array([[0, 65_535]], np.uint16)) == {0: 1, 65_535: 1}
+
+
+@pytest.mark.parametrize("name", ["liver\nerror: x", "a\x1b[2J", "\u202eevil", "a\u2028b", "\udcff", "a\tb"])
+def test_names_that_cannot_be_seen_are_refused(name):
+    with pytest.raises(ValueError, match="cannot be seen") as caught:
+        Label(name=name, value=1)
+    assert name not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Leber", "肝臓", "kidney (right) + left = both", "$x$", "=1+1", "Nebenniere, rechte"])
+def test_names_of_all_scripts_are_names(name):
+    assert Label(name=name, value=1).name == name

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,9 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from flaresemi import __version__
-from flaresemi.errors import FlaresemiError
+from flaresemi.cli.output import ReaderLeft, require_printed, unfailing_output
+from flaresemi.errors import ConfigError, FlaresemiError, shown, visible
+from flaresemi.log_lines import LineFormatter
 from flaresemi.records import closest
 from flaresemi.workspace import Workspace
 
@@ -29,6 +32,9 @@ EXIT_STOPPED = 143  # 128 + SIGTERM
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _DURATION = re.compile(rf"(?:(?P<hours>{_NUMBER})h)?(?:(?P<minutes>{_NUMBER})m)?(?:(?P<seconds>{_NUMBER})s)?")
+
+#: Unicode's categories of control characters, of bytes that are no text, and of line ends.
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
 
 _FOLDER_HINT = "or name another folder (--help lists the options); what is finished is kept: the same command goes on"
 _DISK_TROUBLE = {
@@ -74,20 +80,27 @@ def run(
 
     Returns:
         0 when all went well, 2 for what the user can mend, 130 when stopped from the keyboard, 143 when stopped by a
-        signal, 141 when the reader of the output went away. Anything else is our bug and leaves as an exception, for
-        which Python prints the traceback and exits with 1.
+        signal, 141 when what is printed is all that is made and its reader went away. Anything else is our bug and
+        leaves as an exception, for which Python prints the traceback and exits with 1.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _refuse_unknown(parser, words)
-        options = parser.parse_args(words)
-    except SystemExit as end:  # after --help, --version or a wrong option
-        return end.code if isinstance(end.code, int) else EXIT_OK
+    with unfailing_output():
+        try:
+            _refuse_unprintable(words)
+            _refuse_unknown(parser, words)
+            options = parser.parse_args(words)
+        except SystemExit as end:  # after --help, --version or a wrong option
+            if end.code:
+                return EXIT_USER_ERROR
+            command, options = _only_print, argparse.Namespace(verbose=False, quiet=False)
+        return _end_of(command, options)
+
+
+def _end_of(command: Callable[[argparse.Namespace], int | None], options: argparse.Namespace) -> int:
+    """Runs a command and turns its end into an exit code."""
     with _log_to_stderr(verbose=options.verbose, quiet=options.quiet):
         try:
-            code = command(options)
-            sys.stdout.flush()
-            return code or EXIT_OK
+            return command(options) or EXIT_OK
         except FlaresemiError as error:
             _complain(error)
             return EXIT_USER_ERROR
@@ -97,9 +110,7 @@ def run(
         except KeyboardInterrupt:
             _say("stopped; start again with the same command to go on")
             return EXIT_INTERRUPTED
-        except BrokenPipeError:
-            if not _stdout_is_gone():
-                raise
+        except ReaderLeft:
             return EXIT_BROKEN_PIPE
         except OSError as error:
             trouble = _disk_trouble(error, options)
@@ -218,17 +229,6 @@ class _StderrHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-class _PlainFormatter(logging.Formatter):
-    """INFO as it is; other levels with their name in front."""
-
-    def __init__(self, with_module: bool) -> None:
-        super().__init__("%(name)s: %(message)s" if with_module else "%(message)s")
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
-
-
 @contextlib.contextmanager
 def _log_to_stderr(*, verbose: bool, quiet: bool) -> Iterator[None]:
     """Sends flaresemi's log to stderr while a command runs; other packages' only from WARNING on."""
@@ -239,7 +239,7 @@ def _log_to_stderr(*, verbose: bool, quiet: bool) -> Iterator[None]:
     # A command that runs others (the demo) has set the handler up already.
     handler = None if any(isinstance(each, _StderrHandler) for each in root.handlers) else _StderrHandler()
     if handler is not None:
-        handler.setFormatter(_PlainFormatter(with_module=verbose))
+        handler.setFormatter(LineFormatter(with_module=verbose))
         root.addHandler(handler)
     try:
         yield
@@ -247,6 +247,24 @@ def _log_to_stderr(*, verbose: bool, quiet: bool) -> Iterator[None]:
         ours.setLevel(level_before)
         if handler is not None:
             root.removeHandler(handler)
+
+
+def _only_print(_: argparse.Namespace) -> None:
+    """What is left to do after --help and --version."""
+    require_printed()
+
+
+def _refuse_unprintable(words: Sequence[str]) -> None:
+    """Ends the program with code 2 when a word is no text of one line: a path, say, with bytes that are no UTF-8.
+
+    Libraries in C++ abort the process at such paths, and no record could name them.
+    """
+    for word in words:
+        odd = [char for char in word if unicodedata.category(char) in _NO_TEXT]
+        if odd:
+            what = "bytes that are no UTF-8" if unicodedata.category(odd[0]) == "Cs" else "a control character"
+            _complain(ConfigError(f"'{shown(word, 300)}' holds {what}", fix="rename the file or folder"))
+            raise SystemExit(EXIT_USER_ERROR)
 
 
 def _refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -282,20 +300,9 @@ def _output_of(options: argparse.Namespace) -> Path | None:
     return workspace_of(options).root if hasattr(options, "workspace") else None
 
 
-def _stdout_is_gone() -> bool:
-    """Whether the reader of stdout has left, as opposed to some other pipe. If so, stdout is silenced for good."""
-    try:
-        print(flush=True)
-    except BrokenPipeError:
-        # Python flushes stdout once more on exit and would complain about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
-
-
 def _complain(error: FlaresemiError) -> None:
     _say(f"error: {error}")
 
 
 def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(visible(text), file=sys.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flaresemi import __version__
 from flaresemi.cli.common import EXIT_OK, EXIT_USER_ERROR, StrictParser, add_dataset_options, run, workspace_of
+from flaresemi.cli.output import require_printed
 from flaresemi.compute.checkup import Finding, machine
 from flaresemi.compute.device import limit_threads
 from flaresemi.errors import FlaresemiError
@@ -45,6 +46,7 @@ def _doctor(options: argparse.Namespace) -> int:
         problems += finding.verdict == "problem"
         notes += finding.verdict == "note"
     print(f"\n{problems} problem(s) that would stop a training, {notes} note(s)")
+    require_printed()
     return EXIT_USER_ERROR if problems else EXIT_OK
 
 

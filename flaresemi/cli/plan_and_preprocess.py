@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from flaresemi.cli.common import StrictParser, add_dataset_options, dataset_words, open_workspace, print_next, run
 from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
-from flaresemi.errors import ConfigError, DatasetError, PlanError
+from flaresemi.errors import ConfigError, DatasetError, PlanError, one_line
 from flaresemi.files import copy_file, remove_leftovers, write_text
 from flaresemi.locking import working_alone
 from flaresemi.networks.cost import parameter_count, training_memory_gib
@@ -308,7 +308,7 @@ def _fingerprint_text(fingerprint: DatasetFingerprint) -> str:
 
 
 def _plans_text(plans: Plans, workspace: Workspace) -> str:
-    lines = [f"plans: preset {plans.preset} ({plans.reasons.get('preset', 'edited')})"]
+    lines = [f"plans: preset {plans.preset} ({one_line(plans.reasons.get('preset', 'edited'))})"]
     for plan in (plans.coarse, plans.fine):
         spacing, patch = map(_times, (plan.spacing_zyx_mm, plan.patch_zyx))
         network = plan.network
@@ -318,7 +318,7 @@ def _plans_text(plans: Plans, workspace: Workspace) -> str:
             f"{network.features[0]} to {network.features[-1]} on {len(network.features)} levels, "
             f"{parameter_count(network) / 1e6:.1f} M parameters, {memory:.1f} GiB to train"
         )
-    lines.append(f"  {plans.reasons.get('stages', 'two stages' if plans.two_stage else 'one stage')}")
+    lines.append(f"  {one_line(plans.reasons.get('stages', 'two stages' if plans.two_stage else 'one stage'))}")
     lines.append(f"  {workspace.plans} has every number with its reason; edit it before training if you like")
     return "\n".join(lines)
 

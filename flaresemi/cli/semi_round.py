@@ -21,6 +21,7 @@ from flaresemi.cli.common import (
     run,
 )
 from flaresemi.cli.mixing_options import add_mixing_options, given_mixing
+from flaresemi.cli.output import require_printed
 from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.device import limit_threads
 from flaresemi.compute.distributed import launched_ranks
@@ -70,6 +71,7 @@ def _semi_round(options: argparse.Namespace, words: list[str]) -> None:
         training = _self_training(options, workspace, signals)
         if options.status:
             print(_status(training, workspace))
+            require_printed()
             return
         if options.report:
             _print_reports(training.write_reports())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from flaresemi.cli.common import EXIT_STOPPED, StoppedEarly, dataset_words, open_workspace, print_next, run
+from flaresemi.cli.output import require_printed
 from flaresemi.cli.signals import StopSignals
 from flaresemi.cli.training_options import training_parser
 from flaresemi.cli.training_start import clear, configuration, is_complete, resumes, supervision, usable_dataset
@@ -110,6 +111,7 @@ def _profile(options: argparse.Namespace, task: TrainingTask, device: torch.devi
     told = profile(Trainer(task, config, device=device, ranks=ranks), options.profile).table()
     if ranks.is_main:
         print(told)
+        require_printed()
 
 
 def _finish(

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from flaresemi.errors import FlaresemiError
+from flaresemi.log_lines import format_last_resort
 from flaresemi.machine import available_cores, free_memory_gib
 
 Item = TypeVar("Item")
@@ -178,6 +179,7 @@ def _wait_for_parent() -> None:
 def _start_worker(mute: bool) -> None:
     """One thread, deaf to Ctrl-C (the parent hears it and ends its workers), and never without a parent."""
     obey_parent()
+    format_last_resort()
     if mute:
         logging.disable(logging.WARNING)
     torch.set_num_threads(1)

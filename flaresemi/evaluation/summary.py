@@ -1,8 +1,6 @@
 """Scores of many cases as one record: JSON for programs, CSV for spreadsheets, a table for the terminal."""
 
-import csv
 import dataclasses
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +10,9 @@ import numpy as np
 from flaresemi.errors import DatasetError
 from flaresemi.evaluation.flare import OrganScore
 from flaresemi.evaluation.folders import CaseScores, default_tolerance_mm, match_cases, score_cases
-from flaresemi.files import write_text
 from flaresemi.labels import LabelSet
 from flaresemi.records import load_record, save_record
+from flaresemi.tables import write_table
 
 logger = logging.getLogger(__name__)
 
@@ -180,14 +178,12 @@ def summarize(
 def save_summary(path: Path, summary: Summary) -> None:
     """Writes a summary as JSON, and beside it, ending .csv, one row per case and organ. Both atomically."""
     path = Path(path)
-    rows = io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
     columns = [field.name for field in dataclasses.fields(OrganScore)]
-    writer.writerow(["case", "organ", *columns])
+    rows = [["case", "organ", *columns]]
     for case in summary.cases:
         for organ, score in case.organs.items():
-            writer.writerow([case.case_id, organ, *(_rounded(getattr(score, column)) for column in columns)])
-    write_text(path.with_suffix(".csv"), rows.getvalue())
+            rows.append([case.case_id, organ, *(_rounded(getattr(score, column)) for column in columns)])
+    write_table(path.with_suffix(".csv"), rows)
     save_record(path, summary)
 
 

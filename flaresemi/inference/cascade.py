@@ -12,7 +12,7 @@ import torch
 from flaresemi.compute.device import select_device
 from flaresemi.compute.metering import StepClock
 from flaresemi.compute.precision import PrecisionName
-from flaresemi.errors import ImageError
+from flaresemi.errors import ImageError, listed
 from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
 from flaresemi.inference.drawing import Drawing, draw, fine_region
 from flaresemi.inference.models import CheckpointName, kept_largest, load_models
@@ -137,7 +137,7 @@ class Segmenter:
         if image.array_czyx.shape[0] != len(self.channels):
             raise ImageError(
                 f"the image has {image.array_czyx.shape[0]} channel(s), the model was trained with "
-                f"{len(self.channels)}: {', '.join(self.channels)}",
+                f"{len(self.channels)}: {listed(self.channels)}",
                 where=images[0],
                 fix="give one file per channel: CASE_0000, CASE_0001, ...",
             )

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from flaresemi.errors import ImageError
+from flaresemi.errors import ImageError, shown
 from flaresemi.image_paths import DICOM_START, image_stem, starts_as_dicom, visible_files
 from flaresemi.io import integrity
 from flaresemi.io.dicom_elements import SOP_CLASS, TRANSFER_SYNTAX, Elements, read_elements
+from flaresemi.io.voxels import LARGEST
 
 #: Kinds of files that hold one slice, by SOP class: CT, MR, PET, nuclear medicine, secondary capture.
 #: Source: DICOM PS3.4, B.5 (https://dicom.nema.org).
@@ -35,6 +36,12 @@ _MOST_COMPRESSION = 1000
 #: Rows and columns may be this far from unit vectors at a right angle: 0.6 degrees. Chosen.
 _CROOKED = 0.01
 
+#: No scanner is as large. Chosen.
+_FURTHEST_MM = 1e6
+
+#: Beyond this many steps from 0, two values that differ by a step are one in float32.
+_MOST_STEPS = 1 << 24
+
 _CONVERT = "convert the series to NIfTI first, for instance with dcm2niix"
 
 
@@ -45,6 +52,7 @@ class Slice:
     Attributes:
         path: The file.
         series_uid: Tells series apart; it identifies a patient's scan and is never shown.
+        belongs_to: Patient, study and frame of reference, as they are called in files; never shown either.
         series_number: As the scanner counted; '?' where it is not told.
         modality: CT, MR, PT and so on.
         image_type: Original or derived, primary or secondary, then what the maker says, like AXIAL or LOCALIZER.
@@ -55,7 +63,8 @@ class Slice:
     """
 
     path: Path
-    series_uid: str
+    series_uid: str = dataclasses.field(repr=False)
+    belongs_to: tuple[str, str, str] = dataclasses.field(repr=False)
     series_number: str
     modality: str
     image_type: tuple[str, ...]
@@ -128,21 +137,25 @@ def _read_header(path: Path, elements: Elements) -> Slice | str:
     if reader.GetNumberOfComponents() != 1 or _text(reader, "0028|0002") != "1":
         return "color"
     if _text(reader, "0028|0004") != "MONOCHROME2":  # SimpleITK would turn MONOCHROME1 into its negative
-        return f"photometric interpretation {_text(reader, '0028|0004')}, expected MONOCHROME2"
+        return f"photometric interpretation {shown(_text(reader, '0028|0004'), 40)}, expected MONOCHROME2"
     position = _numbers(reader, path, "0020|0032", "the position of the slice", 3)
     direction = _numbers(reader, path, "0020|0037", "the orientation of the slice", 6)
     spacing_yx = _numbers(reader, path, "0028|0030", "the pixel spacing", 2)
     if not (position and direction and spacing_yx):
         return "no position, orientation or spacing"
     across = np.reshape(direction, (2, 3))
-    if np.abs(across @ across.T - np.eye(2)).max() > _CROOKED or min(spacing_yx) <= 0:
-        raise ImageError("the orientation or the spacing of the slice makes no sense", where=path, fix=_CONVERT)
+    crooked = max(map(abs, direction)) > 2 or np.abs(across @ across.T - np.eye(2)).max() > _CROOKED
+    if crooked or min(spacing_yx) <= 0 or max(*map(abs, position), *spacing_yx) > _FURTHEST_MM:
+        raise ImageError(
+            "the position, the orientation or the spacing of the slice makes no sense", where=path, fix=_CONVERT
+        )
     _check(reader, path, native=elements.meta.get(TRANSFER_SYNTAX, "") in _NATIVE)
     return Slice(
         path=path,
         series_uid=_text(reader, "0020|000e"),
-        series_number=_text(reader, "0020|0011") or "?",
-        modality=_text(reader, "0008|0060"),
+        belongs_to=(_text(reader, "0010|0020"), _text(reader, "0020|000d"), _text(reader, "0020|0052")),
+        series_number=shown(_text(reader, "0020|0011"), 40) or "?",
+        modality=shown(_text(reader, "0008|0060"), 40),
         image_type=tuple(part.strip().upper() for part in _text(reader, "0008|0008").split("\\")),
         size_xy=(size[0], size[1]),
         spacing_xy_mm=spacing_yx[::-1],
@@ -152,13 +165,25 @@ def _read_header(path: Path, elements: Elements) -> Slice | str:
 
 
 def _check(reader: sitk.ImageFileReader, path: Path, *, native: bool) -> None:
-    """Refuses what SimpleITK reads without a word: too few voxels, and a slope that it takes for one."""
-    for tag, name in (("0028|1053", "the rescale slope"), ("0028|1052", "the rescale intercept")):
-        value = _numbers(reader, path, tag, name, 1)
-        if value == (0.0,) and tag == "0028|1053":
-            raise ImageError("the rescale slope is 0", where=path, fix="export the series again")
-    bits = _numbers(reader, path, "0028|0100", "the bits per voxel", 1) or (8.0,)
-    announced = math.prod(reader.GetSize()) * int(bits[0]) // 8
+    """Refuses what SimpleITK reads without a word: too few voxels, bits that are not there, and a slope of no sense."""
+    (bits,) = _numbers(reader, path, "0028|0100", "the bits per voxel", 1) or (8.0,)
+    (used,) = _numbers(reader, path, "0028|0101", "the bits that are used", 1) or (bits,)
+    (highest,) = _numbers(reader, path, "0028|0102", "the highest bit", 1) or (used - 1,)
+    if not 1 <= used <= highest + 1 <= bits <= 64:
+        raise ImageError(
+            f"the bits of a voxel make no sense: {used:g} of {bits:g}, the highest number {highest:g}", where=path,
+            fix="export the series again",
+        )  # fmt: skip
+    (slope,) = _numbers(reader, path, "0028|1053", "the rescale slope", 1) or (1.0,)
+    (intercept,) = _numbers(reader, path, "0028|1052", "the rescale intercept", 1) or (0.0,)
+    if slope == 0.0:
+        raise ImageError("the rescale slope is 0", where=path, fix="export the series again")
+    if not abs(slope) * 2**bits <= LARGEST or not abs(intercept) <= _MOST_STEPS * abs(slope):
+        raise ImageError(
+            f"the rescale slope {slope:g} and intercept {intercept:g} make no sense: values would be too large for "
+            "float32, or rounded to a few", where=path, fix="export the series again",
+        )  # fmt: skip
+    announced = math.prod(reader.GetSize()) * int(bits) // 8
     held = os.path.getsize(path)
     if announced > held * (1 if native else _MOST_COMPRESSION):
         raise ImageError(

@@ -22,6 +22,7 @@ from flaresemi.io.axes import check_axes, make_geometry
 from flaresemi.io.dicom import fill_volume
 from flaresemi.io.series import Series, find_series
 from flaresemi.io.text_headers import find_voxels
+from flaresemi.io.voxels import replace_unusable
 from flaresemi.io.writing import written_whole
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Image:
     Attributes:
         array_czyx: float32, all finite.
         source: The grid of its (first) file.
-        non_finite: How many voxels were NaN or infinite; they hold their channel's lowest finite value.
+        non_finite: How many voxels were NaN or infinite, or beyond ±1e30; they hold the lowest value of their channel.
     """
 
     array_czyx: np.ndarray
@@ -145,7 +146,8 @@ def read_image(paths: Sequence[Path]) -> Image:
             if slices is not None:
                 _fill_slices(array[channel], Path(path), source, slices)
             elif read is not None:
-                non_finite += _fill_channel(array[channel], Path(path), source, *read)
+                _fill_channel(array[channel], source, *read)
+            non_finite += replace_unusable(array[channel], Path(path))
     return Image(array_czyx=array, source=sources[0], non_finite=non_finite)
 
 
@@ -250,28 +252,14 @@ def _fill_slices(channel_zyx: np.ndarray, path: Path, source: SourceGrid, series
 
 
 def _fill_channel(
-    channel_zyx: np.ndarray, path: Path, source: SourceGrid, stored: np.ndarray, slope: float, intercept: float
-) -> int:
-    """Fills a channel with its values; returns how many were not finite."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is counted below
+    channel_zyx: np.ndarray, source: SourceGrid, stored: np.ndarray, slope: float, intercept: float
+) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is replaced
         channel_zyx[...] = source.to_canonical(stored)
         if slope != 1.0:
             channel_zyx *= np.float32(slope)
         if intercept != 0.0:
             channel_zyx += np.float32(intercept)
-    if stored.dtype.kind != "f" and slope == 1.0:
-        return 0
-    finite = np.isfinite(channel_zyx)
-    missing = int(finite.size - np.count_nonzero(finite))
-    if missing == finite.size:
-        raise ImageError("the image has no finite voxel", where=path)
-    if missing:
-        lowest = channel_zyx.min(where=finite, initial=np.inf)
-        channel_zyx[~finite] = lowest
-        logger.warning(
-            "%s: %d voxels are NaN or infinite; they are read as %g, the lowest value", path, missing, lowest
-        )
-    return missing
 
 
 def _read_voxels(path: Path, source: SourceGrid) -> tuple[np.ndarray, float, float]:
@@ -332,6 +320,7 @@ def _reader_geometry(reader: sitk.ImageFileReader, shape_zyx: IntTriple, path: P
 
 
 def _open_reader(path: Path) -> sitk.ImageFileReader:
+    integrity.check_path(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:

@@ -33,8 +33,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """Opens an image file for reading, at its start.
 
     Raises:
-        ImageError: it does not exist, is no regular file, is empty, is a git-LFS pointer, or the system cannot read it.
+        ImageError: it does not exist, is no regular file, is empty, is a git-LFS pointer, or the system cannot read it;
+            or its path is no text.
     """
+    check_path(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
             raise ImageError("not a file", where=path)
@@ -52,6 +54,20 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise ImageError("file not found", where=path) from None
     except OSError as problem:
         raise ImageError(f"the file cannot be read: {problem.strerror or problem}", where=path) from None
+
+
+def check_path(path: Path) -> None:
+    """Checks that a path is text in UTF-8: the library in C++ that reads and writes images dies of any other.
+
+    Raises:
+        ImageError: it is not.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ImageError(
+            "the path holds bytes that are no UTF-8", where=path, fix="rename the file or folder"
+        ) from None
 
 
 def is_gzip(path: Path) -> bool:

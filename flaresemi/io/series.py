@@ -6,7 +6,7 @@ Slices are ordered by where they lie, never by name or number. What is no even s
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +113,7 @@ def _left(groups: Iterable[Sequence[Slice]], others: dict[str, list[Path]]) -> s
 
 def _stack(group: Sequence[Slice], folder: Path) -> tuple[tuple[Path, ...], Geometry]:
     """Orders the slices of a series and checks that they form a grid."""
+    _refuse_strangers(group)
     first = _refuse_differing(group)
     along = _offsets_mm(group) @ _normal(first)
     order = np.argsort(along, kind="stable")
@@ -131,8 +132,22 @@ def _stack(group: Sequence[Slice], folder: Path) -> tuple[tuple[Path, ...], Geom
     return tuple(each.path for each in ordered), geometry
 
 
+def _refuse_strangers(group: Sequence[Slice]) -> None:
+    """Checks that all slices are of one patient, study, frame of reference and modality, whose names are not told."""
+    for name, value_of in _OWNERS:
+        known = Counter(map(value_of, group))
+        if len(known) == 1 or (name in _GENERATED and len(known) == len(group)):
+            continue
+        usual = known.most_common(1)[0][0]
+        odd = [each for each in group if value_of(each) != usual]
+        raise ImageError(
+            f"slices of one series differ in their {name}, {len(odd)} of {len(group)} from the others",
+            where=_places(odd), fix="put the slices of every scan into a folder of their own",
+        )  # fmt: skip
+
+
 def _refuse_differing(group: Sequence[Slice]) -> Slice:
-    """Sees that all slices are of one size, spacing and orientation; returns one of them."""
+    """Checks that all slices are of one size, spacing and orientation; returns one of them."""
     kinds = Counter((each.size_xy, each.spacing_xy_mm, each.direction) for each in group)
     usual, _ = kinds.most_common(1)[0]
     size, spacing, direction = usual
@@ -152,6 +167,19 @@ def _refuse_differing(group: Sequence[Slice]) -> Slice:
                 where=_places(odd), fix="remove the slices that are not of this scan",
             )  # fmt: skip
     return next(each for each in group if (each.size_xy, each.spacing_xy_mm, each.direction) == usual)
+
+
+#: What tells scans apart that share the number of a series, as careless programs leave them. The values are not shown.
+_OWNERS: tuple[tuple[str, Callable[[Slice], str]], ...] = (
+    ("patient", lambda each: each.belongs_to[0]),
+    ("study", lambda each: each.belongs_to[1]),
+    ("frame of reference", lambda each: each.belongs_to[2]),
+    ("modality", lambda each: each.modality),
+)
+
+
+#: Of these, some writers make a new one for every file.
+_GENERATED = ("study", "frame of reference")
 
 
 def _refuse_same_position(ordered: Sequence[Slice], along: np.ndarray) -> None:

@@ -24,6 +24,7 @@ def written_whole(path: Path, *, expected_bytes: int, ending: str) -> Iterator[P
         OSError: the system's own error where the writer failed or left half a file because of the disk.
         ImageError: what is there is not whole although the disk could have held it, or what the block raised.
     """
+    integrity.check_path(path)
     with atomic_path(path) as temporary:
         # One name with one ending: NIfTI's writer drops the second of two.
         inner = temporary.with_name(f".{temporary.name.split('.')[1]}.whole{ending}")

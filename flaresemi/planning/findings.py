@@ -1,17 +1,16 @@
 """Problems of a dataset as rows: for a program to read (CSV) and for a person (summary)."""
 
 import collections
-import csv
 import dataclasses
-import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from flaresemi.errors import DatasetError, shown
-from flaresemi.files import write_text
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import orientation, spans
 from flaresemi.planning.inspection import CaseFacts
+from flaresemi.tables import read_table, write_table
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,21 +69,19 @@ class IntegrityReport:
 
     def write_csv(self, path: Path) -> None:
         """Writes a row per case and finding; cases without one have a row as well."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        rows: list[Sequence[str]] = [_COLUMNS]
         per_case = collections.defaultdict(list)
         for finding in self.findings:
             per_case[finding.case_id].append(finding)
         for finding in per_case.pop("", []):
-            writer.writerow(["", "dataset", *_finding_cells(finding)])
+            rows.append(["", "dataset", *_finding_cells(finding)])
         for case_id, group in self.groups.items():
             cells = _fact_cells(self.facts[case_id])
             for finding in per_case[case_id]:
-                writer.writerow([case_id, group, *_finding_cells(finding), *cells])
+                rows.append([case_id, group, *_finding_cells(finding), *cells])
             if not per_case[case_id]:
-                writer.writerow([case_id, group, "ok", "", "", "", "", *cells])
-        write_text(path, text.getvalue())
+                rows.append([case_id, group, "ok", "", "", "", "", *cells])
+        write_table(path, rows)
 
     def summary(self, *, most: int | None = None, severities: tuple[str, ...] = ("error", "warning")) -> str:
         """What a person reads: counts, then the findings of each kind, then which label appears how often.
@@ -135,16 +132,15 @@ def load_warnings(path: Path) -> tuple[Finding, ...]:
         DatasetError: it is not such a file.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file, restval="")
-            if not {"case", "severity", *_FINDING_COLUMNS} <= set(rows.fieldnames or ()):
-                raise ValueError("its columns are others")
-            return tuple(
-                Finding(case_id=row["case"], severity="warning", **{name: row[name] for name in _FINDING_COLUMNS})
-                for row in rows
-                if row["severity"] == "warning" and row["case"]
-            )
-    except (ValueError, csv.Error) as problem:
+        columns, rows = read_table(path)
+        if not {"case", "severity", *_FINDING_COLUMNS} <= set(columns):
+            raise ValueError("its columns are others")
+        return tuple(
+            Finding(case_id=row["case"], severity="warning", **{name: row[name] for name in _FINDING_COLUMNS})
+            for row in rows
+            if row["severity"] == "warning" and row["case"]
+        )
+    except ValueError as problem:
         raise DatasetError(
             f"not a list of findings: {shown(str(problem), 200)}", where=path,
             fix="run flaresemi_plan_and_preprocess, which writes it",

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from flaresemi.files import atomic_path
 from flaresemi.reporting.palette import organ_color
+from flaresemi.reporting.pictures import add_legend, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 #: More organs than this are drawn without their names.
 _MOST_NAMES = 16
@@ -39,7 +41,7 @@ def save_curves(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         axes.grid(alpha=0.3)
         axes.set_xlabel("iteration")
     with atomic_path(Path(path)) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
+        save_figure(figure, temporary, format="png", dpi=90)
 
 
 def _draw_dice(axes: Axes, rows: Sequence[Mapping[str, object]]) -> None:
@@ -52,15 +54,16 @@ def _draw_dice(axes: Axes, rows: Sequence[Mapping[str, object]]) -> None:
                 iterations, values = organs.setdefault(organ, ([], []))
                 iterations.append(_number(row, "iteration"))
                 values.append(float(value))
+    lines: list[Line2D] = []
     for index, (organ, points) in enumerate(sorted(organs.items()), start=1):
-        axes.plot(*points, color=organ_color(index), linewidth=1, marker=".", markersize=3, label=organ)
+        lines += axes.plot(*points, color=organ_color(index), linewidth=1, marker=".", markersize=3, label=organ)
     mean = _series(rows, "validation_mean")
     if mean[0]:
-        axes.plot(*mean, color="black", linewidth=2.5, marker=".", label="mean")
+        lines += axes.plot(*mean, color="black", linewidth=2.5, marker=".", label="mean")
     axes.set_title("validation Dice")
     axes.set_ylim(0, 1.02)
-    if (organs or mean[0]) and len(organs) <= _MOST_NAMES:
-        axes.legend(fontsize=7, ncols=2, loc="lower right")
+    if lines and len(organs) <= _MOST_NAMES:
+        add_legend(axes, lines, [*sorted(organs), "mean"][: len(lines)], fontsize=7, ncols=2, loc="lower right")
 
 
 def _line(axes: Axes, points: Points, title: str) -> None:

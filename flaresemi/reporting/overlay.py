@@ -13,6 +13,7 @@ from flaresemi.files import atomic_path
 from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
 from flaresemi.labels import LabelSet
 from flaresemi.reporting.palette import organ_color
+from flaresemi.reporting.pictures import add_legend, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +96,7 @@ def save_overlay(
     planes = _cut(image_zyx, maps, position, spacing_zyx_mm)
     figure = _draw(planes, labels, window if window is not None else automatic_window(image_zyx), title)
     with atomic_path(Path(path)) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
+        save_figure(figure, temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
 
 
 def review_picture(
@@ -138,8 +139,8 @@ def review_picture(
     for axes, plane in zip(figure.subplots(1, 3, width_ratios=widths), planes, strict=True):
         _draw_plane(axes, plane, organs, window, hatched=True)
     file = io.BytesIO()
-    figure.savefig(
-        file, format="jpeg", dpi=_REVIEW_DPI, facecolor="black",
+    save_figure(
+        figure, file, format="jpeg", dpi=_REVIEW_DPI, facecolor="black",
         pil_kwargs={"quality": _REVIEW_QUALITY, "optimize": True},
     )  # fmt: skip
     width, height = (round(inches * _REVIEW_DPI) for inches in figure.get_size_inches())
@@ -280,10 +281,12 @@ def _draw_legend(axes: Axes, planes: tuple[_Plane, ...], labels: LabelSet) -> No
     axes.set_axis_off()
     maps = [array for plane in planes for array in (plane.filled, plane.outlined) if array is not None]
     seen = {int(index) for array in maps for index in np.unique(array)}
-    handles: list[Patch | Line2D] = [
-        Patch(color=organ_color(index), label=name) for index, name in enumerate(labels.names, start=1) if index in seen
-    ]
-    handles.append(Patch(color=(0.7, 0.7, 0.7, _FILL), label="filled: prediction"))
+    drawn = [index for index in range(1, labels.count + 1) if index in seen]
+    handles: list[Patch | Line2D] = [Patch(color=organ_color(index)) for index in drawn]
+    names = [labels.names[index - 1] for index in drawn]
+    handles.append(Patch(color=(0.7, 0.7, 0.7, _FILL)))
+    names.append("filled: prediction")
     if planes[0].outlined is not None:
-        handles.append(Line2D([], [], color="0.8", label="outline: reference"))
-    axes.legend(handles=handles, loc="center left", frameon=False, labelcolor="white", fontsize=9)
+        handles.append(Line2D([], [], color="0.8"))
+        names.append("outline: reference")
+    add_legend(axes, handles, names, loc="center left", frameon=False, labelcolor="white", fontsize=9)

@@ -13,6 +13,7 @@ from flaresemi.compute.parallel import obey_parent, one_blas_thread
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.io.case_store import CaseStore, StoredCase
+from flaresemi.log_lines import format_last_resort
 from flaresemi.plans import StagePlan
 from flaresemi.training.augmentation import Augmentation
 
@@ -298,5 +299,6 @@ def _collate(samples: list[Batch | FlaresemiError]) -> Batch | FlaresemiError:
 
 def _start_worker(_: int) -> None:
     obey_parent()
+    format_last_resort()
     torch.set_num_threads(1)
     one_blas_thread()

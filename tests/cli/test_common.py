@@ -4,8 +4,6 @@ import argparse
 import errno
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,20 +126,6 @@ def test_a_stop_from_outside_is_told_apart_from_success_and_failure(capsys: pyte
 
 def test_a_command_may_return_its_own_code() -> None:
     assert _run(lambda options: 3) == 3
-
-
-def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
-    program = (
-        "import sys\nfrom flaresemi.cli.common import StrictParser, run\n"
-        "def many(options):\n    for number in range(100000):\n        print(number)\n"
-        "sys.exit(run(many, StrictParser('x', 'x'), []))"
-    )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait() == 141
 
 
 def test_a_broken_pipe_elsewhere_is_a_bug() -> None:

@@ -250,6 +250,42 @@ def test_a_slice_that_differs_is_named(tmp_path, changes, expected):
     assert message.splitlines()[1].strip() == str(paths[3])
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"t00100020": ("LO", "PAT-4712")}, "patient"),
+        ({"t00100020": ("LO", "")}, "patient"),
+        ({"t0020000d": ("UI", "1.2.77.4712")}, "study"),
+        ({"t00200052": ("UI", "1.2.77.4711.52")}, "frame of reference"),
+        ({"t00080060": ("CS", "MR")}, "modality"),
+    ],
+)
+@pytest.mark.parametrize("others", [1, 3])
+def test_slices_of_two_scans_that_share_a_series_are_refused(tmp_path, changes, expected, others):
+    stack = Stack(array_zyx=phantom())
+    paths = stack.write(tmp_path)
+    for index in range(others):
+        rewrite(paths[index], stack, index, **changes)
+    message = refused(tmp_path)
+    assert f"slices of one series differ in their {expected}, {others} of 6 from the others" in message
+    assert "4712" not in message and ".52" not in message
+
+
+def test_identifiers_that_a_writer_made_for_every_file_tell_nothing(tmp_path):
+    stack = Stack(array_zyx=phantom())
+    for index, path in enumerate(stack.write(tmp_path)):
+        rewrite(path, stack, index, t0020000d=("UI", f"1.2.77.{index}"), t00200052=("UI", f"1.2.78.{index}"))
+    np.testing.assert_array_equal(read_image([tmp_path]).array_czyx[0], stack.array_zyx)
+
+
+def test_text_of_a_header_is_told_without_what_a_terminal_obeys(tmp_path):
+    stack = Stack(array_zyx=phantom(), number="\x1b[2J3", modality="C\nerror: T")
+    stack.write(tmp_path, prefix="one")
+    dataclasses.replace(stack, uid="1.2.3", number="4").write(tmp_path, prefix="two")
+    message = refused(tmp_path)
+    assert "series \\x1b[2J3 (C\\nerror: T, 6 slices" in message and "\x1b" not in message
+
+
 def test_gantry_tilt_is_refused_with_its_angle(tmp_path):
     stack = Stack(array_zyx=phantom())
     for index, path in enumerate(stack.write(tmp_path)):
@@ -301,8 +337,23 @@ def test_what_is_named_dicom_and_is_none_is_refused(tmp_path):
         ({"t00281053": ("DS", "0")}, "the rescale slope is 0"),
         ({"t00281053": ("DS", "nan")}, r"the rescale slope (tag 0028,1053) makes no sense"),
         ({"t00200032": ("DS", "1\\2")}, r"the position of the slice (tag 0020,0032) makes no sense"),
-        ({"t00200037": ("DS", "1\\0\\0\\1\\0\\0")}, "the orientation or the spacing of the slice makes no sense"),
-        ({"t00280030": ("DS", "0\\1")}, "the orientation or the spacing of the slice makes no sense"),
+        ({"t00200037": ("DS", "1\\0\\0\\1\\0\\0")}, "or the spacing of the slice makes no sense"),
+        ({"t00280030": ("DS", "0\\1")}, "or the spacing of the slice makes no sense"),
+        ({"t00200037": ("DS", "1e200\\0\\0\\0\\1\\0")}, "or the spacing of the slice makes no sense"),
+        ({"t00280030": ("DS", "1e30\\1")}, "or the spacing of the slice makes no sense"),
+        ({"t00200032": ("DS", "0\\0\\-1e300")}, "or the spacing of the slice makes no sense"),
+        ({"t00200032": ("DS", "0\\inf\\0")}, "the position of the slice (tag 0020,0032) makes no sense"),
+        ({"t00281053": ("DS", "inf")}, "the rescale slope (tag 0028,1053) makes no sense"),
+        ({"t00281053": ("DS", "1e300")}, "the rescale slope 1e+300 and intercept -1024 make no sense"),
+        ({"t00281053": ("DS", "-1e34")}, "the rescale slope -1e+34 and intercept -1024 make no sense"),
+        ({"t00281053": ("DS", "1e-9")}, "the rescale slope 1e-09 and intercept -1024 make no sense"),
+        ({"t00281052": ("DS", "1e300")}, "the rescale slope 1 and intercept 1e+300 make no sense"),
+        ({"t00281052": ("DS", "-2e7")}, "the rescale slope 1 and intercept -2e+07 make no sense"),
+        ({"t00281052": ("DS", "nan")}, "the rescale intercept (tag 0028,1052) makes no sense"),
+        ({"t00280101": ("US", 17)}, "the bits of a voxel make no sense: 17 of 16, the highest number 15"),
+        ({"t00280101": ("US", 0)}, "the bits of a voxel make no sense: 0 of 16"),
+        ({"t00280102": ("US", 16)}, "the bits of a voxel make no sense: 16 of 16, the highest number 16"),
+        ({"t00280102": ("US", 7)}, "the bits of a voxel make no sense: 16 of 16, the highest number 7"),
     ],
 )
 def test_headers_that_make_no_sense_are_refused_with_the_file(tmp_path, changes, expected):

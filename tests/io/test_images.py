@@ -182,19 +182,54 @@ def test_scaled_voxels(tmp_path):
     np.testing.assert_array_equal(read_label_map(tmp_path / "a.nii.gz").array_zyx, with_scaling)
 
 
-def test_non_finite_voxels_are_counted_and_take_the_lowest_value(tmp_path, caplog):
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd"])
+def test_unusable_voxels_are_counted_and_take_the_lowest_value(tmp_path, caplog, ending):
     array = np.arange(60, dtype=np.float32).reshape(3, 4, 5) - 7
-    array[0, 0, :3] = [np.nan, np.inf, -np.inf]
-    write_reference(tmp_path / "a.nii.gz", array)
+    array[0, 0, :5] = [np.nan, np.inf, -np.inf, 3e38, -2e30]
+    write_reference(tmp_path / f"a{ending}", array)
     with caplog.at_level(logging.WARNING):
-        image = read_image([tmp_path / "a.nii.gz"])
-    assert image.non_finite == 3
-    np.testing.assert_array_equal(image.array_czyx[0, 0, 0], [-4, -4, -4, -4, -3])
-    assert "3 voxels are NaN or infinite" in caplog.text
+        image = read_image([tmp_path / f"a{ending}"])
+    assert image.non_finite == 5
+    np.testing.assert_array_equal(image.array_czyx[0, 0, :2].ravel()[:7], [-2, -2, -2, -2, -2, -2, -1])
+    assert "5 voxels are NaN or infinite" in caplog.text
 
-    write_reference(tmp_path / "b.nii.gz", np.full((3, 4, 5), np.nan, np.float32))
+    write_reference(tmp_path / f"b{ending}", np.full((3, 4, 5), np.nan, np.float32))
     with pytest.raises(ImageError, match="no finite voxel"):
-        read_image([tmp_path / "b.nii.gz"])
+        read_image([tmp_path / f"b{ending}"])
+
+
+@pytest.mark.parametrize("value", [1e29, -1e9, 5e4])
+def test_a_voxel_that_spoils_the_standard_deviation_is_told(tmp_path, caplog, value):
+    array = np.random.default_rng(0).normal(100, 10, (20, 20, 20)).astype(np.float32)
+    write_reference(tmp_path / "usual.nii.gz", array)
+    write_reference(tmp_path / "metal.nii.gz", np.where(np.arange(20) == 3, 500, array).astype(np.float32))
+    array[3, 4, 5] = value
+    write_reference(tmp_path / "odd.nii.gz", array)
+    with caplog.at_level(logging.WARNING):
+        for name in ("usual", "metal"):
+            assert read_image([tmp_path / f"{name}.nii.gz"]).non_finite == 0
+        assert not caplog.text
+        image = read_image([tmp_path / "odd.nii.gz"])
+    assert image.non_finite == 0 and image.array_czyx[0, 3, 4, 5] == np.float32(value)
+    assert f"a voxel of {value:g} lies far outside of the others" in caplog.text
+
+
+def test_a_path_that_is_no_text_is_refused_before_the_library_sees_it(tmp_path):
+    array = np.zeros((3, 4, 5), np.uint8)
+    for ending in (".nii.gz", ".mha", ".nrrd"):
+        write_reference(tmp_path / f"a{ending}", array)
+        odd = tmp_path / f"a\udcff{ending}"
+        (tmp_path / f"a{ending}").rename(odd)
+        for read in (read_label_map, read_grid, lambda path: read_image([path])):
+            with pytest.raises(ImageError, match="bytes that are no UTF-8"):
+                read(odd)
+        with pytest.raises(ImageError, match="bytes that are no UTF-8"):
+            write_label_map(tmp_path / f"b\udcff{ending}", array, read_grid(_copied(odd, tmp_path / f"c{ending}")))
+
+
+def _copied(path, to):
+    to.write_bytes(path.read_bytes())
+    return to
 
 
 def test_channels_must_share_a_grid(tmp_path):

@@ -68,10 +68,8 @@ def test_any_history_gives_a_whole_picture(tmp_path, rows):
 
 
 def test_many_organs_have_no_legend_that_hides_them(tmp_path, monkeypatch):
-    from matplotlib.axes import Axes
-
     asked = []
-    monkeypatch.setattr(Axes, "legend", lambda axes, **options: asked.append(axes.get_title()))
+    monkeypatch.setattr(curves, "add_legend", lambda axes, *_, **options: asked.append(axes.get_title()))
     many = {f"organ {index}": 0.5 for index in range(curves._MOST_NAMES + 1)}
     save_curves(tmp_path / "curves.png", [row(1, validation_dice=many, validation_mean=0.5)])
     assert not asked
