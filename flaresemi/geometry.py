@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 
+from flaresemi.ranges import DirectionCosine, PositionMm, SizeTriple, SpacingTriple, VoxelTriple
+
 IntTriple = tuple[int, int, int]
 FloatTriple = tuple[float, float, float]
 
@@ -20,10 +22,10 @@ class Geometry:
         direction: ITK's 3×3 direction matrix, row-major, in (x, y, z) order; its columns are unit vectors.
     """
 
-    shape_zyx: IntTriple
-    spacing_zyx_mm: FloatTriple
-    origin_xyz_mm: FloatTriple = (0.0, 0.0, 0.0)
-    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    shape_zyx: SizeTriple
+    spacing_zyx_mm: SpacingTriple
+    origin_xyz_mm: tuple[PositionMm, PositionMm, PositionMm] = (0.0, 0.0, 0.0)
+    direction: tuple[DirectionCosine, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
     def __post_init__(self) -> None:
         if len(self.shape_zyx) != 3 or any(size < 1 for size in self.shape_zyx):
@@ -66,8 +68,8 @@ class Geometry:
 class BoundingBox:
     """A half-open box of voxels, `start <= index < stop`, in (Z, Y, X) order. Never empty: no box is None."""
 
-    start: IntTriple
-    stop: IntTriple
+    start: VoxelTriple
+    stop: VoxelTriple
 
     def __post_init__(self) -> None:
         if len(self.start) != 3 or len(self.stop) != 3:
@@ -173,10 +175,10 @@ class StageGrid:
         shape_zyx: Shape of the body box after resampling to the stage's spacing.
     """
 
-    canonical_shape_zyx: IntTriple
-    canonical_spacing_zyx_mm: FloatTriple
+    canonical_shape_zyx: SizeTriple
+    canonical_spacing_zyx_mm: SpacingTriple
     body_box: BoundingBox
-    shape_zyx: IntTriple
+    shape_zyx: SizeTriple
 
     def __post_init__(self) -> None:
         if not BoundingBox.whole(self.canonical_shape_zyx).contains(self.body_box):

@@ -6,6 +6,7 @@ import re
 import numpy as np
 
 from flaresemi.errors import is_one_line, shown
+from flaresemi.ranges import DistanceMm, LabelValue
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +22,8 @@ class Label:
     """
 
     name: str
-    value: int
-    tolerance_mm: float | None = None
+    value: LabelValue
+    tolerance_mm: DistanceMm | None = None
     z_range: bool = False
 
     def __post_init__(self) -> None:
@@ -44,7 +45,7 @@ class LabelSet:
     """
 
     labels: tuple[Label, ...]
-    background: int = 0
+    background: LabelValue = 0
     mirror_pairs: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:

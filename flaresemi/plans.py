@@ -3,14 +3,30 @@
 import dataclasses
 import enum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from flaresemi.errors import PlanError
-from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
+from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.labels import LabelSet
+from flaresemi.ranges import Count, Intensity, IntensitySpread, Range, SizeTriple, SpacingTriple, check_ranges
 from flaresemi.records import load_record, record_hash
 
 SCHEMA_VERSION = 1
+
+Channels = Annotated[int, Range(1, 1 << 16)]
+Features = Annotated[int, Range(1, 4096)]
+Kernel = Annotated[int, Range(1, 31)]
+Stride = Annotated[int, Range(1, 2)]
+Convs = Annotated[int, Range(1, 64)]
+PlannedSpacingMm = Annotated[float, Range(1e-4, 1e4)]
+PatchEdge = Annotated[int, Range(1, 4096)]
+BatchSize = Annotated[int, Range(1, 10_000)]
+MarginMm = Annotated[float, Range(0, 500)]
+MemoryGib = Annotated[float, Range(0, 1e5, above=True)]
+PlannedSpread = Annotated[float, Range(1e-6, 3.5e38)]
+
+#: Prepared images are stored in float16, which ends here.
+_MOST_SDS = 65504
 
 
 class Stage(enum.StrEnum):
@@ -34,13 +50,20 @@ def body_rule(channels: tuple[str, ...]) -> Literal["ct", "foreground"]:
 class IntensityStatistics:
     """Intensities of one channel over the foreground of all labeled cases (each case weighs the same)."""
 
-    percentile_00_5: float
-    percentile_05: float
-    percentile_50: float
-    percentile_95: float
-    percentile_99_5: float
-    mean: float
-    sd: float
+    percentile_00_5: Intensity
+    percentile_05: Intensity
+    percentile_50: Intensity
+    percentile_95: Intensity
+    percentile_99_5: Intensity
+    mean: Intensity
+    sd: IntensitySpread
+
+    def __post_init__(self) -> None:
+        found = (
+            self.percentile_00_5, self.percentile_05, self.percentile_50, self.percentile_95, self.percentile_99_5
+        )  # fmt: skip
+        if list(found) != sorted(found):
+            raise ValueError(f"the percentiles must not fall, found {list(found)}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +78,11 @@ class CaseFingerprint:
     """
 
     case_id: str
-    shape_zyx: IntTriple
-    spacing_zyx_mm: FloatTriple
+    shape_zyx: SizeTriple
+    spacing_zyx_mm: SpacingTriple
     body_box: BoundingBox
     foreground_box: BoundingBox | None
-    voxels_per_label: tuple[int, ...]
+    voxels_per_label: tuple[Count, ...]
     annotated: tuple[bool, ...]
 
 
@@ -100,17 +123,20 @@ class IntensityPlan:
     """
 
     scheme: Literal["ct", "zscore"]
-    clip_low: float | None = None
-    clip_high: float | None = None
-    mean: float | None = None
-    sd: float | None = None
+    clip_low: Intensity | None = None
+    clip_high: Intensity | None = None
+    mean: Intensity | None = None
+    sd: PlannedSpread | None = None
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.scheme == "ct":
             if None in (self.clip_low, self.clip_high, self.mean, self.sd):
                 raise ValueError("scheme 'ct' needs clip_low, clip_high, mean and sd")
-            if not self.clip_low < self.clip_high or not self.sd > 0:  # type: ignore[operator]
-                raise ValueError("scheme 'ct' needs clip_low < clip_high and sd > 0")
+            if not self.clip_low < self.clip_high:  # type: ignore[operator]
+                raise ValueError("scheme 'ct' needs clip_low < clip_high")
+            if max(abs(clip - self.mean) for clip in (self.clip_low, self.clip_high)) > _MOST_SDS * self.sd:  # type: ignore[operator]
+                raise ValueError(f"scheme 'ct' needs clip_low and clip_high within {_MOST_SDS} sd of mean")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,18 +153,19 @@ class NetworkPlan:
     """
 
     block: Literal["plain", "residual"]
-    input_channels: int
-    output_channels: int
-    features: tuple[int, ...]
-    kernels: tuple[IntTriple, ...]
-    strides: tuple[IntTriple, ...]
-    encoder_convs: tuple[int, ...]
-    decoder_convs: tuple[int, ...]
+    input_channels: Channels
+    output_channels: Channels
+    features: tuple[Features, ...]
+    kernels: tuple[tuple[Kernel, Kernel, Kernel], ...]
+    strides: tuple[tuple[Stride, Stride, Stride], ...]
+    encoder_convs: tuple[Convs, ...]
+    decoder_convs: tuple[Convs, ...]
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         levels = len(self.features)
-        if levels < 2:
-            raise ValueError("a U-Net needs at least two levels")
+        if not 2 <= levels <= 16:
+            raise ValueError(f"a U-Net needs 2 to 16 levels, found {levels}")
         per_level = (self.kernels, self.strides, self.encoder_convs)
         if any(len(entries) != levels for entries in per_level) or len(self.decoder_convs) != levels - 1:
             raise ValueError(
@@ -146,14 +173,8 @@ class NetworkPlan:
             )
         if self.strides[0] != (1, 1, 1):
             raise ValueError("the first stride must be [1, 1, 1]")
-        if min(self.features + self.encoder_convs + self.decoder_convs + (self.input_channels,)) < 1:
-            raise ValueError("features, convolutions and channels must be positive")
-        if max(self.features + self.encoder_convs + self.decoder_convs) > 1 << 16 or levels > 16:
-            raise ValueError("no network has so many features, convolutions or levels")
-        if any(size < 1 or size % 2 == 0 for kernel in self.kernels for size in kernel):
+        if any(size % 2 == 0 for kernel in self.kernels for size in kernel):
             raise ValueError("kernel sizes must be odd")
-        if any(step not in (1, 2) for stride in self.strides for step in stride):
-            raise ValueError("strides must be 1 or 2")
 
     @property
     def divisor_zyx(self) -> IntTriple:
@@ -179,29 +200,29 @@ class StagePlan:
     """
 
     stage: Stage
-    spacing_zyx_mm: FloatTriple
-    patch_zyx: IntTriple
-    batch_size: int
+    spacing_zyx_mm: tuple[PlannedSpacingMm, PlannedSpacingMm, PlannedSpacingMm]
+    patch_zyx: tuple[PatchEdge, PatchEdge, PatchEdge]
+    batch_size: BatchSize
     region: Literal["body", "organs"]
-    margin_mm: float
+    margin_mm: MarginMm
     resampling: Literal["linear", "cubic"]
     intensities: tuple[IntensityPlan, ...]
     network: NetworkPlan
     reasons: dict[str, str]
 
     def __post_init__(self) -> None:
-        if any(not spacing > 0 for spacing in self.spacing_zyx_mm):
-            raise ValueError("spacing_zyx_mm must be positive")
-        if self.batch_size < 1:
-            raise ValueError("batch_size must be at least 1")
-        if not 0 <= self.margin_mm <= 500:
-            raise ValueError("margin_mm must be between 0 and 500")
+        check_ranges(self)
         for size, divisor in zip(self.patch_zyx, self.network.divisor_zyx, strict=True):
-            if size < 1 or size % divisor:
+            if size % divisor:
                 raise ValueError(
                     f"patch_zyx {list(self.patch_zyx)} must be divisible by {list(self.network.divisor_zyx)}, "
                     "the product of the network's strides"
                 )
+        if self.patch_zyx == self.network.divisor_zyx:
+            raise ValueError(
+                f"patch_zyx {list(self.patch_zyx)} is a single voxel on the network's last level: it must be larger, "
+                "or the network have fewer strides of 2"
+            )
         if len(self.intensities) != self.network.input_channels:
             raise ValueError("intensities needs one entry per input channel of the network")
         if self.stage is Stage.COARSE and self.region != "body":
@@ -233,13 +254,14 @@ class Plans:
     labels: LabelSet
     fingerprint_hash: str
     preset: Literal["small", "base", "large"]
-    memory_gib: float
+    memory_gib: MemoryGib
     body: Literal["ct", "foreground"]
     fine: StagePlan
     coarse: StagePlan
     reasons: dict[str, str]
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.fine.stage is not Stage.FINE or self.coarse.stage is not Stage.COARSE:
             raise ValueError("'fine' must have stage FINE and 'coarse' stage COARSE")
         for plan in (self.fine, self.coarse):

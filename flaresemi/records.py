@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import enum
-import functools
 import hashlib
 import json
 import math
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from flaresemi.errors import FlaresemiError, PlanError, shown
 from flaresemi.files import write_text
+from flaresemi.ranges import Range, type_hints
 
 Record = typing.TypeVar("Record")
 
@@ -38,8 +38,9 @@ def from_plain(
 ) -> Record:
     """Builds a record of type `cls` from parsed JSON.
 
-    Every key must be known and every field without a default present; types are checked, and an int is accepted
-    where a float is declared. A field `schema_version` must have the value that is its default.
+    Every key must be known and every field without a default present; types are checked, and the ranges that stand
+    beside them; an int is accepted where a float is declared. A field `schema_version` must have the value that is its
+    default.
 
     Args:
         cls: The dataclass to build.
@@ -49,8 +50,8 @@ def from_plain(
         at: Path inside the file, for nested records.
 
     Raises:
-        FlaresemiError: (as `error`) an unknown or missing key, or a value of another type; it names the closest
-            valid key.
+        FlaresemiError: (as `error`) an unknown or missing key, or a value of another type or out of its range; it
+            names the closest valid key.
     """
     return _convert(cls, value, at, _Complaint(source, error))  # type: ignore[return-value]
 
@@ -129,6 +130,8 @@ class _Complaint:
 def _convert(cls: object, value: object, at: str, complain: _Complaint) -> object:
     origin = typing.get_origin(cls)
     arguments = typing.get_args(cls)
+    if origin is typing.Annotated:
+        return _convert_number(arguments, value, at, complain)
     if dataclasses.is_dataclass(cls):
         return _convert_dataclass(cls, value, at, complain)  # type: ignore[arg-type]
     if origin in (typing.Union, types.UnionType):
@@ -167,7 +170,7 @@ def _convert_dataclass(cls: type, value: object, at: str, complain: _Complaint) 
     ]
     if missing:
         raise complain(f"missing key {_name(f'{at}.{missing[0]}')}")
-    hints = _type_hints(cls)
+    hints = type_hints(cls)
     converted = {key: _convert(hints[key], item, f"{at}.{key}", complain) for key, item in value.items()}
     try:
         return cls(**converted)
@@ -187,12 +190,6 @@ def _refuse_other_version(value: dict[str, object], fields: dict[str, dataclasse
     else:
         fix = "it was written by an older flaresemi: go on with that one, or move the file away and make it anew"
     raise complain(f"schema_version {_shown(found)} is not known, this flaresemi reads {known}", fix)
-
-
-@functools.cache
-def _type_hints(cls: type) -> dict[str, object]:
-    # Resolving annotations takes a hundred times as long as using them.
-    return typing.get_type_hints(cls)
 
 
 def _convert_union(options: tuple, value: object, at: str, complain: _Complaint) -> object:
@@ -233,6 +230,15 @@ def _convert_scalar(cls: object, value: object, at: str, complain: _Complaint) -
             raise complain(f"{_name(at)} must be a finite number, found {_shown(value)}")
         return value
     raise TypeError(f"records cannot hold {cls!r}")
+
+
+def _convert_number(arguments: tuple, value: object, at: str, complain: _Complaint) -> object:
+    kind, *notes = arguments
+    number = _convert(kind, value, at, complain)
+    for known in notes:
+        if isinstance(known, Range) and number not in known:  # type: ignore[operator]
+            raise complain(f"{_name(at)} must be {known}, found {_shown(value)}")
+    return number
 
 
 def _name(at: str) -> str:

@@ -3,14 +3,17 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from flaresemi.errors import SelectionError, shown
+from flaresemi.ranges import Few, Range, Share, VolumeMl, check_ranges
 from flaresemi.tables import read_table, write_table
 
 SCHEMA_VERSION = 1
 
 Rule = Literal["case", "organ"]
+
+Threshold = Annotated[float, Range(0, 1e6)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +30,11 @@ class OrganScore:
         touched_faces: Faces of the region, with image behind them, that the mask reaches.
     """
 
-    agreement: float | None
-    predicted_dice: float | None = None
-    volume_ml: float
-    entropy: float | None
-    touched_faces: int = 0
+    agreement: Share | None
+    predicted_dice: Share | None = None
+    volume_ml: VolumeMl
+    entropy: Annotated[float, Range(-0.001, 1.001)] | None  # rounding
+    touched_faces: Annotated[int, Range(0, 6)] = 0
 
     @property
     def is_absent(self) -> bool:
@@ -56,7 +59,7 @@ class CaseScore:
     """
 
     case_id: str
-    score: float
+    score: Share
     organs: dict[str, OrganScore]
     flags: tuple[str, ...] = ()
     made_with: tuple[str, ...] = ()
@@ -73,10 +76,10 @@ class SelectedCase:
     """
 
     case_id: str
-    score: float
+    score: Share
     supervised: tuple[str, ...]
     rejected: dict[str, str]
-    weight: float = 1.0
+    weight: Annotated[float, Range(0, 100)] = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +98,14 @@ class Selection:
     """
 
     schema_version: int = SCHEMA_VERSION
-    round: int
+    round: Few
     fold: str
     rule: Rule
-    thresholds: dict[str, float]
+    thresholds: dict[str, Threshold]
     selected: tuple[SelectedCase, ...]
     rejected: dict[str, str]
     notes: tuple[str, ...] = ()
-    organ_cuts: dict[str, float] = dataclasses.field(default_factory=dict)
+    organ_cuts: dict[str, Share] = dataclasses.field(default_factory=dict)
 
 
 #: Stands beside exported label maps, and says what they are.
@@ -125,7 +128,7 @@ class ExportRecord:
 
     schema_version: int = EXPORT_SCHEMA_VERSION
     fold: str
-    round: int
+    round: Few
     made_with: tuple[str, ...]
     trained_on: tuple[str, ...]
     selection: Selection | None
@@ -177,7 +180,7 @@ def load_scores(path: Path) -> tuple[CaseScore, ...]:
 
 def _score(row: dict[str, str]) -> CaseScore:
     organs = dict.fromkeys(column.rsplit(": ", 1)[0] for column in row if ": " in column)
-    return CaseScore(
+    score = CaseScore(
         case_id=row["case_id"],
         score=_finite(row["score"]),
         organs={
@@ -193,6 +196,9 @@ def _score(row: dict[str, str]) -> CaseScore:
         flags=tuple(row["flags"].split("; ")) if row["flags"] else (),
         made_with=tuple(row["made_with"].split()),
     )
+    for judged in (score, *score.organs.values()):
+        check_ranges(judged)
+    return score
 
 
 def _cell(value: float | None) -> str:

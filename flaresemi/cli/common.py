@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from flaresemi import __version__
+from flaresemi.cli.numbers import field_type
 from flaresemi.cli.output import ReaderLeft, require_printed, unfailing_output
 from flaresemi.errors import ConfigError, FlaresemiError, shown, visible
 from flaresemi.log_lines import LineFormatter
@@ -35,6 +36,7 @@ _DURATION = re.compile(rf"(?:(?P<hours>{_NUMBER})h)?(?:(?P<minutes>{_NUMBER})m)?
 
 #: Unicode's categories of control characters, of bytes that are no text, and of line ends.
 _NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
+_LONGEST_SECONDS = 1e8  # three years
 
 _FOLDER_HINT = "or name another folder (--help lists the options); what is finished is kept: the same command goes on"
 _DISK_TROUBLE = {
@@ -141,8 +143,12 @@ def add_field_option(
     """A flag for a field of a record, `defaults`; it stands in the options only if it was given."""
     value = getattr(defaults, name)
     group.add_argument(
-        flag_of(name), type=type(value), choices=choices, default=argparse.SUPPRESS, help=f"{text} [{value}]"
-    )
+        flag_of(name),
+        type=field_type(type(defaults), name),
+        choices=choices,
+        default=argparse.SUPPRESS,
+        help=f"{text} [{value}]",
+    )  # fmt: skip
 
 
 def flag_of(name: str) -> str:
@@ -162,16 +168,12 @@ def duration(text: str) -> float:
     """The seconds of `30m`, `2h`, `1h30m` or `45s`; a type for argparse."""
     match = _DURATION.fullmatch(text)
     if not text or match is None or not any(match.groups()):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a duration; write 30m, 2h, 1h30m or 45s")
+        raise argparse.ArgumentTypeError(f"'{shown(text, 40)}' is not a duration; write 30m, 2h, 1h30m or 45s")
     hours, minutes, seconds = (float(part or 0) for part in match.group("hours", "minutes", "seconds"))
-    return 3600 * hours + 60 * minutes + seconds
-
-
-def count(text: str) -> int:
-    """A whole number of at least 1; a type for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, found '{text}'")
-    return int(text)
+    total = 3600 * hours + 60 * minutes + seconds
+    if not 0 < total <= _LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"'{shown(text, 40)}' is no time that a command could take")
+    return total
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

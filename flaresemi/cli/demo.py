@@ -11,10 +11,12 @@ from typing import Literal
 
 from flaresemi.cli import evaluate, plan_and_preprocess, predict, semi_round, train
 from flaresemi.cli.common import EXIT_OK, StrictParser, print_next, run
+from flaresemi.cli.numbers import count, number
 from flaresemi.dataset import LAYOUTS
 from flaresemi.errors import ConfigError
 from flaresemi.geometry import IntTriple
 from flaresemi.phantom.dataset import SIZES, TEST_LABELS, write_phantom_dataset
+from flaresemi.ranges import Few, Seed
 from flaresemi.records import load_record, save_record
 from flaresemi.workspace import Workspace
 
@@ -38,11 +40,11 @@ class DemoRecord:
 
     schema_version: int = 1
     layout: Literal["flaresemi", "nnU-Net"]
-    labeled: int
-    unlabeled: int
-    test: int
+    labeled: Few
+    unlabeled: Few
+    test: Few
     size: str
-    seed: int
+    seed: Seed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -188,15 +190,15 @@ def _parser() -> StrictParser:
     add("-o", "--output", type=Path, default=Path("demo"), metavar="FOLDER", help="folder for everything [demo]")
     add("--only-data", action="store_true", help="make the dataset and stop")
     add("--layout", choices=tuple(TEST_LABELS), default="flaresemi", help="names of the dataset's folders [flaresemi]")
-    add("--labeled", type=_count, default=12, metavar="N", help="labeled cases [12]")
-    add("--unlabeled", type=_count, default=8, metavar="N", help="unlabeled cases; 0: no self-training [8]")
-    add("--test", type=_count, default=4, metavar="N", help="test cases [4]")
+    add("--labeled", type=number(Few), default=12, metavar="N", help="labeled cases [12]")
+    add("--unlabeled", type=number(Few), default=8, metavar="N", help="unlabeled cases; 0: no self-training [8]")
+    add("--test", type=number(Few), default=4, metavar="N", help="test cases [4]")
     add("--size", type=_checked_size, default="demo", help=f"{', '.join(SIZES)}, or voxels as 72x112x112 [demo]")
-    add("--seed", type=int, default=0, help="of the synthetic patients [0]")
+    add("--seed", type=number(Seed), default=0, help="of the synthetic patients [0]")
     add("--coarse-time", default=_COARSE_TIME, metavar="TIME", help=f"training time of COARSE [{_COARSE_TIME}]")
     add("--fine-time", default=_FINE_TIME, metavar="TIME", help=f"training time of FINE [{_FINE_TIME}]")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    add("--workers", type=_count, metavar="N", help="processes for data and preprocessing [one per core]")
+    add("--workers", type=count, metavar="N", help="processes for data and preprocessing [one per core]")
     return parser
 
 
@@ -214,12 +216,6 @@ def _size(text: str) -> str | IntTriple:
         raise argparse.ArgumentTypeError(f"'{text}' is not a size; write {', '.join(SIZES)} or 72x112x112")
     z, y, x = (int(number) for number in numbers)
     return z, y, x
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 from flaresemi import flare22
 from flaresemi.case_names import case_file
 from flaresemi.cli.common import StrictParser, print_next, run
+from flaresemi.cli.numbers import count
 from flaresemi.dataset import declared_labels, find_images, load_dataset
 from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.evaluation.folders import GRID_TOLERANCE, CasePair, CaseScores, match_cases
@@ -64,10 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--allow-missing", action="store_true", help="score what is there when predictions are missing")
     parser.add_argument(
-        "--workers", type=_positive, metavar="N", help="processes (default: as cores, memory and the work suggest)"
+        "--workers",
+        type=count,
+        metavar="N",
+        help="processes (default: as cores, memory and the work suggest)",
     )
     parser.add_argument(
-        "--overlays", type=_positive, metavar="N", help="draw the N cases with the lowest Dice, beside SUMMARY.json"
+        "--overlays",
+        type=count,
+        metavar="N",
+        help="draw the N cases with the lowest Dice, beside SUMMARY.json",
     )
     parser.add_argument(
         "--images", type=Path, metavar="FOLDER", help="images for the overlays (default: those of DATASET)"
@@ -189,12 +196,6 @@ def _draw(
 def _mean_dice(case: CaseScores) -> float | None:
     values = [score.dice for score in case.organs.values() if score.dice is not None]
     return float(np.mean(values)) if values else None
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
-    return int(text)
 
 
 if __name__ == "__main__":

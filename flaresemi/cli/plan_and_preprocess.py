@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import math
 import shutil
 import statistics
 import sys
@@ -12,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from flaresemi.cli.common import StrictParser, add_dataset_options, dataset_words, open_workspace, print_next, run
+from flaresemi.cli.numbers import count, number
 from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError, one_line
@@ -27,7 +27,8 @@ from flaresemi.planning.inspection import inspect_dataset
 from flaresemi.planning.planner import make_plans
 from flaresemi.planning.preparation import Task, pending, prepare_dataset, write_lists
 from flaresemi.planning.splits import DEFAULT_FOLDS, DEFAULT_SEED, Splits, load_or_make_splits, make_splits
-from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
+from flaresemi.plans import DatasetFingerprint, MemoryGib, Plans, Stage, load_fingerprint, load_plans
+from flaresemi.ranges import Seed
 from flaresemi.records import dumps, record_hash, save_record
 from flaresemi.workspace import Workspace
 
@@ -137,7 +138,13 @@ def _plans(options: argparse.Namespace, fingerprint: DatasetFingerprint, workspa
             logger.warning("%s is obeyed as it is; %s takes effect with --replan", workspace.plans, ", ".join(asked))
         return plans
     preset, why = _preset(options.preset)
-    plans = make_plans(fingerprint, preset=preset, memory_gib=options.gpu_memory_gib, stages=options.stages)  # type: ignore[arg-type]
+    try:
+        plans = make_plans(fingerprint, preset=preset, memory_gib=options.gpu_memory_gib, stages=options.stages)  # type: ignore[arg-type]
+    except ValueError as problem:
+        raise PlanError(
+            f"no plans can be made for this dataset: {problem}", where=options.dataset,
+            fix="see that the spacings in the headers of the labeled images are in mm",
+        ) from None  # fmt: skip
     plans = dataclasses.replace(plans, reasons={**plans.reasons, "preset": f"{why}; {plans.reasons['preset']}"})
     if workspace.plans.exists() and workspace.plans.read_bytes() != dumps(plans).encode():
         copy_file(workspace.plans, workspace.replaced_plans)
@@ -335,22 +342,6 @@ def _quiet_readers() -> Iterator[None]:
         readers.setLevel(before)
 
 
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not (number > 0 and math.isfinite(number)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
-    return number
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 1 or more")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = StrictParser(
         "flaresemi_plan_and_preprocess",
@@ -363,7 +354,7 @@ def _parser() -> argparse.ArgumentParser:
         help="network family; auto: base where a CUDA GPU is visible, else small",
     )  # fmt: skip
     plan.add_argument(
-        "--gpu-memory-gib", type=_positive, default=None, metavar="G", help="memory for training [the preset's]"
+        "--gpu-memory-gib", type=number(MemoryGib), default=None, metavar="G", help="memory for training [the preset's]"
     )
     plan.add_argument(
         "--stages", choices=["auto", "one", "two"], default="auto",
@@ -374,8 +365,8 @@ def _parser() -> argparse.ArgumentParser:
     present.add_argument(
         "--keep-plans", action="store_true", help="obey the plans although the labeled cases have changed"
     )
-    plan.add_argument("--folds", type=_count, default=None, metavar="N", help=f"for cross-validation [{DEFAULT_FOLDS}]")
-    plan.add_argument("--seed", type=int, default=None, help=f"of the folds [{DEFAULT_SEED}]")
+    plan.add_argument("--folds", type=count, default=None, metavar="N", help=f"for cross-validation [{DEFAULT_FOLDS}]")
+    plan.add_argument("--seed", type=number(Seed), default=None, help=f"of the folds [{DEFAULT_SEED}]")
     bad = parser.add_argument_group("bad cases", "what is decided is kept in the workspace and holds for all commands")
     bad.add_argument("--skip-bad-cases", action="store_true", help="leave out cases that cannot be used")
     bad.add_argument(
@@ -387,7 +378,11 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--plan-only", action="store_true", help="stop after the plans and the estimate")
     work.add_argument("--with-test", action="store_true", help="prepare the test cases too")
     work.add_argument(
-        "--workers", type=_count, default=None, metavar="N", help="processes [one per core, as far as memory allows]"
+        "--workers",
+        type=count,
+        default=None,
+        metavar="N",
+        help="processes [one per core, as far as memory allows]",
     )
     return parser
 

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from flaresemi.cli.common import (
     StrictParser,
     add_dataset_options,
     add_model_options,
-    count,
     model_folder_of,
     print_next,
     run,
 )
 from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting
+from flaresemi.cli.numbers import count, number
 from flaresemi.cli.prediction_files import Efficiency, refuse_foreign_tables, remaining_jobs, update_reliability
 from flaresemi.compute.device import limit_threads
 from flaresemi.compute.metering import Meter, StepClock
@@ -40,6 +40,7 @@ from flaresemi.inference.prediction_records import write_prediction
 from flaresemi.inference.segmentation import Segmentation
 from flaresemi.io.images import Image
 from flaresemi.pseudolabels.reliability import Reliability, told
+from flaresemi.ranges import Range
 from flaresemi.records import save_record
 from flaresemi.selection import CaseScore
 
@@ -82,7 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         "--measure", action="store_true",
         help="also write time, processor use and memory of every case, sampled every 0.1 s, to efficiency/CASE.json",
     )  # fmt: skip
-    parser.add_argument("--step", type=_step, default=0.5, help="distance of windows, share of a window (default: 0.5)")
+    parser.add_argument(
+        "--step",
+        type=number(Annotated[float, Range(0.01, 1)]),
+        default=0.5,
+        help="distance of windows, share of a window (default: 0.5)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
     parser.add_argument(
@@ -263,13 +269,3 @@ def _summary(failures: Sequence[tuple[Case, FlaresemiError]], total: int) -> Fla
         where="\n       ".join(shown),
         fix="mend or remove these files, then start again with --continue",
     )
-
-
-def _step(text: str) -> float:
-    try:
-        step = float(text)
-    except ValueError:
-        step = 0.0
-    if not 0 < step <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1, found '{text}'")
-    return step

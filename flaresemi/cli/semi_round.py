@@ -21,6 +21,7 @@ from flaresemi.cli.common import (
     run,
 )
 from flaresemi.cli.mixing_options import add_mixing_options, given_mixing
+from flaresemi.cli.numbers import count
 from flaresemi.cli.output import require_printed
 from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.device import limit_threads
@@ -302,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_actions(what: argparse._ArgumentGroup) -> None:
     what.add_argument("--until-converged", action="store_true", help="go on, round after round, by the stop rule")
-    what.add_argument("--rounds", type=int, metavar="N", help="go on until N rounds are complete")
+    what.add_argument("--rounds", type=count, metavar="N", help="go on until N rounds are complete")
     what.add_argument(
         "--final", action="store_true",
         help="train the models that are kept, on all labels and the best models' pseudo-labels "

@@ -1,13 +1,13 @@
 """The options of flaresemi_train."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from flaresemi.cli.common import StrictParser, add_dataset_options, add_time_limit_option, count, duration
+from flaresemi.cli.common import StrictParser, add_dataset_options, add_time_limit_option, duration
 from flaresemi.cli.mixing_options import add_mixing_options
+from flaresemi.cli.numbers import count, field_type, number
 from flaresemi.plans import Stage
+from flaresemi.ranges import Few
 from flaresemi.records import closest
 from flaresemi.training.config import TrainingConfig
 
@@ -25,9 +25,9 @@ def training_parser() -> argparse.ArgumentParser:
     former.add_argument("--continue", dest="resume", action="store_true", help="go on with the training in this folder")
     former.add_argument("--restart", action="store_true", help="discard the training in this folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="train on N GPUs of this machine")
+    parser.add_argument("--gpus", type=count, default=1, metavar="N", help="train on N GPUs of this machine")
     parser.add_argument(
-        "--max-restarts", type=int, default=0, metavar="K",
+        "--max-restarts", type=number(Few), default=0, metavar="K",
         help="go on by itself, up to K times, after a process has died [0]",
     )  # fmt: skip
     add_time_limit_option(parser)
@@ -55,62 +55,62 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     default = TrainingConfig()
     chosen = parser.add_argument_group("training", "what is not given has the default in brackets")
 
-    def add(flag: str, kind: Callable[[str], Any], text: str, field: str | None = None, **settings: object) -> None:
-        name = field or flag.removeprefix("--").replace("-", "_")
+    def add(flag: str, text: str, **settings: object) -> None:
+        name = flag.removeprefix("--").replace("-", "_")
         shown = getattr(default, name)
         note = "" if shown is None else f" [{shown}]"
         chosen.add_argument(
             flag,
             dest=name,
-            type=kind,
+            type=field_type(TrainingConfig, name),
             default=argparse.SUPPRESS,
             help=text + note,
             **settings,  # type: ignore[arg-type]
         )
 
     length = chosen.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, default=argparse.SUPPRESS, help="length in epochs")
     length.add_argument(
-        "--iterations",
-        type=int,
-        default=argparse.SUPPRESS,
-        help="length in optimizer steps [250000 without any length]",
+        "--epochs", type=field_type(TrainingConfig, "epochs"), default=argparse.SUPPRESS, help="length in epochs"
     )
+    length.add_argument(
+        "--iterations", type=field_type(TrainingConfig, "iterations"), default=argparse.SUPPRESS,
+        help="length in optimizer steps [250000 without any length]",
+    )  # fmt: skip
     length.add_argument(
         "--time-budget", dest="time_budget_seconds", type=duration, default=argparse.SUPPRESS, metavar="30m",
         help="length in time: some steps are timed, then the number of steps is fixed",
     )  # fmt: skip
-    add("--iterations-per-epoch", int, "steps that count as an epoch [250; fewer in a short training]")
-    add("--batch-size", int, "patches per step over all GPUs [the plan's]")
-    add("--optimizer", str, "auto: adamw below 50000 iterations, else sgd", choices=["auto", "sgd", "adamw"])
-    add("--learning-rate", float, "peak [0.01 for sgd; for adamw 0.064 / features of the first level, 0.004 for 16]")
-    add("--weight-decay", float, "[3e-5 for sgd, 0.01 for adamw]")
-    add("--warmup-iterations", int, "linear rise at the start [none for sgd; a twentieth, at most 200, for adamw]")
-    add("--gradient-clip", float, "largest gradient norm")
-    add("--ema-decay", float, "averaging of the weights that are validated and saved; 0: off")
+    add("--iterations-per-epoch", "steps that count as an epoch [250; fewer in a short training]")
+    add("--batch-size", "patches per step over all GPUs [the plan's]")
+    add("--optimizer", "auto: adamw below 50000 iterations, else sgd", choices=["auto", "sgd", "adamw"])
+    add("--learning-rate", "peak [0.01 for sgd; for adamw 0.064 / features of the first level, 0.004 for 16]")
+    add("--weight-decay", "[3e-5 for sgd, 0.01 for adamw]")
+    add("--warmup-iterations", "linear rise at the start [none for sgd; a twentieth, at most 200, for adamw]")
+    add("--gradient-clip", "largest gradient norm")
+    add("--ema-decay", "averaging of the weights that are validated and saved; 0: off")
     chosen.add_argument(
         "--deep-supervision", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
         help="losses on the lower decoder levels too [on]",
     )  # fmt: skip
-    add("--foreground-share", float, "share of patches that are centered on an organ")
-    add("--region-jitter-mm", float, "jitter of the faces of the organs' box (two stages)")
-    add("--outside-share", float, "share of patches from anywhere in the body (two stages)")
-    add("--augmentation", str, "strength", choices=["none", "standard", "strong"])
+    add("--foreground-share", "share of patches that are centered on an organ")
+    add("--region-jitter-mm", "jitter of the faces of the organs' box (two stages)")
+    add("--outside-share", "share of patches from anywhere in the body (two stages)")
+    add("--augmentation", "strength", choices=["none", "standard", "strong"])
     chosen.add_argument(
         "--mirror-axes", type=_axes, default=argparse.SUPPRESS, metavar="x|zyx|none",
         help="axes that are flipped; x swaps left and right organs [x]",
     )  # fmt: skip
-    add("--validations", int, "cheap validations during the training")
-    add("--validation-cases", int, "cases they look at; 0: all")
-    add("--checkpoint-minutes", float, "time between two saves of the whole state")
-    add("--precision", str, "mixed precision", choices=["auto", "fp32", "bf16", "fp16"])
-    add("--loader-workers", int, "processes that prepare patches; 0: none [1 on a CPU, up to 12 for a GPU]")
+    add("--validations", "cheap validations during the training")
+    add("--validation-cases", "cases they look at; 0: all")
+    add("--checkpoint-minutes", "time between two saves of the whole state")
+    add("--precision", "mixed precision", choices=["auto", "fp32", "bf16", "fp16"])
+    add("--loader-workers", "processes that prepare patches; 0: none [1 on a CPU, up to 12 for a GPU]")
     chosen.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
         help="run the network through torch.compile, where that works here [off]",
     )  # fmt: skip
-    add("--init-from", str, "checkpoint to take the first weights from", metavar="CHECKPOINT")
-    add("--seed", int, "of everything random")
+    add("--init-from", "checkpoint to take the first weights from", metavar="CHECKPOINT")
+    add("--seed", "of everything random")
 
 
 def _fold(text: str) -> str:

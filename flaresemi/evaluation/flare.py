@@ -13,6 +13,7 @@ from flaresemi.evaluation.overlap import dice
 from flaresemi.evaluation.surface import surface_distances
 from flaresemi.geometry import FloatTriple
 from flaresemi.labels import Label, LabelSet
+from flaresemi.ranges import DistanceMm, Share, VolumeMl
 
 #: Below this Dice the official script does not compute the surface Dice and calls it 0. (As published for FLARE24; for
 #: FLARE23 the floor is 0.1, and the script in FLARE22's folder has none.)
@@ -34,11 +35,11 @@ class OrganScore:
         prediction_ml: Volume of the organ in the whole prediction.
     """
 
-    dice: float | None
-    nsd: float | None
-    hd95_mm: float | None
-    reference_ml: float | None
-    prediction_ml: float
+    dice: Share | None
+    nsd: Share | None
+    hd95_mm: DistanceMm | None
+    reference_ml: VolumeMl | None
+    prediction_ml: VolumeMl
 
 
 def evaluate_case(

@@ -11,6 +11,7 @@ from flaresemi.errors import DatasetError
 from flaresemi.evaluation.flare import OrganScore
 from flaresemi.evaluation.folders import CaseScores, default_tolerance_mm, match_cases, score_cases
 from flaresemi.labels import LabelSet
+from flaresemi.ranges import DistanceMm, Few, Share
 from flaresemi.records import load_record, save_record
 from flaresemi.tables import write_table
 
@@ -28,10 +29,10 @@ class Statistics:
         sd: Standard deviation of the sample (n - 1); None for a single case.
     """
 
-    count: int
-    mean: float
-    sd: float | None
-    median: float
+    count: Few
+    mean: DistanceMm
+    sd: DistanceMm | None
+    median: DistanceMm
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +51,19 @@ class OrganSummary:
     """
 
     name: str
-    tolerance_mm: float
+    tolerance_mm: DistanceMm
     z_range: bool
-    cases: int
-    present: int
+    cases: Few
+    present: Few
     dice: Statistics | None
     nsd: Statistics | None
     hd95_mm: Statistics | None
+
+    def __post_init__(self) -> None:
+        for name in ("dice", "nsd"):
+            found = getattr(self, name)
+            if found is not None and max(found.mean, found.median, found.sd or 0.0) > 1:
+                raise ValueError(f"{name} lies between 0 and 1, found {found.mean} and {found.median}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +85,11 @@ class Summary:
 
     schema_version: int = SCHEMA_VERSION
     official: bool
-    mean_dice: float | None
-    mean_nsd: float | None
-    mean_hd95_mm: float | None
-    mean_dice_present: float | None
-    mean_nsd_present: float | None
+    mean_dice: Share | None
+    mean_nsd: Share | None
+    mean_hd95_mm: DistanceMm | None
+    mean_dice_present: Share | None
+    mean_nsd_present: Share | None
     organs: tuple[OrganSummary, ...]
     missing: tuple[str, ...]
     cases: tuple[CaseScores, ...]

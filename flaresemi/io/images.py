@@ -24,6 +24,7 @@ from flaresemi.io.series import Series, find_series
 from flaresemi.io.text_headers import find_voxels
 from flaresemi.io.voxels import replace_unusable
 from flaresemi.io.writing import written_whole
+from flaresemi.ranges import Axis
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class SourceGrid:
     """
 
     geometry: Geometry
-    axes: IntTriple
+    axes: tuple[Axis, Axis, Axis]
     flips: tuple[bool, bool, bool]
 
     @property

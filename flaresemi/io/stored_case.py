@@ -2,16 +2,23 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from flaresemi.files import map_array
 from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
+from flaresemi.ranges import Count, Range
 
 SCHEMA_VERSION = 1
 
 #: Voxels kept per organ for drawing patches on it. Chosen: many more than any training draws from one case.
 MAX_CLASS_VOXELS = 10_000
+
+
+#: Index of an organ inside flaresemi, and what float16 holds.
+Organ = Annotated[int, Range(1, 2**16)]
+StoredIntensity = Annotated[float, Range(-65504, 65504)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +44,11 @@ class CaseRecord:
     preprocessing_hash: str
     grid: StageGrid
     organs_box: BoundingBox | None
-    supervised: tuple[int, ...]
-    voxels_per_label: tuple[int, ...]
+    supervised: tuple[Organ, ...]
+    voxels_per_label: tuple[Count, ...]
     has_label: bool
     source_hash: str = ""
-    channel_minima: tuple[float, ...] = ()
+    channel_minima: tuple[StoredIntensity, ...] = ()
     label_hash: str = ""
     label_source: str = ""
 

@@ -19,6 +19,7 @@ from flaresemi.files import atomic_path
 from flaresemi.labels import LabelSet
 from flaresemi.networks.cost import parameter_count
 from flaresemi.plans import StagePlan
+from flaresemi.ranges import Axis, Iterations, IterationsSoFar
 from flaresemi.records import dumps, from_plain, parse_json
 
 logger = logging.getLogger(__name__)
@@ -82,9 +83,9 @@ class _Header:
     channels: tuple[str, ...]
     labels: LabelSet
     fold: str
-    iteration: int
-    total_iterations: int
-    mirror_axes: tuple[int, ...]
+    iteration: IterationsSoFar
+    total_iterations: Iterations
+    mirror_axes: tuple[Axis, ...]
     keep_largest: tuple[str, ...]
     version: str
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from flaresemi.io.nifti import read_header
 from flaresemi.labels import count_values
 from flaresemi.planning.sources import FileStamp, file_stamp, stamps
 from flaresemi.preprocessing.cropping import BODY_HU
+from flaresemi.ranges import Count, DistanceMm, Intensity, Range
 from flaresemi.records import load_record, save_record
 
 logger = logging.getLogger(__name__)
@@ -54,11 +56,11 @@ class ChannelFacts:
         tissue_50: Median of the middle's voxels above -500, so without air in a CT; of all where hardly any are.
     """
 
-    minimum: float
-    maximum: float
-    middle_05: float
-    middle_95: float
-    tissue_50: float
+    minimum: Intensity
+    maximum: Intensity
+    middle_05: Intensity
+    middle_95: Intensity
+    tissue_50: Intensity
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +77,8 @@ class ImageFacts:
 
     source: SourceGrid
     channels: tuple[ChannelFacts, ...]
-    non_finite: int
-    disagreement_mm: float
+    non_finite: Count
+    disagreement_mm: DistanceMm
     content: str
 
     @property
@@ -96,8 +98,8 @@ class LabelFacts:
     """
 
     source: SourceGrid
-    values: tuple[int, ...]
-    counts: tuple[int, ...]
+    values: tuple[Annotated[int, Range(-(2**64), 2**64)], ...]
+    counts: tuple[Count, ...]
     content: str
 
 

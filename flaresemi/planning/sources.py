@@ -2,12 +2,14 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 from flaresemi.dataset import Case
 from flaresemi.files import content_hash
 from flaresemi.image_paths import visible_files
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import supervised_organs
+from flaresemi.ranges import Range
 from flaresemi.records import record_hash
 
 
@@ -19,8 +21,8 @@ class FileStamp:
     """
 
     name: str
-    size: int
-    mtime_ns: int
+    size: Annotated[int, Range(-1, 10**18)]
+    mtime_ns: Annotated[int, Range(-(10**30), 10**30)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,10 @@ import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 from flaresemi.errors import ConfigError, PlanError
+from flaresemi.ranges import Range
 from flaresemi.records import load_record, save_record
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class Splits:
     """
 
     schema_version: int = SCHEMA_VERSION
-    seed: int
+    seed: Annotated[int, Range(-(10**18), 10**18)]
     case_ids: tuple[str, ...]
     folds: tuple[Split, ...]
 

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
+from flaresemi.ranges import Count, Range, Share, VolumeMl
 from flaresemi.selection import CaseScore, OrganScore
 
 #: Of a calibration (in 1 it was fitted over other scores too), and of what it is learned from.
@@ -20,6 +22,9 @@ SLOPE_RIDGE, ORGAN_RIDGE = 1.0, 1.0
 
 _CLIP = 0.01
 
+LogOdds = Annotated[float, Range(-1000, 1000)]
+Slope = Annotated[float, Range(0, 1000)]
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
@@ -28,7 +33,7 @@ class Observation:
     case_id: str
     organ: str
     score: OrganScore
-    dice: float
+    dice: Share
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +62,13 @@ class Calibration:
     """
 
     schema_version: int = CALIBRATION_VERSION
-    intercept: float
-    slope: float
-    offsets: dict[str, float]
-    median_ml: dict[str, float]
-    observations: int
-    error: float
-    error_of_agreement: float
+    intercept: LogOdds
+    slope: Slope
+    offsets: dict[str, LogOdds]
+    median_ml: dict[str, VolumeMl]
+    observations: Count
+    error: Share
+    error_of_agreement: Share
 
     @property
     def is_better(self) -> bool:

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated
 
 from flaresemi.errors import SelectionError
 from flaresemi.plans import DatasetFingerprint
+from flaresemi.ranges import Range, Share, check_ranges
 from flaresemi.selection import CaseScore, OrganScore, Rule, SelectedCase, Selection
 
 
@@ -27,20 +29,16 @@ class SelectionRule:
     """
 
     rule: Rule = "organ"
-    best_share: float = 0.5
-    case_threshold: float = 0.9
-    least_share: float = 0.1
+    best_share: Share = 0.5
+    case_threshold: Share = 0.9
+    least_share: Share = 0.1
     require_complete: bool = False
-    organ_threshold: float = 0.8
-    organ_share: float = 0.5
-    volume_factor: float = 2.0
+    organ_threshold: Share = 0.8
+    organ_share: Share = 0.5
+    volume_factor: Annotated[float, Range(1, 1e6)] = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("best_share", "case_threshold", "least_share", "organ_threshold", "organ_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be within 0..1")
-        if not 1 <= self.volume_factor < math.inf:
-            raise ValueError("volume_factor must be a number of at least 1")
+        check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

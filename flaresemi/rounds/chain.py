@@ -9,6 +9,7 @@ from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.evaluation.summary import Summary, load_summary
 from flaresemi.planning.splits import ALL
 from flaresemi.plans import Stage
+from flaresemi.ranges import Few, Share
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.final import train_final
 from flaresemi.rounds.report.writing import write_report
@@ -33,8 +34,8 @@ class ChainState:
 
     schema_version: int = SCHEMA_VERSION
     folds: tuple[str, ...]
-    rounds: int
-    mean_dice: tuple[float, ...]
+    rounds: Few
+    mean_dice: tuple[Share, ...]
     verdict: Verdict | None
 
 

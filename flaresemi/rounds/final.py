@@ -8,6 +8,7 @@ from flaresemi.errors import SelectionError
 from flaresemi.files import clear_folder, write_text
 from flaresemi.io.case_store import LabelStore
 from flaresemi.plans import Stage
+from flaresemi.ranges import Few
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import inputs_hash
@@ -36,7 +37,7 @@ class FinalState:
     schema_version: int = SCHEMA_VERSION
     inputs: str
     folds: tuple[str, ...]
-    labels_of_round: int
+    labels_of_round: Few
     chains: dict[str, str]
 
 

@@ -1,13 +1,13 @@
 """What a round has done so far, from what: one JSON file, by which a killed round goes on."""
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from flaresemi.errors import SelectionError
 from flaresemi.files import content_hash
 from flaresemi.pseudolabels.selecting import SelectionRule
+from flaresemi.ranges import Few, Range, Seconds, check_ranges
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.training.mixing import Mixing
 
@@ -32,11 +32,10 @@ class RoundConfig:
     selection: SelectionRule = dataclasses.field(default_factory=SelectionRule)
     mixing: Mixing = dataclasses.field(default_factory=Mixing)
     start: Literal["scratch", "previous"] = "previous"
-    length: float = 1.0
+    length: Annotated[float, Range(0, 1000, above=True)] = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.length < math.inf:
-            raise ValueError("length must be a positive number")
+        check_ranges(self)
 
 
 #: The defaults; and the rule of FlareSemiSeg (FLARE22, doi 10.1007/978-3-031-23911-3_1) in every number, whatever
@@ -66,7 +65,7 @@ class StepState:
     """
 
     inputs: str
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     done: bool = False
 
 
@@ -80,7 +79,7 @@ class RoundState:
 
     schema_version: int = SCHEMA_VERSION
     fold: str
-    round: int
+    round: Few
     config: RoundConfig
     made_with: tuple[str, ...] = ()
     steps: dict[str, StepState]

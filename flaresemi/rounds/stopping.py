@@ -3,8 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
+
+from flaresemi.ranges import AtLeastOne, Few, Range, Share, check_ranges
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,16 +23,13 @@ class StopRule:
             plus the standard error of the fall, so that one case with a lost organ among many is not a collapse.
     """
 
-    min_delta: float = 0.0
-    patience: int = 2
-    max_rounds: int = 5
-    collapse: float = 0.10
+    min_delta: Share = 0.0
+    patience: AtLeastOne = 2
+    max_rounds: AtLeastOne = 5
+    collapse: Annotated[float, Range(0, 1, above=True)] = 0.10
 
     def __post_init__(self) -> None:
-        if self.patience < 1 or self.max_rounds < 1:
-            raise ValueError("patience and max_rounds must be at least 1")
-        if not 0 <= self.min_delta < math.inf or not 0 < self.collapse < math.inf:
-            raise ValueError("min_delta must not be negative and collapse must be positive")
+        check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Verdict:
         why: In words, with the numbers.
     """
 
-    best_round: int
+    best_round: Few
     stop: bool
     why: str
 

@@ -2,9 +2,21 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from flaresemi.errors import ConfigError
+from flaresemi.ranges import (
+    AtLeastOne,
+    Axis,
+    Few,
+    Iterations,
+    IterationsSoFar,
+    Range,
+    Seed,
+    Share,
+    ShareBelowOne,
+    check_ranges,
+)
 
 #: nnU-Net's training length (1000 epochs of 250 iterations), the default here.
 DEFAULT_ITERATIONS = 250_000
@@ -13,6 +25,8 @@ EPOCH_ITERATIONS = 250
 SHORT_TRAINING = 50_000
 
 _ADAMW_RATE_OF_ONE_FEATURE = 0.064
+
+LearningRate = Annotated[float, Range(0, 100, above=True)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,51 +69,40 @@ class TrainingConfig:
         seed: Everything random follows from it.
     """
 
-    epochs: int | None = None
-    iterations: int | None = None
-    time_budget_seconds: float | None = None
-    iterations_per_epoch: int | None = None
-    batch_size: int | None = None
+    epochs: AtLeastOne | None = None
+    iterations: Iterations | None = None
+    time_budget_seconds: Annotated[float, Range(0, 1e8, above=True)] | None = None
+    iterations_per_epoch: Iterations | None = None
+    batch_size: AtLeastOne | None = None
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    warmup_iterations: int | None = None
-    gradient_clip: float = 12.0
-    ema_decay: float = 0.999
+    learning_rate: LearningRate | None = None
+    weight_decay: Share | None = None
+    warmup_iterations: IterationsSoFar | None = None
+    gradient_clip: Annotated[float, Range(0, 1e6, above=True)] = 12.0
+    ema_decay: ShareBelowOne = 0.999
     deep_supervision: bool = True
-    foreground_share: float = 0.5
-    region_jitter_mm: float = 10.0
-    outside_share: float = 0.1
+    foreground_share: Share = 0.5
+    region_jitter_mm: Annotated[float, Range(0, 500)] = 10.0
+    outside_share: Share = 0.1
     augmentation: Literal["none", "standard", "strong"] = "standard"
-    mirror_axes: tuple[int, ...] = (2,)
-    validations: int = 10
-    validation_cases: int = 8
-    snapshot_percents: tuple[int, ...] = (36, 66, 100)
-    checkpoint_minutes: float = 10.0
+    mirror_axes: tuple[Axis, ...] = (2,)
+    validations: Few = 10
+    validation_cases: Few = 8
+    snapshot_percents: tuple[Annotated[int, Range(1, 100)], ...] = (36, 66, 100)
+    checkpoint_minutes: Annotated[float, Range(0, 1e6)] = 10.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    loader_workers: int | None = None
+    loader_workers: Annotated[int, Range(0, 1024)] | None = None
     compile: bool = False
     init_from: str | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         lengths = [self.epochs, self.iterations, self.time_budget_seconds]
         if sum(length is not None for length in lengths) > 1:
             raise ValueError("choose one of epochs, iterations and time_budget_seconds")
-        if any(length is not None and length <= 0 for length in lengths):
-            raise ValueError("the training length must be positive")
-        if any(number is not None and number < 1 for number in (self.iterations_per_epoch, self.batch_size)):
-            raise ValueError("iterations_per_epoch and batch_size must be at least 1")
-        if not (0 <= self.foreground_share <= 1 and 0 <= self.outside_share <= 1):
-            raise ValueError("foreground_share and outside_share must be within 0..1")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError("ema_decay must be within 0..1 (1 excluded)")
-        if not set(self.mirror_axes) <= {0, 1, 2}:
-            raise ValueError("mirror_axes may name 0 (z), 1 (y) and 2 (x)")
-        if not self.gradient_clip > 0:
-            raise ValueError("gradient_clip must be positive")
-        if 100 not in self.snapshot_percents or not all(0 < percent <= 100 for percent in self.snapshot_percents):
-            raise ValueError("snapshot_percents must lie in 1..100 and include 100")
+        if 100 not in self.snapshot_percents:
+            raise ValueError("snapshot_percents must include 100")
 
     @property
     def fixed_iterations(self) -> int | None:
@@ -115,12 +118,12 @@ class TrainingConfig:
 class Recipe:
     """A config with everything `auto` resolved for a known number of iterations."""
 
-    total_iterations: int
-    iterations_per_epoch: int
+    total_iterations: Iterations
+    iterations_per_epoch: Iterations
     optimizer: Literal["sgd", "adamw"]
-    learning_rate: float
-    weight_decay: float
-    warmup_iterations: int
+    learning_rate: LearningRate
+    weight_decay: Share
+    warmup_iterations: IterationsSoFar
 
     def epoch_of(self, iteration: int) -> int:
         """Number of the epoch, from 1, that ends with this iteration or holds it."""

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from flaresemi.ranges import OpenShare, Share, ShareBelowOne, check_ranges
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mixing:
@@ -18,15 +20,10 @@ class Mixing:
         ValueError: a share is out of its range.
     """
 
-    pseudo_share: float = 0.5
+    pseudo_share: OpenShare = 0.5
     pseudo_augmentation: Literal["none", "standard", "strong"] = "strong"
-    paste_share: float = 0.5
-    fine_tune: float = 0.0
+    paste_share: Share = 0.5
+    fine_tune: ShareBelowOne = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.pseudo_share < 1:
-            raise ValueError("pseudo_share must lie between 0 and 1")
-        if not 0 <= self.paste_share <= 1:
-            raise ValueError("paste_share must be within 0..1")
-        if not 0 <= self.fine_tune < 1:
-            raise ValueError("fine_tune must be within 0..1 (1 excluded)")
+        check_ranges(self)

@@ -12,6 +12,7 @@ from typing import Any
 from flaresemi import __version__
 from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.ranges import AtLeastOne
 from flaresemi.records import from_plain, load_json, load_record, parse_json
 from flaresemi.training.config import Recipe, TrainingConfig
 from flaresemi.training.resuming import load_state
@@ -52,7 +53,7 @@ class RunRecord:
     training_cases: tuple[str, ...]
     validation_cases: tuple[str, ...]
     device: str
-    processes: int
+    processes: AtLeastOne
     precision: str
     versions: dict[str, str]
     git_revision: str | None

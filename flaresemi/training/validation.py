@@ -27,6 +27,7 @@ from flaresemi.labels import LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flaresemi.planning.cases import read_case
 from flaresemi.plans import Stage
+from flaresemi.ranges import Share, ShareChange
 from flaresemi.records import load_json, load_record, save_record
 from flaresemi.training.task import TrainingTask
 from flaresemi.workspace import ModelFolder
@@ -46,8 +47,8 @@ class CaseResult:
         recall: Per organ that is there, the share of its voxels inside the region that COARSE finds; None for FINE.
     """
 
-    largest_component_gain: dict[str, float]
-    recall: dict[str, float] | None = None
+    largest_component_gain: dict[str, ShareChange]
+    recall: dict[str, Share] | None = None
 
 
 def validate(

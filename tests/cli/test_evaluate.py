@@ -164,7 +164,7 @@ def test_one_file_against_one_file(folder):
         (["--plans", "nowhere.json"], "nowhere.json"),
         (["-m", "nowhere"], "nowhere"),
         (["--overlay", "3"], "did you mean '--overlays'"),
-        (["--overlays", "0"], "positive"),
+        (["--overlays", "0"], "at least 1"),
         (["--overlays", "2"], "--images"),
         (["--plans", "a.json", "-d", "."], "not allowed"),
     ],

@@ -232,9 +232,9 @@ class TestBadInput:
         ("words", "expected"),
         [
             (["--preset", "tiny"], "--preset"),
-            (["--gpu-memory-gib", "0"], "'0' is not a positive number"),
-            (["--gpu-memory-gib", "nan"], "not a positive number"),
-            (["--workers", "0"], "'0' is not a number of 1 or more"),
+            (["--gpu-memory-gib", "0"], "must be a number, above 0 and at most 100000: found '0'"),
+            (["--gpu-memory-gib", "nan"], "must be a number, above 0"),
+            (["--workers", "0"], "must be a whole number, at least 1 and at most 1000000: found '0'"),
             (["--replan", "--keep-plans"], "not allowed with"),
             (["--fix-geometri"], "did you mean '--fix-geometry'"),
             (["--folds", "1"], "at least 2 folds"),

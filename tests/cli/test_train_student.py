@@ -90,8 +90,11 @@ def test_a_student_goes_on_as_it_began(
     ("words", "complaint"),
     [
         (["--pseudo-share", "0.3"], "--pseudo-share would do nothing without --pseudo-labels"),
-        (["--pseudo-labels", "TEACHER", "--pseudo-share", "1"], "must lie between 0 and 1"),
-        (["--pseudo-labels", "TEACHER", "--paste-share", "1.5"], "paste_share must be within 0..1"),
+        (["--pseudo-labels", "TEACHER", "--pseudo-share", "1"], "must be a number, above 0 and below 1"),
+        (
+            ["--pseudo-labels", "TEACHER", "--paste-share", "1.5"],
+            "--paste-share: must be a number, at least 0 and at most 1",
+        ),
         (["--pseudo-labels", "nowhere"], "folder not found"),
         (["--pseudo-label", "TEACHER"], "did you mean '--pseudo-labels'"),
     ],

@@ -46,6 +46,7 @@ from flaresemi.planning.splits import Splits
 from flaresemi.plans import DatasetFingerprint, Plans, StagePlan
 from flaresemi.pseudolabels.calibration import Calibration, Observations
 from flaresemi.pseudolabels.exporting import ExportRecord
+from flaresemi.ranges import range_of, type_hints
 from flaresemi.records import dumps, load_record, save_record
 from flaresemi.rounds.chain import ChainState
 from flaresemi.rounds.final import FinalState
@@ -333,9 +334,15 @@ def example(rng: random.Random, cls: object) -> object:
     """A value in plain JSON that fits the types of a record (what it checks besides may refuse it)."""
     origin, arguments = typing.get_origin(cls), typing.get_args(cls)
     if dataclasses.is_dataclass(cls):
-        hints = typing.get_type_hints(cls)
+        hints = type_hints(cls)
         return {field.name: field.default if field.name == "schema_version" else example(rng, hints[field.name])
                 for field in dataclasses.fields(cls)}  # fmt: skip
+    if origin is typing.Annotated:
+        known = range_of(cls)
+        plain = example(rng, arguments[0])
+        if known is None or plain in known:
+            return plain
+        return arguments[0](min(max(known.low, 1), known.high))
     if origin in (typing.Union, types.UnionType):
         return example(rng, rng.choice(arguments))
     if origin is tuple and arguments[1:] == (Ellipsis,):

@@ -1,9 +1,14 @@
 """Whatever stands in a JSON file, only the declared error may come of it, in a message that can be read."""
 
 import ast
+import dataclasses
+import functools
 import json
+import math
 import random
 import tempfile
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaresemi.errors import SelectionError
+from flaresemi.ranges import range_of, type_hints
 from flaresemi.records import dumps, from_plain, load_json
 from tests.trust.mutations import spoil
 from tests.trust.targets import RECORDS, example
@@ -72,6 +78,81 @@ def test_what_is_nested_deeply(depth: int, tmp_path: Path) -> None:
         with pytest.raises(SelectionError) as caught:
             from_plain(cls, load_json(path, error=SelectionError), source=path, error=SelectionError)
         assert len(str(caught.value)) < 1000
+
+
+def leaves(kind: object) -> Iterator[object]:
+    """The types of the numbers in a field."""
+    if typing.get_origin(kind) is typing.Annotated or kind in (int, float):
+        yield kind
+    else:
+        for inner in typing.get_args(kind):
+            yield from leaves(inner)
+
+
+def records(cls: object, seen: dict[type, None]) -> dict[type, None]:
+    """A record's class and those of the records in it."""
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls not in seen:
+        seen[cls] = None
+        for kind in type_hints(cls).values():
+            records(kind, seen)
+    for inner in typing.get_args(cls):
+        records(inner, seen)
+    return seen
+
+
+ALL_RECORDS = list(functools.reduce(lambda seen, cls: records(cls, seen), RECORDS, {}))
+NUMBERS = [
+    (cls, name, leaf)
+    for cls in ALL_RECORDS
+    for name, kind in type_hints(cls).items()
+    for leaf in dict.fromkeys(leaves(kind))
+    if name != "schema_version"  # compared with the one that is known
+]
+
+#: Numbers that may be negative, and why.
+MAY_BE_NEGATIVE = {
+    "an intensity": {
+        "percentile_00_5", "percentile_05", "percentile_50", "percentile_95", "percentile_99_5", "mean", "clip_low",
+        "clip_high", "minimum", "maximum", "middle_05", "middle_95", "tissue_50", "channel_minima",
+    },
+    "a place or direction": {"origin_xyz_mm", "direction"},
+    "a user's label value": {"value", "background", "values"},
+    "a difference or the logarithm of a ratio": {"largest_component_gain", "intercept", "offsets"},
+    "-1 says that there is no such file; a clock may have been wrong": {"size", "mtime_ns"},
+    "folds were made with any seed": {"Splits.seed"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "name", "kind"), NUMBERS, ids=lambda each: getattr(each, "__name__", str(each)))
+def test_every_number_has_a_range(cls: type, name: str, kind: object) -> None:
+    """Whoever adds a number to a record says which ones make sense."""
+    known = range_of(kind)
+    assert known is not None, f"{cls.__name__}.{name}: give it a range of flaresemi/ranges.py"
+    rng = random.Random(0)
+    wild: list[object] = [math.nan, math.inf, -math.inf, 1e300, 10**400]
+    allowed = {each for names in MAY_BE_NEGATIVE.values() for each in names}
+    if not {name, f"{cls.__name__}.{name}"} & allowed:
+        wild.append(-1)
+    for number in (*wild, *((known.low,) if known.above else ()), *((known.high,) if known.below else ())):
+        if isinstance(number, float) and math.isfinite(number) and int in typing.get_args(kind):
+            number = int(number)
+        content = example(rng, cls)
+        assert isinstance(content, dict)
+        put = functools.partial(replaced, kind=type_hints(cls)[name], number=number)
+        with pytest.raises(SelectionError) as told:  # first in the file: nothing else is wrong before it
+            from_plain(cls, {name: put(content[name])} | content | {name: put(content[name])}, source="file",
+                       error=SelectionError)  # fmt: skip
+        assert name in str(told.value)
+        assert len(str(told.value)) < 1000
+
+
+def replaced(value: object, *, kind: object, number: object) -> object:
+    """The plain value of a field with all its numbers exchanged."""
+    if isinstance(value, list):
+        return [replaced(item, kind=kind, number=number) for item in value]
+    if isinstance(value, dict):
+        return {key: replaced(item, kind=kind, number=number) for key, item in value.items()}
+    return number
 
 
 def test_every_record_that_is_loaded_is_tried() -> None:
