@@ -60,6 +60,10 @@ IntensitySpread = Annotated[float, Range(0, 3.5e38)]
 LabelValue = Annotated[int, Range(1 - 2**31, 2**31 - 1)]
 Seconds = Annotated[float, Range(0, 1e10)]
 
+#: Bytes, and nanoseconds since 1970, or sums of them over a folder; -1 where there is no such file.
+FileSize = Annotated[int, Range(-1, 10**18)]
+FileTime = Annotated[int, Range(-(10**30), 10**30)]
+
 SizeTriple = tuple[Size, Size, Size]
 VoxelTriple = tuple[VoxelIndex, VoxelIndex, VoxelIndex]
 SpacingTriple = tuple[SpacingMm, SpacingMm, SpacingMm]

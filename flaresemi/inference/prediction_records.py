@@ -17,6 +17,7 @@ from flaresemi.files import atomic_path, content_hash
 from flaresemi.geometry import Geometry
 from flaresemi.image_paths import visible_files
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
+from flaresemi.ranges import FileSize, FileTime
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.selection import CaseScore
 
@@ -33,8 +34,8 @@ class ImageVersion:
     """
 
     name: str
-    size: int
-    mtime_ns: int
+    size: FileSize
+    mtime_ns: FileTime
     content: str
 
     @classmethod

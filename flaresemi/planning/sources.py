@@ -2,14 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
 from flaresemi.dataset import Case
 from flaresemi.files import content_hash
 from flaresemi.image_paths import visible_files
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import supervised_organs
-from flaresemi.ranges import Range
+from flaresemi.ranges import FileSize, FileTime
 from flaresemi.records import record_hash
 
 
@@ -21,8 +20,8 @@ class FileStamp:
     """
 
     name: str
-    size: Annotated[int, Range(-1, 10**18)]
-    mtime_ns: Annotated[int, Range(-(10**30), 10**30)]
+    size: FileSize
+    mtime_ns: FileTime
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

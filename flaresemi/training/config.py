@@ -4,7 +4,12 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
+import torch
+
 from flaresemi.errors import ConfigError
+from flaresemi.machine import total_memory_gib
+from flaresemi.networks.cost import training_memory_gib
+from flaresemi.plans import StagePlan
 from flaresemi.ranges import (
     AtLeastOne,
     Axis,
@@ -25,6 +30,10 @@ EPOCH_ITERATIONS = 250
 SHORT_TRAINING = 50_000
 
 _ADAMW_RATE_OF_ONE_FEATURE = 0.064
+
+#: A step that is estimated to need more than so many times the memory there is does not begin. Chosen: the estimate
+#: is for bf16 on a GPU, and swap may help.
+_HOPELESS = 3
 
 LearningRate = Annotated[float, Range(0, 100, above=True)]
 
@@ -159,6 +168,27 @@ def _epoch_length(config: TrainingConfig, total_iterations: int) -> int:
     if config.epochs is not None:
         return EPOCH_ITERATIONS
     return min(EPOCH_ITERATIONS, max(total_iterations // 20, 1))
+
+
+def refuse_beyond_memory(plan: StagePlan, batch_size: int, device: torch.device) -> None:
+    """Checks that a training step may fit into memory at all.
+
+    Args:
+        batch_size: Patches per step on this device.
+
+    Raises:
+        ConfigError: it needs several times what there is.
+    """
+    needed = training_memory_gib(plan.network, plan.patch_zyx, batch_size)
+    there = total_memory_gib()
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory / 2**30
+    if needed > _HOPELESS * there:
+        raise ConfigError(
+            f"a training step of {plan.stage.value} needs about {needed:.3g} GiB of memory, there are {there:.3g}: "
+            f"batch {batch_size}, patch {list(plan.patch_zyx)}, features {list(plan.network.features)}",
+            fix="correct them in plans.json, or make new plans: flaresemi_plan_and_preprocess --replan",
+        )
 
 
 def local_batch_size(config: TrainingConfig, planned: int, world_size: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from flaresemi.compute.parallel import deaf_children
-from flaresemi.errors import FlaresemiError
+from flaresemi.errors import FlaresemiError, shown
 from flaresemi.machine import available_cores
 from flaresemi.training.sampling import AddressSampler, Batch, build_loader
 
@@ -35,16 +35,24 @@ def load_batches(sampler: Dataset, addresses: AddressSampler, workers: int, *, p
         yield batch
 
 
+#: What torch says on a CPU where memory cannot be had.
+_NO_MEMORY = ("can't allocate memory", "not enough memory")
+
+
 @contextlib.contextmanager
-def loader_deaths_told() -> Iterator[None]:
-    """Makes a clear message of the error that torch raises, at any line of this process, when a loader process died.
+def failures_told() -> Iterator[None]:
+    """Makes clear messages of what is raised, at any line of this process, when a loader died or memory ran out.
 
     Raises:
-        FlaresemiError: one died; it names the process, how it died and what to do.
+        FlaresemiError: a loader process died; it names the process, how it died and what to do. Or memory ran out.
     """
     try:
         yield
+    except MemoryError as problem:
+        raise _memory_ran_out(problem) from None
     except RuntimeError as problem:
+        if isinstance(problem, torch.OutOfMemoryError) or any(text in str(problem) for text in _NO_MEMORY):
+            raise _memory_ran_out(problem) from None
         death = _DEATH.search(str(problem)) or _DEATH.search(str(problem.__context__))  # amid writing, say
         if death is None:
             raise
@@ -55,3 +63,12 @@ def loader_deaths_told() -> Iterator[None]:
         raise FlaresemiError(
             f"a process that prepares patches died: process {death['pids']} {death['how'].strip()}", fix=fix
         ) from None
+
+
+def _memory_ran_out(problem: Exception) -> FlaresemiError:
+    said = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    return FlaresemiError(
+        f"memory ran out: {shown(said, 200)}",
+        fix="plan for less (flaresemi_plan_and_preprocess --replan --gpu-memory-gib 6), or a smaller batch_size or "
+        "patch_zyx in plans.json; close other programs",
+    )

@@ -25,9 +25,9 @@ from flaresemi.networks.unet import build_network
 from flaresemi.records import save_record, to_plain
 from flaresemi.training import runs
 from flaresemi.training.augmentation import STRENGTHS, Augmentation
-from flaresemi.training.config import Recipe, TrainingConfig, local_batch_size, resolve
+from flaresemi.training.config import Recipe, TrainingConfig, local_batch_size, refuse_beyond_memory, resolve
 from flaresemi.training.history import Row, append_row, cut_history
-from flaresemi.training.loading import load_batches, loader_deaths_told, usual_workers
+from flaresemi.training.loading import failures_told, load_batches, usual_workers
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 from flaresemi.training.monitoring import Monitor, progress, quick_validation
 from flaresemi.training.resuming import load_state, save_state
@@ -78,6 +78,7 @@ class Trainer:
         self.stop_requested = stop_requested
         self.precision = Precision(device, config.precision)
         self.batch_size = local_batch_size(config, task.plan.batch_size, ranks.world_size)
+        refuse_beyond_memory(task.plan, self.batch_size, device)
         self.sampler = self.build_sampler()
         torch.manual_seed(config.seed)
         self.network = self.build_network()
@@ -137,7 +138,7 @@ class Trainer:
 
     # The loop.
 
-    @loader_deaths_told()
+    @failures_told()
     def fit(self, *, resume: bool = False) -> bool:
         """Trains to the end.
 

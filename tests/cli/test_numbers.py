@@ -53,9 +53,7 @@ def test_wild_numbers_are_refused_by_every_option(name: str, capsys: pytest.Capt
 def test_what_a_number_is() -> None:
     assert number(Share)("0.25") == 0.25
     assert number(AtLeastOne | None)("3") == 3
-    with pytest.raises(
-        argparse.ArgumentTypeError, match=r"at least 1 and at most 1000000: found '2\.5'"
-    ):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"at least 1 and at most 1000000: found '2\.5'"):
         number(AtLeastOne)("2.5")
     assert field_type(TrainingConfig, "optimizer") is str
     assert field_type(TrainingConfig, "seed")("7") == 7

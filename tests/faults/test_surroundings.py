@@ -16,7 +16,7 @@ from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.io.case_store import CaseStore
 from flaresemi.locking import working_alone
 from flaresemi.plans import Stage, load_plans
-from flaresemi.training.loading import load_batches, loader_deaths_told
+from flaresemi.training.loading import failures_told, load_batches
 from flaresemi.training.sampling import AddressSampler, PatchSampler, TrainingCase
 from flaresemi.workspace import Workspace
 from tests.faults.conftest import PLAN, PREDICT, TRAIN, Whole
@@ -167,15 +167,15 @@ def test_a_killed_loader_process(whole: Whole, tmp_path: Path) -> None:
 
 def test_an_unreadable_file_under_a_loader_process_is_told() -> None:
     text = "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's workers are out"
-    with pytest.raises(FlaresemiError, match="run flaresemi_plan_and_preprocess again") as told, loader_deaths_told():
+    with pytest.raises(FlaresemiError, match="run flaresemi_plan_and_preprocess again") as told, failures_told():
         raise RuntimeError(text)
     assert "process 12 is killed by signal: Bus error" in told.value.what
-    with pytest.raises(FlaresemiError, match="process 12 is killed by signal: Killed"), loader_deaths_told():
+    with pytest.raises(FlaresemiError, match="process 12 is killed by signal: Killed"), failures_told():
         try:
             raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
         finally:  # as torch does, whose file cannot be ended
             raise RuntimeError("unexpected pos 2339520 vs 2339408")
-    with pytest.raises(RuntimeError, match="another"), loader_deaths_told():
+    with pytest.raises(RuntimeError, match="another"), failures_told():
         raise RuntimeError("another")
 
 

@@ -5,6 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from flaresemi.errors import FlaresemiError
+from flaresemi.training.loading import failures_told
 
 #: Two other processes, which prepare batches for ever; one of them may fail at its first.
 SCRIPT = """
@@ -57,3 +61,17 @@ def test_processes_that_prepare_patches_end_with_their_parent(tmp_path: Path) ->
         while any(Path(f"/proc/{child}").exists() for child in children):
             assert time.monotonic() < deadline, "they outlived their parent"
             time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        MemoryError("Unable to allocate 3 TiB"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried 9"),
+    ],
+)
+def test_memory_that_ran_out_is_told(problem: Exception) -> None:
+    with pytest.raises(FlaresemiError, match="memory ran out") as told, failures_told():
+        raise problem
+    assert "--gpu-memory-gib" in str(told.value)

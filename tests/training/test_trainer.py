@@ -225,3 +225,12 @@ def test_a_compiled_training_saves_what_a_plain_one_saves(
     # A plain training goes on from a compiled one.
     longer = dataclasses.replace(quick_config, iterations=14)
     assert Trainer(fast, longer, device=CPU).fit(resume=True)
+
+
+def test_a_step_that_no_memory_holds_is_refused_before_anything_is_made(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig
+) -> None:
+    task = make_task(plan=stage_plan(patch_zyx=(4096, 4096, 4096)))
+    with pytest.raises(ConfigError, match=r"needs about .* GiB of memory, there are"):
+        Trainer(task, quick_config, device=torch.device("cpu"))
+    assert not task.folder.root.exists()

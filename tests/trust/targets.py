@@ -33,6 +33,7 @@ from flaresemi.dataset import load_dataset
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.evaluation.summary import Summary
 from flaresemi.geometry import BoundingBox, StageGrid
+from flaresemi.inference.prediction_records import PredictionRecord
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.io.images import read_grid, read_image, read_label_map
 from flaresemi.networks.checkpoint import Checkpoint, _Header, load_checkpoint, load_weights, save_checkpoint
@@ -64,8 +65,8 @@ from tests.trust.mutations import mutate, spoil
 #: Every class that a JSON file of ours is read into; a test compares it with the calls in the package.
 RECORDS = (
     CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint, Decisions, DemoRecord, ExportRecord,
-    FinalState, InspectedCases, Observations, Plans, RoundState, RunRecord, Selection, Splits, Summary, Teaching,
-    TrainingConfig, _Header, _Kept, _Source,
+    FinalState, InspectedCases, Observations, Plans, PredictionRecord, RoundState, RunRecord, Selection, Splits,
+    Summary, Teaching, TrainingConfig, _Header, _Kept, _Source,
 )  # fmt: skip
 
 #: Bytes of a file that no header may lead to.
