@@ -41,9 +41,13 @@ def is_ct(channel: str) -> bool:
     return channel.strip().lower() == "ct"
 
 
-def body_rule(channels: tuple[str, ...]) -> Literal["ct", "foreground"]:
-    """How the patient is found in images with these channels (see `Plans.body`)."""
-    return "ct" if is_ct(channels[0]) else "foreground"
+#: How the patient is found in an image; see `Plans.body`.
+BodyRule = Literal["ct", "ct_parts", "foreground", "whole"]
+
+
+def body_rule(channels: tuple[str, ...]) -> BodyRule:
+    """How the patient is found in images with these channels, unless labels contradict it (see `Plans.body`)."""
+    return "ct_parts" if is_ct(channels[0]) else "foreground"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,7 @@ class CaseFingerprint:
         foreground_box: Box of all labels; None when the label map is empty.
         voxels_per_label: Voxel count per organ, in the order of the label set (background left out).
         annotated: Per organ, whether the label map annotates it.
+        voxels_outside_body: Of `voxels_per_label`, how many lie outside of `body_box`; empty where none does.
     """
 
     case_id: str
@@ -84,6 +89,7 @@ class CaseFingerprint:
     foreground_box: BoundingBox | None
     voxels_per_label: tuple[Count, ...]
     annotated: tuple[bool, ...]
+    voxels_outside_body: tuple[Count, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +113,23 @@ class DatasetFingerprint:
         for case in self.cases:
             if not len(case.voxels_per_label) == len(case.annotated) == self.labels.count:
                 raise ValueError(f"case '{case.case_id}' needs one voxel count and one annotated flag per label")
+            if len(case.voxels_outside_body) not in (0, self.labels.count):
+                raise ValueError(f"case '{case.case_id}' needs one count of voxels outside of the body per label")
 
     @property
     def hash(self) -> str:
-        """Identifies the facts that plans were made from."""
-        return record_hash(self)
+        """Identifies the facts that plans were made from.
+
+        Without what lies outside of the body, which follows from them and which older fingerprints do not have.
+        """
+        return record_hash(self, without=("reasons", "voxels_outside_body"))
+
+    def cropped(self, body: BodyRule) -> "DatasetFingerprint":
+        """The same where a plan crops no image: the boxes of the bodies are the images then."""
+        if body != "whole":
+            return self
+        cases = (dataclasses.replace(case, body_box=BoundingBox.whole(case.shape_zyx)) for case in self.cases)
+        return dataclasses.replace(self, cases=tuple(cases))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,8 +260,9 @@ class Plans:
         fingerprint_hash: Of the fingerprint that it was made from.
         preset: Network family that was asked for.
         memory_gib: GPU memory that training was fitted into.
-        body: How the patient is found in an image: `ct`: by a threshold in HU; `foreground`: by the image's own
-            histogram.
+        body: How the patient is found in an image: `ct_parts`: by a threshold in HU, with hands, feet and other thin
+            parts; `ct`: the same without them, as plans had it before there was another; `foreground`: by the image's
+            own histogram; `whole`: not at all, nothing is cropped.
         fine: The stage that draws. Its `region` decides whether there are two stages.
         coarse: The stage that finds; unused, but trainable, when `fine.region` is `body`.
     """
@@ -255,7 +274,7 @@ class Plans:
     fingerprint_hash: str
     preset: Literal["small", "base", "large"]
     memory_gib: MemoryGib
-    body: Literal["ct", "foreground"]
+    body: BodyRule
     fine: StagePlan
     coarse: StagePlan
     reasons: dict[str, str]
@@ -274,6 +293,11 @@ class Plans:
                 raise ValueError(
                     f"{plan.stage} has {plan.network.input_channels} input channels, not {len(self.channels)}"
                 )
+
+    @property
+    def measured_body(self) -> BodyRule | None:
+        """How the body was found in the fingerprint of plans from before `ct_parts`; None: as `body_rule` says."""
+        return "ct" if self.body == "ct" and is_ct(self.channels[0]) else None
 
     def stage(self, stage: Stage) -> StagePlan:
         return self.fine if stage is Stage.FINE else self.coarse

@@ -24,12 +24,12 @@ from flaresemi.planning.estimates import estimate
 from flaresemi.planning.findings import Finding
 from flaresemi.planning.fingerprint import fingerprint_dataset
 from flaresemi.planning.inspection import inspect_dataset
-from flaresemi.planning.planner import make_plans
+from flaresemi.planning.planner import choose_body, make_plans
 from flaresemi.planning.preparation import Task, pending, prepare_dataset, write_lists
 from flaresemi.planning.splits import DEFAULT_FOLDS, DEFAULT_SEED, Splits, load_or_make_splits, make_splits
 from flaresemi.plans import DatasetFingerprint, MemoryGib, Plans, Stage, load_fingerprint, load_plans
 from flaresemi.ranges import Seed
-from flaresemi.records import dumps, record_hash, save_record
+from flaresemi.records import dumps, save_record
 from flaresemi.workspace import Workspace
 
 logger = logging.getLogger("flaresemi.cli.plan_and_preprocess")  # also when run with python -m
@@ -57,7 +57,9 @@ def _plan_and_preprocess(options: argparse.Namespace, words: list[str]) -> None:
             print_next(this_again)
             return
         dataset = usable_cases(found, workspace)
-        fingerprint = fingerprint_dataset(dataset, workspace.case_fingerprints, workers=options.workers)
+        obeyed = workspace.plans.exists() and not options.replan
+        body = load_plans(workspace.plans).measured_body if obeyed else None
+        fingerprint = fingerprint_dataset(dataset, workspace.case_fingerprints, workers=options.workers, body=body)
         logger.info("\n%s", _fingerprint_text(fingerprint))
         plans = _plans(options, fingerprint, workspace)
         logger.info("\n%s", _plans_text(plans, workspace))
@@ -136,6 +138,9 @@ def _plans(options: argparse.Namespace, fingerprint: DatasetFingerprint, workspa
         ]
         if asked:
             logger.warning("%s is obeyed as it is; %s takes effect with --replan", workspace.plans, ", ".join(asked))
+        body, why = choose_body(fingerprint)
+        if body == "whole" != plans.body:
+            logger.warning("%s crops all the same; with --replan %s", workspace.plans, why)
         return plans
     preset, why = _preset(options.preset)
     try:
@@ -171,14 +176,14 @@ def _present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, kee
     plans = load_plans(workspace.plans)
     # The name changes no number, and is the folder's where dataset.json gives none.
     present = dataclasses.replace(fingerprint, dataset_name=plans.dataset_name)
-    if record_hash(present) == plans.fingerprint_hash:
+    if present.hash == plans.fingerprint_hash:
         if _kept_fingerprint(workspace) != present:
             save_record(workspace.fingerprint, present)
         return plans
     changes = _changes(fingerprint, workspace)
     if keep and plans.channels == fingerprint.channels and plans.labels.names == fingerprint.labels.names:
         logger.warning("the plans are kept although the labeled cases have changed: %s", changes)
-        plans = dataclasses.replace(plans, labels=fingerprint.labels, fingerprint_hash=record_hash(present))
+        plans = dataclasses.replace(plans, labels=fingerprint.labels, fingerprint_hash=present.hash)
         save_record(workspace.fingerprint, present)
         save_record(workspace.plans, plans)
         return plans
@@ -308,14 +313,13 @@ def _fingerprint_text(fingerprint: DatasetFingerprint) -> str:
             f"  {channel} in the organs: {found.percentile_00_5:.4g} to {found.percentile_99_5:.4g} "
             f"(0.5th to 99.5th percentile), mean {found.mean:.4g}, SD {found.sd:.4g}"
         )
-    cut = [case.case_id for case in cases if case.foreground_box and not case.body_box.contains(case.foreground_box)]
-    if cut:
-        lines.append(f"  organs reach out of what is taken for the patient in {len(cut)} case(s): {', '.join(cut[:3])}")
     return "\n".join(lines)
 
 
 def _plans_text(plans: Plans, workspace: Workspace) -> str:
     lines = [f"plans: preset {plans.preset} ({one_line(plans.reasons.get('preset', 'edited'))})"]
+    if plans.body == "whole":
+        lines.append(f"  {one_line(plans.reasons.get('body', 'nothing is cropped'))}")
     for plan in (plans.coarse, plans.fine):
         spacing, patch = map(_times, (plan.spacing_zyx_mm, plan.patch_zyx))
         network = plan.network

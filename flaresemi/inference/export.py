@@ -164,11 +164,18 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
         "Orient: order and flip the image's axes to (Z, Y, X), pointing to superior, posterior and left; nothing is "
         "resampled. One file per channel, stacked in the order of `channels`."
     )
-    if fine.body == "ct":
+    if fine.body == "whole":
+        yield "Body: nothing is cropped; the box is the whole image."
+    elif fine.body.startswith("ct"):
+        parts = (
+            " Where thin or separate dense pieces that look like the patient (fingers, toes; no sheets as wide as a "
+            "table) would take more than a hundredth of its volume outside of that box, it is the box of both."
+        )
         yield (
             "Body: average the image over blocks of about 4 mm; the patient is what lies above "
             f"{BODY_HU:g} HU and survives a 2D opening with a disk of 20 mm, pieces smaller than a quarter of the "
             "largest left out; crop to its box and one block more on every face."
+            + (parts if fine.body == "ct_parts" else "")
         )
     else:
         yield (

@@ -114,6 +114,7 @@ def estimate(
     images = [*labeled, *unlabeled]
     if not images:
         raise ValueError("nothing to estimate: no images")
+    fingerprint = fingerprint.cropped(plans.body)
     share = _body_share(fingerprint)
     seconds = sum(_preparing_seconds(image, plans, share, True) for image in labeled)
     seconds += sum(_preparing_seconds(image, plans, share, False) for image in unlabeled)

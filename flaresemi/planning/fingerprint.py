@@ -18,7 +18,7 @@ from flaresemi.geometry import BoundingBox
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import read_case, read_geometries, supervised_organs
 from flaresemi.planning.sources import source_hash
-from flaresemi.plans import CaseFingerprint, DatasetFingerprint, IntensityStatistics, body_rule
+from flaresemi.plans import BodyRule, CaseFingerprint, DatasetFingerprint, IntensityStatistics, body_rule
 from flaresemi.preprocessing.cropping import find_body
 from flaresemi.records import load_record, save_record
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 SAMPLES_PER_CASE = 10_000
 
 #: Of what a measurement consists; to be raised whenever a rule in this module or of the body crop changes.
-_RULES = 1
+_RULES = 2
 
 #: Main memory per voxel and channel while a case is measured, bytes. Measured on a phantom of 173×505×505: 15.7.
 _BYTES_PER_VOXEL = 18
@@ -56,27 +56,31 @@ class _Kept:
     fingerprint: CaseFingerprint
 
 
-def fingerprint_dataset(dataset: Dataset, folder: Path | None, *, workers: int | None = None) -> DatasetFingerprint:
+def fingerprint_dataset(
+    dataset: Dataset, folder: Path | None, *, workers: int | None = None, body: BodyRule | None = None
+) -> DatasetFingerprint:
     """Measures all labeled cases. The result is the same whatever the number of workers.
 
     Args:
         dataset: What to measure; only its labeled cases are.
         folder: Where measured cases are kept, so that a killed run goes on; None: nowhere.
         workers: Processes; None: as many as cores and memory allow.
+        body: How the patient is found; None: as suits the channels.
 
     Raises:
         DatasetError: a case cannot be used, or no organ is marked in any of them.
         ImageError: a file cannot be read.
     """
+    body = body or body_rule(dataset.channels)
     measured: dict[str, CaseMeasurement] = {}
     for case in dataset.labeled:
-        kept = _load(case, dataset, folder)
+        kept = _load(case, dataset, folder, body)
         if kept is not None:
             measured[case.id] = kept
     waiting = [case for case in dataset.labeled if case.id not in measured]
     if waiting:
         logger.info("measuring %d labeled case(s)%s", len(waiting), f"; {len(measured)} known" if measured else "")
-        measure = functools.partial(_measure_and_keep, dataset=dataset, folder=folder)
+        measure = functools.partial(_measure_and_keep, dataset=dataset, folder=folder, body=body)
         voxels = max((math.prod(grid.shape_zyx) for grid in read_geometries(waiting)), default=0)
         count = worker_count(0.4 + _BYTES_PER_VOXEL * voxels * len(dataset.channels) / 2**30, workers)
         for case, result in parallel_map(measure, waiting, workers=count, progress="fingerprint", mute=True):
@@ -91,13 +95,13 @@ def fingerprint_dataset(dataset: Dataset, folder: Path | None, *, workers: int |
     )
 
 
-def measure_case(case: Case, labels: LabelSet, body: str) -> CaseMeasurement:
+def measure_case(case: Case, labels: LabelSet, body: BodyRule) -> CaseMeasurement:
     """Measures one labeled case.
 
     Args:
         case: With a label map.
         labels: The organs of the dataset.
-        body: `ct` or `foreground`: how the patient is found.
+        body: How the patient is found.
 
     Raises:
         ImageError: a file cannot be read.
@@ -106,11 +110,9 @@ def measure_case(case: Case, labels: LabelSet, body: str) -> CaseMeasurement:
     image, indices = read_case(case, labels)
     if indices is None:
         raise ValueError(f"case '{case.id}' has no label map")
-    box, _ = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)  # type: ignore[arg-type]
-    counts = sum(
-        (np.bincount(plane.ravel(), minlength=labels.channels) for plane in indices),
-        start=np.zeros(labels.channels, np.int64),
-    )
+    box, _ = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)
+    counts = _voxels_per_label(indices, labels)
+    outside = counts - _voxels_per_label(indices[box.slices], labels)
     supervised = supervised_organs(case, labels)
     return CaseMeasurement(
         fingerprint=CaseFingerprint(
@@ -121,8 +123,16 @@ def measure_case(case: Case, labels: LabelSet, body: str) -> CaseMeasurement:
             foreground_box=BoundingBox.of_mask(indices != 0),
             voxels_per_label=tuple(int(count) for count in counts[1:]),
             annotated=tuple(index in supervised for index in range(1, labels.channels)),
+            voxels_outside_body=tuple(int(count) for count in outside[1:]) if outside[1:].any() else (),
         ),
         samples=_sample(image.array_czyx, indices, case.id),
+    )
+
+
+def _voxels_per_label(indices_zyx: np.ndarray, labels: LabelSet) -> np.ndarray:
+    return sum(
+        (np.bincount(plane.ravel(), minlength=labels.channels) for plane in indices_zyx),
+        start=np.zeros(labels.channels, np.int64),
     )
 
 
@@ -161,9 +171,9 @@ def _statistics(samples: list[np.ndarray], dataset: Dataset) -> tuple[IntensityS
     return tuple(statistics)
 
 
-def _measure_and_keep(case: Case, *, dataset: Dataset, folder: Path | None) -> CaseMeasurement:
-    depends_on = _dependencies(case, dataset)  # before reading: a file that changes meanwhile is measured again
-    measurement = measure_case(case, dataset.labels, body_rule(dataset.channels))
+def _measure_and_keep(case: Case, *, dataset: Dataset, folder: Path | None, body: BodyRule) -> CaseMeasurement:
+    depends_on = _dependencies(case, dataset, body)  # before reading: a file that changes meanwhile is measured again
+    measurement = measure_case(case, dataset.labels, body)
     if folder is not None:
         record, samples = _paths(folder, case)
         with atomic_path(samples) as temporary, open(temporary, "wb") as file:
@@ -173,7 +183,7 @@ def _measure_and_keep(case: Case, *, dataset: Dataset, folder: Path | None) -> C
     return measurement
 
 
-def _load(case: Case, dataset: Dataset, folder: Path | None) -> CaseMeasurement | None:
+def _load(case: Case, dataset: Dataset, folder: Path | None, body: BodyRule) -> CaseMeasurement | None:
     """A case that was measured before, from the same files by the same rules; None: measure it."""
     if folder is None:
         return None
@@ -186,13 +196,13 @@ def _load(case: Case, dataset: Dataset, folder: Path | None) -> CaseMeasurement 
     except (FlaresemiError, ValueError) as problem:
         logger.info("the kept measurement of case '%s' cannot be used and is made anew: %s", case.id, problem)
         return None
-    if kept.depends_on != _dependencies(case, dataset) or values.ndim != 2 or len(values) != len(case.images):
+    if kept.depends_on != _dependencies(case, dataset, body) or values.ndim != 2 or len(values) != len(case.images):
         return None
     return CaseMeasurement(fingerprint=kept.fingerprint, samples=values)
 
 
-def _dependencies(case: Case, dataset: Dataset) -> str:
-    return source_hash(case, dataset.labels, f"fingerprint {_RULES}, body {body_rule(dataset.channels)}")
+def _dependencies(case: Case, dataset: Dataset, body: BodyRule) -> str:
+    return source_hash(case, dataset.labels, f"fingerprint {_RULES}, body {body}")
 
 
 def _paths(folder: Path, case: Case) -> tuple[Path, Path]:

@@ -4,6 +4,7 @@ Nothing is judged here; the rules stand in `integrity`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import time
@@ -15,12 +16,13 @@ import numpy as np
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import FlaresemiError, ImageError
-from flaresemi.geometry import Geometry
+from flaresemi.geometry import BoundingBox, Geometry
 from flaresemi.io.images import LabelMap, SourceGrid, image_ending, read_image, read_label_map
 from flaresemi.io.nifti import read_header
 from flaresemi.labels import count_values
 from flaresemi.planning.sources import FileStamp, file_stamp, stamps
-from flaresemi.preprocessing.cropping import BODY_HU
+from flaresemi.plans import BodyRule, body_rule
+from flaresemi.preprocessing.cropping import BODY_HU, find_body
 from flaresemi.ranges import Count, DistanceMm, Intensity, Range
 from flaresemi.records import load_record, save_record
 
@@ -73,6 +75,8 @@ class ImageFacts:
         non_finite: Voxels that are NaN or infinite.
         disagreement_mm: How far apart NIfTI's two affines place it.
         content: Hash of its voxels in canonical order; without spacing, origin and direction, which exports lose.
+        body: How the patient was looked for; None in images without a label map, where nobody asks.
+        body_box: What was found.
     """
 
     source: SourceGrid
@@ -80,6 +84,8 @@ class ImageFacts:
     non_finite: Count
     disagreement_mm: DistanceMm
     content: str
+    body: BodyRule | None = None
+    body_box: BoundingBox | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -95,12 +101,14 @@ class LabelFacts:
         values: The integers in it, ascending, at most `MAX_LISTED_VALUES`.
         counts: How many voxels each has.
         content: Hash of its voxels in canonical order.
+        outside_body: How many voxels of each value lie outside of the image's `body_box`; empty where none does.
     """
 
     source: SourceGrid
     values: tuple[Annotated[int, Range(-(2**64), 2**64)], ...]
     counts: tuple[Count, ...]
     content: str
+    outside_body: tuple[Count, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,17 +140,17 @@ def inspect_dataset(dataset: Dataset, cache: Path | None, *, workers: int | None
     """
     cases = {case.id: case for case in (*dataset.labeled, *dataset.unlabeled, *dataset.test)}
     known = _load(cache)
-    facts = {
-        case.id: known[case.id] for case in cases.values() if case.id in known and known[case.id].files == stamps(case)
-    }
+    body = body_rule(dataset.channels)
+    facts = {case.id: known[case.id] for case in cases.values() if _is_current(known.get(case.id), case, body)}
     waiting = [case for case in cases.values() if case.id not in facts]
     if not waiting:
         return facts
     logger.info("looking into %d case(s)%s", len(waiting), f"; {len(facts)} known" if facts else "")
     count = worker_count(max(map(_gib_to_inspect, waiting)), workers)
+    inspect = functools.partial(inspect_case, body=body)
     saved = time.monotonic()
     try:
-        for case, found in parallel_map(inspect_case, waiting, workers=count, progress="integrity", mute=True):
+        for case, found in parallel_map(inspect, waiting, workers=count, progress="integrity", mute=True):
             facts[case.id] = found
             if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
                 _save(cache, facts)
@@ -152,20 +160,32 @@ def inspect_dataset(dataset: Dataset, cache: Path | None, *, workers: int | None
     return {case_id: facts[case_id] for case_id in cases}
 
 
-def inspect_case(case: Case) -> CaseFacts:
-    """Reads the files of one case; what is wrong with them is noted, not raised."""
+def _is_current(known: CaseFacts | None, case: Case, body: BodyRule) -> bool:
+    """Whether what is known of a case was seen in the files that there are, and of its body by this rule."""
+    if known is None or known.files != stamps(case):
+        return False
+    return known.label is None or known.image is None or known.image.body == body
+
+
+def inspect_case(case: Case, body: BodyRule) -> CaseFacts:
+    """Reads the files of one case; what is wrong with them is noted, not raised.
+
+    Args:
+        body: How the patient is found.
+    """
     files = stamps(case)
     problems: list[Problem] = []
+    image = _inspect_image(case, body if case.label is not None else None, problems)
     return CaseFacts(
         case_id=case.id,
         files=files,
-        image=_inspect_image(case, problems),
-        label=_inspect_label(case, problems),
+        image=image,
+        label=_inspect_label(case, image, problems),
         problems=tuple(problems),
     )
 
 
-def _inspect_image(case: Case, problems: list[Problem]) -> ImageFacts | None:
+def _inspect_image(case: Case, body: BodyRule | None, problems: list[Problem]) -> ImageFacts | None:
     try:
         image = read_image(case.images)
     except ImageError as error:
@@ -177,6 +197,8 @@ def _inspect_image(case: Case, problems: list[Problem]) -> ImageFacts | None:
             non_finite=image.non_finite,
             disagreement_mm=max(map(_disagreement_mm, case.images)),
             content=_hash(image.array_czyx),
+            body=body,
+            body_box=find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)[0] if body else None,
         )
     # The reader stops at the first channel that it cannot take; the user shall hear of all of them.
     alone = [problem for path in case.images if (problem := _trouble(path)) is not None]
@@ -215,7 +237,7 @@ def _inspect_channel(channel_zyx: np.ndarray) -> ChannelFacts:
     )
 
 
-def _inspect_label(case: Case, problems: list[Problem]) -> LabelFacts | None:
+def _inspect_label(case: Case, image: ImageFacts | None, problems: list[Problem]) -> LabelFacts | None:
     if case.label is None:
         return None
     try:
@@ -225,11 +247,15 @@ def _inspect_label(case: Case, problems: list[Problem]) -> LabelFacts | None:
         return None
     counts = count_values(label.array_zyx)
     listed = list(counts)[:MAX_LISTED_VALUES]
+    box = image.body_box if image is not None and image.geometry.shape_zyx == label.array_zyx.shape else None
+    inside = counts if box is None else count_values(label.array_zyx[box.slices])
+    outside = tuple(counts[value] - inside.get(value, 0) for value in listed)
     return LabelFacts(
         source=label.source,
         values=tuple(listed),
         counts=tuple(counts[value] for value in listed),
         content=_hash(label.array_zyx),
+        outside_body=outside if any(outside) else (),
     )
 
 

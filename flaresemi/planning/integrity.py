@@ -15,6 +15,7 @@ from flaresemi.planning.cases import grid_difference, spans, supervised_organs, 
 from flaresemi.planning.findings import Finding, IntegrityReport, cases_per_value
 from flaresemi.planning.inspection import MAX_LISTED_VALUES, CaseFacts, LabelFacts, inspect_dataset
 from flaresemi.planning.outliers import find_outliers
+from flaresemi.planning.regions import LOST_SHARE
 from flaresemi.plans import is_ct
 
 #: A CT whose middle is denser than this everywhere, or that spans less than the second number, is not in HU. Chosen:
@@ -145,12 +146,29 @@ def _label_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
     present = set(facts.label.values)
     if not present & annotated:
         yield finding("warning", "empty label", "no organ is marked", "see whether the label map was saved empty")
+    if lost := _lost_to_crop(facts.label, labels):
+        yield finding(
+            "warning", "cropped", f"outside of what is taken for the patient lie {lost}",
+            f"plans that are made now crop no image where an organ loses more than {100 * LOST_SHARE:g} %; see whether "
+            "the label map lies where its organs are",
+        )  # fmt: skip
     extra = [label.name for label in labels.labels if label.value in present - annotated]
     if extra:
         yield finding(
             "warning", "not annotated", f"has {', '.join(extra)}, which annotated_labels does not name for this case",
             "these voxels are taken as not annotated",
         )  # fmt: skip
+
+
+def _lost_to_crop(label: LabelFacts, labels: LabelSet) -> str:
+    """The share of every organ that the body crop leaves out, the largest first; empty where it leaves out nothing."""
+    names = {each.value: each.name for each in labels.labels}
+    lost = [
+        (outside / count, names[value])
+        for value, count, outside in zip(label.values, label.counts, label.outside_body, strict=False)
+        if outside and value in names
+    ]
+    return ", ".join(f"{100 * share:.3g} % of {name}" for share, name in sorted(lost, reverse=True))
 
 
 def _unknown(label: LabelFacts, labels: LabelSet) -> tuple[int, ...]:

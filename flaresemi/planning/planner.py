@@ -7,9 +7,9 @@ from typing import Literal
 from flaresemi.errors import PlanError
 from flaresemi.planning import reasons
 from flaresemi.planning.presets import PRESETS, PresetName
-from flaresemi.planning.regions import measure_extents
+from flaresemi.planning.regions import LOST_SHARE, measure_extents
 from flaresemi.planning.sizing import Sizer
-from flaresemi.plans import DatasetFingerprint, IntensityPlan, Plans, Stage, StagePlan, body_rule, is_ct
+from flaresemi.plans import BodyRule, DatasetFingerprint, IntensityPlan, Plans, Stage, StagePlan, body_rule, is_ct
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ def make_plans(
     memory = float(PRESETS[preset].memory_gib if memory_gib is None else memory_gib)
     if not (memory > 0 and math.isfinite(memory)):
         raise PlanError(f"GPU memory must be a positive number of GiB, found {memory}", where="--gpu-memory-gib")
+    body, body_reason = choose_body(fingerprint)
+    measured, fingerprint = fingerprint, fingerprint.cropped(body)
     extents = measure_extents(fingerprint, MARGIN_MM)
     sizer = Sizer(fingerprint, PRESETS[preset], memory, extents)
     two, stages_reason = _choose_stages(sizer, stages)
@@ -54,10 +56,10 @@ def make_plans(
         dataset_name=fingerprint.dataset_name,
         channels=fingerprint.channels,
         labels=fingerprint.labels,
-        fingerprint_hash=fingerprint.hash,
+        fingerprint_hash=measured.hash,
         preset=preset,
         memory_gib=memory,
-        body=body_rule(fingerprint.channels),
+        body=body,
         fine=StagePlan(
             stage=Stage.FINE,
             spacing_zyx_mm=fine.spacing_zyx_mm,
@@ -85,9 +87,28 @@ def make_plans(
         reasons={
             "preset": reasons.preset(PRESETS[preset], preset),
             "memory_gib": reasons.memory(preset, memory, memory_gib is None),
-            "body": reasons.body(fingerprint.channels),
+            "body": body_reason,
             "stages": stages_reason,
         },
+    )
+
+
+def choose_body(fingerprint: DatasetFingerprint) -> tuple[BodyRule, str]:
+    """How the patient is found, and why: not at all where labels say that what would be cut off matters."""
+    names = fingerprint.labels.names
+    lost = [
+        (outside / voxels, case.case_id, name)
+        for case in fingerprint.cases
+        for outside, voxels, name in zip(case.voxels_outside_body, case.voxels_per_label, names, strict=False)
+        if outside > LOST_SHARE * voxels
+    ]
+    if not lost:
+        return body_rule(fingerprint.channels), reasons.body(fingerprint.channels)
+    share, case_id, name = max(lost)
+    cases = len({case_id for _, case_id, _ in lost})
+    return "whole", (
+        f"nothing is cropped: the body crop would leave out more than {100 * LOST_SHARE:g} % of a labeled organ in "
+        f"{cases} of {len(fingerprint.cases)} labeled cases, most of all {100 * share:.3g} % of {name} in {case_id}"
     )
 
 

@@ -10,6 +10,10 @@ from flaresemi.plans import CaseFingerprint, DatasetFingerprint
 #: An axis is anisotropic beyond this ratio of spacing, and of voxels, to the other axes. Source: nnU-Net.
 ANISOTROPY = 3.0
 
+#: Labels contradict the body crop where it leaves out more than this part of an organ in a case. Chosen: stray voxels
+#: in the air are less, and losing as much is worse than resampling some air.
+LOST_SHARE = 0.01
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Extents:

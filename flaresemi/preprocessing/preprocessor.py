@@ -1,12 +1,13 @@
 """An image and its labels on the voxels of a stage."""
 
 import dataclasses
+import typing
 
 import numpy as np
 
 from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
 from flaresemi.io.images import Image
-from flaresemi.plans import IntensityPlan, StagePlan
+from flaresemi.plans import BodyRule, IntensityPlan, StagePlan
 from flaresemi.preprocessing.cropping import find_body
 from flaresemi.preprocessing.normalization import ChannelScaling, measure_scaling, scale
 from flaresemi.preprocessing.resampling import input_support, resample_labels, resample_part
@@ -95,9 +96,9 @@ def prepare(image: Image, body: str) -> PreparedImage:
 
     Args:
         image: The canonical image.
-        body: `ct` or `foreground`; see `find_body`.
+        body: A `BodyRule`; see `find_body`.
     """
-    if body not in ("ct", "foreground"):
+    if body not in typing.get_args(BodyRule):
         raise ValueError(f"unknown body rule '{body}'")
     box, mask = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)  # type: ignore[arg-type]
     return PreparedImage(image, box, mask)

@@ -357,3 +357,14 @@ def test_a_single_labeled_case_is_enough(data, tmp_path, command):
     outcome = command(data, tmp_path / "w")
     assert outcome.code == 0
     assert " all -d " in outcome.out
+
+
+def test_plans_from_before_other_body_rules_are_obeyed_as_they_are(phantoms, workspace, command):
+    """Their fingerprint was measured with the crop of their time; nothing is prepared anew by an update."""
+    edit_plans(workspace, lambda plans: plans.update(body="ct"))
+    assert command(phantoms, workspace.root).code == 0
+    before = times(workspace.root / "preprocessed")
+    outcome = command(phantoms, workspace.root)
+    assert "all cases are prepared already" in outcome.err
+    assert load_plans(workspace.plans).body == "ct"
+    assert times(workspace.root / "preprocessed") == before

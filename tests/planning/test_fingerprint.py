@@ -12,7 +12,7 @@ from flaresemi.planning import fingerprint
 from flaresemi.planning.fingerprint import SAMPLES_PER_CASE, fingerprint_dataset, measure_case
 from flaresemi.planning.planner import make_plans
 from flaresemi.plans import body_rule, load_fingerprint
-from flaresemi.records import save_record
+from flaresemi.records import record_hash, save_record, to_plain
 
 
 def fingerprint_of(small, folder=None, workers=1):
@@ -225,3 +225,41 @@ class TestResume:
 def test_the_patient_is_found_as_the_plans_will_say(small_dataset, channels):
     small = small_dataset(channels=channels)
     assert make_plans(fingerprint_of(small)).body == body_rule(channels)
+
+
+def outside(small, share):
+    """The fingerprint when this share of the first organ of l1 lies in the air."""
+    label = small.label_array(1)
+    organ = np.flatnonzero(label == small.values[0])
+    moved = organ[: round(share * organ.size)]
+    label.flat[moved] = 0
+    label[:, 0].flat[: moved.size] = small.values[0]
+    small.write(small.label_path("l1"), label)
+    return fingerprint_of(small)
+
+
+def test_what_the_crop_leaves_out_is_counted(small_dataset):
+    small = small_dataset()
+    first, second, _ = outside(small, 0.25).cases
+    assert first.voxels_outside_body == ()
+    assert second.voxels_outside_body == (round(0.25 * (small.label_array(1) == 1).sum()), 0)
+
+
+def test_labels_that_contradict_the_crop_end_it(small_dataset):
+    plans = make_plans(outside(small_dataset(), 0.25))
+    assert plans.body == "whole"
+    assert "25 % of organ 1 in l1" in plans.reasons["body"]
+    shape = plans.fine.patch_zyx
+    assert shape[1] >= 24 and shape[2] >= 22, "planned for whole images"
+
+
+def test_stray_voxels_do_not_end_the_crop(small_dataset):
+    assert make_plans(outside(small_dataset(), 0.005)).body == "ct_parts"
+
+
+def test_the_hash_is_that_of_fingerprints_from_before(small_dataset):
+    made = fingerprint_of(small_dataset())
+    plain = to_plain(made)
+    for case in plain["cases"]:
+        del case["voxels_outside_body"]
+    assert made.hash == record_hash(plain)

@@ -323,7 +323,7 @@ def test_a_second_check_reads_only_what_has_changed(small_dataset, tmp_path, mon
     first = check(small, cache=cache)
     read = []
     inspect_case = inspection.inspect_case
-    monkeypatch.setattr(inspection, "inspect_case", lambda case: read.append(case.id) or inspect_case(case))
+    monkeypatch.setattr(inspection, "inspect_case", lambda case, body: read.append(case.id) or inspect_case(case, body))
     assert check(small, cache=cache) == first
     assert read == []
     small.write(small.label_path("l1"), np.zeros(small.shape, np.uint8))
@@ -360,7 +360,7 @@ def test_a_series_is_read_again_when_one_of_its_slices_has_changed(small_dataset
     first = check(small, cache=cache)
     read = []
     inspect_case = inspection.inspect_case
-    monkeypatch.setattr(inspection, "inspect_case", lambda case: read.append(case.id) or inspect_case(case))
+    monkeypatch.setattr(inspection, "inspect_case", lambda case, body: read.append(case.id) or inspect_case(case, body))
     assert check(small, cache=cache) == first
     assert read == []
     os.utime(slices[3], ns=(1, 1))
@@ -383,16 +383,16 @@ def test_what_was_seen_before_a_kill_is_kept(small_dataset, tmp_path, monkeypatc
     small, cache = small_dataset(), tmp_path / "cache.json"
     inspect_case = inspection.inspect_case
 
-    def killed(case):
+    def killed(case, body):
         if case.id == "l2":
             raise KeyboardInterrupt
-        return inspect_case(case)
+        return inspect_case(case, body)
 
     monkeypatch.setattr(inspection, "inspect_case", killed)
     with pytest.raises(KeyboardInterrupt):
         check(small, cache=cache)
     read = []
-    monkeypatch.setattr(inspection, "inspect_case", lambda case: read.append(case.id) or inspect_case(case))
+    monkeypatch.setattr(inspection, "inspect_case", lambda case, body: read.append(case.id) or inspect_case(case, body))
     check(small, cache=cache)
     assert read == ["l2", "u0", "t0"]
 
@@ -522,3 +522,40 @@ def test_another_file_is_no_list_of_findings(tmp_path, content):
         load_warnings(tmp_path / "integrity.csv")
     (tmp_path / "integrity.csv").write_bytes(b"case,severity,problem,file,message,remedy\na,warning\n")
     assert load_warnings(tmp_path / "integrity.csv")[0].message == ""
+
+
+# Labels outside of the body crop --------------------------------------------------------------------------------------
+
+
+def with_label_in_air(small, share):
+    """In case l1, this share of the first organ lies in the air, far from the body."""
+    label = small.label_array(1)
+    organ = np.flatnonzero(label == small.values[0])
+    moved = organ[: round(share * organ.size)]
+    label.flat[moved] = 0
+    label[:, 0].flat[: moved.size] = small.values[0]
+    small.write(small.label_path("l1"), label)
+    return small
+
+
+@pytest.mark.parametrize("channel", ["CT", "T1"])
+def test_labels_that_the_crop_leaves_out_are_a_finding_with_their_share(small_dataset, channel):
+    small = with_label_in_air(small_dataset(channels=(channel,)), 0.25)
+    cropped = [finding for finding in check(small).findings if finding.problem == "cropped"]
+    assert [finding.case_id for finding in cropped] == ["l1"]
+    assert cropped[0].severity == "warning"
+    assert "25 % of organ 1" in cropped[0].message and "organ 2" not in cropped[0].message
+
+
+def test_facts_without_the_crop_are_found_out_once_more(small_dataset, tmp_path):
+    """What an older flaresemi has seen of the files says nothing of it."""
+    small, cache = with_label_in_air(small_dataset(), 0.25), tmp_path / "cache.json"
+    check(small, cache=cache)
+    content = json.loads(cache.read_text(encoding="utf-8"))
+    for case in content["cases"]:
+        if case["image"]:
+            del case["image"]["body"], case["image"]["body_box"]
+        if case["label"]:
+            del case["label"]["outside_body"]
+    cache.write_text(json.dumps(content), encoding="utf-8")
+    assert [finding.case_id for finding in check(small, cache=cache).findings if finding.problem == "cropped"] == ["l1"]

@@ -171,7 +171,7 @@ def test_channels_may_mix_ct_and_others(make_fingerprint: Callable[..., DatasetF
     plans = make_plans(make_fingerprint([case], channels=("ct", "PET")))
     assert [plan.scheme for plan in plans.fine.intensities] == ["ct", "zscore"]
     assert plans.fine.network.input_channels == 2
-    assert plans.body == "ct"
+    assert plans.body == "ct_parts"
 
 
 def test_memory_is_a_budget(flare_fingerprint: DatasetFingerprint) -> None:

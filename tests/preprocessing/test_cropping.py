@@ -67,7 +67,7 @@ def test_a_body_that_leaves_the_field_of_view_is_kept_to_the_border():
     assert 10 <= box.start[1] <= 20 and 60 <= box.stop[2] <= 70
 
 
-@pytest.mark.parametrize("body", ["ct", "foreground"])
+@pytest.mark.parametrize("body", ["ct", "ct_parts", "foreground", "whole"])
 @pytest.mark.parametrize("value", [-1000.0, 0.0, 40.0])
 def test_nothing_to_find_gives_the_whole_image(body, value):
     image = np.full((1, 10, 20, 30), value, np.float32)
@@ -76,7 +76,7 @@ def test_nothing_to_find_gives_the_whole_image(body, value):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 200, 200), (1, 64, 64), (200, 3, 5)])
-@pytest.mark.parametrize("body", ["ct", "foreground"])
+@pytest.mark.parametrize("body", ["ct", "ct_parts", "foreground", "whole"])
 def test_thin_volumes(shape, body):
     image = np.full((1, *shape), -1000, np.float32)
     inner = tuple(slice(size // 4, max(size - size // 4, 1)) for size in shape)
@@ -126,8 +126,82 @@ def test_full_resolution_takes_no_time():
     image, _ = scan((100, 180, 180))
     image = np.repeat(np.repeat(image, 3, axis=2), 3, axis=3)[:, :, :512, :512]
     start = time.process_time()
-    find_body(image, (2.5, 0.8, 0.8), "ct")
+    find_body(image, (2.5, 0.8, 0.8), "ct_parts")
     assert time.process_time() - start < 3.0
+
+
+# Parts of the patient that are thin or lie apart ----------------------------------------------------------------------
+
+
+def hand(fingers_mm: float = 15.0, table: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A palm and four fingers with bones, at 1 mm; the image, (Z, Y, X), and where the hand is."""
+    z, y, x = np.indices((120, 90, 130))
+    truth = (((x - 65) / 40) ** 2 + ((y - 40) / 15) ** 2 < 1) & (z < 60)
+    image = np.full(truth.shape, -1000.0)
+    for center in (37, 55.5, 74, 92.5):
+        truth |= ((x - center) ** 2 + (y - 40) ** 2 < (fingers_mm / 2) ** 2) & (z >= 58) & (z < 115)
+    image[truth] = 40
+    for center in (37, 55.5, 74, 92.5):
+        image[((x - center) ** 2 + (y - 40) ** 2 < (0.23 * fingers_mm) ** 2) & (z > 5) & (z < 112)] = 600
+    below = 40 + int(fingers_mm / 2)
+    if table:
+        image[:, below : below + 6][~truth[:, below : below + 6]] = -150
+    return image, truth
+
+
+def lost(image: np.ndarray, truth: np.ndarray, body: str, spacing=(1.0, 1.0, 1.0)) -> float:
+    """The share of the truth that a crop leaves out."""
+    image = image + np.random.default_rng(0).normal(0, 15, image.shape)
+    box, _ = find_body(image[None].astype(np.float32), spacing, body)
+    return 1 - float(truth[box.slices].sum() / truth.sum())
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("fingers_mm", [9.0, 15.0])
+def test_fingers_are_kept_along_every_axis(axis, fingers_mm):
+    image, truth = (np.moveaxis(array, 0, axis) for array in hand(fingers_mm))
+    assert lost(image, truth, "ct_parts") == 0
+    assert lost(image, truth, "ct") > 0.05, "plans from before go on as they were"
+
+
+@pytest.mark.parametrize("fingers_mm", [9.0, 15.0])
+def test_a_hand_that_lies_on_a_table_is_kept(fingers_mm):
+    assert lost(*hand(fingers_mm, table=True), "ct_parts") == 0
+
+
+def test_of_two_hands_neither_is_left_out():
+    image, truth = hand()
+    shorter = image.copy(), truth.copy()
+    for array, nothing in zip(shorter, (-1000, False), strict=True):
+        array[:58] = nothing  # the fingers only
+    together = (np.concatenate(pair, axis=2) for pair in zip((image, truth), shorter, strict=True))
+    assert lost(*together, "ct_parts") == 0
+
+
+def test_arms_beside_the_trunk_are_kept_and_the_table_is_not():
+    _, y, x = np.indices((80, 130, 230))
+    truth = ((x - 115) / 70) ** 2 + ((y - 55) / 45) ** 2 < 1
+    for center in (25, 205):
+        truth |= (x - center) ** 2 + (y - 60) ** 2 < 17**2
+    image = np.where(truth, 40.0, -1000.0)
+    image[:, 116:121] = -150
+    box, _ = find_body(image[None].astype(np.float32), (3.0, 2.0, 2.0), "ct_parts")
+    contains_closely(box, truth, slack=6)
+
+
+@pytest.mark.parametrize("air", [-1000.0, -3024.0])
+def test_a_trunk_on_its_table_keeps_its_box(air):
+    image, _ = scan(air=air)
+    (box, mask), (same_box, same_mask) = (find_body(image, SPACING, body) for body in ("ct", "ct_parts"))
+    assert box == same_box
+    np.testing.assert_array_equal(mask, same_mask)
+
+
+def test_whole_is_whole_and_knows_tissue_from_air():
+    image, body = scan()
+    box, mask = find_body(image, SPACING, "whole")
+    assert box == BoundingBox.whole(body.shape)
+    assert mask[body].mean() > 0.95 and not mask[:, :20, :20].any()
 
 
 # Real files ----------------------------------------------------------------------------------------------------------
@@ -135,7 +209,7 @@ def test_full_resolution_takes_no_time():
 
 def test_real_ct_table_is_cut_off(shared_data):
     image = read_image([shared_data / "crlm_ct" / "CRLM-CT-1004_0000.nii.gz"])
-    box, mask = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, "ct")
+    box, mask = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, "ct_parts")
     # Seen in a viewer: the patient lies between rows 118 and 410, the table's shell below to row 500.
     assert box.start[1] <= 118 and 410 <= box.stop[1] <= 430
     whole = np.zeros(image.array_czyx.shape[1:], bool)
@@ -143,11 +217,27 @@ def test_real_ct_table_is_cut_off(shared_data):
     assert not whole[:, 440:].any()
 
 
+def test_real_heads_and_trunks_keep_their_boxes(shared_data):
+    paths = [*sorted((shared_data / "openkbp" / "imagesTr").glob("*.nii.gz"))[::6],
+             *sorted((shared_data / "btcv" / "imagesTr").glob("*.nii.gz"))[:1]]  # fmt: skip
+    for path in paths:
+        image = read_image([path])
+        boxes = {find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)[0] for body in ("ct", "ct_parts")}
+        assert len(boxes) == 1, path.name
+
+
+def test_a_real_neck_is_not_cut_off_below_the_head(shared_data):
+    """Below the chin this masked scan goes on with the spine alone, 20 mm thick."""
+    image = read_image([shared_data / "openkbp" / "imagesUn" / "okbp_221_0000.nii.gz"])
+    box, _ = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, "ct_parts")
+    assert box.start[0] == 0
+
+
 def test_real_labels_are_inside_the_body(shared_data):
     from flaresemi.io.images import read_label_map
 
     folder = shared_data / "totalsegmentator"
-    pairs = [("example_ct.nii.gz", "example_ct_flare13_labels.nii.gz", "ct")]
+    pairs = [("example_ct.nii.gz", "example_ct_flare13_labels.nii.gz", "ct_parts")]
     for image_name, label_name, body in pairs:
         image, label = read_image([folder / image_name]), read_label_map(folder / label_name)
         box, mask = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)
