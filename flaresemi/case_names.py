@@ -1,4 +1,4 @@
-"""Names of cases, and the only way from a name to a path: no name leads out of the folder that it belongs to."""
+"""Names of cases and folds, and the only way from a name to a path: none leads out of the folder that it belongs to."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -37,6 +37,11 @@ def case_file(folder: Path, name: str, ending: str = "") -> Path:
         DatasetError: as `check_name`.
     """
     return folder / (check_name(name, where=folder) + ending)
+
+
+def is_fold(name: str) -> bool:
+    """Whether a name is that of a fold, which becomes a folder: a number, or 'all'."""
+    return name == "all" or (name.isascii() and name.isdecimal() and len(name) < 10)
 
 
 def alike(name: str) -> str:

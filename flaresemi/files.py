@@ -2,19 +2,23 @@
 
 import contextlib
 import errno
+import fnmatch
 import functools
 import hashlib
+import logging
 import os
 import shutil
 import stat
 import tempfile
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from flaresemi.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 #: What the name of every unfinished file begins with, so that only our own leftovers are ever removed.
 PARTIAL = ".partial-"
@@ -104,8 +108,12 @@ def remove_leftovers(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def clear_folder(folder: Path) -> None:
-    """Removes a folder with all that is in it, if it is there.
+def clear_folder(folder: Path, names: Sequence[str] = ("*",)) -> None:
+    """Removes what is in a folder, and the folder if nothing is left in it. Links in it are removed, not followed.
+
+    Args:
+        folder: It need not be there.
+        names: Patterns of what is removed; the rest stays.
 
     Raises:
         ConfigError: it is a link: what it leads to is not ours to remove.
@@ -117,8 +125,24 @@ def clear_folder(folder: Path) -> None:
             where=f"{folder} -> {os.readlink(folder)}",
             fix="remove the link, or what it leads to, yourself; then start the same command again",
         )
-    if folder.exists():
-        shutil.rmtree(folder)
+    if not folder.exists():
+        return
+    ours = set(entries(folder, (*names, f"{PARTIAL}*")))
+    for path in sorted(folder.iterdir()):
+        if path not in ours:
+            logger.warning("%s is not removed: flaresemi did not write it", path)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    with contextlib.suppress(OSError):  # something is left
+        folder.rmdir()
+
+
+def entries(folder: Path, names: Sequence[str]) -> list[Path]:
+    """What lies directly in a folder by one of these patterns, sorted; links to nowhere, too. None where it is not."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if any(fnmatch.fnmatchcase(path.name, name) for name in names))
 
 
 def copy_file(source: Path, target: Path) -> None:

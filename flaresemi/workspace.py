@@ -1,10 +1,16 @@
 """Every path that is ever written, in one class."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
+from flaresemi.case_names import is_fold
+from flaresemi.errors import ConfigError, PlanError, shown
+from flaresemi.image_paths import image_stem, visible_files
 from flaresemi.plans import Stage
+from flaresemi.records import load_json
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,11 +99,25 @@ class Workspace:
 
     def model(self, fold: str, stage: Stage) -> "ModelFolder":
         """Folder of one training. `fold` is a number or 'all'."""
-        return ModelFolder(self.models / f"fold_{fold}" / stage.value)
+        return ModelFolder(self.models / _fold_folder(fold) / stage.value)
 
     def pseudo_labels(self, fold: str, stage: Stage) -> Path:
         """Label maps from elsewhere, on the stage's grid, that one training learns from."""
-        return self.root / "pseudolabels" / f"fold_{fold}" / stage.value
+        return self.root / "pseudolabels" / _fold_folder(fold) / stage.value
+
+    def foreign(self) -> list[Path]:
+        """What stands where planning writes, in a folder of which nothing says that it is a workspace."""
+        records = (self.inspected_cases, self.case_decisions, self.fingerprint, self.plans, self.splits)
+        if any(_has_version(path) for path in records):
+            return []
+        files = (*records, self.integrity_csv, self.integrity_summary, self.replaced_plans)
+        folders = (self.case_fingerprints, self.lists, self.root / "preprocessed")
+        images = [path for path in visible_files(self.root) if image_stem(path) is not None]
+        return [
+            *(path for path in files if os.path.lexists(path)),
+            *(path for path in folders if os.path.lexists(path) and not _is_empty_folder(path)),
+            *images,
+        ]
 
     def lock(self, *parts: str) -> Path:
         """The file that whoever works on this part of the workspace holds a lock on; there only meanwhile."""
@@ -105,7 +125,7 @@ class Workspace:
 
     def chain(self, fold: str) -> Path:
         """The folder of a chain of self-training rounds, which belongs to one fold."""
-        return self.root / "rounds" / f"fold_{fold}"
+        return self.root / "rounds" / _fold_folder(fold)
 
     def round_model(self, fold: str, number: int, stage: Stage) -> "ModelFolder":
         """The models that a round trained; of round 0, the supervised ones."""
@@ -113,7 +133,7 @@ class Workspace:
 
     def verdict(self, folds: Sequence[str]) -> Path:
         """What was judged of the chains of these folds together."""
-        return self.root / "rounds" / f"folds_{'_'.join(folds)}.json"
+        return self.root / "rounds" / f"folds_{'_'.join(map(_checked_fold, folds))}.json"
 
     @property
     def final_round(self) -> "RoundFolder":
@@ -125,9 +145,39 @@ class Workspace:
         return RoundFolder(self.chain(fold) / f"round_{number}", fold)
 
 
+def _is_empty_folder(path: Path) -> bool:
+    """Also behind a link: somebody may want to have it on another disk."""
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _has_version(path: Path) -> bool:
+    """Whether a file is a record, of whatever version."""
+    try:
+        found = load_json(path)
+    except PlanError:
+        return False
+    return isinstance(found, dict) and "schema_version" in found
+
+
+def _checked_fold(fold: str) -> str:
+    if not is_fold(fold):
+        raise ConfigError(f"there is no fold '{shown(fold)}'", fix="folds are numbers, or 'all'")
+    return fold
+
+
+def _fold_folder(fold: str) -> str:
+    return f"fold_{_checked_fold(fold)}"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RoundFolder:
     """The folder of one round of self-training."""
+
+    #: Patterns of what is written into it.
+    NAMES: ClassVar = (
+        "round.json", "labels", "case_scores", "claims", "observations.json", "scores.csv", "selection.json",
+        "reliable_series.txt", "report.html", "models",
+    )  # fmt: skip
 
     root: Path
     fold: str
@@ -178,12 +228,18 @@ class RoundFolder:
         return self.root / "models"
 
     def model(self, stage: Stage) -> "ModelFolder":
-        return ModelFolder(self.models / f"fold_{self.fold}" / stage.value)
+        return ModelFolder(self.models / _fold_folder(self.fold) / stage.value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelFolder:
     """The folder of one training run. Its checkpoints hold all that prediction needs."""
+
+    #: Patterns of what is written into it.
+    NAMES: ClassVar = (
+        "run.json", "history.jsonl", "curves.png", "calibration.json", "checkpoint_*.pt", "snapshot_*.pt", "logs",
+        "validation",
+    )  # fmt: skip
 
     root: Path
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from flaresemi.case_names import MOST_BYTES, alike, case_file, check_name, refuse_alike
 from flaresemi.dataset import find_images, load_dataset
-from flaresemi.errors import DatasetError
+from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.files import write_text
+from flaresemi.plans import Stage
+from flaresemi.workspace import RoundFolder, Workspace
 
 GOOD = ("case_1", "病例 01", "Ünï-cödé", "a.b.c", "emoji 🫀", "50%", "$HOME", "*", "'; rm", "x" * MOST_BYTES)
 BAD = (
@@ -115,3 +117,16 @@ def test_no_path_is_made_of_a_case_name_elsewhere() -> None:
     assert pattern.search('folder / f"{case.id}.json"')
     assert pattern.search("self.folder / case_id")
     assert pattern.search('x / f"{pair.case_id}.png"')
+
+
+@pytest.mark.parametrize("fold", ["", "..", "0/../../x", "/tmp", "all ", "-1", "٣", "0" * 200])
+def test_no_fold_leads_out_of_the_workspace(tmp_path: Path, fold: str) -> None:
+    workspace = Workspace(tmp_path)
+    for path in (
+        lambda: workspace.model(fold, Stage.FINE), lambda: workspace.round(fold, 1), lambda: workspace.verdict([fold]),
+        lambda: workspace.pseudo_labels(fold, Stage.FINE), lambda: RoundFolder(tmp_path, fold).model(Stage.FINE),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="there is no fold"):
+            path()
+    assert workspace.model("12", Stage.FINE).root == tmp_path / "models" / "fold_12" / "FINE"
+    assert workspace.model("all", Stage.FINE).root == tmp_path / "models" / "fold_all" / "FINE"

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from flaresemi import __version__
 from flaresemi.cli.numbers import field_type
 from flaresemi.cli.output import ReaderLeft, require_printed, unfailing_output
-from flaresemi.errors import ConfigError, FlaresemiError, shown, visible
+from flaresemi.errors import ConfigError, FlaresemiError, listed, shown, visible
 from flaresemi.log_lines import LineFormatter
 from flaresemi.records import closest
 from flaresemi.workspace import Workspace
@@ -56,6 +56,7 @@ class StrictParser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, **settings: Any) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, **settings)
+        self.register("type", Path, _path)  # whatever says type=Path
         loudness = self.add_mutually_exclusive_group()
         loudness.add_argument("--verbose", action="store_true", help="say more, and which module says it")
         loudness.add_argument("--quiet", action="store_true", help="warnings and errors only")
@@ -176,6 +177,13 @@ def duration(text: str) -> float:
     return total
 
 
+def _path(text: str) -> Path:
+    """A path; an empty one, as from a variable that is not set, would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty path is given; the current folder is '.'")
+    return Path(text)
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds what names trained models: `-m/--model`, `--fold`, `--checkpoint` and `--coarse`."""
     parser.add_argument(
@@ -201,8 +209,18 @@ def workspace_of(options: argparse.Namespace) -> Workspace:
 
 
 def open_workspace(options: argparse.Namespace) -> Workspace:
-    """The workspace that the dataset options name, for writing; says which of its folders lie elsewhere."""
+    """The workspace that the dataset options name, for writing; says which of its folders lie elsewhere.
+
+    Raises:
+        ConfigError: the folder is something else.
+    """
     workspace = workspace_of(options)
+    if foreign := workspace.foreign():
+        raise ConfigError(
+            "this folder is no workspace, and holds what would be replaced or mixed with results: "
+            f"{listed([path.name for path in foreign])}",
+            where=workspace.root, fix="name another folder with -w WORKSPACE; it need not be there",
+        )  # fmt: skip
     for path, target in workspace.links_elsewhere().items():
         logger.info("%s is a link: what belongs there is written to %s", path, target)
     return workspace

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 import time
@@ -115,7 +116,7 @@ def _make_data(folder: DemoFolder, options: argparse.Namespace) -> None:
     """Writes the dataset, or what is missing of it.
 
     Raises:
-        ConfigError: the folder holds a demo that was made with other options.
+        ConfigError: the folder holds a demo that was made with other options, or data that no demo made.
     """
     wanted = DemoRecord(
         layout=options.layout,
@@ -125,7 +126,7 @@ def _make_data(folder: DemoFolder, options: argparse.Namespace) -> None:
         size=options.size,
         seed=options.seed,
     )
-    if folder.record.exists():
+    if os.path.lexists(folder.record):
         found = load_record(folder.record, DemoRecord, error=ConfigError)
         if found != wanted:
             raise ConfigError(
@@ -133,6 +134,10 @@ def _make_data(folder: DemoFolder, options: argparse.Namespace) -> None:
                 where=folder.record,
                 fix="repeat those options, or name another folder with -o",
             )
+    elif os.path.lexists(folder.data):
+        raise ConfigError(
+            "there are data in this folder that no demo made", where=folder.data, fix="name another folder with -o"
+        )
     save_record(folder.record, wanted)
     write_phantom_dataset(
         folder.data,

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,15 +13,16 @@ from flaresemi import flare22
 from flaresemi.case_names import case_file
 from flaresemi.cli.common import StrictParser, print_next, run
 from flaresemi.cli.numbers import count
+from flaresemi.cli.replacing import holds_record, refuse_foreign
 from flaresemi.dataset import declared_labels, find_images, load_dataset
 from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.evaluation.folders import GRID_TOLERANCE, CasePair, CaseScores, match_cases
-from flaresemi.evaluation.summary import Summary, evaluate_folders, save_summary, table
+from flaresemi.evaluation.summary import Summary, evaluate_folders, is_score_table, save_summary, table
 from flaresemi.io.images import read_image, read_label_map
 from flaresemi.labels import LabelSet
 from flaresemi.plans import load_plans
 from flaresemi.records import closest
-from flaresemi.reporting.overlay import save_overlay
+from flaresemi.reporting.overlay import is_overlay, save_overlay
 
 #: Pictures that the hint at the end asks for.
 _HINTED_OVERLAYS = "3"
@@ -63,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         "--official", action="store_true",
         help="as the organizers' scripts: leave out the last slice of a z-range, NSD 0 below Dice 0.2, four digits",
     )  # fmt: skip
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also replace files that flaresemi_evaluate did not write"
+    )
     parser.add_argument("--allow-missing", action="store_true", help="score what is there when predictions are missing")
     parser.add_argument(
         "--workers",
@@ -91,6 +96,7 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> None:
             "overlays need the images, and DATASET is no dataset folder", where=_dataset(options),
             fix="name their folder with --images, or the dataset with -d",
         )  # fmt: skip
+    _refuse_foreign(options)
     labels, annotated = _labels(options)
     labels = _with_z_range(labels, options.z_range)
     summary = evaluate_folders(
@@ -106,12 +112,30 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> None:
     print(table(summary))
     print(f"\nwritten: {options.output} and {options.output.with_suffix('.csv')}")
     if options.overlays:
-        folder = options.output.with_name(f"{options.output.stem}_overlays")
+        folder = _overlays(options.output)
         pairs = {pair.case_id: pair for pair in match_cases(options.predictions, options.references, {}).pairs}
         for case in worst_cases(summary, options.overlays):
             print(_draw(pairs[case.case_id], case, labels, images or {}, folder))
     elif images:
         print_next(["flaresemi_evaluate", *words, "--overlays", _HINTED_OVERLAYS])
+
+
+def _refuse_foreign(options: argparse.Namespace) -> None:
+    """Checks that only evaluations are replaced.
+
+    Raises:
+        ConfigError: another file would be.
+    """
+    refuse = functools.partial(refuse_foreign, writer="flaresemi_evaluate", overwrite=options.overwrite)
+    refuse([options.output], lambda path: holds_record(path, Summary))
+    refuse([options.output.with_suffix(".csv")], is_score_table)
+    if options.overlays:
+        pairs = match_cases(options.predictions, options.references, {}).pairs
+        refuse((case_file(_overlays(options.output), pair.case_id, ".png") for pair in pairs), is_overlay)
+
+
+def _overlays(output: Path) -> Path:
+    return output.with_name(f"{output.stem}_overlays")
 
 
 def worst_cases(summary: Summary, count: int) -> tuple[CaseScores, ...]:

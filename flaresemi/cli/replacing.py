@@ -31,7 +31,7 @@ def refuse_foreign(
             "a folder is in the place of a file that would be written", where=folders[0],
             fix=f"rename it, or name another place with {name}",
         )  # fmt: skip
-    foreign = [] if overwrite else [path for path in there if not is_ours(path)]
+    foreign = [] if overwrite else [path for path in there if not (path.exists() and is_ours(path))]
     if foreign:
         raise ConfigError(
             f"{len(foreign)} file(s) would be replaced that {writer} did not write, or that were changed since: "

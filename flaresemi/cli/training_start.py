@@ -3,22 +3,24 @@
 import argparse
 import dataclasses
 import logging
+import os
 from pathlib import Path
 
 import torch
 
 from flaresemi.cli.common import flag_of
 from flaresemi.cli.mixing_options import given_mixing
+from flaresemi.cli.replacing import holds_record
 from flaresemi.compute.distributed import Ranks
 from flaresemi.dataset import Dataset, load_dataset
-from flaresemi.errors import CheckpointError, ConfigError
-from flaresemi.files import clear_folder, remove_leftovers
+from flaresemi.errors import CheckpointError, ConfigError, listed
+from flaresemi.files import clear_folder, entries, remove_leftovers
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.distillation import begin_teaching, caution, prepare_labels
 from flaresemi.training.resuming import has_state, load_state
-from flaresemi.training.runs import recorded_config, recorded_teaching
+from flaresemi.training.runs import RunRecord, recorded_config, recorded_teaching
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
 from flaresemi.workspace import ModelFolder, Workspace
@@ -39,14 +41,32 @@ def resumes(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks, devi
     """
     if ranks.any(ranks.restarts > 0, device):
         options.resume, options.restart = True, False
-    exists = has_state(folder)
+    exists = has_state(folder) or os.path.lexists(folder.final)
     if exists and not options.resume and not options.restart:
         raise ConfigError(
             "there is a training in this folder already",
             where=folder.root,
             fix="--continue goes on with it, --restart discards it and begins anew",
         )
+    if not exists and not options.restart:
+        _refuse_foreign(folder)
     return bool(exists and options.resume)
+
+
+def _refuse_foreign(folder: ModelFolder) -> None:
+    """Checks that a training which begins anew replaces nothing but what a killed start left.
+
+    Raises:
+        ConfigError: files are there that no training of ours, which writes its record first, can have left.
+    """
+    written = [path for path in entries(folder.root, ModelFolder.NAMES) if path != folder.logs]
+    if written and not holds_record(folder.run_record, RunRecord):
+        raise ConfigError(
+            f"there are files that flaresemi did not write in this folder, or no record of the training that did: "
+            f"{listed([path.name for path in written])}",
+            where=folder.root,
+            fix="see what they are, and move them away; --restart removes them",
+        )
 
 
 def supervision(
@@ -105,7 +125,9 @@ def clear(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks) -> Non
     """Discards what `--restart` says, and what killed writers left behind; no rank goes on before."""
     if ranks.is_main:
         if options.restart:
-            clear_folder(folder.root)
+            if folder.root.parent.is_symlink():
+                clear_folder(folder.root.parent)  # which refuses it
+            clear_folder(folder.root, folder.NAMES)
         for place in (folder.root, folder.validation):
             remove_leftovers(place)
     ranks.barrier()

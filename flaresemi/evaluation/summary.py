@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
+#: Of the table: case, organ, and its scores.
+_COLUMNS = ("case", "organ", *(field.name for field in dataclasses.fields(OrganScore)))
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
@@ -185,13 +188,19 @@ def summarize(
 def save_summary(path: Path, summary: Summary) -> None:
     """Writes a summary as JSON, and beside it, ending .csv, one row per case and organ. Both atomically."""
     path = Path(path)
-    columns = [field.name for field in dataclasses.fields(OrganScore)]
-    rows = [["case", "organ", *columns]]
+    columns = _COLUMNS[2:]
+    rows = [list(_COLUMNS)]
     for case in summary.cases:
         for organ, score in case.organs.items():
             rows.append([case.case_id, organ, *(_rounded(getattr(score, column)) for column in columns)])
     write_table(path.with_suffix(".csv"), rows)
     save_record(path, summary)
+
+
+def is_score_table(path: Path) -> bool:
+    """Whether a file is a table of scores that `save_summary` wrote, by its first line."""
+    with open(path, "rb") as file:
+        return file.readline(1000).strip() == ",".join(_COLUMNS).encode()
 
 
 def load_summary(path: Path) -> Summary:

@@ -1,6 +1,7 @@
 """Trained models as one folder that needs neither the dataset nor flaresemi: checkpoints, programs, a description."""
 
 import dataclasses
+import errno
 import os
 import shutil
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from flaresemi import __version__
-from flaresemi.errors import ConfigError
+from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.files import PARTIAL, copy_file
 from flaresemi.geometry import FloatTriple, IntTriple
 from flaresemi.inference.drawing import LEAST_REPAIR_MM, MAX_REPAIRS
@@ -88,10 +89,12 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
         programs: Also write every network as an OpenVINO program, which needs OpenVINO.
 
     Raises:
-        ConfigError: the folder exists.
+        ConfigError: there is something at the folder's place, also where it was made meanwhile.
+        CheckpointError: two checkpoints are of one stage and fold.
     """
-    if folder.exists():
-        raise ConfigError("there is something at this place already", where=folder, fix="name a new folder with -o")
+    if os.path.lexists(folder):
+        raise _taken(folder)
+    _refuse_same_place((*models.coarse, *models.fine))
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder.parent))
     try:
@@ -114,10 +117,31 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
         )
         save_record(partial / DESCRIPTION, description)
         partial.chmod(0o755)
-        os.rename(partial, folder)
+        try:
+            os.rename(partial, folder)
+        except (FileExistsError, NotADirectoryError):
+            raise _taken(folder) from None
+        except OSError as problem:
+            if problem.errno != errno.ENOTEMPTY:
+                raise
+            raise _taken(folder) from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _taken(folder: Path) -> ConfigError:
+    return ConfigError("there is something at this place already", where=folder, fix="name a new folder with -o")
+
+
+def _refuse_same_place(checkpoints: Sequence[Checkpoint]) -> None:
+    places = [_place(checkpoint) for checkpoint in checkpoints]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise CheckpointError(
+            f"two of these checkpoints say that they are {twice}: one would replace the other",
+            fix="name different folds with --fold",
+        )
 
 
 def _place(checkpoint: Checkpoint) -> str:

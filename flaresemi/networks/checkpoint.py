@@ -14,6 +14,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
+from flaresemi.case_names import is_fold
 from flaresemi.errors import CheckpointError, shown
 from flaresemi.files import atomic_path
 from flaresemi.labels import LabelSet
@@ -88,6 +89,10 @@ class _Header:
     mirror_axes: tuple[Axis, ...]
     keep_largest: tuple[str, ...]
     version: str
+
+    def __post_init__(self) -> None:
+        if not is_fold(self.fold):  # it becomes the name of a folder
+            raise ValueError(f"'fold' must be a number or 'all', found '{self.fold}'")
 
 
 _HEADER_FIELDS = tuple(field.name for field in dataclasses.fields(_Header))

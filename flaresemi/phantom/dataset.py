@@ -3,18 +3,22 @@
 import dataclasses
 import functools
 import logging
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from flaresemi import flare22
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import LAYOUTS
-from flaresemi.errors import ConfigError
+from flaresemi.errors import ConfigError, listed
 from flaresemi.files import remove_leftovers
 from flaresemi.geometry import IntTriple
+from flaresemi.image_paths import visible_files
 from flaresemi.io.images import write_label_map
 from flaresemi.phantom.patient import stream
 from flaresemi.phantom.phantom import make_phantom
-from flaresemi.records import closest, save_record
+from flaresemi.records import closest, load_json, save_record
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,9 @@ SIZES: dict[str, tuple[IntTriple, IntTriple]] = {
     "demo": ((52, 72, 72), (64, 88, 88)),
     "full": ((80, 512, 512), (240, 512, 512)),
 }
+
+
+_PHANTOM = re.compile(r"phantom_\d+(_0000)?\.nii\.gz")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ def write_phantom_dataset(
         workers: Processes; None: one per core, as far as memory allows.
 
     Raises:
-        ConfigError: an unknown layout or size.
+        ConfigError: an unknown layout or size, or a folder with other cases or another dataset.json.
         OSError: the disk is full or the folder cannot be written to.
     """
     if layout not in LAYOUTS:
@@ -79,7 +86,10 @@ def write_phantom_dataset(
         label_folder = label_folders.get(folder)
         label = None if label_folder is None else label_folder / f"{name}.nii.gz"
         tasks.append(_Task(case_seed(seed, number), folder / f"{name}_0000.nii.gz", label))
-    for folder in {path.parent for task in tasks for path in (task.image, task.label) if path is not None}:
+    folders = {path.parent for task in tasks for path in (task.image, task.label) if path is not None}
+    description = _description(labeled, test) if layout == "nnU-Net" else None
+    _refuse_others(root, folders, description)
+    for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
     waiting = [task for task in tasks if not _is_written(task)]
@@ -89,8 +99,31 @@ def write_phantom_dataset(
     gib = 0.5 + 12 * largest[0] * largest[1] * largest[2] / 2**30
     for _ in parallel_map(write, waiting, workers=worker_count(gib, workers), progress="phantom"):
         pass
-    if layout == "nnU-Net":
-        save_record(root / "dataset.json", _description(labeled, test))
+    if description is not None:
+        save_record(root / "dataset.json", description)
+
+
+def _refuse_others(root: Path, folders: Iterable[Path], description: dict[str, object] | None) -> None:
+    """Checks that synthetic cases are not mixed with others.
+
+    Raises:
+        ConfigError: they would be, or a dataset.json that is no phantoms' be replaced.
+    """
+    found = [path for folder in sorted(folders) for path in visible_files(folder) if not _PHANTOM.match(path.name)]
+    path = root / "dataset.json"
+    if description is not None and os.path.lexists(path):
+        counts = {name: description[name] for name in ("numTraining", "numTest")}
+        try:
+            present = load_json(path, error=ConfigError)
+        except ConfigError:
+            present = None
+        if not isinstance(present, dict) or present | counts != description:
+            found.append(path)
+    if found:
+        raise ConfigError(
+            f"there are other files where synthetic cases would be written: {listed([each.name for each in found])}",
+            where=found[0].parent, fix="name another folder",
+        )  # fmt: skip
 
 
 def case_seed(seed: int, number: int) -> int:

@@ -1,6 +1,7 @@
 """Pseudo-labels as files for other programs: on the grids of the user's images, with the user's values."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from tqdm import tqdm
 
 from flaresemi.case_names import case_file
 from flaresemi.dataset import Case
-from flaresemi.errors import ConfigError, DatasetError
+from flaresemi.errors import ConfigError, DatasetError, listed
+from flaresemi.image_paths import image_stem, visible_files
 from flaresemi.io.case_store import LabelStore
 from flaresemi.io.images import read_grid, write_label_map
 from flaresemi.labels import LabelSet
@@ -63,7 +65,7 @@ def export_labels(
 def _begin(folder: Path, outputs: dict[str, Path], record: ExportRecord) -> None:
     """Sees that what stands in the folder is of the same round, and says what of it is selected now."""
     path = folder / EXPORT_RECORD
-    if path.exists():
+    if os.path.lexists(path):
         found = load_record(path, ExportRecord, error=ConfigError)
         if found.teacher == record.teacher:
             save_record(path, record)
@@ -72,9 +74,14 @@ def _begin(folder: Path, outputs: dict[str, Path], record: ExportRecord) -> None
         if (found.fold, found.round) == (record.fold, record.round):
             what += ", drawn by other weights"
         raise ConfigError(what, where=folder, fix="name another folder, or remove this one")
-    there = [output for output in outputs.values() if output.exists()]
+    there = [output for output in outputs.values() if os.path.lexists(output)]
     if there:
         raise ConfigError(
             f"{len(there)} of the files to be written are there already", where=there[0], fix="name another folder"
+        )
+    others = [each.name for each in visible_files(folder) if image_stem(each) is not None]
+    if others:
+        raise ConfigError(
+            f"this folder holds other images or label maps: {listed(others)}", where=folder, fix="name another folder"
         )
     save_record(path, record)

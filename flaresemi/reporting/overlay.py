@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: Stands in every picture.
+_SOFTWARE = "flaresemi"
+
 _HEIGHT_INCHES = 5.0
 _LEGEND_INCHES = 2.2
 _FILL = 0.45
@@ -96,7 +99,16 @@ def save_overlay(
     planes = _cut(image_zyx, maps, position, spacing_zyx_mm)
     figure = _draw(planes, labels, window if window is not None else automatic_window(image_zyx), title)
     with atomic_path(Path(path)) as temporary:
-        save_figure(figure, temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
+        save_figure(
+            figure, temporary, format="png", dpi=110, facecolor=figure.get_facecolor(), metadata={"Software": _SOFTWARE}
+        )
+
+
+def is_overlay(path: Path) -> bool:
+    """Whether a file is a picture that `save_overlay` wrote."""
+    with open(path, "rb") as file:
+        start = file.read(200)
+    return start.startswith(b"\x89PNG") and f"Software\0{_SOFTWARE}".encode() in start
 
 
 def review_picture(

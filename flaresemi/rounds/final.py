@@ -69,10 +69,12 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
         chains=chains,
     )  # fmt: skip
     if not folder.state.exists():
-        clear_folder(folder.root)  # what is there may be models of another state, whose removal was cut short
+        clear_folder(
+            folder.root, folder.NAMES
+        )  # what is there may be models of another state, whose removal was cut short
     elif load_record(folder.state, FinalState, error=SelectionError) != state:
         logger.warning("what the final models were made from has changed: they are trained again")
-        clear_folder(folder.root)
+        clear_folder(folder.root, folder.NAMES)
     save_record(folder.state, state)
     save_record(folder.selection, selection)
     for stage in first.stages:

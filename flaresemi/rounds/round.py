@@ -353,7 +353,8 @@ class Round:
     def _discard(self, name: str) -> None:
         """Removes what a step left that must not be taken for the new result."""
         if name.startswith("train "):
-            clear_folder(self.folder.model(Stage(name.removeprefix("train "))).root)
+            folder = self.folder.model(Stage(name.removeprefix("train ")))
+            clear_folder(folder.root, folder.NAMES)
 
     def _teacher(self, stage: Stage) -> ModelFolder:
         """The models of the round before."""

@@ -1,6 +1,8 @@
 """The models are untrained: what is tested is that they stay the same function."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -125,3 +127,33 @@ def test_what_judges_predictions_goes_along(models, tmp_path):
     assert export.main(["-m", str(models), "-o", str(tmp_path / "exported"), "--no-programs"]) == 0
     assert (tmp_path / "exported/fold_0/FINE/calibration.json").is_file()
     assert load_checkpoint(tmp_path / "exported/fold_0/FINE/snapshot_036.pt", True).training_state is None
+
+
+@pytest.mark.parametrize("made", ["folder", "file", "link"])
+def test_what_another_process_made_meanwhile_is_left(models, tmp_path, capsys, monkeypatch, made):
+    out = tmp_path / "out"
+
+    def rename(source, target):  # at the last moment
+        monkeypatch.undo()
+        (tmp_path / "theirs").mkdir()
+        ((tmp_path / "theirs") / "a.txt").write_text("theirs")
+        if made == "folder":
+            (tmp_path / "theirs").rename(out)
+        elif made == "file":
+            out.write_text("theirs")
+        else:
+            out.symlink_to(tmp_path / "theirs")
+        os.rename(source, target)
+
+    monkeypatch.setattr("flaresemi.inference.export.os.rename", rename)
+    assert export.main(["-m", str(models), "-o", str(out), "--no-programs"]) == 2
+    assert "there is something at this place already" in capsys.readouterr().err
+    assert (out if made == "file" else out / "a.txt").read_text() == "theirs"
+    assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_two_checkpoints_that_claim_one_fold_are_not_exported_as_one(models, tmp_path, capsys):
+    shutil.copytree(models / "fold_0", models / "fold_1")
+    assert export.main(["-m", str(models), "-o", str(tmp_path / "out"), "--no-programs"]) == 2
+    assert "two of these checkpoints say that they are fold_0/COARSE" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import math
 import os
 import pickle
@@ -271,3 +272,13 @@ def test_a_weight_that_is_no_number_is_refused(checkpoint: Checkpoint, tmp_path:
     save_checkpoint(path, dataclasses.replace(checkpoint, weights={**checkpoint.weights, name: spoilt}))
     with pytest.raises(CheckpointError, match=f"not finite: '{name}'"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("fold", ["0/../../../x", "..", "", "/tmp/x"])
+def test_a_fold_that_is_no_name_of_a_folder_is_refused(checkpoint: Checkpoint, tmp_path: Path, fold: str) -> None:
+    save_checkpoint(tmp_path / "a.pt", checkpoint)
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content["header"] = json.dumps(json.loads(content["header"]) | {"fold": fold})
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="'fold' must be a number or 'all'"):
+        load_checkpoint(tmp_path / "a.pt")

@@ -79,3 +79,14 @@ def test_unknown_layouts_and_sizes_are_refused_before_anything_is_written(tmp_pa
     with pytest.raises(ConfigError, match=hint):
         write_phantom_dataset(tmp_path, **option)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["imagesTr/scan_0000.nii.gz", "labelsTr/scan.nii.gz", "dataset.json"])
+def test_phantoms_are_not_mixed_with_others(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"name": "real"}')
+    with pytest.raises(ConfigError, match=path.name):
+        write_phantom_dataset(tmp_path, layout="nnU-Net", labeled=1, unlabeled=0, test=0, size=(8, 8, 8))
+    assert path.read_text() == '{"name": "real"}'
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
