@@ -1,20 +1,17 @@
 """The user's folder of cases, labeled and unlabeled, as it lies on disk. Nothing is opened here but dataset.json."""
 
 import dataclasses
-import logging
 import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from flaresemi import flare22
 from flaresemi.case_names import check_name, refuse_alike
-from flaresemi.errors import DatasetError, is_one_line, listed, one_line, shown
+from flaresemi.description import Description
+from flaresemi.errors import DatasetError, listed, one_line
 from flaresemi.image_paths import EXPECTED, image_stem, named_images
-from flaresemi.labels import Label, LabelSet, find_mirror_pairs
-from flaresemi.records import closest, load_json
-
-logger = logging.getLogger(__name__)
+from flaresemi.labels import LabelSet
+from flaresemi.records import closest
 
 #: (labeled images, label maps, unlabeled images, test images) of the layouts that are understood.
 LAYOUTS = {
@@ -23,16 +20,6 @@ LAYOUTS = {
 }
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
-_INTEGER = re.compile(r"-?[0-9]{1,18}")
-
-_KEYS = ("name", "channel_names", "modality", "labels", "mirror_pairs", "z_range", "tolerances_mm", "annotated_labels")
-_METADATA = (
-    "file_ending", "numTraining", "numTest", "description", "licence", "license", "reference", "release",
-    "tensorImageSize", "training", "test", "overwrite_image_reader_writer", "converted_by", "dataset_name", "citation",
-)  # fmt: skip
-
-#: Of a number in dataset.json: beyond it an integer is no float.
-_LARGEST_NUMBER = sys.float_info.max
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +33,7 @@ class Case:
         annotated: Names of the organs that the label map annotates; None: all. Others may be in the image, unmarked.
         label_on_image_grid: True where the user has decided that the label map's header is wrong and that its voxels
             are the image's, one by one (`--fix-geometry`).
+        group: What it belongs to together with others, for example its patient; None: nothing.
     """
 
     id: str
@@ -53,6 +41,7 @@ class Case:
     label: Path | None = None
     annotated: tuple[str, ...] | None = None
     label_on_image_grid: bool = False
+    group: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +77,11 @@ class Dataset:
                 return case
         raise DatasetError(f"no case '{case_id}' in the dataset", where=self.root)
 
+    def unlabeled_relatives(self, case_ids: Collection[str]) -> dict[str, str]:
+        """The unlabeled cases that belong to a group of one of these labeled cases, each with its group."""
+        groups = {case.group for case in self.labeled if case.id in case_ids and case.group is not None}
+        return {case.id: case.group for case in self.unlabeled if case.group is not None and case.group in groups}
+
 
 def load_dataset(root: Path) -> Dataset:
     """Finds the cases of a folder in either layout and reads its dataset.json, where there is one.
@@ -99,10 +93,10 @@ def load_dataset(root: Path) -> Dataset:
     root = Path(root)
     folders = _folders(root)
     images, masks, unlabeled, test = (root / folder for folder in folders)
-    description = _Description(root / "dataset.json")
+    description = Description(root / "dataset.json")
     numbered = _channels_are_numbered(images, masks)
     labeled = _labeled_cases(_cases(images, numbered), images, masks, description)
-    groups = (labeled, _cases(unlabeled, numbered), _cases(test, numbered))
+    groups = _grouped((labeled, _cases(unlabeled, numbered), _cases(test, numbered)), description)
     channels = description.channels or _default_channels(groups)
     for group in groups:
         for case in group:
@@ -111,7 +105,7 @@ def load_dataset(root: Path) -> Dataset:
                     f"case '{case.id}' has {len(case.images)} channel(s), the dataset has {len(channels)}: "
                     f"{', '.join(channels)}",
                     where=case.images[0],
-                    fix="one file per channel: CASE_0000, CASE_0001, ...",
+                    fix="one file per channel: CASE_0000, CASE_0001, ..., each named in dataset.json's channel_names",
                 )
     _refuse_twice(groups)
     refuse_alike((case.id for group in groups for case in group), where=root)
@@ -137,7 +131,7 @@ def declared_labels(root: Path) -> tuple[LabelSet | None, dict[str, tuple[str, .
     Raises:
         DatasetError: the file cannot be used.
     """
-    description = _Description(Path(root) / "dataset.json")
+    description = Description(Path(root) / "dataset.json")
     return description.labels, description.annotated
 
 
@@ -213,7 +207,7 @@ def _cases(folder: Path, numbered: bool) -> tuple[Case, ...]:
     )
 
 
-def _labeled_cases(found: tuple[Case, ...], images: Path, masks: Path, description: "_Description") -> tuple[Case, ...]:
+def _labeled_cases(found: tuple[Case, ...], images: Path, masks: Path, description: Description) -> tuple[Case, ...]:
     cases = {case.id: case for case in found}
     labels: dict[str, Path] = {}
     for name, path in _label_files(masks):
@@ -244,6 +238,19 @@ def _labeled_cases(found: tuple[Case, ...], images: Path, masks: Path, descripti
     )
 
 
+def _grouped(found: tuple[tuple[Case, ...], ...], description: Description) -> tuple[tuple[Case, ...], ...]:
+    """The cases, each with the group that dataset.json puts it into."""
+    group_of = {case_id: group for group, case_ids in description.groups.items() for case_id in case_ids}
+    known = {case.id for cases in found for case in cases}
+    if unknown := sorted(group_of.keys() - known):
+        hint = closest(unknown[0], known)
+        raise DatasetError(f"groups names cases that do not exist: {listed(unknown)}{hint}", where=description.path)
+    return tuple(
+        tuple(dataclasses.replace(case, group=group_of.get(case.id)) for case in cases) if group_of else cases
+        for cases in found
+    )
+
+
 def _default_channels(groups: Iterable[tuple[Case, ...]]) -> tuple[str, ...]:
     count = max(len(case.images) for group in groups for case in group)
     return ("CT",) if count == 1 else tuple(f"channel {index}" for index in range(count))
@@ -259,125 +266,3 @@ def _refuse_twice(groups: tuple[tuple[Case, ...], ...]) -> None:
                     fix="rename or remove one of them",
                 )  # fmt: skip
             seen[case.id] = case.images[0]
-
-
-class _Description:
-    """What a dataset.json says (nnU-Net's keys, version 1 or 2, and ours). An absent file says nothing."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name: str | None = None
-        self.channels: tuple[str, ...] | None = None
-        self.labels: LabelSet | None = None
-        self.annotated: dict[str, tuple[str, ...]] = {}
-        if not path.exists():
-            return
-        content = load_json(path, error=DatasetError)
-        if not isinstance(content, dict):
-            raise DatasetError("dataset.json must hold an object", where=path)
-        for key in content:
-            if key not in _KEYS + _METADATA:
-                hint = closest(key, _KEYS)
-                level = logging.WARNING if hint else logging.INFO
-                logger.log(level, "%s: key '%s' is not used%s", path, shown(key), hint)
-        self.name = content.get("name")
-        if self.name is not None and not isinstance(self.name, str):
-            raise self._bad(f"name must be a text, found {shown(repr(self.name))}")
-        self.channels = self._channels(content)
-        if "labels" in content:
-            self.labels = self._label_set(content)
-            self.annotated = self._annotated(content)
-
-    def _bad(self, what: str, fix: str | None = None) -> DatasetError:
-        return DatasetError(shown(what, 600), where=self.path, fix=fix)
-
-    def _channels(self, content: dict) -> tuple[str, ...] | None:
-        named = content.get("channel_names", content.get("modality"))
-        if named is None:
-            return None
-        if not isinstance(named, dict) or sorted(named) != [str(i) for i in range(len(named))]:
-            raise self._bad(f'channel_names must be like {{"0": "CT"}}, found {shown(repr(named))}')
-        names = tuple(str(named[str(index)]) for index in range(len(named)))
-        if not all(map(is_one_line, names)):
-            raise self._bad(f"channel_names hold characters that cannot be seen: {', '.join(names)}")
-        return names
-
-    def _label_set(self, content: dict) -> LabelSet:
-        if "regions_class_order" in content:
-            raise self._bad("overlapping regions (regions_class_order) are not supported", "one value per organ")
-        values = self._values(content["labels"])
-        background = values.pop("background", 0)
-        names = tuple(values)
-        tolerances = self._per_label(content, "tolerances_mm", names)
-        pairs = content.get("mirror_pairs")
-        try:
-            return LabelSet(
-                labels=tuple(
-                    Label(
-                        name=name,
-                        value=value,
-                        tolerance_mm=tolerances.get(name),
-                        z_range=name in self._names(content.get("z_range", []), "z_range", names),
-                    )
-                    for name, value in sorted(values.items(), key=lambda item: item[1])
-                ),
-                background=background,
-                mirror_pairs=find_mirror_pairs(names) if pairs is None else tuple((str(a), str(b)) for a, b in pairs),
-            )
-        except (ValueError, TypeError) as problem:
-            raise self._bad(shown(str(problem), 400)) from None
-
-    def _values(self, labels: object) -> dict[str, int]:
-        if not isinstance(labels, dict) or not labels:
-            raise self._bad('"labels" must be an object like {"background": 0, "liver": 1}')
-        if all(isinstance(value, str) and _INTEGER.fullmatch(key) for key, value in labels.items()):
-            if len(set(labels.values())) != len(labels):
-                raise self._bad(f"two labels have one name: {', '.join(labels.values())}", "one value per organ")
-            labels = {name: int(value) for value, name in labels.items()}  # the Medical Decathlon's order
-        values: dict[str, int] = {}
-        for name, value in labels.items():
-            if isinstance(value, list):
-                raise self._bad(
-                    f"label '{name}' has several values: overlapping regions are not supported", "one value per organ"
-                )
-            if isinstance(value, str) and _INTEGER.fullmatch(value):
-                value = int(value)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise self._bad(f"label '{name}' must be an integer, found {shown(repr(value))}")
-            if name == "ignore":
-                raise self._bad(
-                    "an ignore label is not supported", 'name the organs a case annotates in "annotated_labels" instead'
-                )
-            values[name] = value
-        return values
-
-    def _annotated(self, content: dict) -> dict[str, tuple[str, ...]]:
-        declared = content.get("annotated_labels", {})
-        if not isinstance(declared, dict):
-            raise self._bad('"annotated_labels" must be an object like {"case_1": ["liver"]}')
-        known = self.labels.names if self.labels else ()
-        for case, names in declared.items():
-            self._names(names, f"annotated_labels of '{case}'", known)
-            if not names:
-                raise self._bad(
-                    f"annotated_labels of '{case}' names no label", "move a case without labels to the unlabeled ones"
-                )
-        return {case: tuple(names) for case, names in declared.items()}
-
-    def _names(self, names: object, key: str, known: tuple[str, ...]) -> tuple[str, ...]:
-        if not isinstance(names, list):
-            raise self._bad(f"{key} must be a list of label names")
-        for name in names:
-            if name not in known:
-                raise self._bad(f"{key} names '{name}', which is not a label{closest(str(name), known)}")
-        return tuple(names)
-
-    def _per_label(self, content: dict, key: str, known: tuple[str, ...]) -> dict[str, float]:
-        declared = content.get(key, {})
-        if not isinstance(declared, dict):
-            raise self._bad(f'"{key}" must be an object like {{"liver": 5}}')
-        self._names(list(declared), key, known)
-        for name, value in declared.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_NUMBER:
-                raise self._bad(f"{key} of '{name}' must be a positive number, found {shown(repr(value))}")
-        return {name: float(value) for name, value in declared.items()}

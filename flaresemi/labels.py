@@ -1,7 +1,6 @@
 """Organ names and the values that stand for them in the user's files and inside flaresemi."""
 
 import dataclasses
-import re
 
 import numpy as np
 
@@ -41,12 +40,13 @@ class LabelSet:
     Attributes:
         labels: The organs, without background.
         background: The user's value of background.
-        mirror_pairs: Names of organs that change places when the patient is mirrored left to right.
+        mirror_pairs: Names of organs that change places when the patient is mirrored left to right; None: it is not
+            known which, so that no patient may be mirrored like that.
     """
 
     labels: tuple[Label, ...]
     background: LabelValue = 0
-    mirror_pairs: tuple[tuple[str, str], ...] = ()
+    mirror_pairs: tuple[tuple[str, str], ...] | None = ()
 
     def __post_init__(self) -> None:
         if not self.labels:
@@ -59,10 +59,10 @@ class LabelSet:
         names = self.names
         if len(set(names)) != len(names):
             raise ValueError(f"label names must differ, found {names}")
-        for name in (name for pair in self.mirror_pairs for name in pair):
+        paired = [name for pair in self.mirror_pairs or () for name in pair]
+        for name in paired:
             if name not in names:
                 raise ValueError(f"mirror pair names '{name}', which is not a label")
-        paired = [name for pair in self.mirror_pairs for name in pair]
         if len(set(paired)) != len(paired):
             raise ValueError("a label may stand in one mirror pair only")
 
@@ -88,10 +88,14 @@ class LabelSet:
     def mirror_permutation(self) -> tuple[int, ...]:
         """For each internal index, the index of its partner in a left-right mirrored patient (mostly itself)."""
         permutation = list(range(self.channels))
-        for one, other in self.mirror_pairs:
+        for one, other in self.mirror_pairs or ():
             permutation[self.index(one)] = self.index(other)
             permutation[self.index(other)] = self.index(one)
         return tuple(permutation)
+
+    def mirror_axes(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of the axes (0 = z, 1 = y, 2 = x) that images of these organs may be mirrored on."""
+        return tuple(axis for axis in axes if axis != 2 or self.mirror_pairs is not None)
 
     def unknown_values(self, values: np.ndarray) -> tuple[int, ...]:
         """Those of the user's values that this set does not declare, sorted."""
@@ -136,32 +140,3 @@ def count_values(values: np.ndarray) -> dict[int, int]:
     for start in range(0, flat.size, 1 << 22):  # bincount makes a 64-bit copy, so piece by piece
         total += np.bincount(flat[start : start + (1 << 22)].astype(np.int64) - low, minlength=total.size)
     return {low + int(index): int(total[index]) for index in np.flatnonzero(total)}
-
-
-def find_mirror_pairs(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Pairs of names that differ only in 'left' and 'right' (or a lone 'l' and 'r'), as (right, left)."""
-    pairs = []
-    for name in names:
-        mirrored = _swap_sides(name)
-        if mirrored != name and mirrored in names and _is_right(name):
-            pairs.append((name, mirrored))
-    return tuple(pairs)
-
-
-_SIDES = {"left": "right", "right": "left", "l": "r", "r": "l", "lt": "rt", "rt": "lt"}
-_WORD = re.compile(r"[A-Za-z]+")
-
-
-def _swap_sides(name: str) -> str:
-    def swap(match: re.Match) -> str:
-        word = match.group()
-        other = _SIDES.get(word.lower())
-        if other is None:
-            return word
-        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
-
-    return _WORD.sub(swap, name)
-
-
-def _is_right(name: str) -> bool:
-    return any(word.lower() in ("right", "r", "rt") for word in _WORD.findall(name))

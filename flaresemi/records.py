@@ -75,20 +75,28 @@ def load_record(path: Path, cls: type[Record], *, error: type[FlaresemiError] = 
     return from_plain(cls, load_json(path, error=error), source=path, error=error)
 
 
-def load_json(path: Path, *, error: type[FlaresemiError] = PlanError) -> object:
-    """Parses a JSON file, refusing duplicate keys, NaN and trailing text with the file's name in the message."""
+def load_json(path: Path, *, error: type[FlaresemiError] = PlanError, fix: str = _AGAIN) -> object:
+    """Parses a JSON file, refusing duplicate keys, NaN and trailing text with the file's name in the message.
+
+    Args:
+        fix: What to do about a file that is no JSON.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except FileNotFoundError:
         raise error("file not found", where=path) from None
     except UnicodeDecodeError:
-        raise error("not a text file (expected JSON in UTF-8)", where=path, fix=_AGAIN) from None
+        raise error("not a text file (expected JSON in UTF-8)", where=path, fix=fix) from None
     except OSError as problem:
         raise error(f"cannot be read: {problem.strerror}", where=path) from None
     try:
         return parse_json(text)
+    except json.JSONDecodeError as problem:
+        at = shown(text.split("\n")[problem.lineno - 1].strip(), 100)
+        what = f"not valid JSON in line {problem.lineno}, column {problem.colno}: {problem.msg}"
+        raise error(f"{what}: {at}" if at else what, where=path, fix=fix) from None
     except ValueError as problem:
-        raise error(f"not valid JSON: {shown(str(problem), 200)}", where=path, fix=_AGAIN) from None
+        raise error(f"not valid JSON: {shown(str(problem), 200)}", where=path, fix=fix) from None
 
 
 def parse_json(text: str) -> object:

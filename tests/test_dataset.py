@@ -1,5 +1,4 @@
 import json
-import logging
 
 import pytest
 
@@ -153,7 +152,7 @@ GOOD = {"labels": {"background": 0, "liver": 1, "spleen": 2}}
         ({"labels": {"liver": True}}, "label 'liver' must be an integer, found True"),
         ({"labels": {"liver": "--5"}}, "must be an integer"),
         ({"labels": {"liver": 1, "spleen": 1}}, "label values must differ"),
-        ({"labels": {"liver": 0}}, "label values must differ"),
+        ({"labels": {"liver": 0}}, "besides background, which is value 0 (here 'liver')"),
         ({"labels": {"0": "background", "1": "liver", "2": "liver"}}, "two labels have one name"),
         ({**GOOD, "channel_names": {"1": "CT"}}, "channel_names must be like"),
         ({**GOOD, "channel_names": {"0": "CT", "1": "PET"}}, "case 'a' has 1 channel(s), the dataset has 2: CT, PET"),
@@ -178,13 +177,18 @@ def test_every_mistake_in_dataset_json_is_named_with_the_file(tmp_path, content,
         assert str(tmp_path / "dataset.json") in text
 
 
-def test_a_misspelt_key_is_pointed_at_and_a_foreign_one_is_not(tmp_path, caplog):
-    make(tmp_path, json_text={**GOOD, "chanel_names": {"0": "CT"}, "hospital": "x", "numTraining": 2})
-    with caplog.at_level(logging.INFO, logger="flaresemi"):
-        load_dataset(tmp_path)
-    levels = {record.getMessage().split("'")[1]: record.levelname for record in caplog.records}
-    assert levels == {"chanel_names": "WARNING", "hospital": "INFO"}
-    assert "did you mean 'channel_names'" in caplog.text
+def test_groups_are_those_of_the_cases(tmp_path):
+    content = {**GOOD, "groups": {"p1": ["a", "u", "t"], "p2": ["b"], "p3": ["v"]}}
+    make(tmp_path, unlabeled=("u_0000", "v_0000"), test=("t_0000",), json_text=content)
+    dataset = load_dataset(tmp_path)
+    assert [dataset.case(name).group for name in "abuvt"] == ["p1", "p2", "p1", "p3", "p1"]
+    assert dataset.unlabeled_relatives(["a"]) == {"u": "p1"}
+    assert dataset.unlabeled_relatives(["b"]) == {}
+
+
+def test_groups_of_cases_that_do_not_exist_are_refused(tmp_path):
+    make(tmp_path, labeled=("scan_1_0000",), labels=("scan_1",), json_text={**GOOD, "groups": {"p": ["scan_7"]}})
+    assert "groups names cases that do not exist: scan_7 (did you mean 'scan_1'?)" in complaint(tmp_path)
 
 
 def test_folders_that_are_no_dataset(tmp_path):

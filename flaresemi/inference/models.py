@@ -11,6 +11,7 @@ from typing import Literal
 from flaresemi.errors import CheckpointError
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint
 from flaresemi.plans import Stage, StagePlan
+from flaresemi.sides import mirroring_caution
 from flaresemi.workspace import ModelFolder
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,17 @@ def load_models(
         chosen_coarse = [fold for fold in chosen if fold in others] or list(others)
         coarse_models = _load(_coarse_files(others, Path(coarse), chosen_coarse, checkpoint))
     check_together({**fine, **coarse_models})
+    _warn_of_sides(next(iter(fine.values())))
     for path, model in {**coarse_models, **fine}.items():
         logger.info("%s of fold %s: %s, iteration %d", model.plan.stage.value, model.fold, path, model.iteration)
     return LoadedModels(fine=tuple(fine.values()), coarse=tuple(coarse_models.values()), fine_files=tuple(fine))
+
+
+def _warn_of_sides(model: Checkpoint) -> None:
+    """Older versions knew fewer spellings of left and right, and taught the wrong sides in silence."""
+    caution = mirroring_caution(model.labels.names, model.labels.mirror_pairs)
+    if caution is not None and model.labels.mirror_pairs is not None and 2 in model.mirror_axes:
+        logger.warning("these models were trained like this: %s", caution[0])
 
 
 def check_together(models: dict[Path, Checkpoint]) -> None:

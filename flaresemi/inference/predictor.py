@@ -70,8 +70,11 @@ class StagePredictor:
         self.step = step
         self.window = window
         self._permutation = list(checkpoints[0].labels.mirror_permutation)
+        axes = [checkpoint.labels.mirror_axes(checkpoint.mirror_axes) if tta else () for checkpoint in checkpoints]
+        if tta and not any(axes):
+            logger.warning("%s was trained without mirroring: there are no mirrored images to average", self.plan.stage)
         self._members = [
-            (engine.load(checkpoint), _mirrorings(checkpoint.mirror_axes if tta else ())) for checkpoint in checkpoints
+            (engine.load(checkpoint), _mirrorings(own)) for checkpoint, own in zip(checkpoints, axes, strict=True)
         ]
         self._activations = 2 if engine.needs_fp32 else 1
 

@@ -17,6 +17,7 @@ from flaresemi.planning.inspection import MAX_LISTED_VALUES, CaseFacts, LabelFac
 from flaresemi.planning.outliers import find_outliers
 from flaresemi.planning.regions import LOST_SHARE
 from flaresemi.plans import is_ct
+from flaresemi.sides import mirroring_caution
 
 #: A CT whose middle is denser than this everywhere, or that spans less than the second number, is not in HU. Chosen:
 #: bone is about 1000 at most, and only a small part; the range from air to soft tissue is 1000.
@@ -55,6 +56,7 @@ def judge(dataset: Dataset, facts: dict[str, CaseFacts]) -> IntegrityReport:
         findings.extend(_label_findings(case, facts[case.id], dataset))
     findings.extend(_dataset_findings(dataset, facts))
     findings.extend(_duplicates(dataset, facts, groups))
+    findings.extend(_test_relatives(dataset))
     findings.extend(
         Finding(
             case_id=outlier.case_id, severity="warning", problem="outlier", file="", message=outlier.what,
@@ -198,6 +200,12 @@ def _dataset_findings(dataset: Dataset, facts: dict[str, CaseFacts]) -> Iterator
             message=f"in no label map: {', '.join(absent)}{assumed}",
             remedy="the network cannot learn them; see that names and values in dataset.json are right",
         )  # fmt: skip
+    caution = mirroring_caution(labels.names, labels.mirror_pairs)
+    if caution is not None:
+        yield Finding(
+            case_id="", severity="warning", problem="left and right", file=description,
+            message=caution[0], remedy=caution[1],
+        )  # fmt: skip
 
 
 def _found_text(per_value: dict[int, tuple[str, ...]], known: set[int]) -> str:
@@ -240,6 +248,23 @@ def _duplicates(dataset: Dataset, facts: dict[str, CaseFacts], groups: dict[str,
                     + (", with another label map" if contradict else ""),
                     remedy=_CONTRADICTION if contradict else _CONSEQUENCES[groups[first], groups[other]],
                 )
+
+
+def _test_relatives(dataset: Dataset) -> Iterator[Finding]:
+    """Test cases of a group that is trained on: their scores are not those of somebody new."""
+    seen: dict[str, tuple[str, str]] = {}
+    for kind, cases in (("labeled", dataset.labeled), ("unlabeled", dataset.unlabeled)):
+        for case in cases:
+            if case.group is not None:
+                seen.setdefault(case.group, (case.id, kind))
+    for case in dataset.test:
+        if case.group in seen:
+            other, kind = seen[case.group]
+            yield Finding(
+                case_id=case.id, severity="warning", problem="group on both sides", file=str(case.images[0]),
+                message=f"of group '{case.group}', like '{other}' ({kind})",
+                remedy="training sees the group, so a score on this test case says little about new ones",
+            )  # fmt: skip
 
 
 _CONTRADICTION = "keep the label map that is right and remove the other case"

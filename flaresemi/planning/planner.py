@@ -10,6 +10,7 @@ from flaresemi.planning.presets import PRESETS, PresetName
 from flaresemi.planning.regions import LOST_SHARE, measure_extents
 from flaresemi.planning.sizing import Sizer
 from flaresemi.plans import BodyRule, DatasetFingerprint, IntensityPlan, Plans, Stage, StagePlan, body_rule, is_ct
+from flaresemi.sides import mirroring_told
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ def make_plans(
             "memory_gib": reasons.memory(preset, memory, memory_gib is None),
             "body": body_reason,
             "stages": stages_reason,
+            "mirroring": mirroring_told(fingerprint.labels.names, fingerprint.labels.mirror_pairs),
         },
     )
 

@@ -71,6 +71,17 @@ def test_mirroring_is_the_mean_over_all_subsets_of_axes(real, fakes):
     torch.testing.assert_close(mirrored, logits[permutation].flip(3), rtol=1e-4, atol=1e-5)
 
 
+def test_where_sides_are_unknown_no_image_is_mirrored_left_to_right(real, caplog):
+    checkpoint, _ = real
+    unknown = dataclasses.replace(checkpoint, labels=dataclasses.replace(checkpoint.labels, mirror_pairs=None))
+    image = volume((16, 16, 16))
+    for axes, kept in (((2,), ()), ((0, 1, 2), (0, 1))):
+        mirrored = predictor(dataclasses.replace(unknown, mirror_axes=axes), tta=True)
+        expected = predictor(dataclasses.replace(checkpoint, mirror_axes=kept), tta=True)
+        torch.testing.assert_close(mirrored.logits(image)[0], expected.logits(image)[0], rtol=0, atol=0)
+    assert "trained without mirroring" in caplog.text
+
+
 def test_an_ensemble_is_the_mean_of_logits(real):
     checkpoint, _ = real
     weights = {name: value * 1.5 for name, value in checkpoint.weights.items()}

@@ -215,6 +215,27 @@ def test_flare22s_values_need_no_dataset_json_but_absent_organs_are_said(small_d
     assert "liver" not in warning.message
 
 
+def test_sides_that_have_no_partner_are_pointed_at(small_dataset):
+    small = small_dataset()
+    for labels, told in (
+        ({"right kidney": 1, "liver": 2}, "right kidney without a partner"),
+        ({"RK": 1, "LK": 2}, None),
+    ):
+        report = check(small.describe(labels=labels))
+        texts = [finding.message for finding in report.warnings if finding.problem == "left and right"]
+        assert [told in text for text in texts] == ([True] if told else [])
+    (finding,) = check(small.describe(labels={"RK": 1, "LK": 2}, mirror_pairs=[])).warnings
+    assert "RK and LK, by name, but mirroring does not exchange them" in finding.message
+
+
+def test_test_cases_of_a_group_that_is_trained_on_are_pointed_at(small_dataset):
+    small = small_dataset()
+    assert not found(check(small.describe(groups={"p": ["l0", "u0"], "q": ["t0"]})))
+    (finding,) = check(small.describe(groups={"p": ["l0", "u0", "t0"]})).warnings
+    assert (finding.case_id, finding.problem) == ("t0", "group on both sides")
+    assert "of group 'p', like 'l0' (labeled)" in finding.message
+
+
 def test_duplicates_are_found_by_content_in_whatever_orientation_and_group(small_dataset):
     small = small_dataset(labeled=4)
     image = sitk.ReadImage(str(small.image_path("labeled", "l0")))

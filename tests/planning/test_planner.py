@@ -117,7 +117,7 @@ def check_laws(plans: Plans, fingerprint: DatasetFingerprint) -> None:
         numbers = {field.name for field in dataclasses.fields(StagePlan)} - {"stage", "reasons"}
         assert set(plan.reasons) == numbers
         assert all(len(reason) > 10 for reason in plan.reasons.values())
-    assert set(plans.reasons) >= {"preset", "memory_gib", "body", "stages"}
+    assert set(plans.reasons) >= {"preset", "memory_gib", "body", "stages", "mirroring"}
     assert plans.fingerprint_hash == fingerprint.hash
     for axis, (size, divisor) in enumerate(zip(plans.fine.patch_zyx, plans.fine.network.divisor_zyx, strict=True)):
         largest = max(math.ceil(body_mm(case)[axis] / plans.fine.spacing_zyx_mm[axis]) for case in fingerprint.cases)
