@@ -22,14 +22,15 @@ from flaresemi.planning.cases import read_geometries
 from flaresemi.planning.decisions import Decisions, load_decisions, save_decisions, settle, usable_cases
 from flaresemi.planning.estimates import estimate
 from flaresemi.planning.findings import Finding
-from flaresemi.planning.fingerprint import fingerprint_dataset
+from flaresemi.planning.fingerprint import fingerprint_dataset, organs_by_case
 from flaresemi.planning.inspection import inspect_dataset
 from flaresemi.planning.planner import choose_body, make_plans
 from flaresemi.planning.preparation import Task, pending, prepare_dataset, write_lists
-from flaresemi.planning.splits import DEFAULT_FOLDS, DEFAULT_SEED, Splits, load_or_make_splits, make_splits
+from flaresemi.planning.splits import DEFAULT_FOLDS, DEFAULT_SEED, Splits, load_or_make_splits
 from flaresemi.plans import DatasetFingerprint, MemoryGib, Plans, Stage, load_fingerprint, load_plans
 from flaresemi.ranges import Seed
 from flaresemi.records import dumps, save_record
+from flaresemi.sides import mirroring_told
 from flaresemi.workspace import Workspace
 
 logger = logging.getLogger("flaresemi.cli.plan_and_preprocess")  # also when run with python -m
@@ -63,7 +64,7 @@ def _plan_and_preprocess(options: argparse.Namespace, words: list[str]) -> None:
         logger.info("\n%s", _fingerprint_text(fingerprint))
         plans = _plans(options, fingerprint, workspace)
         logger.info("\n%s", _plans_text(plans, workspace))
-        splits = _splits(options, dataset, workspace)
+        splits = _splits(options, dataset, fingerprint, workspace)
         write_lists(dataset, splits, workspace)
         is_complete = _prepare(options, dataset, plans, fingerprint, workspace)
     stage = Stage.COARSE if plans.two_stage else Stage.FINE
@@ -218,27 +219,26 @@ def _changes(fingerprint: DatasetFingerprint, workspace: Workspace) -> str:
         )
         if cases
     ]
-    if fingerprint.labels != before.labels:
+    if dataclasses.replace(before.labels, mirror_pairs=fingerprint.labels.mirror_pairs) == fingerprint.labels:
+        if before.labels != fingerprint.labels:
+            parts.append("other pairs of left and right organs")
+    elif fingerprint.labels != before.labels:
         parts.append("other labels in dataset.json")
     if fingerprint.channels != before.channels:
         parts.append("other channels in dataset.json")
     return "; ".join(parts) or "their voxels have changed"
 
 
-def _splits(options: argparse.Namespace, dataset: Dataset, workspace: Workspace) -> Splits:
+def _splits(
+    options: argparse.Namespace, dataset: Dataset, fingerprint: DatasetFingerprint, workspace: Workspace
+) -> Splits:
     """The folds: those that there are, or new ones. New plans may have new folds while no model depends on the old."""
     if options.replan and not workspace.models.exists():
         workspace.splits.unlink(missing_ok=True)
-    folds = DEFAULT_FOLDS if options.folds is None else options.folds
-    seed = DEFAULT_SEED if options.seed is None else options.seed
     case_ids = [case.id for case in dataset.labeled]
-    splits = load_or_make_splits(workspace.splits, case_ids, folds, seed)
-    differs = (options.seed is not None and splits.seed != seed) or (
-        options.folds is not None and len(splits.folds) != len(make_splits(case_ids, folds, seed).folds)
-    )
-    if differs:
-        logger.warning("%s stays as it is: --folds and --seed only count when it is made", workspace.splits)
-    return splits
+    groups = {case.id: case.group for case in dataset.labeled if case.group is not None}
+    organs = organs_by_case(fingerprint)
+    return load_or_make_splits(workspace.splits, case_ids, options.folds, options.seed, groups=groups, organs=organs)
 
 
 def _prepare(
@@ -330,6 +330,7 @@ def _plans_text(plans: Plans, workspace: Workspace) -> str:
             f"{parameter_count(network) / 1e6:.1f} M parameters, {memory:.1f} GiB to train"
         )
     lines.append(f"  {one_line(plans.reasons.get('stages', 'two stages' if plans.two_stage else 'one stage'))}")
+    lines.append(f"  {mirroring_told(plans.labels.names, plans.labels.mirror_pairs)}")
     lines.append(f"  {workspace.plans} has every number with its reason; edit it before training if you like")
     return "\n".join(lines)
 

@@ -95,6 +95,19 @@ def fingerprint_dataset(
     )
 
 
+def organs_by_case(fingerprint: DatasetFingerprint) -> dict[str, frozenset[str]]:
+    """The organs that each labeled case has and annotates."""
+    names = fingerprint.labels.names
+    return {
+        case.case_id: frozenset(
+            name
+            for name, voxels, annotated in zip(names, case.voxels_per_label, case.annotated, strict=True)
+            if voxels and annotated
+        )
+        for case in fingerprint.cases
+    }
+
+
 def measure_case(case: Case, labels: LabelSet, body: BodyRule) -> CaseMeasurement:
     """Measures one labeled case.
 

@@ -1,13 +1,14 @@
 """Which labeled cases train and which validate. Written once, and never changed by a pseudo-label."""
 
+import collections
 import dataclasses
-import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from flaresemi.errors import ConfigError, PlanError
+from flaresemi.errors import ConfigError, PlanError, listed
+from flaresemi.planning.dealing import deal
 from flaresemi.ranges import Range
 from flaresemi.records import load_record, save_record
 
@@ -37,13 +38,15 @@ class Splits:
     Attributes:
         seed: What the shuffle came from.
         case_ids: All labeled cases, sorted.
-        folds: Each case validates in exactly one of them; none when there is only one case.
+        folds: Each case validates in exactly one of them; none when there is only one case, or one group.
+        groups: The labeled cases of each group of the dataset when the folds were made, each sorted.
     """
 
     schema_version: int = SCHEMA_VERSION
     seed: Annotated[int, Range(-(10**18), 10**18)]
     case_ids: tuple[str, ...]
     folds: tuple[Split, ...]
+    groups: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = set(self.case_ids)
@@ -71,19 +74,46 @@ class Splits:
         if name == ALL:
             return Split(train=self.case_ids, validation=())
         if name not in self.names:
-            reason = (
-                f": {len(self.case_ids)} labeled case{_s(self.case_ids)}" if len(self.folds) < DEFAULT_FOLDS else ""
-            )
+            reason = ""
+            if len(self.folds) < DEFAULT_FOLDS:
+                groups = f" in {len(self.groups)} group{_s(self.groups)}" if self.groups else ""
+                reason = f": {len(self.case_ids)} labeled case{_s(self.case_ids)}{groups}"
             raise ConfigError(f"there is no fold '{name}'{reason}", fix=f"folds are {', '.join(self.names)}")
         return self.folds[int(name)]
 
+    def divided_groups(self, name: str, groups: Mapping[str, tuple[str, ...]] | None = None) -> tuple[str, ...]:
+        """Groups of which a fold trains on some cases and validates on others, each in words.
 
-def make_splits(case_ids: Iterable[str], folds: int = DEFAULT_FOLDS, seed: int = DEFAULT_SEED) -> Splits:
-    """Deals the cases to folds that differ by at most one case.
+        Args:
+            groups: Those to look at; None: those that the folds were made with.
+        """
+        fold = self.fold(name)
+        told = []
+        for group, cases in (self.groups if groups is None else groups).items():
+            trained, held_out = (sorted({*cases} & {*side}) for side in (fold.train, fold.validation))
+            if trained and held_out:
+                told.append(
+                    f"fold {name} trains on {listed(trained)} and validates on {listed(held_out)} of group '{group}': "
+                    "its scores are optimistic"
+                )
+        return tuple(told)
 
-    The order of the ids does not matter. With fewer cases than folds, each case validates alone; a single case has no
-    folds, only 'all'. The shuffle sorts by a hash of seed and id, so that it is the same on every machine and with
-    every version of numpy.
+
+def make_splits(
+    case_ids: Iterable[str],
+    folds: int = DEFAULT_FOLDS,
+    seed: int = DEFAULT_SEED,
+    *,
+    groups: Mapping[str, str] | None = None,
+    organs: Mapping[str, Collection[str]] | None = None,
+) -> Splits:
+    """Deals the cases to folds, as `deal` says: without groups and rare organs, their sizes differ by at most one.
+
+    With fewer cases (or groups) than folds, each validates alone; a single one has no folds, only 'all'.
+
+    Args:
+        groups: The group of each case that has one; a group is never divided.
+        organs: The organs that each case has.
 
     Raises:
         ConfigError: fewer than two folds are asked for.
@@ -94,23 +124,31 @@ def make_splits(case_ids: Iterable[str], folds: int = DEFAULT_FOLDS, seed: int =
         raise ValueError("splits need at least one case, and each only once")
     if folds < 2:
         raise ConfigError(f"cross-validation needs at least 2 folds, found {folds}", fix="train on fold 'all' instead")
-    count = min(folds, len(cases)) if len(cases) > 1 else 0
-    shuffled = sorted(cases, key=lambda case: hashlib.sha256(f"{seed}:{case}".encode()).digest())
-    made = []
-    for number in range(count):
-        validation = set(shuffled[number::count])
-        made.append(
-            Split(train=tuple(case for case in cases if case not in validation), validation=tuple(sorted(validation)))
-        )
-    return Splits(seed=seed, case_ids=tuple(cases), folds=tuple(made))
+    made = [
+        Split(train=tuple(case for case in cases if case not in validation), validation=validation)
+        for validation in deal(cases, folds, seed, groups or {}, organs or {})
+    ]
+    return Splits(seed=seed, case_ids=tuple(cases), folds=tuple(made), groups=_members(groups or {}, cases))
 
 
 def load_or_make_splits(
-    path: Path, case_ids: Iterable[str], folds: int = DEFAULT_FOLDS, seed: int = DEFAULT_SEED
+    path: Path,
+    case_ids: Iterable[str],
+    folds: int | None = None,
+    seed: int | None = None,
+    *,
+    groups: Mapping[str, str] | None = None,
+    organs: Mapping[str, Collection[str]] | None = None,
 ) -> Splits:
-    """Reads the splits of a workspace, or makes and writes them when there are none yet.
+    """Reads the splits of a workspace, or makes and writes them when there are none yet; says what they lack.
 
     A file that exists is never changed: models were trained on it.
+
+    Args:
+        folds: What is asked for; None: 5.
+        seed: What is asked for; None: 22.
+        groups: The group of each case that has one.
+        organs: The organs that each case has.
 
     Raises:
         PlanError: it is damaged, or was made for other labeled cases.
@@ -118,12 +156,27 @@ def load_or_make_splits(
     """
     path = Path(path)
     cases = set(case_ids)
-    if not path.exists():
-        splits = make_splits(cases, folds, seed)
+    wanted = make_splits(cases, folds or DEFAULT_FOLDS, DEFAULT_SEED if seed is None else seed, groups=groups,
+                         organs=organs)  # fmt: skip
+    if path.exists():
+        splits = load_splits(path)
+        _refuse_other_cases(splits, cases, path)
+        is_other = (seed is not None and splits.seed != seed) or (
+            folds is not None and len(splits.folds) != len(wanted.folds)
+        )
+        if is_other:
+            logger.warning("%s stays as it is: --folds and --seed only count when it is made", path)
+        _tell_groups(splits, wanted.groups, path)
+    else:
+        splits = wanted
         save_record(path, splits)
         logger.info("%d labeled cases in %d folds: %s", len(cases), len(splits.folds), path)
-        return splits
-    splits = load_splits(path)
+    for caution in _untaught(splits, organs or {}):
+        logger.warning("%s", caution)
+    return splits
+
+
+def _refuse_other_cases(splits: Splits, cases: set[str], path: Path) -> None:
     new, gone = sorted(cases - set(splits.case_ids)), sorted(set(splits.case_ids) - cases)
     if new or gone:
         parts = [f"{len(ids)} {what} ({_some(ids)})" for ids, what in ((new, "new"), (gone, "gone")) if ids]
@@ -133,7 +186,40 @@ def load_or_make_splits(
             fix="put the cases back; or remove this file to make new folds, and train again: "
             "models of the old folds have seen cases that would now validate them",
         )
-    return splits
+
+
+def _members(groups: Mapping[str, str], cases: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    members: dict[str, list[str]] = collections.defaultdict(list)
+    for case in sorted(cases):
+        if case in groups:
+            members[groups[case]].append(case)
+    return {group: tuple(members[group]) for group in sorted(members)}
+
+
+def _tell_groups(splits: Splits, groups: dict[str, tuple[str, ...]], path: Path) -> None:
+    """Says where folds that were made or edited before do not keep the dataset's groups together."""
+    divided = [told for number in range(len(splits.folds)) for told in splits.divided_groups(str(number), groups)]
+    for told in divided:
+        logger.warning("%s: %s", path, told)
+    if splits.groups != groups:
+        kept = "they are divided as said above" if divided else "they still keep the groups together"
+        logger.warning(
+            "%s: the groups in dataset.json are others than when the folds were made; %s. Remove this file to make "
+            "new folds, and train again", path, kept,
+        )  # fmt: skip
+
+
+def _untaught(splits: Splits, organs: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """Organs that some labeled case has, but none of those that a fold trains on."""
+    known = sorted({organ for has in organs.values() for organ in has})
+    for number, fold in enumerate(splits.folds):
+        for organ in known:
+            if not any(organ in organs.get(case, ()) for case in fold.train):
+                having = [case for case in fold.validation if organ in organs.get(case, ())]
+                yield (
+                    f"fold {number} trains without {organ}, which only cases that it holds out have "
+                    f"({listed(having)}): its models will never draw it; label more such cases, or train fold '{ALL}'"
+                )
 
 
 def load_splits(path: Path) -> Splits:
@@ -150,5 +236,5 @@ def _some(ids: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _s(items: tuple[str, ...]) -> str:
+def _s(items: Collection[str]) -> str:
     return "" if len(items) == 1 else "s"

@@ -82,7 +82,13 @@ def labeled_volumes(volumes: Mapping[str, Sequence[float]]) -> dict[str, Labeled
 
 
 def select(
-    scores: Sequence[CaseScore], rule: SelectionRule, volumes: Mapping[str, LabeledVolumes], *, round: int, fold: str
+    scores: Sequence[CaseScore],
+    rule: SelectionRule,
+    volumes: Mapping[str, LabeledVolumes],
+    *,
+    round: int,
+    fold: str,
+    barred: Mapping[str, str] | None = None,
 ) -> Selection:
     """Decides which pseudo-labels the next training may use.
 
@@ -92,6 +98,7 @@ def select(
         volumes: By organ, of the labeled cases; an organ that is missing here was in none of them.
         round: Number of the round, from 1.
         fold: The chain's fold.
+        barred: Cases that may not be used however good they are, with the reason.
 
     Raises:
         SelectionError: there are no scores, or nothing is selected.
@@ -100,12 +107,19 @@ def select(
         raise SelectionError(
             "there are no unlabeled cases to select from", fix="add some to the dataset and plan again"
         )
-    ranked = sorted(scores, key=lambda case: (-case.score, case.case_id))
+    barred = {case.case_id: barred[case.case_id] for case in scores if case.case_id in barred} if barred else {}
+    ranked = sorted(
+        (case for case in scores if case.case_id not in barred), key=lambda case: (-case.score, case.case_id)
+    )
+    if not ranked:
+        raise SelectionError(
+            f"no pseudo-label may be used: {next(iter(barred.values()))}", fix="add unlabeled cases of other groups"
+        )
     cuts: dict[str, float] = {}
     if rule.rule == "case":
         selected, rejected, notes = _select_cases(ranked, rule, round)
     else:
-        cuts = _organ_cuts(scores, rule)
+        cuts = _organ_cuts(ranked, rule)
         notes = _lowered(cuts, rule)
         selected, rejected = _select_organs(ranked, rule, volumes, cuts)
     if not selected:
@@ -114,7 +128,7 @@ def select(
             f"no pseudo-label is good enough: the best case, '{best.case_id}', has a score of {best.score:.3f}",
             fix="train the labeling models longer, or lower the thresholds (--organ-threshold, --case-threshold)",
         )
-    if not rejected and not any(case.rejected for case in selected):
+    if not (rejected or barred) and not any(case.rejected for case in selected):
         notes = (*notes, "every pseudo-label was selected: the thresholds rejected nothing")
     names: tuple[str, ...] = ("organ_threshold", "organ_share", "volume_factor")
     if rule.rule == "case":
@@ -125,7 +139,7 @@ def select(
         rule=rule.rule,
         thresholds={name: float(getattr(rule, name)) for name in names},
         selected=tuple(selected),
-        rejected=rejected,
+        rejected=rejected | barred,
         notes=notes,
         organ_cuts=cuts,
     )

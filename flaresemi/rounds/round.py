@@ -92,7 +92,7 @@ class Round:
                 "the dataset has no unlabeled cases", where=dataset.root,
                 fix="put them into unlabeled_image or imagesUn and run flaresemi_plan_and_preprocess again",
             )  # fmt: skip
-        load_splits(workspace.splits).fold(fold)  # says so if there is no such fold
+        self._split = load_splits(workspace.splits).fold(fold)  # says so if there is no such fold
         refuse_changed(dataset.labeled, dataset.labels, workspace)
         self.workspace = workspace
         self.dataset = dataset
@@ -160,7 +160,8 @@ class Round:
             scores = tuple(with_predictions(score, calibration) for score in scores)
         save_scores(self.folder.scores, scores)
         selection = select(
-            scores, self.config.selection, labeled_volumes(self._volumes_ml()), round=self.number, fold=self.fold
+            scores, self.config.selection, labeled_volumes(self._volumes_ml()),
+            round=self.number, fold=self.fold, barred=self._barred(),
         )  # fmt: skip
         save_record(self.folder.selection, selection)
         write_reliable_series(self.folder, selection)
@@ -309,7 +310,8 @@ class Round:
         observed = (file_hash(path, fix="run the labeling step to its end") for path in self._observation_files())
         if self._labels_hash is None:
             self._labels_hash = labels_hash(self.pool, self._images(), self.folder)
-        selected_from = inputs_hash(labeled_by, self._labels_hash, self.config.selection, *observed)
+        barred = sorted(self._barred().items())
+        selected_from = inputs_hash(labeled_by, self._labels_hash, self.config.selection, *observed, *barred)
         if name == "select":
             return selected_from
         chosen = inputs_hash(selected_from, file_hash(self.folder.selection))
@@ -381,6 +383,14 @@ class Round:
 
     def _task(self, stage: Stage) -> TrainingTask:
         return dataclasses.replace(load_task(self.workspace, stage, self.fold), folder=self.folder.model(stage))
+
+    def _barred(self) -> dict[str, str]:
+        """Unlabeled cases that would bring a held-out case's group into the training, each with the reason."""
+        relatives = self.dataset.unlabeled_relatives(self._split.validation)
+        return {
+            case_id: f"of group '{group}', of which fold {self.fold} holds cases out"
+            for case_id, group in relatives.items()
+        }
 
     def _volumes_ml(self) -> dict[str, list[float]]:
         return volumes_ml(self.fingerprint, self.plans.labels.names, self._task(Stage.FINE).training)

@@ -64,10 +64,20 @@ def begin_teaching(folder: Path, task: TrainingTask, dataset: Dataset) -> Teachi
     if exported is not None:
         _refuse_teacher(exported, task, folder)
     used = _used(files, exported, dataset, folder)
+    if relatives := sorted(used & dataset.unlabeled_relatives(task.validation).keys()):
+        logger.warning("%s: %d label map(s) are of groups of which fold %s holds cases out, and are not used: %s",
+                       folder, len(relatives), task.fold, listed(relatives))  # fmt: skip
+        used -= {*relatives}
+    if not used:
+        raise SelectionError(
+            "no label map here can be used: none is that of an unlabeled case that was selected, of another group than "
+            "the held-out cases", where=folder,
+            fix="label maps are called like their images in unlabeled_image or imagesUn: CASE.nii.gz",
+        )  # fmt: skip
     return Teaching(
         folder=str(folder.resolve()),
         exported=exported,
-        files={case_id: content_hash(files[case_id]) for case_id in used},
+        files={case_id: content_hash(files[case_id]) for case_id in sorted(used)},
     )
 
 
@@ -152,8 +162,8 @@ def _refuse_teacher(exported: ExportRecord, task: TrainingTask, folder: Path) ->
         )  # fmt: skip
 
 
-def _used(files: Mapping[str, Path], exported: ExportRecord | None, dataset: Dataset, folder: Path) -> list[str]:
-    """The cases to learn from, sorted; says what is left out."""
+def _used(files: Mapping[str, Path], exported: ExportRecord | None, dataset: Dataset, folder: Path) -> set[str]:
+    """The cases to learn from; says what is left out."""
     unlabeled = {case.id for case in dataset.unlabeled}
     strangers = sorted(files.keys() - unlabeled)
     if strangers:
@@ -168,12 +178,7 @@ def _used(files: Mapping[str, Path], exported: ExportRecord | None, dataset: Dat
         if used - selected:
             logger.info("%d label map(s) were not selected and are not used", len(used - selected))
         used &= selected
-    if not used:
-        raise SelectionError(
-            "no label map here can be used: none is that of an unlabeled case that was selected", where=folder,
-            fix="label maps are called like their images in unlabeled_image or imagesUn: CASE.nii.gz",
-        )  # fmt: skip
-    return sorted(used)
+    return used
 
 
 def _selection(teaching: Teaching, labels: LabelSet) -> Selection:

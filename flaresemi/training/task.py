@@ -11,6 +11,7 @@ from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage, StagePlan, load_plans
 from flaresemi.preprocessing.preprocessor import preprocessing_hash
 from flaresemi.selection import ExportRecord
+from flaresemi.sides import mirroring_caution
 from flaresemi.training.mixing import Mixing
 from flaresemi.workspace import ModelFolder, Workspace
 
@@ -49,6 +50,7 @@ class TrainingTask:
         validation: Names of the held-out cases; empty for 'all'.
         folder: Where everything is written.
         taught_by: The label maps from elsewhere that it learns from; None without any.
+        cautions: What is to be said of the fold before it is trained.
     """
 
     plan: StagePlan
@@ -61,6 +63,7 @@ class TrainingTask:
     validation: tuple[str, ...]
     folder: ModelFolder
     taught_by: Teaching | None = None
+    cautions: tuple[str, ...] = ()
 
 
 def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
@@ -75,7 +78,8 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
         )
     plans = load_plans(workspace.plans)
     plan = plans.stage(stage)
-    split = load_splits(workspace.splits).fold(fold)
+    splits = load_splits(workspace.splits)
+    split = splits.fold(fold)
     store = CaseStore(workspace.preprocessed(stage))
     check_prepared(store, (*split.train, *split.validation), preprocessing_hash(plans.body, plan))
     if stage is Stage.COARSE and not plans.two_stage:
@@ -90,6 +94,7 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
         training=split.train,
         validation=split.validation,
         folder=workspace.model(fold, stage),
+        cautions=splits.divided_groups(fold),
     )
 
 
@@ -110,3 +115,35 @@ def check_prepared(store: CaseStore, case_ids: Sequence[str], wanted: str) -> No
             where=store.folder,
             fix="run flaresemi_plan_and_preprocess again: it prepares what is missing",
         )
+
+
+def tell_gaps(task: TrainingTask, *, mirrors: bool, enabled: bool) -> None:
+    """Warns of what a training cannot teach or judge: divided groups, unknown sides, organs that none of its cases has.
+
+    Args:
+        mirrors: Images are to be mirrored left to right.
+        enabled: False on all ranks but the first: nothing is said then.
+    """
+    if not enabled:
+        return
+    for told in task.cautions:
+        logger.warning("%s", told)
+    sides = mirroring_caution(task.labels.names, task.labels.mirror_pairs)
+    if mirrors and sides is not None:
+        logger.warning("%s; %s", *sides)
+    lacking = set(task.labels.names) - _taught(task, task.training)
+    held_out = _taught(task, task.validation) & lacking
+    for name in (name for name in task.labels.names if name in lacking):
+        where = f": only cases that fold {task.fold} holds out have it" if name in held_out else ""
+        logger.warning(
+            "no training case of %s has %s%s; this network will never draw it", task.plan.stage.value, name, where
+        )
+
+
+def _taught(task: TrainingTask, case_ids: Sequence[str]) -> set[str]:
+    """The organs that at least one of these cases has and annotates."""
+    found: set[str] = set()
+    for record in map(task.store.record, case_ids):
+        counted = zip(task.labels.names, record.voxels_per_label, strict=False)
+        found |= {name for index, (name, voxels) in enumerate(counted, 1) if voxels and index in record.supervised}
+    return found

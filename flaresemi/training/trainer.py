@@ -33,7 +33,7 @@ from flaresemi.training.monitoring import Monitor, progress, quick_validation
 from flaresemi.training.resuming import load_state, save_state
 from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, TrainingCase
 from flaresemi.training.schedule import AveragedWeights, build_optimizer, learning_rate
-from flaresemi.training.task import TrainingTask
+from flaresemi.training.task import TrainingTask, tell_gaps
 
 logger = logging.getLogger(__name__)
 
@@ -118,10 +118,9 @@ class Trainer:
         """The augmentation for cases that ask for this strength."""
         if strength == "none":
             return None
-        plan = self.task.plan
-        return Augmentation(
-            plan.patch_zyx, plan.spacing_zyx_mm, strength, self.config.mirror_axes, self.task.labels.mirror_permutation
-        )
+        plan, labels = self.task.plan, self.task.labels
+        axes = labels.mirror_axes(self.config.mirror_axes)
+        return Augmentation(plan.patch_zyx, plan.spacing_zyx_mm, strength, axes, labels.mirror_permutation)
 
     def training_step(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Forward pass and loss of a batch; a scalar to differentiate."""
@@ -155,6 +154,7 @@ class Trainer:
         """
         if self.config.init_from is not None and not resume:
             load_weights(self.network, load_checkpoint(Path(self.config.init_from)))
+        tell_gaps(self.task, mirrors=2 in self.config.mirror_axes, enabled=self.ranks.is_main)
         self._equip(self._settle(resume))
         if resume:
             self._load_state()
@@ -361,7 +361,7 @@ class Trainer:
             iteration=self.iteration,
             total_iterations=self.recipe.total_iterations,
             weights={name: value.detach().cpu().clone() for name, value in self._prediction_weights().items()},
-            mirror_axes=self.config.mirror_axes,
+            mirror_axes=self.task.labels.mirror_axes(self.config.mirror_axes),
             keep_largest=(),
             training_state=training_state,
         )

@@ -105,3 +105,76 @@ def test_edited_file_is_checked(tmp_path: Path) -> None:
 def test_record_holds_the_seed() -> None:
     assert isinstance(make_splits(CASES, seed=7), Splits)
     assert make_splits(CASES, seed=7).seed == 7
+
+
+ORGANS = {case: frozenset({"liver", "rare"} if case == "case_03" else {"liver"}) for case in CASES}
+GROUPS = {"case_00": "p", "case_01": "p", "case_02": "p", "case_05": "q"}
+
+
+def test_an_organ_that_no_training_case_has_is_said_with_fold_and_case(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "splits.json"
+    for _ in range(2):  # made, and read again
+        splits = load_or_make_splits(path, CASES, organs=ORGANS)
+        (number,) = (index for index, fold in enumerate(splits.folds) if "case_03" in fold.validation)
+        assert f"fold {number} trains without rare, which only cases that it holds out have (case_03)" in caplog.text
+        assert caplog.text.count("trains without") == 1
+        caplog.clear()
+
+
+def test_groups_are_recorded_and_never_divided(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "splits.json"
+    splits = load_or_make_splits(path, CASES, groups=GROUPS)
+    assert splits.groups == {"p": ("case_00", "case_01", "case_02"), "q": ("case_05",)}
+    assert all(splits.divided_groups(name) == () for name in splits.names)
+    assert load_or_make_splits(path, CASES, groups=GROUPS) == splits
+    assert caplog.text == ""
+
+
+def test_fewer_groups_than_folds() -> None:
+    groups = dict.fromkeys(CASES[:6], "p") | dict.fromkeys(CASES[6:], "q")
+    assert make_splits(CASES, groups=groups).names == ("0", "1", "all")
+    single = make_splits(CASES, groups=dict.fromkeys(CASES, "p"))
+    with pytest.raises(ConfigError, match=r"no fold '0': 12 labeled cases in 1 group\n"):
+        single.fold("0")
+
+
+def test_groups_that_came_later_are_noticed_and_the_file_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "splits.json"
+    splits = load_or_make_splits(path, CASES)
+    before = path.read_bytes()
+    one, other = splits.folds[0].validation[0], splits.folds[1].validation[0]
+    load_or_make_splits(path, CASES, groups={one: "p", other: "p"})
+    assert f"fold 0 trains on {other} and validates on {one} of group 'p'" in caplog.text
+    assert "the groups in dataset.json are others than when the folds were made" in caplog.text
+    caplog.clear()
+    load_or_make_splits(path, CASES, groups=dict.fromkeys(splits.folds[0].validation, "p"))
+    assert "they still keep the groups together" in caplog.text
+    assert path.read_bytes() == before
+
+
+def test_folds_edited_by_hand_that_divide_a_group_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "splits.json"
+    splits = load_or_make_splits(path, CASES, groups=GROUPS)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    (number,) = (index for index, fold in enumerate(splits.folds) if "case_00" in fold.validation)
+    content["folds"][number]["validation"].remove("case_00")
+    content["folds"][number]["train"].append("case_00")
+    path.write_text(json.dumps(content))
+    load_or_make_splits(path, CASES, groups=GROUPS)
+    told = f"fold {number} trains on case_00 and validates on case_01, case_02 of group 'p'"
+    assert told in caplog.text
+    assert told in load_splits(path).divided_groups(str(number))[0]
+
+
+def test_a_file_of_before_there_were_groups_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "splits.json"
+    splits = load_or_make_splits(path, CASES)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["groups"]
+    path.write_text(json.dumps(content))
+    assert load_or_make_splits(path, CASES) == splits
+    assert caplog.text == ""

@@ -146,3 +146,14 @@ def test_a_damaged_score_file_is_a_clear_error(tmp_path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("0.5", "half"))
     with pytest.raises(SelectionError, match="damaged"):
         load_scores(path)
+
+
+@pytest.mark.parametrize("rule", [SelectionRule(), SelectionRule(rule="case", best_share=1.0)])
+def test_a_barred_case_is_not_used_however_good_it_is(rule: SelectionRule) -> None:
+    scores = [case("a", 0.99), case("b", 0.9)]
+    selection = select(scores, rule, VOLUMES, round=1, fold="0", barred={"a": "of a held-out group", "c": "unknown"})
+    assert [each.case_id for each in selection.selected] == ["b"]
+    assert selection.rejected == {"a": "of a held-out group"}
+    assert selection.notes == ()
+    with pytest.raises(SelectionError, match="no pseudo-label may be used: of a held-out group"):
+        select(scores[:1], rule, VOLUMES, round=1, fold="0", barred={"a": "of a held-out group"})

@@ -13,6 +13,7 @@ from flaresemi.dataset import load_dataset
 from flaresemi.errors import SelectionError
 from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
+from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record
@@ -103,6 +104,32 @@ def test_another_pseudo_label_is_selected_and_trained_on_anew(
     again.run(last_step="train FINE")
     for step in ("select", "train FINE"):
         assert f"what '{step}' was made from has changed: it is done again" in caplog.text
+
+
+def test_scans_of_a_held_out_group_are_not_trained_on(round_one: Round, caplog: pytest.LogCaptureFixture) -> None:
+    round_one.run(last_step="select")
+    fold = load_splits(round_one.workspace.splits).fold("0")
+    (unlabeled,) = round_one.pool
+
+    def with_relative(labeled: str) -> Round:
+        dataset = round_one.dataset
+        grouped = {
+            kind: tuple(
+                dataclasses.replace(case, group="p" if case.id in (labeled, unlabeled) else None)
+                for case in getattr(dataset, kind)
+            )
+            for kind in ("labeled", "unlabeled")
+        }
+        return Round(
+            round_one.workspace, dataclasses.replace(dataset, **grouped), "0", 1, TAKE_ALL, device=round_one.device,
+            precision="fp32",
+        )  # fmt: skip
+
+    assert with_relative(fold.train[0]).run(last_step="select") is not None
+    assert "has changed" not in caplog.text
+    with pytest.raises(SelectionError, match="no pseudo-label may be used: of group 'p', of which fold 0 holds"):
+        with_relative(fold.validation[0]).run(last_step="select")
+    assert "what 'select' was made from has changed" in caplog.text
 
 
 def test_what_was_not_labeled_as_it_is_prepared_now_is_not_exported(round_one: Round, tmp_path: Path) -> None:

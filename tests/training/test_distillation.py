@@ -159,6 +159,17 @@ def test_a_label_map_of_a_labeled_case_is_refused(student: Student) -> None:
         begin(student)
 
 
+def test_label_maps_of_a_held_out_group_are_not_used(student: Student, caplog: pytest.LogCaptureFixture) -> None:
+    task = task_of(student)
+    student.data.describe(groups={"p": [task.validation[0], "u1"], "q": [task.training[0], "u2"]})
+    assert set(begin(student).files) == {"u0", "u2"}
+    assert "1 label map(s) are of groups of which fold 0 holds cases out, and are not used: u1" in caplog.text
+    assert set(begin(student, fold="all").files) == {"u0", "u1", "u2"}
+    student.data.describe(groups={"p": [task.validation[0], "u0", "u1", "u2"]})
+    with pytest.raises(SelectionError, match="of another group than"):
+        begin(student)
+
+
 def test_label_maps_without_image_are_named(student: Student, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("t0", "who"):
         (student.teacher / "u0.nii.gz").rename(student.teacher / f"{name}.nii.gz")

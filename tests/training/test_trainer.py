@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from flaresemi.errors import CheckpointError, ConfigError, FlaresemiError
+from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.networks.compiling import compiled
 from flaresemi.records import load_record
@@ -234,3 +235,31 @@ def test_a_step_that_no_memory_holds_is_refused_before_anything_is_made(
     with pytest.raises(ConfigError, match=r"needs about .* GiB of memory, there are"):
         Trainer(task, quick_config, device=torch.device("cpu"))
     assert not task.folder.root.exists()
+
+
+def test_where_sides_are_unknown_nothing_is_mirrored_left_to_right_and_it_is_said(
+    make_task: MakeTask, quick_config: TrainingConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make_task()
+    names = (Label(name="ball", value=1), Label(name="right ball", value=2))
+    unknown = dataclasses.replace(task, labels=LabelSet(labels=names, mirror_pairs=None))
+    trainer = Trainer(unknown, dataclasses.replace(quick_config, mirror_axes=(0, 2)), device=CPU)
+    (augmentation,) = trainer.sampler.augmentations.values()
+    assert augmentation.mirror_axes == (0,)
+    assert trainer.fit()
+    assert load_checkpoint(task.folder.final).mirror_axes == (0,)
+    assert load_checkpoint(task.folder.final).labels.mirror_pairs is None
+    assert "right ball without a partner, so images are not mirrored left to right" in caplog.text
+
+
+def test_an_organ_that_no_training_case_has_is_said_at_the_start(
+    make_task: MakeTask, quick_config: TrainingConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"training": ("right_only",), "validation": ("case_2",), "cautions": ("a group is divided",)}
+    assert Trainer(make_task(**settings), quick_config, device=CPU).fit()
+    assert "no training case of FINE has left ball: only cases that fold 0 holds out have it" in caplog.text
+    assert "has right ball" not in caplog.text
+    assert "a group is divided" in caplog.text
+    caplog.clear()
+    assert Trainer(make_task("whole"), quick_config, device=CPU).fit()
+    assert "no training case" not in caplog.text
