@@ -4,6 +4,8 @@ import logging
 import os
 from pathlib import Path
 
+from flaresemi.system_errors import is_shortage
+
 logger = logging.getLogger(__name__)
 
 #: File name endings that are read as images, longest first.
@@ -64,7 +66,10 @@ def named_images(folder: Path) -> list[tuple[str, Path]]:
 def _visible(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError:  # no folder, or one that may not be read
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError:
+        logger.warning("%s: passed over, this folder may not be read", folder)
         return []
 
 
@@ -72,5 +77,7 @@ def _is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return starts_as_dicom(file.read(DICOM_START))
-    except OSError:
+    except OSError as problem:
+        if is_shortage(problem):
+            raise
         return False

@@ -1,5 +1,6 @@
 """Cores and memory that this process may use: the machine's, or what a job, a container or a shell leaves of them."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -13,6 +14,9 @@ if sys.platform != "win32":
 
 #: Where the kernel's files are looked for.
 ROOT = Path("/")
+
+#: Chosen: far more than is needed, and few enough for programs that close every number there could be.
+_MOST_FILES = 65536
 
 #: Where control groups are mounted by convention. In a container the table of mounts may show none of them.
 _CGROUP_V2 = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
@@ -34,6 +38,23 @@ def free_memory_gib() -> float:
 def total_memory_gib() -> float:
     """Main memory of the machine, or the lowest limit that is set for this process, GiB."""
     return min([_machine_memory("MemTotal:"), *(limit.bytes for limit in _memory_limits())]) / 2**30
+
+
+def raise_file_limit() -> None:
+    """Lets this process, and those that it starts, have as many files open as its hard limit allows, up to 65536."""
+    if sys.platform == "win32":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has another limit below the hard one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def open_file_limit() -> int:
+    """How many files this process may have open; 65536 where that is more."""
+    soft = _MOST_FILES if sys.platform == "win32" else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return soft if 0 <= soft < _MOST_FILES else _MOST_FILES  # RLIM_INFINITY is -1
 
 
 def first_line(path: str | PurePosixPath) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from flaresemi.errors import FlaresemiError, PlanError, shown
 from flaresemi.files import write_text
 from flaresemi.ranges import Range, type_hints
+from flaresemi.system_errors import is_shortage
 
 Record = typing.TypeVar("Record")
 
@@ -88,6 +89,8 @@ def load_json(path: Path, *, error: type[FlaresemiError] = PlanError, fix: str =
     except UnicodeDecodeError:
         raise error("not a text file (expected JSON in UTF-8)", where=path, fix=fix) from None
     except OSError as problem:
+        if is_shortage(problem):
+            raise
         raise error(f"cannot be read: {problem.strerror}", where=path) from None
     try:
         return parse_json(text)

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -20,7 +19,9 @@ from flaresemi.cli.numbers import field_type
 from flaresemi.cli.output import ReaderLeft, require_printed, unfailing_output
 from flaresemi.errors import ConfigError, FlaresemiError, listed, shown, visible
 from flaresemi.log_lines import LineFormatter
+from flaresemi.machine import raise_file_limit
 from flaresemi.records import closest
+from flaresemi.system_errors import explained
 from flaresemi.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -37,15 +38,6 @@ _DURATION = re.compile(rf"(?:(?P<hours>{_NUMBER})h)?(?:(?P<minutes>{_NUMBER})m)?
 #: Unicode's categories of control characters, of bytes that are no text, and of line ends.
 _NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
 _LONGEST_SECONDS = 1e8  # three years
-
-_FOLDER_HINT = "or name another folder (--help lists the options); what is finished is kept: the same command goes on"
-_DISK_TROUBLE = {
-    errno.ENOSPC: ("no space left on the disk", f"free some space, {_FOLDER_HINT}"),
-    errno.EDQUOT: ("the disk quota is used up", f"free some space, {_FOLDER_HINT}"),
-    errno.EROFS: ("this place is read-only", "name a folder that can be written to (--help lists the options)"),
-    errno.EACCES: ("permission denied", f"change the permissions, {_FOLDER_HINT}"),
-    errno.EPERM: ("operation not permitted", f"change the permissions, {_FOLDER_HINT}"),
-}
 
 
 class StrictParser(argparse.ArgumentParser):
@@ -101,6 +93,7 @@ def run(
 
 def _end_of(command: Callable[[argparse.Namespace], int | None], options: argparse.Namespace) -> int:
     """Runs a command and turns its end into an exit code."""
+    raise_file_limit()
     with _log_to_stderr(verbose=options.verbose, quiet=options.quiet):
         try:
             return command(options) or EXIT_OK
@@ -115,10 +108,11 @@ def _end_of(command: Callable[[argparse.Namespace], int | None], options: argpar
             return EXIT_INTERRUPTED
         except ReaderLeft:
             return EXIT_BROKEN_PIPE
-        except OSError as error:
-            trouble = _disk_trouble(error, options)
+        except (OSError, MemoryError, RuntimeError) as error:
+            trouble = explained(error, where=_output_of(options))
             if trouble is None:
                 raise
+            logger.debug("where it happened:", exc_info=True)
             _complain(trouble)
             return EXIT_USER_ERROR
 
@@ -299,18 +293,6 @@ def _refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> No
         option = word.split("=", 1)[0]
         if option.startswith("--") and option not in known:
             parser.error(f"unknown option '{option}'{closest(option, known)}")
-
-
-def _disk_trouble(error: OSError, options: argparse.Namespace) -> FlaresemiError | None:
-    """The clear form of an error that disk or permissions caused; None for any other."""
-    number = error.errno
-    if number is None and "requested and" in str(error):
-        number = errno.ENOSPC  # what numpy's tofile raises for a short write, without a number
-    if number not in _DISK_TROUBLE:
-        return None
-    what, fix = _DISK_TROUBLE[number]
-    where = error.filename if error.filename is not None else _output_of(options)
-    return FlaresemiError(what, where=where, fix=fix)
 
 
 def _output_of(options: argparse.Namespace) -> Path | None:

@@ -16,9 +16,13 @@ from flaresemi.case_names import case_file
 from flaresemi.errors import DatasetError, shown
 from flaresemi.files import PARTIAL, content_hash, remove_leftovers
 from flaresemi.io.stored_case import MAX_CLASS_VOXELS, CaseRecord, StoredCase, count_voxels
+from flaresemi.machine import open_file_limit
 from flaresemi.records import load_record, save_record
 
 logger = logging.getLogger(__name__)
+
+#: Image, label map and sample of voxels.
+_FILES_OF_A_CASE = 3
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -58,6 +62,7 @@ class CaseStore:
 
         Raises:
             DatasetError: it is not in the store, or damaged.
+            OSError: the system does not let it be read.
         """
         record = self.record(case_id)
         folder = self._folder(case_id)
@@ -65,7 +70,7 @@ class CaseStore:
             if record.case_id != case_id:
                 raise ValueError(f"it says it is case '{shown(record.case_id)}'")
             return self._stored(folder, record)
-        except (OSError, ValueError) as problem:
+        except (FileNotFoundError, ValueError) as problem:  # other errors of the system say nothing of the case
             raise DatasetError(
                 f"preprocessed case '{case_id}' is damaged: {problem}", where=folder,
                 fix=f"delete this folder and {_AGAIN}",
@@ -144,6 +149,45 @@ class CaseStore:
         finally:
             shutil.rmtree(replaced, ignore_errors=True)
         _sync_folder(self.folder)
+
+
+class OpenCases:
+    """Cases of a store that are read again and again, of which no more stay open than the system allows.
+
+    Every memory map keeps its file open, and a process may often have 1024 files and no more.
+
+    Args:
+        store: Where they are.
+        limit: How many stay open; None: what takes no more than half of the files that this process may have open.
+    """
+
+    def __init__(self, store: CaseStore, limit: int | None = None) -> None:
+        self.store = store
+        self.limit = limit
+        self._open: dict[str, StoredCase] = {}
+        self._records: dict[str, CaseRecord] = {}
+
+    def __getitem__(self, case_id: str) -> StoredCase:
+        """The case, open.
+
+        Raises:
+            DatasetError: it is not in the store, damaged, or another one than when it was opened first.
+        """
+        found = self._open.pop(case_id, None) or self._opened(case_id)
+        limit = open_file_limit() // (2 * _FILES_OF_A_CASE) if self.limit is None else self.limit
+        while len(self._open) >= max(limit, 1):
+            del self._open[next(iter(self._open))]  # the one that was not used for longest
+        self._open[case_id] = found
+        return found
+
+    def _opened(self, case_id: str) -> StoredCase:
+        found = self.store.open(case_id)
+        if self._records.setdefault(case_id, found.record) != found.record:
+            raise DatasetError(
+                f"preprocessed case '{case_id}' was made anew while it was in use", where=found.folder,
+                fix="start the training again: it would have been taught by two versions of this case",
+            )  # fmt: skip
+        return found
 
 
 class LabelStore(CaseStore):

@@ -111,7 +111,8 @@ def fill_volume(volume_zyx: np.ndarray, files: tuple[Path, ...]) -> None:
     for plane_yx, path in zip(volume_zyx, files, strict=True):
         try:
             image = _reader(path).Execute()
-        except RuntimeError:
+        except RuntimeError as problem:
+            integrity.raise_shortage(path, problem)
             raise ImageError(
                 "the voxels of this DICOM file cannot be decoded: damaged, or compressed in an unknown way", where=path,
                 fix=f"copy it again, or {_CONVERT}",
@@ -206,7 +207,8 @@ def _reader(path: Path) -> sitk.ImageFileReader:
 def _opens(reader: sitk.ImageFileReader) -> bool:
     try:
         reader.ReadImageInformation()
-    except RuntimeError:
+    except RuntimeError as problem:
+        integrity.raise_shortage(Path(reader.GetFileName()), problem)
         return False
     return True
 

@@ -25,6 +25,7 @@ from flaresemi.io.text_headers import find_voxels
 from flaresemi.io.voxels import replace_unusable
 from flaresemi.io.writing import written_whole
 from flaresemi.ranges import Axis
+from flaresemi.system_errors import is_shortage
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +216,8 @@ def write_label_map(path: Path, values_zyx: np.ndarray, source: SourceGrid) -> N
         try:
             sitk.WriteImage(image, str(temporary), useCompression=ending != ".nii")
         except RuntimeError as problem:
+            if is_shortage(problem):
+                raise
             raise ImageError(f"the label map could not be written: {_last_line(problem)}", where=path) from None
 
 
@@ -329,6 +332,7 @@ def _open_reader(path: Path) -> sitk.ImageFileReader:
             find_voxels(path)  # refuses headers that would harm the reader
         reader.ReadImageInformation()
     except RuntimeError as problem:
+        integrity.raise_shortage(path, problem)
         raise ImageError(f"the header cannot be read: {_last_line(problem)}", where=path) from None
     return reader
 

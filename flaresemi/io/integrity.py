@@ -16,6 +16,7 @@ import numpy as np
 
 from flaresemi.errors import ImageError
 from flaresemi.machine import total_memory_gib
+from flaresemi.system_errors import is_shortage
 
 #: Deflate cannot compress better than this (source: zlib's technical details, "maximum compression factor 1032:1").
 _DEFLATE_LIMIT = 1032
@@ -35,6 +36,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     Raises:
         ImageError: it does not exist, is no regular file, is empty, is a git-LFS pointer, or the system cannot read it;
             or its path is no text.
+        OSError: files or memory ran out, which says nothing of this one.
     """
     check_path(path)
     try:
@@ -53,6 +55,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise ImageError("file not found", where=path) from None
     except OSError as problem:
+        if is_shortage(problem):
+            raise
         raise ImageError(f"the file cannot be read: {problem.strerror or problem}", where=path) from None
 
 
@@ -68,6 +72,19 @@ def check_path(path: Path) -> None:
         raise ImageError(
             "the path holds bytes that are no UTF-8", where=path, fix="rename the file or folder"
         ) from None
+
+
+def raise_shortage(path: Path, problem: RuntimeError) -> None:
+    """Raises what the system lacks where a library failed for that reason, so that no file is called damaged for it.
+
+    Raises:
+        OSError: no more files can be opened.
+        RuntimeError: `problem`, where it tells of a lack of memory.
+        ImageError: as `opened`.
+    """
+    with opened(path):
+        if is_shortage(problem):
+            raise problem
 
 
 def is_gzip(path: Path) -> bool:

@@ -22,6 +22,7 @@ from flaresemi.networks.cost import parameter_count
 from flaresemi.plans import StagePlan
 from flaresemi.ranges import Axis, Iterations, IterationsSoFar
 from flaresemi.records import dumps, from_plain, parse_json
+from flaresemi.system_errors import is_shortage
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +197,11 @@ def _read(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as problem:
+        if is_shortage(problem):
+            raise CheckpointError(
+                "there is not enough memory for what this checkpoint announces", where=path,
+                fix="close other programs; if there is much memory, the file is damaged: copy it again",
+            ) from None  # fmt: skip
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise CheckpointError(
             f"not a flaresemi checkpoint, or a damaged one: {shown(reason, 200)}",

@@ -10,6 +10,7 @@ from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import supervised_organs
 from flaresemi.ranges import FileSize, FileTime
 from flaresemi.records import record_hash
+from flaresemi.system_errors import is_shortage
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,9 @@ def case_content_hash(case: Case, labels: LabelSet, rules: str) -> str:
     try:
         files = [each for path in _paths(case) for each in (visible_files(path) if path.is_dir() else [path])]
         return _reading_hash(case, labels, rules, tuple(map(content_hash, files)))
-    except OSError:  # reading it as an image will say why
+    except OSError as problem:  # reading it as an image will say why
+        if is_shortage(problem):
+            raise
         return ""
 
 
@@ -81,7 +84,9 @@ def file_stamp(path: Path) -> FileStamp:
     """The present version of an image file or folder of slices; sizes and times of -1 where there is none."""
     try:
         found = [each.stat() for each in (visible_files(path) if path.is_dir() else [path])]
-    except OSError:  # reading it will say why
+    except OSError as problem:  # reading it will say why
+        if is_shortage(problem):
+            raise
         return FileStamp(name=path.name, size=-1, mtime_ns=-1)
     return FileStamp(
         name=path.name, size=sum(each.st_size for each in found), mtime_ns=sum(each.st_mtime_ns for each in found)

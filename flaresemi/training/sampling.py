@@ -12,9 +12,10 @@ from flaresemi.compute.metering import Clock, no_clock
 from flaresemi.compute.parallel import obey_parent, one_blas_thread
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.geometry import BoundingBox, IntTriple
-from flaresemi.io.case_store import CaseStore, StoredCase
+from flaresemi.io.case_store import CaseStore, OpenCases, StoredCase
 from flaresemi.log_lines import format_last_resort
 from flaresemi.plans import StagePlan
+from flaresemi.system_errors import explained
 from flaresemi.training.augmentation import Augmentation
 
 
@@ -111,7 +112,7 @@ class PatchSampler(Dataset):
         self._shares = np.array([case.share for case in cases], float)
         self._last = np.array([np.inf if case.last_iteration is None else case.last_iteration for case in cases])
         self._is_pseudo = np.array([case.is_pseudo for case in cases])
-        self._opened: dict[str, StoredCase] = {}
+        self._opened = OpenCases(store)
 
     def __getitem__(self, address: tuple[int, int]) -> Batch:
         iteration, position = address
@@ -129,7 +130,7 @@ class PatchSampler(Dataset):
 
     def _draw(self, case: TrainingCase, generator: np.random.Generator) -> Batch:
         """A random patch of a case, as a batch of one."""
-        stored = self._open(case.case_id)
+        stored = self._opened[case.case_id]
         augmentation = self.augmentations.get(case.augmentation)
         read_shape = augmentation.input_zyx if augmentation else self.plan.patch_zyx
         with self.clock("read"):
@@ -149,11 +150,6 @@ class PatchSampler(Dataset):
         """How probably each case is drawn in an iteration."""
         shares = np.where(iteration < self._last, self._shares, 0.0)
         return shares / shares.sum()
-
-    def _open(self, case_id: str) -> StoredCase:
-        if case_id not in self._opened:
-            self._opened[case_id] = self.store.open(case_id)
-        return self._opened[case_id]
 
     def _patch_start(
         self, stored: StoredCase, case: TrainingCase, generator: np.random.Generator, read_shape: IntTriple
@@ -284,6 +280,11 @@ class _Told(Dataset):
             return self.sampler[address]
         except FlaresemiError as error:
             return error
+        except (OSError, MemoryError, RuntimeError) as error:
+            trouble = explained(error)
+            if trouble is None:
+                raise
+            return trouble
 
 
 def _collate(samples: list[Batch | FlaresemiError]) -> Batch | FlaresemiError:

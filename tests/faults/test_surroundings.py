@@ -13,7 +13,7 @@ import torch
 from flaresemi.cli import plan_and_preprocess, predict, semi_round, train
 from flaresemi.cli.signals import StopSignals
 from flaresemi.errors import DatasetError, FlaresemiError
-from flaresemi.io.case_store import CaseStore
+from flaresemi.io.case_store import CaseStore, OpenCases
 from flaresemi.locking import working_alone
 from flaresemi.plans import Stage, load_plans
 from flaresemi.training.loading import failures_told, load_batches
@@ -190,7 +190,7 @@ def test_a_case_that_is_damaged_while_it_is_trained_on(whole: Whole, tmp_path: P
     )  # fmt: skip
     batches = load_batches(sampler, AddressSampler(range(3), range(2)), 0)
     assert torch.is_tensor(torch.from_numpy(next(batches).image_bczyx))
-    sampler._opened.clear()
+    sampler._opened = OpenCases(store)
     (store.folder / "phantom_0001" / "image.npy").write_bytes(b"")
     with pytest.raises(DatasetError, match="preprocessed case 'phantom_0001' is damaged") as told:
         next(batches)

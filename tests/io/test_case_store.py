@@ -1,5 +1,6 @@
 """The case store: whole or absent, any box at any time, the same draw on every run."""
 
+import errno
 import os
 import pickle
 import resource
@@ -13,7 +14,7 @@ import pytest
 from flaresemi.errors import DatasetError
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.io import case_store
-from flaresemi.io.case_store import MAX_CLASS_VOXELS, CaseRecord, CaseStore, LabelStore
+from flaresemi.io.case_store import MAX_CLASS_VOXELS, CaseRecord, CaseStore, LabelStore, OpenCases
 
 SHAPE = (20, 30, 40)
 
@@ -346,3 +347,56 @@ def test_a_case_takes_the_place_of_a_prepared_link(tmp_path):
         assert store.has("case_1", "abc")
         assert not list(outside.iterdir())
         shutil.rmtree(store.folder)
+
+
+@pytest.fixture
+def few_files(monkeypatch):
+    """Lets this process open a few files besides those that it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd")))
+
+    def allow(more):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + more, hard))
+
+    yield allow
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_any_number_of_cases_needs_few_open_files(tmp_path, few_files):
+    store = CaseStore(tmp_path)
+    names = [f"case_{number}" for number in range(40)]
+    for number, name in enumerate(names):
+        store.write(*make_case(name, number, shape=(18, 28, 38)))
+    few_files(90)  # 120 maps
+    cases = OpenCases(store)
+    for name in names * 2:
+        assert cases[name].record.case_id == name
+
+
+def test_cases_stay_open_as_long_as_they_are_used(tmp_path, monkeypatch):
+    store = CaseStore(tmp_path)
+    for name in "abc":
+        store.write(*make_case(name))
+    opened = []
+    monkeypatch.setattr(store, "open", lambda name: opened.append(name) or CaseStore.open(store, name))
+    cases = OpenCases(store, limit=2)
+    for name in "abacab":
+        assert cases[name].record.case_id == name
+    assert "".join(opened) == "abcb"
+    store.write(*make_case("c", made_with="other"))
+    with pytest.raises(DatasetError, match="made anew while it was in use"):
+        cases["c"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EACCES])
+def test_an_error_of_the_system_does_not_make_a_case_damaged(tmp_path, monkeypatch, number):
+    store = CaseStore(tmp_path)
+    store.write(*make_case())
+
+    def fail(path):
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr("flaresemi.io.stored_case.map_array", fail)
+    for look in (lambda: store.open("case_1"), lambda: store.has("case_1", "abc")):
+        with pytest.raises(OSError, match=os.strerror(number)):
+            look()
