@@ -73,6 +73,13 @@ def is_shortage(problem: BaseException) -> bool:
     return isinstance(problem, MemoryError) or _phrase(problem) is not None
 
 
+def lacks_memory(problem: BaseException) -> bool:
+    """Whether memory ran out, main memory or that of a GPU."""
+    if isinstance(problem, OSError) and problem.errno is not None:
+        return problem.errno == errno.ENOMEM
+    return isinstance(problem, MemoryError) or _phrase(problem) in (_MEMORY, _GPU_MEMORY)
+
+
 def explained(problem: BaseException, *, where: object = None) -> SystemTrouble | None:
     """The clear form of an error of the system; None for any other, which is a bug.
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from flaresemi.compute.parallel import deaf_children
 from flaresemi.errors import FlaresemiError, shown
 from flaresemi.machine import available_cores
+from flaresemi.system_errors import lacks_memory
 from flaresemi.training.sampling import AddressSampler, Batch, build_loader
 
 #: What torch says when a loader process died.
@@ -35,10 +36,6 @@ def load_batches(sampler: Dataset, addresses: AddressSampler, workers: int, *, p
         yield batch
 
 
-#: What torch says on a CPU where memory cannot be had.
-_NO_MEMORY = ("can't allocate memory", "not enough memory")
-
-
 @contextlib.contextmanager
 def failures_told() -> Iterator[None]:
     """Makes clear messages of what is raised, at any line of this process, when a loader died or memory ran out.
@@ -48,10 +45,8 @@ def failures_told() -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError as problem:
-        raise _memory_ran_out(problem) from None
-    except RuntimeError as problem:
-        if isinstance(problem, torch.OutOfMemoryError) or any(text in str(problem) for text in _NO_MEMORY):
+    except (MemoryError, RuntimeError) as problem:
+        if lacks_memory(problem):
             raise _memory_ran_out(problem) from None
         death = _DEATH.search(str(problem)) or _DEATH.search(str(problem.__context__))  # amid writing, say
         if death is None:
