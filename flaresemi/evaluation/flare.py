@@ -58,7 +58,8 @@ def evaluate_case(
     and the last slice of the reference, where it has any.
 
     Args:
-        prediction_zyx: Internal indices (0 background) on the canonical grid, where axis 0 runs from the feet up.
+        prediction_zyx: Internal indices (0 background); axis 0 is that of a z-range: on the canonical grid it runs from
+            the feet up, in the organizers' scripts it is the file's, wherever that leads.
         reference_zyx: The same, of the same shape.
         spacing_zyx_mm: Distance between voxel centers.
         labels: The organs.

@@ -110,6 +110,16 @@ def default_tolerance_mm(references: Sequence[Path]) -> float:
     return max(SMALLEST_TOLERANCE_MM, float(np.median(spacings, axis=0).max()))
 
 
+def stored_otherwise(pairs: Sequence[CasePair]) -> tuple[str, ...]:
+    """The cases whose prediction and reference store their voxels in different orders.
+
+    Raises:
+        ImageError: a header cannot be read.
+    """
+    grids = ((pair.case_id, read_grid(pair.prediction), read_grid(pair.reference)) for pair in pairs)
+    return tuple(name for name, one, other in grids if (one.axes, one.flips) != (other.axes, other.flips))
+
+
 def score_cases(
     pairs: Sequence[CasePair],
     labels: LabelSet,
@@ -133,7 +143,7 @@ def score_cases(
 
 
 def score_pair(pair: CasePair, *, labels: LabelSet, default_tolerance_mm: float, official: bool = False) -> CaseScores:
-    """Reads and scores one case.
+    """Reads and scores one case; officially, in the order in which the reference's file has its slices.
 
     Raises:
         ImageError: as `score_cases`.
@@ -151,10 +161,15 @@ def score_pair(pair: CasePair, *, labels: LabelSet, default_tolerance_mm: float,
                 where=path,
                 fix='add the organ to "labels" in dataset.json (and name its folder with -d), or correct the file',
             )
+    arrays = [labels.to_indices(each.array_zyx) for each in (prediction, reference)]
+    spacing = reference.geometry.spacing_zyx_mm
+    if official:  # its slices are those of the file's last axis as nibabel loads it, which is the first one here
+        arrays = [reference.source.to_file(array) for array in arrays]
+        spacing = reference.source.geometry.spacing_zyx_mm
     scores = evaluate_case(
-        labels.to_indices(prediction.array_zyx),
-        labels.to_indices(reference.array_zyx),
-        reference.geometry.spacing_zyx_mm,
+        arrays[0],
+        arrays[1],
+        spacing,
         labels,
         default_tolerance_mm=default_tolerance_mm,
         annotated=pair.annotated,

@@ -2,14 +2,15 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from flaresemi.errors import DatasetError
+from flaresemi.errors import DatasetError, listed
 from flaresemi.evaluation.flare import OrganScore
-from flaresemi.evaluation.folders import CaseScores, default_tolerance_mm, match_cases, score_cases
+from flaresemi.evaluation.folders import CaseScores, default_tolerance_mm, match_cases, score_cases, stored_otherwise
 from flaresemi.labels import LabelSet
 from flaresemi.ranges import DistanceMm, Few, Share
 from flaresemi.records import load_record, save_record
@@ -84,6 +85,7 @@ class Summary:
         organs: In the order of the label set.
         missing: Cases with a reference and no prediction. They count nowhere.
         cases: The scores, in the order of the case names.
+        cautions: Why a score may say less than it seems to.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -96,6 +98,7 @@ class Summary:
     organs: tuple[OrganSummary, ...]
     missing: tuple[str, ...]
     cases: tuple[CaseScores, ...]
+    cautions: tuple[str, ...] = ()
 
 
 def evaluate_folders(
@@ -142,7 +145,16 @@ def evaluate_folders(
     if tolerance_mm is None:
         tolerance_mm = default_tolerance_mm([pair.reference for pair in found.pairs])
     scores = score_cases(found.pairs, labels, default_tolerance_mm=tolerance_mm, official=official, workers=workers)
-    return summarize(scores, labels, default_tolerance_mm=tolerance_mm, official=official, missing=found.missing)
+    summary = summarize(scores, labels, default_tolerance_mm=tolerance_mm, official=official, missing=found.missing)
+    if official and (others := stored_otherwise(found.pairs)):
+        caution = (
+            "the organizers' script looks at no header, and would compare other voxels with each other where "
+            f"prediction and reference store them in different orders: {listed(others)}"
+        )
+        summary = dataclasses.replace(summary, cautions=(*summary.cautions, caution))
+    for caution in summary.cautions:
+        logger.warning("%s", caution)
+    return summary
 
 
 def summarize(
@@ -182,7 +194,24 @@ def summarize(
         organs=tuple(organs),
         missing=tuple(sorted(missing)),
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
+        cautions=tuple(_cautions(organs, cases)),
     )
+
+
+def _cautions(organs: Sequence[OrganSummary], cases: Sequence[CaseScores]) -> Iterator[str]:
+    """Organs whose tolerance is larger than they are: surfaces anywhere in them count as equal."""
+    small = []
+    for organ in organs:
+        volumes = [case.organs[organ.name].reference_ml for case in cases]
+        sizes_mm = [2 * (3000 * volume / (4 * math.pi)) ** (1 / 3) for volume in volumes if volume]
+        if any(size <= organ.tolerance_mm for size in sizes_mm):
+            count = sum(size <= organ.tolerance_mm for size in sizes_mm)
+            small.append(f"{organ.name} ({count} of {len(sizes_mm)} case(s), from {min(sizes_mm):.2g} mm)")
+    if small:
+        yield (
+            "the NSD says nothing where its tolerance is larger than the organ (the diameter of a ball of its volume): "
+            f"{listed(small)}; give tolerances_mm in dataset.json, and check the spacing"
+        )
 
 
 def save_summary(path: Path, summary: Summary) -> None:
@@ -224,10 +253,10 @@ def table(summary: Summary) -> str:
                 _spread(organ.dice, 3),
                 f"{organ.dice.median:.3f}" if organ.dice else "-",
                 _spread(organ.nsd, 3),
-                _spread(organ.hd95_mm, 1),
+                _spread(organ.hd95_mm, _decimals(organ.hd95_mm.mean if organ.hd95_mm else None)),
             )
         )
-    hd95_mm = _figure(summary.mean_hd95_mm, 1)
+    hd95_mm = _figure(summary.mean_hd95_mm, _decimals(summary.mean_hd95_mm))
     means = [("mean over organs", "", "", _figure(summary.mean_dice), "", _figure(summary.mean_nsd), hd95_mm)]
     if any(organ.present < organ.cases for organ in summary.organs):
         present = _figure(summary.mean_dice_present), "", _figure(summary.mean_nsd_present)
@@ -257,7 +286,13 @@ def _notes(summary: Summary) -> list[str]:
         notes.append("as the official scripts: last slice of * left out, NSD 0 below Dice 0.2, four digits")
     if summary.missing:
         notes.append(f"no prediction, counted nowhere: {_few(summary.missing)}")
+    notes += [f"caution: {caution}" for caution in summary.cautions]
     return notes
+
+
+def _decimals(value_mm: float | None) -> int:
+    """Digits behind the point of a distance: one, of small ones so many that two digits count."""
+    return 1 if not value_mm or value_mm >= 1 else 1 - math.floor(math.log10(value_mm))
 
 
 def _statistics(scores: Sequence[OrganScore], metric: str) -> Statistics | None:

@@ -152,3 +152,31 @@ def test_missing_predictions_are_an_error_unless_allowed(tmp_path, labels, write
     (tmp_path / "p" / "b.nii.gz").rename(tmp_path / "p" / "other.nii.gz")
     with pytest.raises(DatasetError, match="3 of 3 cases"):
         evaluate_folders(tmp_path / "p", tmp_path / "r", labels, allow_missing=True)
+
+
+def test_a_tolerance_larger_than_the_organs_is_said_and_small_distances_keep_their_digits(
+    tmp_path, labels, write_map, caplog
+):
+    spacing = (0.001, 0.001, 0.001)
+    write_map(tmp_path / "r" / "a.nii.gz", spacing=spacing)
+    write_map(tmp_path / "p" / "a.nii.gz", spacing=spacing, liver=7, spleen=5)  # no voxel agrees
+    summary = evaluate_folders(tmp_path / "p", tmp_path / "r", labels)
+    assert summary.organs[1].dice.mean == 0.0
+    assert summary.organs[1].nsd.mean == 1.0  # which says nothing
+    (caution,) = summary.cautions
+    assert "the NSD says nothing" in caution
+    assert "liver (1 of 1 case(s), from 0.0074 mm), spleen (1 of 1 case(s), from 0.0057 mm)" in caution
+    assert caution in caplog.text
+    assert f"caution: {caution}" in table(summary)
+    rows = {line.split()[0]: line for line in table(summary).splitlines()}
+    assert rows["liver"].endswith("  0.0070")
+    assert rows["spleen"].endswith("  0.0050")
+    save_summary(tmp_path / "s.json", summary)
+    assert load_summary(tmp_path / "s.json") == summary
+
+
+def test_tolerances_smaller_than_the_organs_are_not_said(tmp_path, labels, write_map, caplog):
+    for folder in "rp":
+        write_map(tmp_path / folder / "a.nii.gz")
+    assert evaluate_folders(tmp_path / "p", tmp_path / "r", labels).cautions == ()
+    assert "NSD" not in caplog.text
