@@ -1,6 +1,7 @@
 """The user's folder of cases, labeled and unlabeled, as it lies on disk. Nothing is opened here but dataset.json."""
 
 import dataclasses
+import logging
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -9,9 +10,11 @@ from flaresemi import flare22
 from flaresemi.case_names import check_name, refuse_alike
 from flaresemi.description import Description
 from flaresemi.errors import DatasetError, listed, one_line
-from flaresemi.image_paths import EXPECTED, image_stem, named_images
+from flaresemi.image_paths import EXPECTED, SEGMENTATION_ENDING, image_stem, named_images
 from flaresemi.labels import LabelSet
 from flaresemi.records import closest
+
+logger = logging.getLogger(__name__)
 
 #: (labeled images, label maps, unlabeled images, test images) of the layouts that are understood.
 LAYOUTS = {
@@ -182,7 +185,12 @@ def _channels_are_numbered(images: Path, masks: Path) -> bool:
 
 
 def _cases(folder: Path, numbered: bool) -> tuple[Case, ...]:
-    named = named_images(folder)
+    named = []
+    for name, path in named_images(folder):
+        if path.name.lower().endswith(SEGMENTATION_ENDING):
+            logger.warning("%s: passed over, a segmentation of 3D Slicer is no image", path)
+        else:
+            named.append((name, path))
     numbered = numbered and any(name.endswith("_0000") for name, _ in named)
     channels: dict[str, dict[int, Path]] = {}
     for name, path in named:

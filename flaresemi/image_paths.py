@@ -11,6 +11,9 @@ logger = logging.getLogger(__name__)
 #: File name endings that are read as images, longest first.
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 
+#: How 3D Slicer names a segmentation, which is a label map and never an image.
+SEGMENTATION_ENDING = ".seg.nrrd"
+
 #: How many bytes `starts_as_dicom` wants to see.
 DICOM_START = 132
 
@@ -19,8 +22,11 @@ EXPECTED = f"images end with {', '.join(IMAGE_ENDINGS)}, or are folders with the
 
 
 def image_stem(path: Path) -> str | None:
-    """A file's name without its image ending; None when it is no image."""
-    for ending in IMAGE_ENDINGS:
+    """A file's name without its image ending; None when it is no image.
+
+    Of a segmentation of 3D Slicer, CASE.seg.nrrd, it is CASE.
+    """
+    for ending in (SEGMENTATION_ENDING, *IMAGE_ENDINGS):
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
     return None

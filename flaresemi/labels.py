@@ -71,6 +71,11 @@ class LabelSet:
         return tuple(label.name for label in self.labels)
 
     @property
+    def values(self) -> dict[str, int]:
+        """The user's value of every organ, by name."""
+        return {label.name: label.value for label in self.labels}
+
+    @property
     def count(self) -> int:
         """Number of organs, without background."""
         return len(self.labels)

@@ -16,9 +16,9 @@ from flaresemi.cli.numbers import count
 from flaresemi.cli.replacing import holds_record, refuse_foreign
 from flaresemi.dataset import declared_labels, find_images, load_dataset
 from flaresemi.errors import ConfigError, DatasetError
-from flaresemi.evaluation.folders import GRID_TOLERANCE, CasePair, CaseScores, match_cases
+from flaresemi.evaluation.folders import GRID_TOLERANCE, CasePair, CaseScores, match_cases, read_pair
 from flaresemi.evaluation.summary import Summary, evaluate_folders, is_score_table, save_summary, table
-from flaresemi.io.images import read_image, read_label_map
+from flaresemi.io.images import read_image
 from flaresemi.labels import LabelSet
 from flaresemi.plans import load_plans
 from flaresemi.records import closest
@@ -201,7 +201,7 @@ def _draw(
     if pair.case_id not in images:
         return f"no image for case '{pair.case_id}', it is not drawn"
     image = read_image(images[pair.case_id][:1])
-    prediction, reference = read_label_map(pair.prediction), read_label_map(pair.reference)
+    prediction, reference = (found.on(image.source, GRID_TOLERANCE) for found in read_pair(pair, labels))
     if image.geometry.far_corner_distance_mm(reference.geometry) > GRID_TOLERANCE * min(image.geometry.spacing_zyx_mm):
         return f"the image of case '{pair.case_id}' is not on its reference's grid, it is not drawn"
     path = case_file(folder, pair.case_id, ".png")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ from flaresemi.errors import DatasetError, ImageError
 from flaresemi.evaluation.flare import OrganScore, evaluate_case
 from flaresemi.image_paths import IMAGE_ENDINGS, image_stem
 from flaresemi.io.images import LabelMap, read_grid, read_label_map
-from flaresemi.labels import LabelSet
+from flaresemi.io.segments import contradictions
+from flaresemi.labels import LabelSet, count_values
+
+logger = logging.getLogger(__name__)
 
 #: Least tolerance of the surface Dice where nobody declared one.
 SMALLEST_TOLERANCE_MM = 2.0
@@ -22,6 +26,10 @@ SMALLEST_TOLERANCE_MM = 2.0
 #: Corners of prediction and reference may be this share of the finest spacing apart: each voxel still lies on its own.
 #: Chosen; headers written by different programs differ by rounding in float32, up to some hundredths of a millimetre.
 GRID_TOLERANCE = 0.25
+
+#: Share of the marked voxels that must agree as they are stored for a header to be suspected. Chosen: another scan's or
+#: a mirrored label map reaches a third at most.
+_LEAST_STORED_AGREEMENT = 0.5
 
 #: Voxels in all cases from which on starting processes (some seconds each) is worth it.
 _WORTH_PROCESSES = 50_000_000
@@ -148,9 +156,7 @@ def score_pair(pair: CasePair, *, labels: LabelSet, default_tolerance_mm: float,
     Raises:
         ImageError: as `score_cases`.
     """
-    prediction = read_label_map(pair.prediction)
-    reference = read_label_map(pair.reference)
-    _check_grids(pair, prediction, reference)
+    prediction, reference = read_pair(pair, labels)
     for path, label_map in ((pair.prediction, prediction), (pair.reference, reference)):
         unknown = labels.unknown_values(label_map.array_zyx)
         if unknown:
@@ -178,20 +184,70 @@ def score_pair(pair: CasePair, *, labels: LabelSet, default_tolerance_mm: float,
     return CaseScores(case_id=pair.case_id, organs=dict(zip(labels.names, scores, strict=True)))
 
 
-def _check_grids(pair: CasePair, prediction: LabelMap, reference: LabelMap) -> None:
+def read_pair(pair: CasePair, labels: LabelSet) -> tuple[LabelMap, LabelMap]:
+    """Prediction and reference of a case, on one grid.
+
+    Raises:
+        ImageError: a file cannot be read, or they do not lie on one grid.
+    """
+    maps = []
+    for path in (pair.prediction, pair.reference):
+        label_map = read_label_map(path, labels.values)
+        wrong, strange = contradictions(label_map.segments, labels, list(count_values(label_map.array_zyx)))
+        if wrong:
+            raise ImageError(f"case '{pair.case_id}': {wrong[0]}", where=path, fix="renumber its segments")
+        for what in strange:
+            logger.warning("%s: %s", path, what)
+        maps.append(label_map)
+    prediction, reference = maps
+    if prediction.source.matches_as_stored(reference.source, GRID_TOLERANCE):
+        logger.warning(
+            "case '%s': prediction and reference lie on each other by NIfTI's sform in one header and by the qform in "
+            "the other; their voxels are compared one by one", pair.case_id,
+        )  # fmt: skip
+    reference = reference.on(prediction.source, GRID_TOLERANCE)
+    prediction = prediction.on(reference.source, GRID_TOLERANCE)
     distance = prediction.geometry.far_corner_distance_mm(reference.geometry)
-    if distance <= GRID_TOLERANCE * min(reference.geometry.spacing_zyx_mm):
+    if distance > GRID_TOLERANCE * min(reference.geometry.spacing_zyx_mm):
+        found = (
+            f"{prediction.geometry.shape_zyx} and {reference.geometry.shape_zyx} voxels (z, y, x)"
+            if math.isinf(distance)
+            else f"their corners are {distance:.3g} mm apart"
+        )
+        raise ImageError(
+            f"case '{pair.case_id}': prediction and reference lie on different grids: {found}",
+            where=f"{pair.prediction} and {pair.reference}",
+            fix="predict the image that the reference was drawn on",
+        )
+    _refuse_mirrored(pair, prediction, reference, labels.background)
+    return prediction, reference
+
+
+def _refuse_mirrored(pair: CasePair, prediction: LabelMap, reference: LabelMap, background: int) -> None:
+    """Refuses files that agree voxel by voxel as they are stored, but not where their headers place them.
+
+    A prediction that is only bad agrees in neither way.
+    """
+    ours, theirs = prediction.source, reference.source
+    if (ours.axes, ours.flips) == (theirs.axes, theirs.flips) or ours.geometry.shape_zyx != theirs.geometry.shape_zyx:
         return
-    found = (
-        f"{prediction.geometry.shape_zyx} and {reference.geometry.shape_zyx} voxels (z, y, x)"
-        if math.isinf(distance)
-        else f"their corners are {distance:.3g} mm apart"
-    )
-    raise ImageError(
-        f"case '{pair.case_id}': prediction and reference lie on different grids: {found}",
-        where=f"{pair.prediction} and {pair.reference}",
-        fix="predict the image that the reference was drawn on",
-    )
+    placed = _agreement(prediction.array_zyx, reference.array_zyx, background)
+    if placed > _LEAST_STORED_AGREEMENT:
+        return
+    stored = _agreement(ours.to_file(prediction.array_zyx), theirs.to_file(reference.array_zyx), background)
+    if stored > max(_LEAST_STORED_AGREEMENT, 2 * placed):
+        raise ImageError(
+            f"case '{pair.case_id}': prediction and reference agree voxel by voxel as they are stored ({stored:.0%} of "
+            f"what is marked), but not where their headers place them ({placed:.0%})",
+            where=f"{pair.prediction} and {pair.reference}",
+            fix="one header is mirrored; where their image's sform and qform differ, write both with its whole header",
+        )
+
+
+def _agreement(one: np.ndarray, other: np.ndarray, background: int) -> float:
+    """Of the voxels that are marked in either array, the share that is marked alike."""
+    marked = (one != background) | (other != background)
+    return np.count_nonzero(marked & (one == other)) / max(int(np.count_nonzero(marked)), 1)
 
 
 def files_by_case(source: Path | Mapping[str, Path]) -> dict[str, Path]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flaresemi.io.images import SourceGrid, write_label_map
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import write_label_map
 from flaresemi.labels import LabelSet
 
 

@@ -5,71 +5,35 @@ With `dicom`, the only file that knows SimpleITK and its (x, y, z) order. A fold
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from flaresemi.errors import ImageError
-from flaresemi.geometry import Geometry, IntTriple
+from flaresemi.geometry import Geometry
 from flaresemi.image_paths import IMAGE_ENDINGS
 from flaresemi.io import integrity, nifti
 from flaresemi.io.axes import check_axes, make_geometry
 from flaresemi.io.dicom import fill_volume
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.segments import Segment, find_segments, merge_layers
 from flaresemi.io.series import Series, find_series
-from flaresemi.io.text_headers import find_voxels
+from flaresemi.io.text_headers import TextHeader, read_text_header
 from flaresemi.io.voxels import replace_unusable
 from flaresemi.io.writing import written_whole
-from flaresemi.ranges import Axis
 from flaresemi.system_errors import is_shortage
 
 logger = logging.getLogger(__name__)
 
+#: Corners of channels may be this share of the finest spacing apart: headers are rounded.
+_CHANNEL_TOLERANCE_VOXELS = 0.1
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SourceGrid:
-    """A file's own grid, and how the canonical array lies in it. Undoes the reordering on writing.
-
-    Attributes:
-        geometry: As in the file.
-        axes: Canonical axis i (Z, Y, X) is axis axes[i] of the file's (Z, Y, X) array.
-        flips: Whether canonical axis i runs backwards in the file.
-    """
-
-    geometry: Geometry
-    axes: tuple[Axis, Axis, Axis]
-    flips: tuple[bool, bool, bool]
-
-    @property
-    def canonical(self) -> Geometry:
-        """The grid of the canonical array: the same voxels, in the same places."""
-        file = self.geometry
-        columns = np.reshape(file.direction, (3, 3))
-        order = [2 - axis for axis in self.axes[::-1]]  # in ITK's (x, y, z) counting
-        signs = np.array([-1.0 if flip else 1.0 for flip in self.flips[::-1]])
-        first = [0.0, 0.0, 0.0]
-        for axis, flip in zip(self.axes, self.flips, strict=True):
-            first[axis] = file.shape_zyx[axis] - 1.0 if flip else 0.0
-        return Geometry(
-            shape_zyx=tuple(file.shape_zyx[axis] for axis in self.axes),  # type: ignore[arg-type]
-            spacing_zyx_mm=tuple(file.spacing_zyx_mm[axis] for axis in self.axes),  # type: ignore[arg-type]
-            origin_xyz_mm=file.world_xyz_mm((first[0], first[1], first[2])),
-            direction=tuple(float(value) + 0.0 for value in (columns[:, order] * signs).ravel()),
-        )
-
-    def to_canonical(self, array_zyx: np.ndarray) -> np.ndarray:
-        """A view of a file's array in canonical order."""
-        steps = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
-        return array_zyx.transpose(self.axes)[steps]
-
-    def to_file(self, array_zyx: np.ndarray) -> np.ndarray:
-        """A view of a canonical array in the file's order."""
-        steps = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
-        return array_zyx[steps].transpose(np.argsort(self.axes))
+#: Label values may be this share off a whole number: they have been through a multiplication in single precision.
+_ROUNDING = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,15 +63,36 @@ class LabelMap:
     Attributes:
         array_zyx: The user's values, of an integer type.
         source: The file's grid.
+        segments: What the values stand for, where the file says it.
     """
 
     array_zyx: np.ndarray
     source: SourceGrid
+    segments: tuple[Segment, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
         """The canonical grid."""
         return self.source.canonical
+
+    def on(self, grid: SourceGrid, tolerance_voxels: float) -> "LabelMap":
+        """This label map on the whole of another file's grid, where its header says how; as it is, where it does not.
+
+        It does where the two `matches_as_stored`, and where a cropped segmentation is a part of the grid.
+        """
+        if self.source.matches_as_stored(grid, tolerance_voxels):
+            return self.as_stored(grid)
+        box = self.source.box_within(grid, tolerance_voxels)
+        if box is None:
+            return self
+        whole = np.zeros(grid.canonical.shape_zyx, self.array_zyx.dtype)
+        whole[box.slices] = self.array_zyx
+        return dataclasses.replace(self, array_zyx=whole, source=grid)
+
+    def as_stored(self, grid: SourceGrid) -> "LabelMap":
+        """The same voxels, one by one in the order of the files, on the grid of another file of the same shape."""
+        array = np.ascontiguousarray(grid.to_canonical(self.source.to_file(self.array_zyx)))
+        return dataclasses.replace(self, array_zyx=array, source=grid)
 
 
 def read_image(paths: Sequence[Path]) -> Image:
@@ -122,13 +107,15 @@ def read_image(paths: Sequence[Path]) -> Image:
         raise ValueError("an image has at least one file")
     series = [find_series(Path(path)) if Path(path).is_dir() else None for path in paths]
     sources = [
-        read_grid(Path(path)) if slices is None else _source(slices.geometry)
+        read_grid(Path(path)) if slices is None else SourceGrid.of(slices.geometry)
         for path, slices in zip(paths, series, strict=True)
     ]
     first = sources[0].canonical
-    for path, source in zip(paths[1:], sources[1:], strict=True):
-        distance = first.far_corner_distance_mm(source.canonical)
-        if distance > 0.1 * min(first.spacing_zyx_mm):
+    for channel, (path, source) in enumerate(zip(paths[1:], sources[1:], strict=True), start=1):
+        if source.matches_as_stored(sources[0], _CHANNEL_TOLERANCE_VOXELS):
+            sources[channel] = sources[0]
+        distance = first.far_corner_distance_mm(sources[channel].canonical)
+        if distance > _CHANNEL_TOLERANCE_VOXELS * min(first.spacing_zyx_mm):
             found = (
                 f"{source.canonical.shape_zyx} and {first.shape_zyx} voxels (z, y, x)"
                 if math.isinf(distance)
@@ -153,23 +140,31 @@ def read_image(paths: Sequence[Path]) -> Image:
     return Image(array_czyx=array, source=sources[0], non_finite=non_finite)
 
 
-def read_label_map(path: Path) -> LabelMap:
+def read_label_map(path: Path, organs: Mapping[str, int] | None = None) -> LabelMap:
     """Reads a label map and brings it to canonical orientation. Floats are accepted where all are whole numbers.
 
+    Args:
+        path: The file.
+        organs: Value by name, for a segmentation whose segments are told apart by their names alone.
+
     Raises:
-        ImageError: as `read_image`, or a value is no integer.
+        ImageError: as `read_image`, a value is no integer, or segments overlap.
     """
     path = Path(path)
     source = read_grid(path)
     integrity.check_memory(path, math.prod(source.geometry.shape_zyx))
+    segments: tuple[Segment, ...] = ()
     with _enough_memory(path):
-        stored, slope, intercept = _read_voxels(path, source)
-        canonical = np.ascontiguousarray(source.to_canonical(stored), dtype=stored.dtype.newbyteorder("="))
-        if slope != 1.0 or intercept != 0.0:
-            canonical = canonical * slope + intercept
-        if canonical.dtype.kind == "f":
-            canonical = _whole_numbers(canonical, path)
-    return LabelMap(array_zyx=canonical, source=source)
+        if image_ending(path) in _NIFTI_ENDINGS:
+            header = nifti.read_header(path)
+            layers = [_label_values(nifti.read_voxels(path, header), header.slope, header.intercept, path)]
+        else:
+            text = read_text_header(path)
+            layers = [_label_values(layer, 1.0, 0.0, path) for layer in _read_layers(path, source, text)]
+            segments = find_segments(text.pairs, path)
+        merged, segments = merge_layers(layers, segments, organs or {}, path)
+        canonical = np.ascontiguousarray(source.to_canonical(merged), dtype=merged.dtype.newbyteorder("="))
+    return LabelMap(array_zyx=canonical, source=source, segments=segments)
 
 
 def read_grid(path: Path) -> SourceGrid:
@@ -181,16 +176,21 @@ def read_grid(path: Path) -> SourceGrid:
     """
     path = Path(path)
     if path.is_dir():
-        return _source(find_series(path).geometry)
-    ending = image_ending(path)
-    geometry = _nifti_geometry(path) if ending in (".nii", ".nii.gz") else _text_header_geometry(path)
-    return _source(geometry)
+        return SourceGrid.of(find_series(path).geometry)
+    if image_ending(path) in _NIFTI_ENDINGS:
+        header, geometry, second = nifti.read_geometries(path)
+        return SourceGrid.of(geometry, second=second, forms=header.forms)
+    reader, text = _open_reader(path)
+    _check_voxels(path, reader, text)
+    return SourceGrid.of(_text_geometry(path, reader, text), cropped=bool(find_segments(text.pairs, path)))
 
 
 def write_label_map(path: Path, values_zyx: np.ndarray, source: SourceGrid) -> None:
     """Writes a label map onto its source's grid, atomically; the ending chooses the format.
 
-    A .mhd file holds its voxels itself, as .mha does: two files cannot be replaced at once.
+    A NIfTI file says where it lies in the words of its image, sform and qform, so that each program takes both to lie
+    in one place, whichever it follows. A .mhd file holds its voxels itself, as .mha does: two files cannot be replaced
+    at once.
 
     Args:
         path: Where to; folders are made.
@@ -208,17 +208,25 @@ def write_label_map(path: Path, values_zyx: np.ndarray, source: SourceGrid) -> N
     if values_zyx.dtype.kind not in "iub":
         raise ValueError(f"label maps hold integers, found {values_zyx.dtype}")
     values = values_zyx.astype(np.uint8) if values_zyx.dtype.kind == "b" else values_zyx
-    image = sitk.GetImageFromArray(np.ascontiguousarray(source.to_file(values)))
-    image.SetSpacing(source.geometry.spacing_zyx_mm[::-1])
-    image.SetOrigin(source.geometry.origin_xyz_mm)
-    image.SetDirection(source.geometry.direction)
+    stored = np.ascontiguousarray(source.to_file(values))
     with written_whole(path, expected_bytes=values.nbytes, ending=".mha" if ending == ".mhd" else ending) as temporary:
-        try:
-            sitk.WriteImage(image, str(temporary), useCompression=ending != ".nii")
-        except RuntimeError as problem:
-            if is_shortage(problem):
-                raise
-            raise ImageError(f"the label map could not be written: {_last_line(problem)}", where=path) from None
+        if ending in _NIFTI_ENDINGS:
+            nifti.write(temporary, stored, source.geometry, source.forms)
+        else:
+            _write_with_library(temporary, stored, source.geometry, path)
+
+
+def _write_with_library(temporary: Path, stored_zyx: np.ndarray, geometry: Geometry, path: Path) -> None:
+    image = sitk.GetImageFromArray(stored_zyx)
+    image.SetSpacing(geometry.spacing_zyx_mm[::-1])
+    image.SetOrigin(geometry.origin_xyz_mm)
+    image.SetDirection(geometry.direction)
+    try:
+        sitk.WriteImage(image, str(temporary), useCompression=True)
+    except RuntimeError as problem:
+        if is_shortage(problem):
+            raise
+        raise ImageError(f"the label map could not be written: {_last_line(problem)}", where=path) from None
 
 
 def image_ending(path: Path) -> str:
@@ -232,11 +240,6 @@ def image_ending(path: Path) -> str:
         if name.endswith(ending):
             return ending
     raise ImageError("not an image file by its name", where=path, fix=f"images end with {', '.join(IMAGE_ENDINGS)}")
-
-
-def _source(geometry: Geometry) -> SourceGrid:
-    axes, flips = _closest_axes(geometry.direction)
-    return SourceGrid(geometry=geometry, axes=axes, flips=flips)
 
 
 @contextlib.contextmanager
@@ -268,111 +271,112 @@ def _fill_channel(
 
 def _read_voxels(path: Path, source: SourceGrid) -> tuple[np.ndarray, float, float]:
     """The stored voxels in the file's order, and the slope and intercept that are still to be applied."""
-    if image_ending(path) in (".nii", ".nii.gz"):
+    if image_ending(path) in _NIFTI_ENDINGS:
         header = nifti.read_header(path)
         return nifti.read_voxels(path, header), header.slope, header.intercept
-    dtype = _VOXEL_TYPES[_open_reader(path).GetPixelID()]
-    return find_voxels(path).read(source.geometry.shape_zyx, dtype), 1.0, 0.0
+    layers = _read_layers(path, source, read_text_header(path))
+    if len(layers) > 1:
+        raise ImageError(
+            f"expected one number per voxel, found a list of {len(layers)}", where=path,
+            fix="write one 3D file per channel: CASE_0000, CASE_0001, ...",
+        )  # fmt: skip
+    return layers[0], 1.0, 0.0
 
 
-def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
+def _read_layers(path: Path, source: SourceGrid, header: TextHeader) -> np.ndarray:
+    """The stored voxels of a MetaImage or NRRD file, (layer, Z, Y, X) in its own order."""
+    reader, _ = _open_reader(path)
+    shape = list(source.geometry.shape_zyx)
+    axis = 0 if header.layer_axis is None else 3 - header.layer_axis  # NumPy counts from the other end
+    shape.insert(axis, reader.GetNumberOfComponents())
+    return np.moveaxis(header.voxels.read(tuple(shape), _VOXEL_TYPES[reader.GetPixelID()]), axis, 0)
+
+
+def _label_values(stored: np.ndarray, slope: float, intercept: float, path: Path) -> np.ndarray:
+    """The integers that stored voxels stand for.
+
+    A program that stores label maps with a scale rounds each value to the closest multiple: what lies within half a
+    step of a whole number stands for it, as long as a step is smaller than the distance of two of them.
+    """
+    scaled = slope != 1.0 or intercept != 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        values = stored * slope + intercept if scaled else stored
+    if values.dtype.kind != "f":
+        return values
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError("the label map has NaN or infinite values", where=path)
-    for kind in (np.uint8, np.int16, np.int32, np.int64):
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            whole = values.astype(kind)
-            different = whole != values
-            if not different.any():
-                return whole
-            raise ImageError(
-                f"label values must be integers, found {float(values[different][0]):g}", where=path,
-                fix="resample label maps with nearest neighbor; check that this is no image",
-            )  # fmt: skip
-    raise ImageError(f"label values from {low:g} to {high:g} do not fit an integer", where=path)
+    kinds = (kind for kind in (np.uint8, np.int16, np.int32, np.int64)
+             if np.iinfo(kind).min <= round(low) and round(high) <= np.iinfo(kind).max)  # fmt: skip
+    kind = next(kinds, None)
+    if kind is None:
+        raise ImageError(f"label values from {low:g} to {high:g} do not fit an integer", where=path)
+    closest = np.rint(values)
+    if (closest == values).all():
+        return closest.astype(kind)
+    apart = np.abs(values - closest)
+    if scaled and stored.dtype.kind != "f" and abs(slope) < 1:
+        wrong = apart > abs(slope) / 2 * (1 + _ROUNDING)
+    else:
+        wrong = apart > _ROUNDING * np.minimum(np.abs(values), 1)
+    if not wrong.any():
+        return closest.astype(kind)
+    first = int(np.argmax(wrong))
+    found = f"label values must be integers, found {float(values.flat[first]):g}"
+    if scaled:
+        raise ImageError(
+            f"{found}: {stored.flat[first]} as stored, times scl_slope {slope:g}, plus scl_inter {intercept:g}",
+            where=path, fix="write the label map as integers with scl_slope 1 and scl_inter 0; check that it is one",
+        )  # fmt: skip
+    raise ImageError(found, where=path, fix="resample label maps with nearest neighbor; check that this is no image")
 
 
-def _nifti_geometry(path: Path) -> Geometry:
-    header = nifti.read_header(path)
-    affine = header.affine_lps_mm
-    check_axes(affine[:3, :3], path)
-    if header.disagreement_mm > 1.0:
-        logger.warning("%s: sform and qform place the image %.3g mm apart", path, header.disagreement_mm)
-    try:
-        return _reader_geometry(_open_reader(path), header.shape_zyx, path)
-    except ImageError:
-        # SimpleITK refuses NIfTI-2, and axes that are not orthonormal to four digits. The header says it all the same.
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        return make_geometry(header.shape_zyx, spacing, affine[:3, 3], affine[:3, :3] / spacing, path)
-
-
-def _text_header_geometry(path: Path) -> Geometry:
-    reader = _open_reader(path)
-    _check_voxels(path, reader)
-    size = reader.GetSize()
-    return _reader_geometry(reader, (size[2], size[1], size[0]), path)
-
-
-def _reader_geometry(reader: sitk.ImageFileReader, shape_zyx: IntTriple, path: Path) -> Geometry:
-    if reader.GetSize()[:3] != shape_zyx[::-1]:
-        raise ImageError(f"the header's size is read as {reader.GetSize()}, expected {shape_zyx[::-1]}", where=path)
-    dimension = reader.GetDimension()
+def _text_geometry(path: Path, reader: sitk.ImageFileReader, header: TextHeader) -> Geometry:
+    dimension, (x, y, z) = reader.GetDimension(), reader.GetSize()[:3]
     direction = np.reshape(reader.GetDirection(), (dimension, dimension))[:3, :3]
-    return make_geometry(
-        shape_zyx, np.array(reader.GetSpacing()[:3]), np.array(reader.GetOrigin()[:3]), direction, path
-    )
+    spacing, origin = np.array(reader.GetSpacing()[:3]), np.array(reader.GetOrigin()[:3])
+    if (header.world_mm, header.voxel_mm) != ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is refused below
+            matrix = direction * spacing * header.voxel_mm * np.array(header.world_mm)[:, None]
+            spacing, origin = np.linalg.norm(matrix, axis=0), origin * header.voxel_mm * header.world_mm
+            check_axes(matrix, path)
+            direction = matrix / spacing
+    return make_geometry((z, y, x), spacing, origin, direction, path)
 
 
-def _open_reader(path: Path) -> sitk.ImageFileReader:
-    integrity.check_path(path)
+def _open_reader(path: Path) -> tuple[sitk.ImageFileReader, TextHeader]:
+    header = read_text_header(path)  # refuses headers that would harm the reader
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        if image_ending(path) in (".mha", ".mhd", ".nrrd"):
-            find_voxels(path)  # refuses headers that would harm the reader
         reader.ReadImageInformation()
     except RuntimeError as problem:
         integrity.raise_shortage(path, problem)
         raise ImageError(f"the header cannot be read: {_last_line(problem)}", where=path) from None
-    return reader
+    return reader, header
 
 
-def _check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
+def _check_voxels(path: Path, reader: sitk.ImageFileReader, header: TextHeader) -> None:
     """Checks kind, dimension and size of a MetaImage or NRRD file."""
     size, pixel = reader.GetSize(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() not in _VOXEL_TYPES:
+    components = reader.GetNumberOfComponents()
+    if reader.GetPixelID() not in _VOXEL_TYPES or (components != 1 and header.layer_axis is None):
         raise ImageError(f"expected one number per voxel, found {pixel}", where=path)
     if len(size) < 3 or any(length != 1 for length in size[3:]):
         raise ImageError(f"expected a 3D image, found {len(size)}D of {'x'.join(map(str, size))}", where=path)
-    if min(size) < 1:
+    if min(size) < 1 or components < 1:
         raise ImageError(f"the header's dimensions make no sense: {size}", where=path)
-    find_voxels(path).check(math.prod(size), _VOXEL_TYPES[reader.GetPixelID()])
+    header.voxels.check(components * math.prod(size), _VOXEL_TYPES[reader.GetPixelID()])
 
 
+_NIFTI_ENDINGS = (".nii", ".nii.gz")
+
+#: Of single numbers and of lists of them.
 _VOXEL_TYPES: dict[int, np.dtype] = {
-    sitk.sitkInt8: np.dtype(np.int8), sitk.sitkUInt8: np.dtype(np.uint8), sitk.sitkInt16: np.dtype(np.int16),
-    sitk.sitkUInt16: np.dtype(np.uint16), sitk.sitkInt32: np.dtype(np.int32), sitk.sitkUInt32: np.dtype(np.uint32),
-    sitk.sitkInt64: np.dtype(np.int64), sitk.sitkUInt64: np.dtype(np.uint64), sitk.sitkFloat32: np.dtype(np.float32),
-    sitk.sitkFloat64: np.dtype(np.float64),
-}  # fmt: skip
-
-
-def _closest_axes(direction: tuple[float, ...]) -> tuple[IntTriple, tuple[bool, bool, bool]]:
-    """The permutation and flips that bring a direction closest to the identity.
-
-    At a tie (an image turned by exactly 45 degrees) the candidate whose canonical direction is the largest by its
-    digits wins, so that the choice depends on where the voxels lie, not on how the file orders them.
-    """
-    columns = np.reshape(direction, (3, 3))
-    candidates = [(order, signs) for order in itertools.permutations(range(3)) for signs in _SIGNS]
-    traces = [sum(signs[i] * columns[i, order[i]] for i in range(3)) for order, signs in candidates]
-    closest = [pair for pair, trace in zip(candidates, traces, strict=True) if trace > max(traces) - 1e-6]
-    order, signs = max(closest, key=lambda pair: tuple(np.round(columns[:, pair[0]] * pair[1], 6).ravel() + 0.0))
-    z, y, x = (2 - axis for axis in order[::-1])
-    return (z, y, x), (signs[2] < 0, signs[1] < 0, signs[0] < 0)
-
-
-_SIGNS = tuple(itertools.product((1.0, -1.0), repeat=3))
+    getattr(sitk, f"sitk{vector}{name}"): np.dtype(name.lower())
+    for name in ("Int8", "UInt8", "Int16", "UInt16", "Int32", "UInt32", "Int64", "UInt64", "Float32", "Float64")
+    for vector in ("", "Vector")
+}
 
 
 def _last_line(problem: RuntimeError) -> str:

@@ -1,16 +1,24 @@
-"""NIfTI files without a reader that guesses: header, affine and voxels as the file has them, decompressed once."""
+"""NIfTI files without a reader that guesses: header, affine and voxels as the file has them, decompressed once.
+
+Where the voxels lie is decided here alone, for images and label maps: by the sform where its code is positive, else by
+the qform where its code is, else by the voxel sizes.
+"""
 
 import dataclasses
+import gzip
 import logging
 import math
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from flaresemi.errors import ImageError
-from flaresemi.geometry import IntTriple
+from flaresemi.geometry import Geometry, IntTriple
 from flaresemi.io import integrity
+from flaresemi.io.axes import check_axes, make_geometry
+from flaresemi.ranges import Range
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +32,84 @@ _OTHER_TYPES = {
     1792: "complex numbers", 2048: "complex numbers", 2304: "RGBA colors",
 }  # fmt: skip
 
-#: Millimetres per unit of the affine, by the spatial part of xyzt_units; 0 is unknown and taken as mm.
+#: Millimetres per unit of length, by the spatial part of xyzt_units; 0 is unknown and taken as mm.
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+
+#: Sizes of voxels and lengths of the affine's columns that differ by less than this part are one number, rounded twice.
+_ROUNDING = 1e-5
+
+#: Corners that sform and qform place further apart than this are said. Chosen: rounding is far below it.
+_APART_MM = 1.0
+
+_GZIP_LEVEL = 6
+
+_Code = Annotated[int, Range(0, 32767)]
+_Number = Annotated[float, Range(-sys.float_info.max, sys.float_info.max)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NiftiForms:
+    """What a header says of where its voxels lie, number by number as it stands there, to be written again.
+
+    A form whose numbers make no sense has the code 0, and zeros.
+
+    Attributes:
+        sform_code: Positive where the sform counts.
+        qform_code: Positive where the qform stands.
+        units: The spatial part of xyzt_units.
+        pixdim: The sign of the qform's third axis (its `qfac`), and the sizes of a voxel.
+        quaternion: b, c and d of the qform.
+        offset: The qform's origin.
+        srow: The rows of the sform, one after the other.
+    """
+
+    sform_code: _Code
+    qform_code: _Code
+    units: Annotated[int, Range(0, 3)]
+    pixdim: tuple[_Number, _Number, _Number, _Number]
+    quaternion: tuple[_Number, _Number, _Number]
+    offset: tuple[_Number, _Number, _Number]
+    srow: tuple[_Number, ...]
+
+    @property
+    def sform(self) -> np.ndarray | None:
+        """4×4, from (x, y, z) voxel index to the file's RAS world in its unit; None where it does not count."""
+        return np.vstack([np.reshape(self.srow, (3, 4)), [0, 0, 0, 1]]) if self.sform_code > 0 else None
+
+    @property
+    def qform(self) -> np.ndarray | None:
+        """The same of the qform. Source: nifti_quatern_to_mat44 of the standard's own library."""
+        if self.qform_code <= 0:
+            return None
+        b, c, d = self.quaternion
+        rest = 1.0 - (b * b + c * c + d * d)
+        if rest < 1e-7:  # half a turn, or quaternions that are no unit: made one
+            length = math.sqrt(b * b + c * c + d * d)
+            a, b, c, d = 0.0, b / length, c / length, d / length
+        else:
+            a = math.sqrt(rest)
+        rotation = np.array(
+            [
+                [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+                [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+                [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+            ]
+        )
+        x, y, z = map(abs, self.pixdim[1:])
+        affine = np.eye(4)
+        affine[:3, :3] = rotation * [x, y, -z if self.pixdim[0] < 0 else z]
+        affine[:3, 3] = self.offset
+        return affine
+
+    @property
+    def unoriented(self) -> bool:
+        """Whether there are sizes of voxels and nothing else."""
+        return self.sform_code <= 0 and self.qform_code <= 0
+
+    @property
+    def mm(self) -> float:
+        """Millimetres per unit of length."""
+        return _MILLIMETRES[self.units]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,9 +122,7 @@ class NiftiHeader:
         offset: First byte of the voxels.
         slope: Stored voxels are multiplied by this ...
         intercept: ... and this is added.
-        affine_lps_mm: 4×4, from (x, y, z) voxel index to LPS world in mm: the sform where there is one, else the
-            qform, else the voxel sizes along the world's axes (as ITK takes it).
-        disagreement_mm: Where sform and qform both stand, how far apart they place a corner of the image.
+        forms: Where the voxels lie.
     """
 
     shape_zyx: IntTriple
@@ -48,17 +130,42 @@ class NiftiHeader:
     offset: int
     slope: float
     intercept: float
-    affine_lps_mm: np.ndarray
-    disagreement_mm: float
+    forms: NiftiForms
 
     @property
     def voxel_bytes(self) -> int:
         return math.prod(self.shape_zyx) * self.dtype.itemsize
 
     @property
-    def is_scaled(self) -> bool:
-        """Whether the true values differ from the stored ones."""
-        return self.slope != 1.0 or self.intercept != 0.0
+    def affines_lps_mm(self) -> tuple[np.ndarray, ...]:
+        """4×4, from (x, y, z) voxel index to LPS world in mm; the first counts, the second is what others may take.
+
+        Where both forms stand, that is the sform and the qform. Where there is neither, the standard names no
+        orientation: then the axes run to the left, to the back and up from an origin of 0, as stored, which is how ITK
+        takes it; nibabel's way (to the left, to the front and up, 0 in the middle) is the second.
+        """
+        forms = self.forms
+        lps_mm = np.diag([-forms.mm, -forms.mm, forms.mm, 1.0])
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with the geometry
+            found = tuple(lps_mm @ form for form in (forms.sform, forms.qform) if form is not None)
+        if found:
+            return found
+        sizes = forms.mm * np.abs(forms.pixdim[1:])
+        middle = (np.array(self.shape_zyx[::-1]) - 1) / 2 * sizes
+        as_nibabel = np.diag([*(sizes * [1, -1, 1]), 1.0])
+        as_nibabel[:3, 3] = middle * [-1, 1, -1]
+        return np.diag([*sizes, 1.0]), as_nibabel
+
+    @property
+    def disagreement_mm(self) -> float:
+        """Where sform and qform both stand, how far apart they place a corner of the image."""
+        if self.forms.sform is None or self.forms.qform is None:
+            return 0.0
+        x, y, z = (np.array([0, size - 1]) for size in self.shape_zyx[::-1])
+        corners = np.stack([*(grid.ravel() for grid in np.meshgrid(x, y, z)), np.ones(8)])
+        with np.errstate(over="ignore", invalid="ignore"):
+            apart = (self.forms.sform - self.forms.qform) @ corners * self.forms.mm
+            return float(np.linalg.norm(apart[:3], axis=0).max())
 
 
 def read_header(path: Path) -> NiftiHeader:
@@ -104,6 +211,86 @@ def read_voxels(path: Path, header: NiftiHeader) -> np.ndarray:
     return voxels.reshape(header.shape_zyx)
 
 
+def read_geometries(path: Path) -> tuple[NiftiHeader, Geometry, Geometry | None]:
+    """A file's header, the grid that counts, and the other one that its header may be read to say, where it is another.
+
+    Raises:
+        ImageError: as `read_header`, or the axes are no grid.
+    """
+    header = read_header(path)
+    first, *others = header.affines_lps_mm
+    geometry = _geometry(first, header, path)
+    if header.disagreement_mm > _APART_MM:
+        logger.warning("%s: sform and qform place the image %.3g mm apart; the sform counts", path,
+                       header.disagreement_mm)  # fmt: skip
+    if header.forms.unoriented:
+        logger.info("%s: the header names no orientation; the axes are taken to run left, back and up", path)
+    try:
+        second = _geometry(others[0], header, path) if others else None
+    except ImageError:  # nobody can use it
+        second = None
+    if second is not None and geometry.far_corner_distance_mm(second) <= _ROUNDING * min(geometry.spacing_zyx_mm):
+        second = None
+    return header, geometry, second
+
+
+def _geometry(affine: np.ndarray, header: NiftiHeader, path: Path) -> Geometry:
+    matrix = affine[:3, :3]
+    check_axes(matrix, path)
+    lengths = np.linalg.norm(matrix, axis=0)
+    sizes = header.forms.mm * np.abs(header.forms.pixdim[1:])  # the same numbers, before they were turned and rounded
+    spacing = np.where(np.abs(sizes - lengths) <= _ROUNDING * lengths, sizes, lengths)
+    return make_geometry(header.shape_zyx, spacing, affine[:3, 3], matrix / lengths, path)
+
+
+def write(path: Path, voxels_zyx: np.ndarray, geometry: Geometry, forms: NiftiForms | None) -> None:
+    """Writes a single-file NIfTI-1, compressed where its name ends with .gz; NIfTI-2 where that cannot hold it.
+
+    Args:
+        path: Where to.
+        voxels_zyx: Of an integer type.
+        geometry: Where they lie; both forms say it, with code 1 (scanner).
+        forms: What the header says instead, where it shall say it as the header of another file does.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written to.
+    """
+    import nibabel  # only NIfTI needs it, and it takes a while to import
+
+    numbers = (*geometry.spacing_zyx_mm, *geometry.origin_xyz_mm, *(forms.srow + forms.offset if forms else ()))
+    small = max(voxels_zyx.shape) <= np.iinfo(np.int16).max and max(map(abs, numbers)) <= np.finfo(np.float32).max
+    header = nibabel.Nifti1Header() if small else nibabel.Nifti2Header()
+    voxels = np.ascontiguousarray(voxels_zyx, voxels_zyx.dtype.newbyteorder("<"))
+    header.set_data_dtype(voxels.dtype)
+    header.set_data_shape(voxels.shape[::-1])
+    header["magic"], header["vox_offset"] = (b"n+1", 352) if small else (b"n+2\0\r\n\032\n", 544)
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["xyzt_units"] = 2 if forms is None else forms.units
+    if forms is None:
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ _affine_lps_mm(geometry)
+        header.set_sform(affine, 1)
+        header.set_qform(affine, 1)
+        header["pixdim"][1:4] = geometry.spacing_zyx_mm[::-1]
+    else:
+        header["sform_code"], header["qform_code"] = forms.sform_code, forms.qform_code
+        header["pixdim"][:4] = forms.pixdim
+        header["quatern_b"], header["quatern_c"], header["quatern_d"] = forms.quaternion
+        header["qoffset_x"], header["qoffset_y"], header["qoffset_z"] = forms.offset
+        header["srow_x"], header["srow_y"], header["srow_z"] = np.reshape(forms.srow, (3, 4))
+    with open(path, "wb") as file:
+        packed = gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) if path.name.lower().endswith(".gz") else file
+        with packed:
+            packed.write(header.binaryblock + bytes(4))  # no extensions
+            packed.write(voxels.data)
+
+
+def _affine_lps_mm(geometry: Geometry) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(geometry.direction, (3, 3)) * geometry.spacing_zyx_mm[::-1]
+    affine[:3, 3] = geometry.origin_xyz_mm
+    return affine
+
+
 def _parse(block: bytes, path: Path) -> NiftiHeader:
     import nibabel  # only NIfTI needs it, and it takes a while to import
 
@@ -122,7 +309,6 @@ def _parse(block: bytes, path: Path) -> NiftiHeader:
     if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
         slope, intercept = 1.0, 0.0  # the standard's way to say "no scaling"
     shape_zyx = _shape(header, path)
-    affine, disagreement = _affine(header, shape_zyx)
     offset = float(header["vox_offset"])
     # Writers leave 0 for "right after the header and the four bytes that follow it".
     start = int(offset) if math.isfinite(offset) and offset >= size else size + 4
@@ -132,8 +318,7 @@ def _parse(block: bytes, path: Path) -> NiftiHeader:
         offset=start,
         slope=slope,
         intercept=intercept,
-        affine_lps_mm=affine,
-        disagreement_mm=disagreement,
+        forms=_forms(header, path),
     )
 
 
@@ -163,27 +348,37 @@ def _dtype(header: Any, path: Path) -> np.dtype:
     return dtype.newbyteorder(header.endianness)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused afterwards
-def _affine(header: Any, shape_zyx: IntTriple) -> tuple[np.ndarray, float]:
-    unit = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
-    to_lps_mm = np.diag([-unit, -unit, unit, 1.0])
-    sform = header.get_sform() if int(header["sform_code"]) > 0 else None
-    qform = _qform(header) if int(header["qform_code"]) > 0 else None
-    if sform is None and qform is None:
-        sizes = np.abs(np.asarray(header["pixdim"], float)[1:4])
-        return np.diag([*(unit * sizes), 1.0]), 0.0
-    if sform is None or qform is None:
-        return to_lps_mm @ (qform if sform is None else sform), 0.0
-    x, y, z = (np.array([0, size - 1]) for size in shape_zyx[::-1])
-    corners = np.stack([*(grid.ravel() for grid in np.meshgrid(x, y, z)), np.ones(8)])
-    apart = to_lps_mm @ (sform - qform) @ corners
-    return to_lps_mm @ sform, float(np.linalg.norm(apart[:3], axis=0).max())
+def _forms(header: Any, path: Path) -> NiftiForms:
+    units = int(header["xyzt_units"]) & 7
+    if units not in _MILLIMETRES:
+        raise ImageError(
+            f"the header's unit of length is not known (xyzt_units {units})", where=path,
+            fix="write sizes and positions in mm, and 2 as the unit",
+        )  # fmt: skip
+
+    def numbers(*fields: str) -> tuple[float, ...]:
+        return tuple(float(value) for field in fields for value in np.ravel(header[field]))
+
+    sform_code, qform_code = (min(max(int(header[field]), 0), 32767) for field in ("sform_code", "qform_code"))
+    srow, pixdim = numbers("srow_x", "srow_y", "srow_z"), numbers("pixdim")[:4]
+    quaternion = numbers("quatern_b", "quatern_c", "quatern_d")
+    offset = numbers("qoffset_x", "qoffset_y", "qoffset_z")
+    if not _finite(srow):
+        if sform_code:
+            raise ImageError(f"the header's axes make no sense: sform {srow}", where=path)
+        srow = (0.0,) * 12
+    if not _finite(pixdim) and sform_code:
+        x, y, z = (float(length) for length in np.linalg.norm(np.reshape(srow, (3, 4))[:, :3], axis=0))
+        pixdim, qform_code = (1.0, x, y, z), 0
+    if not _finite(pixdim):
+        raise ImageError(f"the header's voxel sizes make no sense: {pixdim[1:]}", where=path)
+    if not _finite((*quaternion, *offset)):
+        quaternion, offset, qform_code = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0
+    return NiftiForms(
+        sform_code=sform_code, qform_code=qform_code, units=units, pixdim=pixdim, quaternion=quaternion,  # type: ignore[arg-type]
+        offset=offset, srow=srow,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
-def _qform(header: Any) -> np.ndarray | None:
-    from nibabel.spatialimages import HeaderDataError
-
-    try:
-        return header.get_qform()
-    except (ValueError, HeaderDataError):  # quaternions that are no rotation, negative voxel sizes, a qfac of 0.5
-        return None
+def _finite(values: tuple[float, ...]) -> bool:
+    return all(map(math.isfinite, values))

@@ -1,4 +1,4 @@
-"""MetaImage (.mha, .mhd) and NRRD files: where their voxels lie, and the voxels, decompressed once.
+"""MetaImage (.mha, .mhd) and NRRD files: where their voxels lie, and the voxels, decompressed once; units of length.
 
 The library reads what their headers say of the grid; the voxels it is not trusted with: it follows a header to any
 file of the machine, and takes memory for whatever size is announced.
@@ -15,8 +15,24 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from flaresemi.errors import ImageError, shown
-from flaresemi.geometry import IntTriple
+from flaresemi.geometry import FloatTriple
 from flaresemi.io import integrity
+
+#: Millimetres per unit of length, by its name in lower case. What names none ("", "?") is taken as mm, as everywhere.
+#: Source: MetaIO's names of `DistanceUnits`; NRRD leaves its words free and suggests "mm" and the like.
+_MILLIMETRES = {
+    unit: size
+    for size, units in (
+        (1.0, ("", "?", "???", "none", "unknown", "mm", "millimeter", "millimetre")),
+        (1e-6, ("nm", "nanometer", "nanometre")),
+        (1e-3, ("um", "µm", "μm", "micron", "micrometer", "micrometre")),
+        (10.0, ("cm", "centimeter", "centimetre")),
+        (100.0, ("dm", "decimeter", "decimetre")),
+        (1000.0, ("m", "meter", "metre")),
+        (25.4, ("in", "inch", "inche")),
+    )
+    for unit in units
+}
 
 _HEADER_LIMIT = 16 << 20
 
@@ -57,26 +73,26 @@ class VoxelStream:
         else:  # a digit and a blank, or two digits a byte
             integrity.check_raw(self.path, count=2 * (count if self.encoding == "text" else size) - 1, offset=offset)
 
-    def read(self, shape_zyx: IntTriple, dtype: np.dtype) -> np.ndarray:
-        """The voxels, (Z, Y, X), of this type and the file's byte order.
+    def read(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """The voxels, of this type and the file's byte order, in an array whose last axis is the file's first.
 
         Raises:
             ImageError: the file is not whole.
         """
-        count = math.prod(shape_zyx)
+        count = math.prod(shape)
         self.check(count, dtype)
         stored = dtype.newbyteorder(">" if self.big_endian else "<")
         if self.encoding == "deflate":
             data = integrity.inflate(self.path, count=count * dtype.itemsize, offset=self.offset or 0)
-            return data.view(stored).reshape(shape_zyx)
+            return data.view(stored).reshape(shape)
         with integrity.opened(self.path) as file:
             if self.encoding == "raw":
                 last = os.fstat(file.fileno()).st_size - count * dtype.itemsize
                 file.seek(last if self.offset is None else self.offset)
-                return np.fromfile(file, stored, count).reshape(shape_zyx)
+                return np.fromfile(file, stored, count).reshape(shape)
             file.seek(self.offset or 0)
             digits = file.read()
-        return self._parsed(digits, count, stored).reshape(shape_zyx)
+        return self._parsed(digits, count, stored).reshape(shape)
 
     def _parsed(self, digits: bytes, count: int, stored: np.dtype) -> np.ndarray:
         try:
@@ -91,17 +107,54 @@ class VoxelStream:
         return voxels[:count]
 
 
-def find_voxels(path: Path) -> VoxelStream:
-    """Reads the text header of a MetaImage or NRRD file as far as to know where its voxels lie.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TextHeader:
+    """What the library does not tell of a MetaImage or NRRD file.
+
+    Attributes:
+        voxels: Where they lie.
+        world_mm: Millimetres per unit of the world's x, y and z, which origin and directions are told in.
+        voxel_mm: Millimetres per unit of the sizes of a voxel along the file's first axes, where those are told alone.
+        layer_axis: Which of the file's axes (its first is 0) counts layers of voxels, and nothing in the patient.
+        pairs: Keys and values that a program has left for itself.
+    """
+
+    voxels: VoxelStream
+    world_mm: FloatTriple = (1.0, 1.0, 1.0)
+    voxel_mm: FloatTriple = (1.0, 1.0, 1.0)
+    layer_axis: int | None = None
+    pairs: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read_text_header(path: Path) -> TextHeader:
+    """Reads the text header of a MetaImage or NRRD file, but for what the library reads of it.
 
     Raises:
         ImageError: it is no such header; or the voxels are in several files, in one that is not there, or in one that
-            lies outside of the header's folder.
+            lies outside of the header's folder; or its lengths have a unit that is not known.
     """
     with integrity.opened(path) as file:
         if path.name.lower().endswith(".nrrd"):
-            return _nrrd_stream(path, _nrrd_fields(file, path), file.tell())
-        return _meta_stream(path, _meta_fields(file, path), file.tell())
+            fields, pairs = _nrrd_fields(file, path)
+            return TextHeader(
+                voxels=_nrrd_stream(path, fields, file.tell()),
+                world_mm=_nrrd_units(path, fields, "space units"),
+                voxel_mm=_nrrd_units(path, fields, "units"),
+                layer_axis=_nrrd_layer_axis(fields),
+                pairs=pairs,
+            )
+        fields = _meta_fields(file, path)
+        unit = _millimetres(fields.get("DistanceUnits", ""), path)
+        return TextHeader(voxels=_meta_stream(path, fields, file.tell()), world_mm=(unit, unit, unit))
+
+
+def find_voxels(path: Path) -> VoxelStream:
+    """Where the voxels of a MetaImage or NRRD file lie.
+
+    Raises:
+        ImageError: as `read_text_header`.
+    """
+    return read_text_header(path).voxels
 
 
 def _meta_fields(file: BinaryIO, path: Path) -> dict[str, str]:
@@ -116,15 +169,20 @@ def _meta_fields(file: BinaryIO, path: Path) -> dict[str, str]:
     raise ImageError("not a MetaImage file: its header has no ElementDataFile", where=path)
 
 
-def _nrrd_fields(file: BinaryIO, path: Path) -> dict[str, str]:
+def _nrrd_fields(file: BinaryIO, path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The fields of the format, by their names in lower case; and pairs of key and value as they are."""
     if file.read(4) != b"NRRD":
         raise ImageError("not an NRRD file", where=path)
     fields: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for line in _lines(file, path):
         if not line:
-            return fields
+            break
         key, colon, value = line.partition(":")
-        if line.startswith("#") or value.startswith("="):
+        if line.startswith("#"):
+            continue
+        if value.startswith("="):
+            pairs[key] = value[1:]
             continue
         if len(line) > _NRRD_LINE_LIMIT and key.strip().lower() != "content":
             raise ImageError(
@@ -133,7 +191,37 @@ def _nrrd_fields(file: BinaryIO, path: Path) -> dict[str, str]:
             )  # fmt: skip
         if colon:
             fields[key.strip().lower()] = value.strip()
-    return fields  # a detached header may end without an empty line
+    return fields, pairs  # a detached header may end without an empty line
+
+
+def _nrrd_units(path: Path, fields: dict[str, str], key: str) -> FloatTriple:
+    """Millimetres per unit along three axes: the words in quotes, axes that number something else left out."""
+    units = re.findall(r'"([^"]*)"', fields.get(key, ""))
+    layer = _nrrd_layer_axis(fields)
+    if key == "units" and layer is not None and layer < len(units):
+        del units[layer]
+    x, y, z = (_millimetres(unit, path) for unit in (*units, "", "", "")[:3])
+    return x, y, z
+
+
+def _nrrd_layer_axis(fields: dict[str, str]) -> int | None:
+    """The axis of kind `list`; or one of another kind, where it holds one number per voxel and so changes nothing."""
+    kinds, sizes = fields.get("kinds", "").lower().split(), fields.get("sizes", "").split()
+    for axis, (kind, size) in enumerate(zip(kinds, sizes, strict=False)):
+        if len(kinds) > 3 and (kind == "list" or (size == "1" and kind not in ("domain", "space", "time"))):
+            return axis
+    return None
+
+
+def _millimetres(unit: str, path: Path) -> float:
+    name = unit.strip().lower()
+    size = _MILLIMETRES.get(name.removesuffix("s") if len(name) > 3 else name)  # "microns", but neither "s" nor "ms"
+    if size is None:
+        raise ImageError(
+            f"its lengths are in '{shown(unit)}', which is not known", where=path,
+            fix="write spacing and origin in mm (known are nm, um, mm, cm, dm, m and in)",
+        )  # fmt: skip
+    return size
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[str]:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from flaresemi.geometry import Geometry, IntTriple
-from flaresemi.io.images import SourceGrid
+from flaresemi.io.grids import SourceGrid
 from flaresemi.phantom import surroundings, torso
 from flaresemi.phantom.organs import organs
 from flaresemi.phantom.patient import Patient, Structure

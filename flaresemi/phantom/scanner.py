@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from flaresemi.geometry import Geometry, IntTriple
-from flaresemi.io.images import SourceGrid
+from flaresemi.io.grids import SourceGrid
 from flaresemi.phantom.patient import Patient
 from flaresemi.phantom.shapes import rotation_matrix
 from flaresemi.phantom.torso import Torso

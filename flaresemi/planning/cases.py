@@ -10,7 +10,8 @@ import numpy as np
 from flaresemi.dataset import Case
 from flaresemi.errors import DatasetError, ImageError
 from flaresemi.geometry import Geometry
-from flaresemi.io.images import Image, SourceGrid, read_grid, read_image, read_label_map
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import Image, read_grid, read_image, read_label_map
 from flaresemi.labels import LabelSet
 
 #: Grids whose corners lie closer than this part of a voxel are one grid. Chosen: far below what a label map can show,
@@ -38,13 +39,21 @@ class GridDifference:
 
 
 def grid_difference(label: SourceGrid, image: SourceGrid) -> GridDifference | None:
-    """Compares the grid of a label map with its image's, in the patient; None when they are one."""
+    """Compares the grid of a label map with its image's, in the patient; None when they are one.
+
+    They are also where they match as they are stored, by a position that counts in one of the headers only, and where
+    the label map is a cropped part of the image's grid.
+    """
+    if label.matches_as_stored(image, GRID_TOLERANCE_VOXELS) or label.box_within(image, GRID_TOLERANCE_VOXELS):
+        return None
     ours, theirs = label.canonical, image.canonical
     distance = theirs.far_corner_distance_mm(ours)
     if distance <= GRID_TOLERANCE_VOXELS * min(theirs.spacing_zyx_mm):
         return None
     if math.isinf(distance):
         what = f"the label map has {_times(ours.shape_zyx)} voxels (z, y, x), the image {_times(theirs.shape_zyx)}"
+        if label.cropped:
+            what += ", and it is no part of the image's grid"
         return GridDifference(distance_mm=distance, what=what, fixable=False)
     same_order = (label.axes, label.flips) == (image.axes, image.flips)
     parts = [] if same_order else [f"it is stored as {orientation(label)}, the image as {orientation(image)}: a flip?"]
@@ -98,7 +107,7 @@ def read_organs(case: Case, labels: LabelSet, image: SourceGrid) -> np.ndarray:
     """
     if case.label is None:
         raise ValueError(f"case '{case.id}' has no label map")
-    label = read_label_map(case.label)
+    label = read_label_map(case.label, labels.values).on(image, GRID_TOLERANCE_VOXELS)
     difference = grid_difference(label.source, image)
     if difference is not None and not (case.label_on_image_grid and difference.fixable):
         raise DatasetError(

@@ -17,18 +17,21 @@ from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import FlaresemiError, ImageError
 from flaresemi.geometry import BoundingBox, Geometry
-from flaresemi.io.images import LabelMap, SourceGrid, image_ending, read_image, read_label_map
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import LabelMap, image_ending, read_image, read_label_map
 from flaresemi.io.nifti import read_header
+from flaresemi.io.segments import Segment
 from flaresemi.labels import count_values
+from flaresemi.planning.cases import GRID_TOLERANCE_VOXELS
 from flaresemi.planning.sources import FileStamp, file_stamp, stamps
 from flaresemi.plans import BodyRule, body_rule
 from flaresemi.preprocessing.cropping import BODY_HU, find_body
-from flaresemi.ranges import Count, DistanceMm, Intensity, Range
+from flaresemi.ranges import Count, DistanceMm, Intensity, LabelValue, Range
 from flaresemi.records import load_record, save_record
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: Values of a label map are listed up to this many; more is no label map.
 MAX_LISTED_VALUES = 300
@@ -102,24 +105,31 @@ class LabelFacts:
         counts: How many voxels each has.
         content: Hash of its voxels in canonical order.
         outside_body: How many voxels of each value lie outside of the image's `body_box`; empty where none does.
+        segments: What the values stand for, where the file says it.
     """
 
     source: SourceGrid
     values: tuple[Annotated[int, Range(-(2**64), 2**64)], ...]
     counts: tuple[Count, ...]
     content: str
+    segments: tuple[Segment, ...] = ()
     outside_body: tuple[Count, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CaseFacts:
-    """Everything that was seen of one case. Either part is None where it cannot be read; `problems` says why."""
+    """Everything that was seen of one case. Either part is None where it cannot be read; `problems` says why.
+
+    Attributes:
+        organs: The dataset's values by name, where they count in reading its label map.
+    """
 
     case_id: str
     files: tuple[FileStamp, ...]
     image: ImageFacts | None
     label: LabelFacts | None
     problems: tuple[Problem, ...]
+    organs: dict[str, LabelValue] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,15 +149,16 @@ def inspect_dataset(dataset: Dataset, cache: Path | None, *, workers: int | None
         workers: Processes; None: as many as cores and memory allow.
     """
     cases = {case.id: case for case in (*dataset.labeled, *dataset.unlabeled, *dataset.test)}
+    organs = dataset.labels.values
     known = _load(cache)
     body = body_rule(dataset.channels)
-    facts = {case.id: known[case.id] for case in cases.values() if _is_current(known.get(case.id), case, body)}
+    facts = {case.id: known[case.id] for case in cases.values() if _is_current(known.get(case.id), case, body, organs)}
     waiting = [case for case in cases.values() if case.id not in facts]
     if not waiting:
         return facts
     logger.info("looking into %d case(s)%s", len(waiting), f"; {len(facts)} known" if facts else "")
     count = worker_count(max(map(_gib_to_inspect, waiting)), workers)
-    inspect = functools.partial(inspect_case, body=body)
+    inspect = functools.partial(inspect_case, body=body, organs=organs)
     saved = time.monotonic()
     try:
         for case, found in parallel_map(inspect, waiting, workers=count, progress="integrity", mute=True):
@@ -160,18 +171,20 @@ def inspect_dataset(dataset: Dataset, cache: Path | None, *, workers: int | None
     return {case_id: facts[case_id] for case_id in cases}
 
 
-def _is_current(known: CaseFacts | None, case: Case, body: BodyRule) -> bool:
-    """Whether what is known of a case was seen in the files that there are, and of its body by this rule."""
-    if known is None or known.files != stamps(case):
+def _is_current(known: CaseFacts | None, case: Case, body: BodyRule, organs: dict[str, int]) -> bool:
+    """Whether what is known of a case was seen in the files that there are, by this rule and these names."""
+    if known is None or known.files != stamps(case) or known.organs not in (None, organs):
         return False
     return known.label is None or known.image is None or known.image.body == body
 
 
-def inspect_case(case: Case, body: BodyRule) -> CaseFacts:
+def inspect_case(case: Case, body: BodyRule, organs: dict[str, int]) -> CaseFacts:
     """Reads the files of one case; what is wrong with them is noted, not raised.
 
     Args:
+        case: The case.
         body: How the patient is found.
+        organs: The dataset's values by name.
     """
     files = stamps(case)
     problems: list[Problem] = []
@@ -180,8 +193,9 @@ def inspect_case(case: Case, body: BodyRule) -> CaseFacts:
         case_id=case.id,
         files=files,
         image=image,
-        label=_inspect_label(case, image, problems),
+        label=_inspect_label(case, image, organs, problems),
         problems=tuple(problems),
+        organs=organs if _has_names(case) else None,
     )
 
 
@@ -237,24 +251,33 @@ def _inspect_channel(channel_zyx: np.ndarray) -> ChannelFacts:
     )
 
 
-def _inspect_label(case: Case, image: ImageFacts | None, problems: list[Problem]) -> LabelFacts | None:
+def _has_names(case: Case) -> bool:
+    """Whether segments of a label map may have names, which `read_label_map` reads them by."""
+    return case.label is not None and image_ending(case.label) == ".nrrd"
+
+
+def _inspect_label(
+    case: Case, image: ImageFacts | None, organs: dict[str, int], problems: list[Problem]
+) -> LabelFacts | None:
     if case.label is None:
         return None
     try:
-        label: LabelMap = read_label_map(case.label)
+        label: LabelMap = read_label_map(case.label, organs)
     except ImageError as error:
         problems.append(_problem(error))
         return None
     counts = count_values(label.array_zyx)
     listed = list(counts)[:MAX_LISTED_VALUES]
-    box = image.body_box if image is not None and image.geometry.shape_zyx == label.array_zyx.shape else None
-    inside = counts if box is None else count_values(label.array_zyx[box.slices])
-    outside = tuple(counts[value] - inside.get(value, 0) for value in listed)
+    placed = label.array_zyx if image is None else label.on(image.source, GRID_TOLERANCE_VOXELS).array_zyx
+    box = image.body_box if image is not None and image.geometry.shape_zyx == placed.shape else None
+    inside = counts if box is None else count_values(placed[box.slices])
+    outside = tuple(max(counts[value] - inside.get(value, 0), 0) for value in listed)  # cropped maps have less of 0
     return LabelFacts(
         source=label.source,
         values=tuple(listed),
         counts=tuple(counts[value] for value in listed),
         content=_hash(label.array_zyx),
+        segments=label.segments,
         outside_body=outside if any(outside) else (),
     )
 

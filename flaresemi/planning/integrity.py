@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from flaresemi.dataset import Case, Dataset
+from flaresemi.io.segments import contradictions
 from flaresemi.labels import LabelSet
-from flaresemi.planning.cases import grid_difference, spans, supervised_organs, unknown_values_text
+from flaresemi.planning.cases import (
+    GRID_TOLERANCE_VOXELS,
+    grid_difference,
+    spans,
+    supervised_organs,
+    unknown_values_text,
+)
 from flaresemi.planning.findings import Finding, IntegrityReport, cases_per_value
 from flaresemi.planning.inspection import MAX_LISTED_VALUES, CaseFacts, LabelFacts, inspect_dataset
 from flaresemi.planning.outliers import find_outliers
@@ -94,6 +101,9 @@ def _image_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
     if facts.image.disagreement_mm > _AFFINES_APART_MM:
         what = f"the header's sform and qform place it {facts.image.disagreement_mm:.3g} mm apart"
         yield warning("two positions", what, "the sform is used; see that label maps were drawn on that")
+    if facts.image.source.forms is not None and facts.image.source.forms.unoriented:
+        remedy = "its axes are taken to run to the left, to the back and up; see that right and left are right"
+        yield warning("no orientation", "the header does not say how the patient lies (sform and qform code 0)", remedy)
     for index, (name, channel) in enumerate(zip(dataset.channels, facts.image.channels, strict=True)):
         if is_ct(name) and (
             channel.middle_05 > _HU_MIDDLE_LIMIT or channel.maximum - channel.minimum < _HU_LEAST_RANGE
@@ -108,6 +118,13 @@ def _grid_findings(case: Case, facts: CaseFacts, on_image_grid: dict[str, str]) 
     if facts.image is None or facts.label is None:
         return
     difference = grid_difference(facts.label.source, facts.image.source)
+    if facts.label.source.matches_as_stored(facts.image.source, GRID_TOLERANCE_VOXELS):
+        yield Finding(
+            case_id=case.id, severity="warning", problem="other position", file=str(case.label),
+            message="the label map lies where one header or the other places the image as well (NIfTI's sform and "
+            "qform), but not where it counts",
+            remedy="its voxels are taken as the image's, one by one; see that they are",
+        )  # fmt: skip
     if difference is None:
         return
     if difference.fixable:
@@ -138,6 +155,11 @@ def _label_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
         )
 
     labels = dataset.labels
+    wrong, strange = contradictions(facts.label.segments, labels, facts.label.values)
+    for what in wrong:
+        yield finding("error", "other names", what, "give its segments the values of dataset.json, or correct that")
+    for what in strange:
+        yield finding("warning", "other names", what, "see that names and values in dataset.json are right")
     unknown = _unknown(facts.label, labels)
     if unknown and not dataset.labels_assumed:  # otherwise it is said once, for the whole dataset
         yield finding(

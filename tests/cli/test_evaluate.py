@@ -10,7 +10,8 @@ from flaresemi import flare22
 from flaresemi.cli import evaluate
 from flaresemi.evaluation.summary import load_summary
 from flaresemi.geometry import Geometry
-from flaresemi.io.images import SourceGrid, write_label_map
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import write_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
 from flaresemi.plans import IntensityPlan, NetworkPlan, Plans, Stage, StagePlan

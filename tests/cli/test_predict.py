@@ -12,7 +12,8 @@ from flaresemi.errors import ConfigError
 from flaresemi.files import content_hash
 from flaresemi.geometry import Geometry
 from flaresemi.inference.prediction_records import ImageVersion, load_prediction
-from flaresemi.io.images import SourceGrid, read_grid, read_label_map, write_label_map
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import read_grid, read_label_map, write_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan

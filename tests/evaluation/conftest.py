@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from flaresemi.geometry import Geometry
-from flaresemi.io.images import SourceGrid, write_label_map
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import write_label_map
 from flaresemi.labels import Label, LabelSet
 
 SHAPE = (10, 16, 16)

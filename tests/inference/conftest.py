@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from flaresemi.geometry import Geometry
-from flaresemi.io.images import Image, SourceGrid
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import Image
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan

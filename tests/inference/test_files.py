@@ -13,7 +13,8 @@ import pytest
 from flaresemi.errors import CheckpointError, ImageError
 from flaresemi.geometry import Geometry
 from flaresemi.inference import Segmenter, api, predict
-from flaresemi.io.images import SourceGrid, read_grid, read_label_map, write_label_map
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import read_grid, read_label_map, write_label_map
 from flaresemi.networks.checkpoint import save_checkpoint
 from flaresemi.plans import Stage
 from flaresemi.workspace import ModelFolder, Workspace

@@ -14,7 +14,8 @@ import SimpleITK as sitk
 
 from flaresemi.errors import ImageError
 from flaresemi.geometry import Geometry
-from flaresemi.io.images import SourceGrid, read_grid, read_image, read_label_map, write_label_map
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
 
 FORMATS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from flaresemi.errors import DatasetError
 from flaresemi.geometry import Geometry
-from flaresemi.io.images import SourceGrid
+from flaresemi.io.grids import SourceGrid
 from flaresemi.planning import inspection
 from flaresemi.planning.cases import grid_difference, orientation, read_case, spans
 from flaresemi.planning.decisions import (
@@ -344,7 +344,9 @@ def test_a_second_check_reads_only_what_has_changed(small_dataset, tmp_path, mon
     first = check(small, cache=cache)
     read = []
     inspect_case = inspection.inspect_case
-    monkeypatch.setattr(inspection, "inspect_case", lambda case, body: read.append(case.id) or inspect_case(case, body))
+    monkeypatch.setattr(
+        inspection, "inspect_case", lambda case, **rules: read.append(case.id) or inspect_case(case, **rules)
+    )
     assert check(small, cache=cache) == first
     assert read == []
     small.write(small.label_path("l1"), np.zeros(small.shape, np.uint8))
@@ -381,7 +383,9 @@ def test_a_series_is_read_again_when_one_of_its_slices_has_changed(small_dataset
     first = check(small, cache=cache)
     read = []
     inspect_case = inspection.inspect_case
-    monkeypatch.setattr(inspection, "inspect_case", lambda case, body: read.append(case.id) or inspect_case(case, body))
+    monkeypatch.setattr(
+        inspection, "inspect_case", lambda case, **rules: read.append(case.id) or inspect_case(case, **rules)
+    )
     assert check(small, cache=cache) == first
     assert read == []
     os.utime(slices[3], ns=(1, 1))
@@ -404,16 +408,18 @@ def test_what_was_seen_before_a_kill_is_kept(small_dataset, tmp_path, monkeypatc
     small, cache = small_dataset(), tmp_path / "cache.json"
     inspect_case = inspection.inspect_case
 
-    def killed(case, body):
+    def killed(case, **rules):
         if case.id == "l2":
             raise KeyboardInterrupt
-        return inspect_case(case, body)
+        return inspect_case(case, **rules)
 
     monkeypatch.setattr(inspection, "inspect_case", killed)
     with pytest.raises(KeyboardInterrupt):
         check(small, cache=cache)
     read = []
-    monkeypatch.setattr(inspection, "inspect_case", lambda case, body: read.append(case.id) or inspect_case(case, body))
+    monkeypatch.setattr(
+        inspection, "inspect_case", lambda case, **rules: read.append(case.id) or inspect_case(case, **rules)
+    )
     check(small, cache=cache)
     assert read == ["l2", "u0", "t0"]
 

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from flaresemi.geometry import BoundingBox, Geometry
-from flaresemi.io.images import Image, SourceGrid
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import Image
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
 from flaresemi.preprocessing.resampling import labels_from_logits

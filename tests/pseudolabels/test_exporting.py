@@ -11,7 +11,8 @@ from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.geometry import Geometry
 from flaresemi.inference.cascade import Segmenter
 from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
-from flaresemi.io.images import SourceGrid, read_grid, read_image, read_label_map, write_label_map
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import canonical_labels, prepare
 from flaresemi.preprocessing.resampling import resample_image

@@ -1,0 +1,170 @@
+"""Segmentations of 3D Slicer (.seg.nrrd): segments with names and values, in one layer of voxels or in several."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flaresemi.errors import ImageError, listed, shown
+from flaresemi.labels import LabelSet, count_values
+from flaresemi.ranges import LabelValue
+
+EXPORT = (
+    "export it from 3D Slicer as one label map: right-click the segmentation in the module Data, "
+    "'Export visible segments to binary labelmap', and save that"
+)
+
+#: Names that 3D Slicer gives by itself.
+_NO_NAME = re.compile(r"(segment[ _]?\d*)?", re.IGNORECASE)
+
+_FIELD = re.compile(r"Segment(\d{1,6})_(ID|Name|LabelValue|Layer)")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One structure of a segmentation.
+
+    Attributes:
+        name: As its author called it.
+        value: Of its voxels in its layer.
+        layer: Which layer it is in; two segments of different layers may have one value.
+    """
+
+    name: str
+    value: LabelValue
+    layer: LabelValue
+
+
+def find_segments(pairs: Mapping[str, str], path: Path) -> tuple[Segment, ...]:
+    """The segments that the keys and values of an NRRD header describe; none where it is no segmentation.
+
+    Raises:
+        ImageError: a value or layer is no number.
+    """
+    fields: dict[int, dict[str, str]] = collections.defaultdict(dict)
+    for key, text in pairs.items():
+        match = _FIELD.fullmatch(key.strip())
+        if match:
+            fields[int(match[1])][match[2]] = text.strip()
+    # Until 2020 Slicer gave each segment a layer of its own, with 1 in it, and wrote neither.
+    return tuple(
+        Segment(
+            name=found.get("Name", found.get("ID", "")),
+            value=_integer(found.get("LabelValue", "1"), path),
+            layer=_integer(found.get("Layer", str(number)), path),
+        )
+        for number, found in sorted(fields.items())
+    )
+
+
+def merge_layers(
+    layers: Sequence[np.ndarray], segments: Sequence[Segment], organs: Mapping[str, int], path: Path
+) -> tuple[np.ndarray, tuple[Segment, ...]]:
+    """One label map of layers that do not overlap, and its segments with the values that they have in it.
+
+    One layer is taken as it is.
+
+    Args:
+        layers: Each (Z, Y, X), of an integer type; 0 is background.
+        segments: What they hold.
+        organs: Value by name. It tells segments apart that have the same value in different layers.
+        path: For messages.
+
+    Raises:
+        ImageError: two segments share a voxel, or a value that names cannot tell apart.
+    """
+    if len(layers) == 1:
+        return layers[0], tuple(segments)
+    values = _values(layers, segments, organs, path)
+    merged = np.zeros(layers[0].shape, np.int64 if layers[0].dtype.itemsize > 4 else np.int32)
+    for layer, found in enumerate(values):
+        for stored, value in found.items():
+            voxels = layers[layer] == stored
+            shared = np.count_nonzero(voxels & (merged != 0) & (merged != value))
+            if shared:
+                raise ImageError(
+                    f"its segments overlap: {shared} voxels are in {_name(segments, layer, stored)} and in another",
+                    where=path, fix=f"remove the overlap, or {EXPORT}",
+                )  # fmt: skip
+            merged[voxels] = value
+    renumbered = (values[each.layer].get(each.value) if 0 <= each.layer < len(values) else None for each in segments)
+    return merged, tuple(
+        each if value is None else dataclasses.replace(each, value=value)
+        for each, value in zip(segments, renumbered, strict=True)
+    )
+
+
+def _values(
+    layers: Sequence[np.ndarray], segments: Sequence[Segment], organs: Mapping[str, int], path: Path
+) -> list[dict[int, int]]:
+    """For each layer, which value its values stand for: itself, or that of its segment's name where all are named."""
+    found = [[value for value in count_values(layer) if value] for layer in layers]
+    counts = collections.Counter(value for values in found for value in values)
+    doubles = sorted(value for value, count in counts.items() if count > 1)
+    if not doubles:
+        return [{value: value for value in values} for values in found]
+    known = {_plain(name): value for name, value in organs.items()}
+    named = {(each.layer, each.value): known.get(_plain(each.name)) for each in segments}
+    values = [{value: named.get((layer, value)) for value in each} for layer, each in enumerate(found)]
+    if any(value is None for each in values for value in each.values()):
+        names = [_name(segments, layer, doubles[0]) for layer, each in enumerate(found) if doubles[0] in each]
+        raise ImageError(
+            f"{len(layers)} layers, and value {doubles[0]} stands for {listed(names)}", where=path,
+            fix=f'give the segments the names of "labels" in dataset.json, or {EXPORT}',
+        )  # fmt: skip
+    return values  # type: ignore[return-value]
+
+
+def contradictions(segments: Sequence[Segment], labels: LabelSet, values: Sequence[int]) -> tuple[list[str], list[str]]:
+    """Compares the names that segments have with those that the dataset gives their values.
+
+    3D Slicer numbers segments in the order in which they stand in its list, which may be another in every case.
+
+    Args:
+        segments: Of a label map whose values are the segments' own.
+        labels: The organs.
+        values: Those that are in the label map; others do not matter.
+
+    Returns:
+        Segments that are called like another organ than the one their value stands for; and segments that are called
+        like none. Each as a sentence.
+    """
+    known = {_plain(label.name): label.value for label in labels.labels}
+    names = {label.value: label.name for label in labels.labels}
+    wrong, strange = [], []
+    for segment in segments:
+        meant, name = known.get(_plain(segment.name)), names.get(segment.value)
+        if segment.value not in values or meant == segment.value or _NO_NAME.fullmatch(segment.name.strip()):
+            continue
+        if meant is not None:
+            what = f"called '{name}'" if name else "background" if segment.value == labels.background else "unknown"
+            wrong.append(
+                f"segment '{shown(segment.name)}' has value {segment.value}, which is {what} in the dataset's labels; "
+                f"there it is {meant}"
+            )
+        elif name is not None:
+            strange.append(f"value {segment.value} is '{name}' in the dataset's labels, the segment's name is "
+                           f"'{shown(segment.name)}'")  # fmt: skip
+    return wrong, strange
+
+
+def _name(segments: Sequence[Segment], layer: int, value: int) -> str:
+    names = [each.name for each in segments if (each.layer, each.value) == (layer, value)]
+    return f"'{shown(names[0])}'" if names else f"value {value} of layer {layer}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
+
+
+def _integer(text: str, path: Path) -> int:
+    try:
+        number = int(text)
+        if abs(number) < 1 << 31:
+            return number
+    except ValueError:
+        pass
+    raise ImageError(f"the header has '{shown(text)}' where a value or a layer of a segment belongs", where=path)
