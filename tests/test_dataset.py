@@ -1,4 +1,5 @@
 import json
+import logging
 
 import pytest
 
@@ -40,6 +41,15 @@ def test_both_layouts_give_the_same_cases(tmp_path, layout):
     assert case.images == (tmp_path / LAYOUTS[layout][0] / "a_0000.nii.gz",)
     assert case.label == tmp_path / LAYOUTS[layout][1] / "a.nii.gz"
     assert dataset.case("u").label is None
+
+
+def test_a_segmentation_of_slicer_is_its_images_label_map_and_never_an_image(tmp_path, caplog):
+    root = make(tmp_path, labeled=("a_0000.nrrd", "a.seg.nrrd", "b_0000.nrrd"), labels=("a.seg.nrrd", "b.seg.nrrd"))
+    with caplog.at_level(logging.WARNING):
+        dataset = load_dataset(root)
+    assert {case.id: case.label.name for case in dataset.labeled} == {"a": "a.seg.nrrd", "b": "b.seg.nrrd"}
+    assert [image.name for case in dataset.labeled for image in case.images] == ["a_0000.nrrd", "b_0000.nrrd"]
+    assert "passed over" in caplog.text and "a.seg.nrrd" in caplog.text
 
 
 def test_without_dataset_json_the_organs_are_those_of_flare22_on_trust(tmp_path):

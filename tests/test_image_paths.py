@@ -17,6 +17,7 @@ def write(path: Path, content: bytes = b"text") -> None:
 def test_stems():
     assert image_stem(Path("x/a.b_0000.nii.gz")) == "a.b_0000"
     assert image_stem(Path("x/a.txt")) is None
+    assert image_stem(Path("x/a.b.Seg.nrrd")) == "a.b"
 
 
 @pytest.mark.parametrize(

@@ -257,8 +257,11 @@ def write(path: Path, voxels_zyx: np.ndarray, geometry: Geometry, forms: NiftiFo
     """
     import nibabel  # only NIfTI needs it, and it takes a while to import
 
-    numbers = (*geometry.spacing_zyx_mm, *geometry.origin_xyz_mm, *(forms.srow + forms.offset if forms else ()))
-    small = max(voxels_zyx.shape) <= np.iinfo(np.int16).max and max(map(abs, numbers)) <= np.finfo(np.float32).max
+    numbers = [*geometry.spacing_zyx_mm, *geometry.origin_xyz_mm]
+    if forms is not None:
+        numbers += [*forms.srow, *forms.offset, *forms.quaternion, *forms.pixdim]
+    largest = float(np.finfo(np.float32).max)
+    small = max(voxels_zyx.shape) <= np.iinfo(np.int16).max and max(map(abs, numbers)) <= largest
     header = nibabel.Nifti1Header() if small else nibabel.Nifti2Header()
     voxels = np.ascontiguousarray(voxels_zyx, voxels_zyx.dtype.newbyteorder("<"))
     header.set_data_dtype(voxels.dtype)

@@ -12,6 +12,9 @@ from flaresemi.ranges import FileSize, FileTime
 from flaresemi.records import record_hash
 from flaresemi.system_errors import is_shortage
 
+#: How files are read; to be raised whenever the same file gives other voxels, or lies elsewhere, than before.
+_READING = 2
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileStamp:
@@ -75,7 +78,7 @@ def _reading_hash(case: Case, labels: LabelSet, rules: str, files: tuple[FileSta
             values=(labels.background, *(label.value for label in labels.labels)) if labeled else (),
             supervised=supervised_organs(case, labels) if labeled else (),
             label_on_image_grid=case.label_on_image_grid,
-            rules=rules,
+            rules=f"{rules}, reading {_READING}",
         )
     )
 

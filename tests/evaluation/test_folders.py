@@ -1,11 +1,15 @@
 import functools
+import logging
 import pickle
 
+import numpy as np
 import pytest
 
 from flaresemi.errors import DatasetError, ImageError
 from flaresemi.evaluation.folders import CasePair, default_tolerance_mm, match_cases, score_cases, score_pair
-from flaresemi.io.images import read_label_map
+from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
+from tests.made_nifti import as_nibabel_writes, as_simpleitk_writes, write_nifti
+from tests.made_nrrd import segment_fields, write_nrrd
 
 
 @pytest.fixture
@@ -122,3 +126,76 @@ def test_the_axis_order_of_a_file_does_not_matter(shared_data, tmp_path):
     assert one.source.flips != other.source.flips
     assert one.geometry.far_corner_distance_mm(other.geometry) < 0.05
     assert (one.array_zyx == other.array_zyx).mean() > 0.99
+
+
+# Files of several programs
+
+#: RAS; the second mirrors the first left to right, in place, so that only the voxels tell.
+FORMS = (np.diag([2.0, -1, 1, 1]), np.diag([-2.0, -1, 1, 1]) + np.eye(4, k=3) * 2.0 * 9)
+
+
+def organs_xyz() -> np.ndarray:
+    array = np.zeros((10, 16, 16), np.uint8)
+    array[1:4, 2:8, 2:8] = 4
+    array[2:4, 10:14, 2:6] = 9
+    return array
+
+
+def dice(prediction, reference, labels):
+    pair = CasePair(case_id="a", prediction=prediction, reference=reference)
+    return [score.dice for score in score_pair(pair, labels=labels, default_tolerance_mm=2).organs.values()]
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """An image whose sform and qform differ by left and right."""
+    return write_nifti(tmp_path / "image.nii.gz", organs_xyz().astype(np.int16), *FORMS)
+
+
+def test_a_label_map_equals_itself_whatever_its_header_says(scan, labels, tmp_path):
+    image = read_image([scan])
+    write_label_map(tmp_path / "ours.nii.gz", image.array_czyx[0].astype(np.uint8), image.source)
+    ours = tmp_path / "ours.nii.gz"
+    for write in (as_nibabel_writes, as_simpleitk_writes):
+        theirs = write(tmp_path / f"{write.__name__}.nii.gz", organs_xyz(), scan)
+        for pair in ((ours, ours), (theirs, theirs), (ours, theirs), (theirs, ours)):
+            assert dice(*pair, labels) == [1, 1]
+
+
+def test_two_programs_that_took_an_image_to_lie_elsewhere_are_not_scored_in_silence(scan, labels, tmp_path):
+    """Neither file says that the other's position is one of its image's."""
+    one = as_nibabel_writes(tmp_path / "one.nii.gz", organs_xyz(), scan)
+    other = as_simpleitk_writes(tmp_path / "other.nii.gz", organs_xyz(), scan)
+    with pytest.raises(ImageError, match=r"agree voxel by voxel as they are stored \(100%.*headers place them \(0%"):
+        dice(one, other, labels)
+
+
+def test_a_bad_prediction_in_another_order_is_scored(scan, labels, tmp_path):
+    as_nibabel_writes(tmp_path / "reference.nii.gz", organs_xyz(), scan)
+    reference = read_label_map(tmp_path / "reference.nii.gz")
+    worse = np.roll(reference.array_zyx, (4, 4, 3), (0, 1, 2))
+    write_nifti(tmp_path / "grid.nii.gz", organs_xyz(), FORMS[1])
+    write_label_map(tmp_path / "prediction.nii.gz", worse, read_grid(tmp_path / "grid.nii.gz"))
+    assert max(dice(tmp_path / "prediction.nii.gz", tmp_path / "reference.nii.gz", labels)) < 0.5
+
+
+def test_a_segmentation_of_slicer_is_a_reference(labels, tmp_path, caplog):
+    """Cropped, two layers with one value; its name ends with .seg.nrrd."""
+    liver, spleen = (value == organs_xyz().T for value in (4, 9))
+    write_nrrd(tmp_path / "p" / "a.nrrd", organs_xyz().T)
+    part = (slice(1, 9), slice(2, 15), slice(1, 5))
+    fields = segment_fields(("Liver", 1, 0), ("spleen", 1, 1))
+    write_nrrd(tmp_path / "r" / "a.seg.nrrd", [liver[part], spleen[part]], fields=fields, origin_xyz=(1.5, 4, 3))
+    (pair,) = match_cases(tmp_path / "p", tmp_path / "r", {}).pairs
+    scores = score_pair(pair, labels=labels, default_tolerance_mm=2).organs
+    assert [score.dice for score in scores.values()] == [1, 1]
+
+    fields = segment_fields(("spleen", 4, 0), ("liver", 9, 0))
+    write_nrrd(tmp_path / "r" / "a.seg.nrrd", organs_xyz().T, fields=fields)
+    with pytest.raises(ImageError, match="'spleen' has value 4, which is called 'liver'"):
+        score_pair(pair, labels=labels, default_tolerance_mm=2)
+
+    write_nrrd(tmp_path / "r" / "a.seg.nrrd", organs_xyz().T, fields=segment_fields(("tumor", 4, 0)))
+    with caplog.at_level(logging.WARNING):
+        score_pair(pair, labels=labels, default_tolerance_mm=2)
+    assert "the segment's name is 'tumor'" in caplog.text

@@ -26,6 +26,8 @@ from flaresemi.planning.inspection import inspect_dataset
 from flaresemi.planning.integrity import check_dataset
 from flaresemi.workspace import Workspace
 from tests.made_dicom import Stack
+from tests.made_nifti import as_nibabel_writes, as_simpleitk_writes, write_nifti
+from tests.made_nrrd import SPACING_XYZ, segment_fields, write_nrrd
 
 
 def found(report):
@@ -586,3 +588,97 @@ def test_facts_without_the_crop_are_found_out_once_more(small_dataset, tmp_path)
             del case["label"]["outside_body"]
     cache.write_text(json.dumps(content), encoding="utf-8")
     assert [finding.case_id for finding in check(small, cache=cache).findings if finding.problem == "cropped"] == ["l1"]
+
+
+# Files of several programs
+
+
+def brightness(small, case_id):
+    """Mean intensity of each organ, as a case is read for training."""
+    dataset = small.load()
+    image, organs = read_case(dataset.case(case_id), dataset.labels)
+    return [float(image.array_czyx[0][organs == index].mean()) for index in (1, 2)]
+
+
+@pytest.mark.parametrize("write", [as_nibabel_writes, as_simpleitk_writes])
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_label_maps_lie_on_images_whose_sform_and_qform_differ(small_dataset, write, mirrored):
+    """Whichever of them the program that wrote the label map follows. The brighter organ must stay it."""
+    small = small_dataset()
+    x, y, z = small.spacing_xyz
+    sform, qform = np.diag([-x, -y, z, 1]), np.diag([x, -y, z, 1])
+    qform[0, 3] = -x * (small.shape[2] - 1) if mirrored else 30
+    label = small.label_array(0)
+    image = write_nifti(small.image_path("labeled", "l0"), small.image_array(0, label).T, sform, qform)
+    write(small.label_path("l0"), label.T.astype(np.uint8), image)
+    report = check(small)
+    assert report.errors == ()
+    expected = {("l0", "warning", "two positions")}
+    if write is as_simpleitk_writes:
+        expected.add(("l0", "warning", "other position"))
+    assert found(report) == expected
+    darker, brighter = brightness(small, "l0")
+    assert abs(darker - 120) < 5 and abs(brighter - 180) < 5
+
+
+def test_an_image_that_names_no_orientation_is_told(small_dataset):
+    small = small_dataset()
+    label = small.label_array(0)
+    image = write_nifti(small.image_path("labeled", "l0"), small.image_array(0, label).T)
+    for write in (as_nibabel_writes, as_simpleitk_writes):
+        write(small.label_path("l0"), label.T.astype(np.uint8), image)
+        report = check(small)
+        assert report.errors == ()
+        assert ("l0", "warning", "no orientation") in found(report)
+        assert abs(brightness(small, "l0")[1] - 180) < 5
+
+
+def slicer_case(small, segments, *, cropped=False):
+    """Case l0 as 3D Slicer leaves it."""
+    label = small.label_array(0)
+    write_nrrd(small.folder("labeled") / "l0_0000.nrrd", (small.image_array(0, label) // 8 + 130).clip(0, 255))
+    small.image_path("labeled", "l0").unlink()
+    small.label_path("l0").unlink()
+    start = (5, 4, 3) if cropped else (0, 0, 0)
+    layers = [(label == value)[start[0] :, start[1] :, start[2] :] for value in (1, 2)]
+    origin = [index * size for index, size in zip(start[::-1], SPACING_XYZ, strict=True)]
+    path = small.folder("label") / "l0.seg.nrrd"
+    if {layer for _, _, layer in segments} == {0, 1}:
+        return write_nrrd(path, layers, fields=segment_fields(*segments), origin_xyz=origin)
+    return write_nrrd(path, layers[0] + 2 * layers[1], fields=segment_fields(*segments), origin_xyz=origin)
+
+
+@pytest.mark.parametrize("cropped", [False, True])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_segmentations_of_slicer_are_label_maps(small_dataset, cropped, layer):
+    small = small_dataset()
+    slicer_case(small, [("organ 1", 1, 0), ("Organ_2", 1 if layer else 2, layer)], cropped=cropped)
+    report = check(small)
+    assert [finding for finding in report.findings if finding.problem != "outlier"] == []
+    darker, brighter = brightness(small, "l0")
+    assert darker + 5 < brighter
+
+
+def test_names_of_segments_that_contradict_dataset_json_are_findings(small_dataset, tmp_path):
+    small, cache = small_dataset(), tmp_path / "cache.json"
+    slicer_case(small, [("organ 2", 1, 0), ("tumor", 2, 0)])
+    report = check(small, cache=cache)
+    assert {("l0", "error", "other names"), ("l0", "warning", "other names")} <= found(report)
+    (error,) = report.errors
+    assert "segment 'organ 2' has value 1, which is called 'organ 1'" in error.message
+    small.describe(labels={"background": 0, "organ 2": 1, "tumor": 2})
+    assert check(small, cache=cache).errors == ()
+
+
+def test_layers_are_read_again_when_names_change(small_dataset, tmp_path):
+    """Names tell layers apart, so what was seen of them holds for those names only."""
+    small, cache = small_dataset(), tmp_path / "cache.json"
+    slicer_case(small, [("liver", 1, 0), ("spleen", 1, 1)])
+    (error,) = check(small, cache=cache).errors
+    assert "value 1 stands for 'liver', 'spleen'" in error.message
+    small.describe(labels={"background": 0, "liver": 1, "spleen": 2})
+    assert check(small, cache=cache).errors == ()
+    counts = dict(zip(*((facts := check(small, cache=cache).facts["l0"].label).values, facts.counts), strict=True))
+    small.describe(labels={"background": 0, "liver": 2, "spleen": 1})
+    facts = check(small, cache=cache).facts["l0"].label
+    assert dict(zip(facts.values, facts.counts, strict=True)) == {0: counts[0], 1: counts[2], 2: counts[1]}

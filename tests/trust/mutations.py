@@ -47,7 +47,11 @@ LINES = (
     "byte skip: -1", "byte skip: 999999999999", "line skip: 99999999", "BinaryData = False", "space dimension: 9",
     "dimension: 16", "encoding: ascii", "encoding: bzip2", "encoding: gzip", "type: block", "block size: 999999999999",
     "centerings: cell", "kinds: vector domain domain", "measurement frame: (1,0,0) (0,1,0) (0,0,1)", "units: mm",
-    "TransformMatrix = 1 2 3", "ElementSpacing = nan 0 -1", "NDims = 9", "ElementSize = 0 0 0", "#", "x:=y", "\0\0\0",
+    "TransformMatrix = 1 2 3", "ElementSpacing = nan 0 -1", "NDims = 9", "ElementSize = 0 0 0", "#",
+    'space units: "um" "m" "in"', 'space units: "parsec" "" ""', 'units: "cm" "um" "mm" "mm"', "DistanceUnits = um",
+    "DistanceUnits = cubit", "kinds: list domain domain domain", "kinds: domain domain domain list", "kinds: list list",
+    "Segment0_Name:=", "Segment7_Layer:=-1", "Segment0_LabelValue:=nan", "Segment0_LabelValue:=99999999999999999999",
+    "Segment999999_Name:=spleen", "x:=y", "\0\0\0",
 )  # fmt: skip
 
 #: What may stand where another value is expected in JSON.

@@ -22,6 +22,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
 import torch
@@ -35,7 +36,7 @@ from flaresemi.evaluation.summary import Summary
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.prediction_records import PredictionRecord
 from flaresemi.io.case_store import CaseRecord, CaseStore
-from flaresemi.io.images import read_grid, read_image, read_label_map
+from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
 from flaresemi.networks.checkpoint import Checkpoint, _Header, load_checkpoint, load_weights, save_checkpoint
 from flaresemi.networks.unet import build_network
 from flaresemi.planning.decisions import Decisions
@@ -59,6 +60,7 @@ from flaresemi.training.runs import RunRecord
 from flaresemi.training.task import Teaching
 from flaresemi.training.validation import CaseResult
 from tests.made_dicom import Stack
+from tests.made_nrrd import segment_fields, write_nrrd
 from tests.test_plans import FINE, LABELS, PLANS
 from tests.trust.mutations import mutate, spoil
 
@@ -139,10 +141,13 @@ def targets(shared: Path | None = None) -> dict[str, Callable[[], Target]]:
     """
     return {
         "nifti": lambda: Target(
-            seeds=_made_images(".nii", ".nii.gz") | _real(shared, ".nii", ".nii.gz"), read=_read_images, spoil=_unpacked
+            seeds=_made_images(".nii", ".nii.gz") | _made_forms() | _real(shared, ".nii", ".nii.gz"),
+            read=_read_images,
+            spoil=_unpacked,
         ),
         "metaimage": lambda: Target(seeds=_made_images(".mha", ".mhd") | _real(shared, ".mha"), read=_read_images),
         "nrrd": lambda: Target(seeds=_made_images(".nrrd") | _real(shared, ".nrrd"), read=_read_images),
+        "segmentation": lambda: Target(seeds=_made_segmentations(), read=_read_images),
         "dicom": lambda: Target(seeds=_made_slices(), read=_read_slices, together=True),
         "stored case": lambda: Target(seeds=_made_case(), read=_read_case, together=True),
         "checkpoint": lambda: Target(seeds=_made_checkpoint(), read=_read_checkpoint, spoil=_repacked),
@@ -180,6 +185,34 @@ def _made_images(*endings: str) -> dict[str, bytes]:
         )  # fmt: skip
         made["hex.nrrd"] = head.replace(b"encoding: raw", b"encoding: hex") + b"\n\n" + voxels.hex().encode()
     return made
+
+
+def _made_forms() -> dict[str, bytes]:
+    """NIfTI-1 and -2 whose sform and qform differ, one in microns; the voxels have a scale."""
+    made = {}
+    for kind, unit, name in ((nibabel.Nifti1Image, 2, "forms_1"), (nibabel.Nifti2Image, 3, "forms_2")):
+        image = kind((np.arange(210) % 9).reshape(7, 6, 5).astype(np.uint8), None)
+        image.set_sform([[0, 0.8, 0, 5], [-0.9, 0, 0, 6], [0, 0, 2.5, 7], [0, 0, 0, 1]], 2)
+        image.set_qform(np.diag([-0.8, -0.9, 2.5, 1]), 1)
+        image.header["xyzt_units"] = unit
+        image.header.set_slope_inter(0.125, 0)
+        made[f"{name}.nii"] = image.to_bytes()
+    return made
+
+
+def _made_segmentations() -> dict[str, bytes]:
+    one, two = np.zeros((2, 5, 6, 7), np.uint8)
+    one[1:3, 1:3], two[3:, 3:] = 1, 2
+    fields = segment_fields(("liver", 1, 0), ("spleen", 2, 1))
+    units = ['space units: "um" "mm" "cm"']
+    with _scratch() as folder:
+        made = (
+            write_nrrd(folder / "layers.seg.nrrd", [one, two], fields=fields),
+            write_nrrd(folder / "last.seg.nrrd", [one, two], fields=fields + units, layers_last=True, compressed=True),
+            write_nrrd(folder / "flat.seg.nrrd", one + two, fields=fields + units),
+            write_nrrd(folder / "old.seg.nrrd", [one, two // 2], fields=segment_fields(("a", None, None))),
+        )
+        return {path.name: path.read_bytes() for path in made}
 
 
 def _written(image: sitk.Image, name: str, *, compressed: bool) -> dict[str, bytes]:
@@ -228,12 +261,20 @@ def _check_image(image: typing.Any) -> None:
 
 
 def _check_labels(path: Path) -> None:
-    found = read_label_map(path)
+    found = read_label_map(path, {"liver": 1, "spleen": 2})
     if found.array_zyx.dtype.kind not in "iu" or found.array_zyx.shape != found.geometry.shape_zyx:
         raise Finding("a label map off its grid")
     stored = np.frombuffer(found.array_zyx.tobytes(), np.uint8)
     if stored.size > 20 and np.mean(stored == CANARY) > 0.9:
         raise Finding("voxels of a file outside of the header's folder")
+    written = path.parent / "written.nii"
+    write_label_map(written, found.array_zyx, found.source)
+    again = read_label_map(written)
+    apart = again.geometry.far_corner_distance_mm(found.geometry)
+    if apart > 1e-4 * max(1.0, *map(abs, found.geometry.origin_xyz_mm), *found.geometry.extent_zyx_mm):
+        raise Finding(f"a label map that is written {apart} mm from its image")
+    if not np.array_equal(again.array_zyx, found.array_zyx):
+        raise Finding("a label map that is another one when it is read again")
 
 
 def _made_slices() -> dict[str, bytes]:
