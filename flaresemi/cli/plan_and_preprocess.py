@@ -17,10 +17,11 @@ from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError, one_line
 from flaresemi.files import copy_file, remove_leftovers, write_text
 from flaresemi.locking import working_alone
+from flaresemi.machine import free_memory_gib
 from flaresemi.networks.cost import parameter_count, training_memory_gib
 from flaresemi.planning.cases import read_geometries
 from flaresemi.planning.decisions import Decisions, load_decisions, save_decisions, settle, usable_cases
-from flaresemi.planning.estimates import estimate
+from flaresemi.planning.estimates import estimate, largest, oversized
 from flaresemi.planning.findings import Finding
 from flaresemi.planning.fingerprint import fingerprint_dataset, organs_by_case
 from flaresemi.planning.inspection import inspect_dataset
@@ -268,26 +269,28 @@ def _prepare(
 
 
 def _check_disk(tasks: Sequence[Task], plans: Plans, fingerprint: DatasetFingerprint, workspace: Workspace) -> None:
-    """Says what is to come, and sees that the disk has room for it.
+    """Says what is to come, and checks that the disk has room for it; cases that alone take too much do not count.
 
     Raises:
         ConfigError: it has not.
     """
-    labeled, others = (
-        read_geometries(task.case for task in tasks if (task.case.label is not None) == has_label)
-        for has_label in (True, False)
-    )
-    if not (labeled or others):  # no header can be read: preparing says why
+    free = shutil.disk_usage(workspace.root).free / 2**30
+    grids = read_geometries(task.case for task in tasks)
+    for case_id, what in oversized(plans, fingerprint, grids, disk_gib=free, memory_gib=free_memory_gib()).items():
+        logger.warning("case '%s' takes more than is free: %s", case_id, what)
+        del grids[case_id]
+    if not grids:  # no header can be read: preparing says why
         return
+    unlabeled = {task.case.id for task in tasks if task.case.label is None}
+    labeled, others = ([grids[name] for name in grids if (name in unlabeled) == which] for which in (False, True))
     expected = estimate(plans, fingerprint, labeled, others)
     lacking = {stage for task in tasks for stage in task.stages}
     wanted = sum(one.disk_gib for one in (expected.coarse, expected.fine) if one.stage in lacking)
-    free = shutil.disk_usage(workspace.root).free / 2**30
     logger.info("\n%s\n  %.3g GiB of disk are free", expected.text, free)
     if wanted > free:
         raise ConfigError(
             f"not enough disk space: the prepared cases take about {wanted:.1f} GiB, {free:.1f} GiB are free",
-            where=workspace.root,
+            where=f"{workspace.root}; {largest(plans, grids)}",
             fix="free some space, name a workspace on another disk with -w, or raise fine.spacing_zyx_mm in plans.json",
         )
 

@@ -27,6 +27,7 @@ from flaresemi.networks.engine import Engine, EngineName
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare
 from flaresemi.preprocessing.resampling import labels_from_logits
+from flaresemi.room import enough_memory
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,7 @@ class Segmenter:
         box, _ = _find_organs(coarse, prepare(image, self.body))
         return box
 
+    @enough_memory()
     def segment(self, image: Image, *, organs: BoundingBox | None = None, watch: Watch | None = None) -> Segmentation:
         """Finds and draws the organs of an image.
 
@@ -166,6 +168,8 @@ class Segmenter:
 
         Raises:
             ValueError: the image has other channels than the model.
+            ImageError: it takes more memory than is free at the networks' spacing.
+            PredictionError: the networks' output is not finite.
         """
         if image.array_czyx.shape[0] != len(self.channels):
             raise ValueError(f"the image has {image.array_czyx.shape[0]} channels, not {len(self.channels)}")
@@ -243,6 +247,8 @@ class Segmenter:
 
 def _find_organs(coarse: StagePredictor, prepared: PreparedImage) -> tuple[BoundingBox | None, list[str]]:
     """The organs' box in canonical voxels as COARSE sees it, without margin, and notes."""
+    grid = prepared.grid(coarse.plan)
+    coarse.refuse_too_large(grid, BoundingBox.whole(grid.shape_zyx))
     logits, notes = coarse.logits(prepared.stage_image(coarse.plan))
     box = organs_box(most_likely(logits))
-    return None if box is None else prepared.grid(coarse.plan).to_canonical(box), list(notes)
+    return None if box is None else grid.to_canonical(box), list(notes)

@@ -70,7 +70,12 @@ def draw(
         region: Where to begin.
         fill_c: What to pad with where the body is smaller than a window.
         repairs: How often the region may still be extended.
+
+    Raises:
+        ImageError: the region takes more memory than is free.
+        PredictionError: the networks' output is not finite.
     """
+    predictor.refuse_too_large(grid, region)
     logits, retreats = predictor.logits(crop(region), fill_c)
     faces = touched_faces(logits, region, grid.shape_zyx)
     if not faces:

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from flaresemi.errors import PredictionError
-from flaresemi.geometry import IntTriple
+from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
 from flaresemi.inference.sliding_window import slide, window_starts
 from flaresemi.machine import free_memory_gib
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.cost import inference_memory_gib
 from flaresemi.networks.engine import Engine, Forward
+from flaresemi.room import refuse_without_memory
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,18 @@ class StagePredictor:
         on_gpu = self.device.type == "cuda"
         needed = inference_memory_gib(self.plan.network, larger, batch, on_gpu=on_gpu) * self._activations
         return larger if needed < _free_gib(self.device) else patch
+
+    def refuse_too_large(self, grid: StageGrid, region: BoundingBox) -> None:
+        """Checks, before its image is resampled, that a region and the scores in it fit into memory.
+
+        Raises:
+            ImageError: they do not.
+        """
+        network = self.plan.network
+        refuse_without_memory(
+            grid, bytes_per_voxel=4 * (network.input_channels + network.output_channels), shape_zyx=region.shape_zyx,
+            more_gib=_free_gib(self.device) if self.device.type == "cuda" else 0.0,
+        )  # fmt: skip
 
     def logits(self, image_czyx: np.ndarray, fill_c: np.ndarray | None = None) -> tuple[torch.Tensor, tuple[str, ...]]:
         """Scores of background and all organs.

@@ -3,11 +3,10 @@
 With `dicom`, the only file that knows SimpleITK and its (x, y, z) order. A folder of DICOM slices is an image, too.
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from flaresemi.io.series import Series, find_series
 from flaresemi.io.text_headers import TextHeader, read_text_header
 from flaresemi.io.voxels import replace_unusable
 from flaresemi.io.writing import written_whole
+from flaresemi.room import enough_memory
 from flaresemi.system_errors import is_shortage
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def read_image(paths: Sequence[Path]) -> Image:
     voxels = math.prod(first.shape_zyx)
     integrity.check_memory(paths[0], 4 * len(paths) * voxels)
     array, non_finite = np.empty((0, *first.shape_zyx), np.float32), 0
-    with _enough_memory(paths[0]):
+    with enough_memory(paths[0]):
         for channel, (path, source, slices) in enumerate(zip(paths, sources, series, strict=True)):
             read = _read_voxels(Path(path), source) if slices is None else None
             if channel == 0:  # memory only for voxels that are there
@@ -154,7 +154,7 @@ def read_label_map(path: Path, organs: Mapping[str, int] | None = None) -> Label
     source = read_grid(path)
     integrity.check_memory(path, math.prod(source.geometry.shape_zyx))
     segments: tuple[Segment, ...] = ()
-    with _enough_memory(path):
+    with enough_memory(path):
         if image_ending(path) in _NIFTI_ENDINGS:
             header = nifti.read_header(path)
             layers = [_label_values(nifti.read_voxels(path, header), header.slope, header.intercept, path)]
@@ -240,16 +240,6 @@ def image_ending(path: Path) -> str:
         if name.endswith(ending):
             return ending
     raise ImageError("not an image file by its name", where=path, fix=f"images end with {', '.join(IMAGE_ENDINGS)}")
-
-
-@contextlib.contextmanager
-def _enough_memory(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise ImageError(
-            "there is not enough memory for this image", where=path, fix="close other programs, or crop or resample it"
-        ) from None
 
 
 def _fill_slices(channel_zyx: np.ndarray, path: Path, source: SourceGrid, series: Series) -> None:

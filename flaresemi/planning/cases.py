@@ -131,12 +131,12 @@ def read_organs(case: Case, labels: LabelSet, image: SourceGrid) -> np.ndarray:
     return indices
 
 
-def read_geometries(cases: Iterable[Case]) -> list[Geometry]:
-    """Canonical grids of some cases, from their headers; bad headers are left out: reading the voxels says why."""
-    geometries = []
+def read_geometries(cases: Iterable[Case]) -> dict[str, Geometry]:
+    """Canonical grids of cases by their names, from the headers; bad ones are left out: reading the voxels says why."""
+    geometries = {}
     for case in cases:
         with contextlib.suppress(ImageError):
-            geometries.append(read_grid(case.images[0]).canonical)
+            geometries[case.id] = read_grid(case.images[0]).canonical
     return geometries
 
 

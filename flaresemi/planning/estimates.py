@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from flaresemi.geometry import Geometry, IntTriple, resampled_shape
+from flaresemi.geometry import BoundingBox, Geometry, IntTriple, StageGrid, resampled_shape
 from flaresemi.networks.cost import forward_gflop, inference_memory_gib, training_memory_gib
 from flaresemi.planning.preparation import gib_to_prepare
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, StagePlan
+from flaresemi.room import becomes, size_text
 
 #: Seconds of one core to prepare a case: per million voxels of the image (unpacking, finding the patient), of its label
 #: map, of a stage's image and of a stage's labels. Measured on 2026-11-23 on one AMD EPYC (Zen 4) core: CTs of
@@ -82,17 +83,17 @@ class Estimate:
         """A few lines for a person."""
         lines = [
             f"estimate for {self.labeled} labeled and {self.unlabeled} unlabeled cases:",
-            f"  disk      {_gib(self.disk_gib)} for prepared cases (COARSE {_gib(self.coarse.disk_gib)}, "
-            f"FINE {_gib(self.fine.disk_gib)})",
-            f"  memory    up to {_gib(self.worker_gib)} for each preprocessing process (--workers)",
+            f"  disk      {size_text(self.disk_gib)} for prepared cases (COARSE {size_text(self.coarse.disk_gib)}, "
+            f"FINE {size_text(self.fine.disk_gib)})",
+            f"  memory    up to {size_text(self.worker_gib)} for each preprocessing process (--workers)",
             f"  time      {_hours(self.preprocessing_core_hours)} of one core to prepare all cases",
         ]
         for one in (self.coarse, self.fine):
             if one.stage is Stage.COARSE and one.prediction_tflop == 0:
                 continue  # a single stage: COARSE is neither trained nor used
             lines.append(
-                f"  {one.stage.value:<8}  training: {_gib(one.training_gib)} of GPU memory, "
-                f"{_tflop(one.training_step_tflop)} a step; prediction: {_gib(one.prediction_gib)}, "
+                f"  {one.stage.value:<8}  training: {size_text(one.training_gib)} of GPU memory, "
+                f"{_tflop(one.training_step_tflop)} a step; prediction: {size_text(one.prediction_gib)}, "
                 f"{_tflop(one.prediction_tflop)} a case"
             )
         return "\n".join(lines)
@@ -126,6 +127,37 @@ def estimate(
         coarse=_stage(plans, Stage.COARSE, fingerprint, labeled, unlabeled),
         fine=_stage(plans, Stage.FINE, fingerprint, labeled, unlabeled),
     )
+
+
+def oversized(
+    plans: Plans, fingerprint: DatasetFingerprint, images: Mapping[str, Geometry], *, disk_gib: float, memory_gib: float
+) -> dict[str, str]:
+    """The images that alone take more than is free, each with what becomes of it; none where all do.
+
+    Args:
+        images: Canonical grids by case.
+        disk_gib: What is free.
+        memory_gib: What is free.
+    """
+    share, found = _body_share(fingerprint), {}
+    for case_id, image in images.items():
+        stages = [math.prod(_stage_shape(image, plan)) * share for plan in (plans.coarse, plans.fine)]
+        stored = 2 * len(plans.channels) * sum(stages) / 2**30  # in float16, while preparing in float32 besides
+        resampled = 6 * len(plans.channels) * max(stages) / 2**30
+        if stored > disk_gib or resampled > memory_gib:
+            found[case_id] = f"{_becomes(image, plans)}, {size_text(stored)} to be stored"
+    return found if len(found) < len(images) else {}  # then it is not the images
+
+
+def largest(plans: Plans, images: Mapping[str, Geometry]) -> str:
+    """The image that takes most, and what becomes of it."""
+    case_id = max(images, key=lambda case_id: math.prod(_stage_shape(images[case_id], plans.fine)))
+    return f"the largest is case '{case_id}': {_becomes(images[case_id], plans)}"
+
+
+def _becomes(image: Geometry, plans: Plans) -> str:
+    whole = BoundingBox.whole(image.shape_zyx)
+    return becomes(StageGrid.at_spacing(image.shape_zyx, image.spacing_zyx_mm, whole, plans.fine.spacing_zyx_mm))
 
 
 def windows_per_axis(size: int, window: int) -> int:
@@ -191,10 +223,6 @@ def _body_share(fingerprint: DatasetFingerprint) -> float:
 
 def _stage_shape(image: Geometry, plan: StagePlan) -> IntTriple:
     return resampled_shape(image.shape_zyx, image.spacing_zyx_mm, plan.spacing_zyx_mm)
-
-
-def _gib(value: float) -> str:
-    return f"{value:.0f} GiB" if value >= 10 else f"{value:.1f} GiB" if value >= 0.1 else f"{value * 1024:.0f} MiB"
 
 
 def _hours(value: float) -> str:

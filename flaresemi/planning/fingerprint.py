@@ -81,7 +81,7 @@ def fingerprint_dataset(
     if waiting:
         logger.info("measuring %d labeled case(s)%s", len(waiting), f"; {len(measured)} known" if measured else "")
         measure = functools.partial(_measure_and_keep, dataset=dataset, folder=folder, body=body)
-        voxels = max((math.prod(grid.shape_zyx) for grid in read_geometries(waiting)), default=0)
+        voxels = max((math.prod(grid.shape_zyx) for grid in read_geometries(waiting).values()), default=0)
         count = worker_count(0.4 + _BYTES_PER_VOXEL * voxels * len(dataset.channels) / 2**30, workers)
         for case, result in parallel_map(measure, waiting, workers=count, progress="fingerprint", mute=True):
             measured[case.id] = result

@@ -14,17 +14,19 @@ from tqdm import tqdm
 from flaresemi.case_names import case_file
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
-from flaresemi.errors import DatasetError, FlaresemiError, listed
+from flaresemi.errors import DatasetError, FlaresemiError, about_case, listed
 from flaresemi.files import write_text
 from flaresemi.geometry import Geometry, IntTriple, resampled_shape
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.labels import LabelSet
+from flaresemi.machine import free_memory_gib
 from flaresemi.planning.cases import read_case, read_geometries, supervised_organs
 from flaresemi.planning.sources import case_content_hash, source_hash
 from flaresemi.planning.splits import Splits
 from flaresemi.plans import Plans, Stage
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
 from flaresemi.records import load_record, save_record
+from flaresemi.room import enough_memory, refuse_without_disk, refuse_without_memory
 from flaresemi.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -82,7 +84,8 @@ def prepare_dataset(
         How many cases were prepared now.
 
     Raises:
-        DatasetError: cases could not be read; all of them are named, after all others were completed.
+        DatasetError: cases could not be read, or take more memory or disk than is free; all of them are named, after
+            all others were completed.
         OSError: the disk is full or cannot be written to.
     """
     for stage in Stage:
@@ -90,8 +93,9 @@ def prepare_dataset(
     tasks = pending(dataset, plans, workspace, groups=groups)
     if not tasks:
         return 0
-    grids = read_geometries(task.case for task in tasks)
-    gib = max((gib_to_prepare(grid, plans) for grid in grids), default=0.0)
+    needed = [gib_to_prepare(grid, plans) for grid in read_geometries(task.case for task in tasks).values()]
+    free = free_memory_gib()
+    gib = max((gib for gib in needed if gib <= free), default=0.5)  # those that cannot fit are refused one by one
     count = worker_count(gib, workers)
     logger.info("preparing %d case(s) with %d process(es) of at most %.1f GiB each", len(tasks), count, gib)
     work = functools.partial(_prepare_case, labels=dataset.labels, plans=plans, workspace=workspace)
@@ -177,15 +181,17 @@ def _prepare_case(task: Task, *, labels: LabelSet, plans: Plans, workspace: Work
     case = task.case
     source = _Source(source_hash=task.source_hash, content_hash=case_content_hash(case, labels, _RULES))
     try:
-        image, indices = read_case(case, labels)
+        with about_case(case.id), enough_memory(case.images[0]):
+            image, indices = read_case(case, labels)
+            record = _source_path(workspace, case)
+            if _known_source(record) != source:
+                record.unlink(missing_ok=True)  # killed between the stages, the next run shall not take the old for new
+            prepared = prepare(image, plans.body)
+            for stage in task.stages:
+                store = _store(workspace, stage)
+                _prepare_stage(task, prepared, indices, labels=labels, plans=plans, store=store, stage=stage)
     except FlaresemiError as error:
-        return f"case '{case.id}': {error}"
-    record = _source_path(workspace, case)
-    if _known_source(record) != source:
-        record.unlink(missing_ok=True)  # killed between the stages, the next run shall not take the old one for new
-    prepared = prepare(image, plans.body)
-    for stage in task.stages:
-        _prepare_stage(task, prepared, indices, labels=labels, plans=plans, store=_store(workspace, stage), stage=stage)
+        return str(error)
     save_record(record, source)
     return None
 
@@ -203,6 +209,10 @@ def _prepare_stage(
     plan = plans.stage(stage)
     grid = prepared.grid(plan)
     made_by = preprocessing_hash(plans.body, plan)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    channels = plan.network.input_channels  # in float32 while it is resampled, and in float16
+    refuse_without_memory(grid, bytes_per_voxel=6 * channels)
+    refuse_without_disk(grid, store.folder, bytes_per_voxel=2 * channels)
     if indices_zyx is None:
         label = None
         record = CaseRecord.unlabeled(

@@ -120,7 +120,8 @@ def _ct_body(means: np.ndarray, spacing_zyx_mm: tuple[float, ...], *, parts: boo
     if dense.all():
         return None
     # In the axial plane only, where a table is thin; scans of a few slices have no third dimension to speak of.
-    radius = [_THIN_MM / 2 / size for size in spacing_zyx_mm[1:]]
+    # A disk of twice the plane covers all of it, wherever it stands.
+    radius = [min(_THIN_MM / 2 / size, 2 * n) for size, n in zip(spacing_zyx_mm[1:], dense.shape[1:], strict=True)]
     opened = _opened(dense, radius)
     pieces = _large_pieces(opened if opened.any() else dense, _PIECE_SHARE)
     # Opening rounds off noses and fingers: what touches the kept pieces nearby comes back.

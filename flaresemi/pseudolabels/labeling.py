@@ -19,6 +19,7 @@ from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.engine import Engine
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.scoring import Scorer
+from flaresemi.room import enough_memory
 from flaresemi.selection import CaseScore
 
 
@@ -112,11 +113,13 @@ class Labeler:
 
         Raises:
             DatasetError: the case is not prepared, or damaged.
-            PredictionError: the networks' output is not finite; it names the case.
+            ImageError: it takes more memory than is free.
+            PredictionError: the networks' output is not finite.
         """
         with about_case(case_id):
             return self._label(case_id)
 
+    @enough_memory()
     def _label(self, case_id: str) -> LabeledCase:
         stored = self.fine_store.open(case_id)
         grid = stored.record.grid
@@ -135,10 +138,12 @@ class Labeler:
         if self._coarse is None:
             return whole, ()
         coarse = self.coarse_store.open(case_id)
+        grid = coarse.record.grid
+        self._coarse.refuse_too_large(grid, BoundingBox.whole(grid.shape_zyx))
         fill_c = np.array(coarse.record.channel_minima, np.float32)
-        image = _crop(coarse, BoundingBox.whole(coarse.record.grid.shape_zyx))
+        image = _crop(coarse, BoundingBox.whole(grid.shape_zyx))
         box = organs_box(most_likely(self._coarse.logits(image, fill_c)[0]))
-        organs = None if box is None else coarse.record.grid.to_canonical(box)
+        organs = None if box is None else grid.to_canonical(box)
         region = fine_region(organs, self._final.plan, stored.record.grid)
         if region is None:
             return whole, ("COARSE found no organ: FINE searched the whole body",)

@@ -210,7 +210,7 @@ def _is_stored(store: LabelStore, case_id: str, source: str) -> bool:
 
 def _workers(cases: Sequence[Case], workspace: Workspace, ranks: Ranks) -> int:
     """As many as preprocessing would take, which needs more memory; the ranks share the machine."""
-    grids, plans = read_geometries(cases), load_plans(workspace.plans)
+    grids, plans = read_geometries(cases).values(), load_plans(workspace.plans)
     if sum(math.prod(grid.shape_zyx) for grid in grids) < _WORTH_PROCESSES:
         return 1
     gib = max(gib_to_prepare(grid, plans) for grid in grids)

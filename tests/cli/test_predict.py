@@ -360,3 +360,20 @@ def test_an_output_that_is_not_finite_is_the_error_of_its_case(folder, monkeypat
     assert predict.main(["-i", "scans", "-o", "out"]) == 2
     assert label_maps(folder / "out") == ["a.nii.gz", "c.mha"]
     assert "b: the output of FINE is not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e-3])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1,)])
+def test_a_wild_spacing_is_the_error_of_its_case_at_most(folder, capsys, factor, axes):
+    array = np.zeros(SHAPE, np.int16)
+    array[:, 0] = -1000
+    spacing = tuple(3.0 * factor if axis in axes else 3.0 for axis in range(3))
+    geometry = Geometry(shape_zyx=SHAPE, spacing_zyx_mm=spacing)
+    write_label_map(
+        folder / "scans" / "b_0000.nrrd", array, SourceGrid(geometry=geometry, axes=(0, 1, 2), flips=(False,) * 3)
+    )
+    too_large = factor > 1 and len(axes) > 1
+    assert predict.main(["-i", "scans", "-o", "out"]) == (2 if too_large else 0)
+    assert label_maps(folder / "out") == ["a.nii.gz", *([] if too_large else ["b.nrrd"]), "c.mha"]
+    if too_large:
+        assert "b: its 12×24×24 voxels of 3000×3000×3000 mm" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 
 from flaresemi.geometry import Geometry
 from flaresemi.networks.cost import forward_gflop
-from flaresemi.planning.estimates import Estimate, estimate, windows_per_axis
+from flaresemi.planning.estimates import Estimate, estimate, largest, oversized, windows_per_axis
 from flaresemi.planning.planner import make_plans
 from flaresemi.plans import DatasetFingerprint, Plans, Stage
 
@@ -95,3 +95,14 @@ def test_text_is_a_few_lines_with_units(flare22: Estimate) -> None:
 def test_no_images_is_a_broken_contract(flare_fingerprint: DatasetFingerprint, flare_plans: Plans) -> None:
     with pytest.raises(ValueError, match="no images"):
         estimate(flare_plans, flare_fingerprint, [])
+
+
+def test_images_that_alone_take_too_much_are_named(flare_fingerprint: DatasetFingerprint, flare_plans: Plans) -> None:
+    images = {case.case_id: image for case, image in zip(flare_fingerprint.cases, grids(flare_fingerprint))}
+    wild = Geometry(shape_zyx=(40, 36, 44), spacing_zyx_mm=(3000.0, 2000.0, 2000.0))
+    found = oversized(flare_plans, flare_fingerprint, images | {"wild": wild}, disk_gib=100.0, memory_gib=16.0)
+    assert found.keys() == {"wild"}
+    assert "40×36×44 voxels of 3000×2000×2000 mm" in found["wild"]
+    assert oversized(flare_plans, flare_fingerprint, images, disk_gib=100.0, memory_gib=16.0) == {}
+    assert oversized(flare_plans, flare_fingerprint, images, disk_gib=1e-6, memory_gib=16.0) == {}  # it is the disk
+    assert "case 'wild': its 40×36×44" in largest(flare_plans, images | {"wild": wild})

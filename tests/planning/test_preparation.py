@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from flaresemi.errors import DatasetError
 from flaresemi.geometry import BoundingBox
@@ -277,3 +278,17 @@ def test_lists_name_the_cases_one_a_line(small_dataset, workspace):
         assert sorted(train + validation) == ["l0", "l1", "l2"]
         assert validation == list(splits.folds[number].validation)
     assert len(lists) == 9
+
+
+def test_a_case_that_does_not_fit_does_not_stop_the_others(small_dataset, workspace):
+    small = small_dataset()
+    dataset, plans = planned(small)
+    path = small.image_path("unlabeled", dataset.unlabeled[0].id)
+    image = sitk.ReadImage(str(path))
+    image.SetSpacing([1000 * spacing for spacing in image.GetSpacing()])
+    sitk.WriteImage(image, str(path))
+    with pytest.raises(DatasetError, match=r"1 of .* cases could not be prepared; the others are done") as caught:
+        prepare_dataset(dataset, plans, workspace, workers=1)
+    assert f"case '{dataset.unlabeled[0].id}': its body's 20×20×18 voxels of 3000×1500×1500 mm" in str(caught.value)
+    left = pending(dataset, plans, workspace)
+    assert [task.case.id for task in left] == [dataset.unlabeled[0].id]

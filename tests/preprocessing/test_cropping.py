@@ -252,3 +252,12 @@ def test_real_tissue_crops_stay_whole(shared_data):
         box, mask = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, "foreground")
         assert box == BoundingBox.whole(image.geometry.shape_zyx)
         assert mask.mean() > 0.8
+
+
+@pytest.mark.parametrize("spacing", [1e-6, 1e-3, 1e3])
+def test_a_wild_spacing_takes_no_time(spacing):
+    image = np.full((1, 20, 40, 36), -1000.0, np.float32)
+    image[:, :, 8:30, 5:30] = 40.0
+    box, mask = find_body(image, (spacing,) * 3, "ct")
+    assert box.contains(BoundingBox(start=(0, 8, 5), stop=(20, 30, 30)))
+    assert mask.any()
