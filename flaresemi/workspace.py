@@ -107,8 +107,11 @@ class Workspace:
 
     def foreign(self) -> list[Path]:
         """What stands where planning writes, in a folder of which nothing says that it is a workspace."""
-        records = (self.inspected_cases, self.case_decisions, self.fingerprint, self.plans, self.splits)
-        if any(_has_version(path) for path in records):
+        records = {  # and a key that each of them has
+            self.inspected_cases: "cases", self.case_decisions: "skipped", self.fingerprint: "dataset_name",
+            self.plans: "fingerprint_hash", self.splits: "folds",
+        }  # fmt: skip
+        if any(_is_record(path, key) for path, key in records.items()):
             return []
         files = (*records, self.integrity_csv, self.integrity_summary, self.replaced_plans)
         folders = (self.case_fingerprints, self.lists, self.root / "preprocessed")
@@ -150,13 +153,13 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _has_version(path: Path) -> bool:
-    """Whether a file is a record, of whatever version."""
+def _is_record(path: Path, key: str) -> bool:
+    """Whether a file is a record of ours with this key, of whatever version."""
     try:
         found = load_json(path)
     except PlanError:
         return False
-    return isinstance(found, dict) and "schema_version" in found
+    return isinstance(found, dict) and {"schema_version", key} <= found.keys()
 
 
 def _checked_fold(fold: str) -> str:

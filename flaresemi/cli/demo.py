@@ -14,7 +14,8 @@ from flaresemi.cli import evaluate, plan_and_preprocess, predict, semi_round, tr
 from flaresemi.cli.common import EXIT_OK, StrictParser, print_next, run
 from flaresemi.cli.numbers import count, number
 from flaresemi.dataset import LAYOUTS
-from flaresemi.errors import ConfigError
+from flaresemi.errors import ConfigError, listed
+from flaresemi.files import entries
 from flaresemi.geometry import IntTriple
 from flaresemi.phantom.dataset import SIZES, TEST_LABELS, write_phantom_dataset
 from flaresemi.ranges import Few, Seed
@@ -134,10 +135,11 @@ def _make_data(folder: DemoFolder, options: argparse.Namespace) -> None:
                 where=folder.record,
                 fix="repeat those options, or name another folder with -o",
             )
-    elif os.path.lexists(folder.data):
+    elif theirs := entries(folder.root, (folder.data.name, "predictions_*", "summary_*")):
         raise ConfigError(
-            "there are data in this folder that no demo made", where=folder.data, fix="name another folder with -o"
-        )
+            f"there are data in this folder that no demo made: {listed([path.name for path in theirs])}",
+            where=folder.root, fix="name another folder with -o",
+        )  # fmt: skip
     save_record(folder.record, wanted)
     write_phantom_dataset(
         folder.data,

@@ -127,11 +127,16 @@ def _refuse_foreign(options: argparse.Namespace) -> None:
         ConfigError: another file would be.
     """
     refuse = functools.partial(refuse_foreign, writer="flaresemi_evaluate", overwrite=options.overwrite)
-    refuse([options.output], lambda path: holds_record(path, Summary))
+    refuse([options.output], _is_evaluation)
     refuse([options.output.with_suffix(".csv")], is_score_table)
     if options.overlays:
         pairs = match_cases(options.predictions, options.references, {}).pairs
         refuse((case_file(_overlays(options.output), pair.case_id, ".png") for pair in pairs), is_overlay)
+
+
+def _is_evaluation(path: Path) -> bool:
+    """Whether a file is a summary that this command wrote, and not the validation of a training."""
+    return holds_record(path, Summary) and not path.with_name("made_with.json").exists()
 
 
 def _overlays(output: Path) -> Path:

@@ -227,3 +227,32 @@ def test_an_empty_path_is_refused(main: object, capsys: pytest.CaptureFixture[st
         for text in ("", " "):
             assert main.main([flag, text, *(["FINE", "0"] if main is train else [])]) == 2  # type: ignore[attr-defined]
             assert "an empty path is given" in capsys.readouterr().err
+
+
+def test_the_validation_of_a_training_is_no_output_of_an_evaluation(
+    trained: Path, phantom_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = Workspace(trained).models / "fold_0" / "FINE" / "validation" / "summary.json"
+    before = summary.read_bytes()
+    masks = str(phantom_dataset / "labeled_mask")
+    assert evaluate.main(["-p", masks, "-r", masks, "-d", str(phantom_dataset), "-o", str(summary)]) == 2
+    assert "summary.json" in capsys.readouterr().err
+    assert summary.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["plans.json", "splits.json", "lists/labeled.txt", "integrity.csv"])
+def test_records_of_other_programs_make_no_workspace(phantom_dataset: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "there" / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema_version": 1, "tool": "another"}', encoding="utf-8")
+    assert plan_and_preprocess.main(["-d", str(phantom_dataset), "-w", str(tmp_path / "there"), "--check-only"]) == 2
+    assert [each for each in (tmp_path / "there").rglob("*") if each.is_file()] == [path]
+
+
+@pytest.mark.parametrize("name", ["data/imagesTr/a.nii.gz", "predictions_supervised/a.nii.gz", "summary_mine.json"])
+def test_a_demo_begins_in_no_folder_of_others(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(THEIRS)
+    assert demo.main(["-o", str(tmp_path), "--size", "tiny"]) == 2
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
