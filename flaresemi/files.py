@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import stat
-import tempfile
 import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from flaresemi.errors import ConfigError
+from flaresemi.unfinished import PARTIAL, unfinished_path
 
 logger = logging.getLogger(__name__)
 
-#: What the name of every unfinished file begins with, so that only our own leftovers are ever removed.
-PARTIAL = ".partial-"
+#: What a file system answers that cannot be told to write at once, though it writes.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -34,18 +34,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=f".{path.name[-48:]}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = unfinished_path(path.parent, path.name)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+            sync(written.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync(descriptor: int) -> None:
+    """Waits until a file or folder is on the disk, where the file system knows how.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as problem:
+        if problem.errno not in _NO_SYNC:
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,13 +110,6 @@ def map_array(path: Path) -> np.ndarray:
 _BAD_HEADER = (
     SyntaxError, tokenize.TokenError, UserWarning, EOFError, TypeError, OverflowError, MemoryError, RecursionError,
 )  # fmt: skip
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files that killed writers left directly in `folder`."""
-    for leftover in Path(folder).glob(f"{PARTIAL}*"):
-        if leftover.is_file():
-            leftover.unlink(missing_ok=True)
 
 
 def clear_folder(folder: Path, names: Sequence[str] = ("*",)) -> None:
@@ -165,10 +169,3 @@ def content_hash(path: Path) -> str:
 def _content_hash(path: str, size: int, mtime_ns: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _umask() -> int:
-    # The only portable way to read the umask is to set it; this is called under no thread that creates files.
-    current = os.umask(0o022)
-    os.umask(current)
-    return current

@@ -1,10 +1,11 @@
+import errno
 import os
 import stat
 
 import pytest
 
 from flaresemi.errors import ConfigError
-from flaresemi.files import atomic_path, clear_folder, copy_file, open_no_link, remove_leftovers, write_text
+from flaresemi.files import atomic_path, clear_folder, copy_file, open_no_link, write_text
 
 
 def test_a_file_appears_whole_and_under_its_name(tmp_path):
@@ -76,12 +77,25 @@ def test_what_is_no_ordinary_file_is_not_written_to(tmp_path, make):
     assert os.listdir(tmp_path) == ["name"]
 
 
-def test_only_our_own_leftovers_are_removed(tmp_path):
-    (tmp_path / ".gitignore").write_text("theirs")
-    (tmp_path / "a.txt").write_text("whole")
-    with atomic_path(tmp_path / "b.txt") as temporary:
-        temporary.write_text("x")
-        left = temporary.with_name(temporary.name.replace("b.txt", "killed.txt"))
-        left.write_text("half")
-    remove_leftovers(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [".gitignore", "a.txt", "b.txt"]
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_knows_no_modes_and_no_syncing(tmp_path, monkeypatch, number):
+    """As network shares and memory sticks are."""
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    for name in ("fsync", "chmod", "fchmod"):
+        monkeypatch.setattr(os, name, fail)
+    write_text(tmp_path / "a.txt", "x")
+    assert (tmp_path / "a.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fails_is_told_and_leaves_nothing(tmp_path, monkeypatch, call):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_text(tmp_path / "a.txt", "x")
+    assert os.listdir(tmp_path) == []

@@ -15,7 +15,7 @@ from flaresemi.cli.numbers import count, number
 from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError, one_line
-from flaresemi.files import copy_file, remove_leftovers, write_text
+from flaresemi.files import copy_file, write_text
 from flaresemi.locking import working_alone
 from flaresemi.machine import free_memory_gib
 from flaresemi.networks.cost import parameter_count, training_memory_gib
@@ -32,6 +32,7 @@ from flaresemi.plans import DatasetFingerprint, MemoryGib, Plans, Stage, load_fi
 from flaresemi.ranges import Seed
 from flaresemi.records import dumps, save_record
 from flaresemi.sides import mirroring_told
+from flaresemi.unfinished import remove_leftovers
 from flaresemi.workspace import Workspace
 
 logger = logging.getLogger("flaresemi.cli.plan_and_preprocess")  # also when run with python -m

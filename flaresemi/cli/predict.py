@@ -43,6 +43,7 @@ from flaresemi.pseudolabels.reliability import Reliability, told
 from flaresemi.ranges import Range
 from flaresemi.records import save_record
 from flaresemi.selection import CaseScore
+from flaresemi.unfinished import remove_leftovers
 
 logger = logging.getLogger("flaresemi.cli.predict")  # also when run with python -m
 
@@ -132,6 +133,8 @@ def _predict(options: argparse.Namespace) -> None:
     refuse_foreign_tables(remaining, results, options)
     if len(remaining) < len(jobs):
         logger.info("%d of %d cases have their label map already", len(jobs) - len(remaining), len(jobs))
+    for folder in {output.parent for _, output in jobs}:
+        remove_leftovers(folder)
     for folder in {output.parent for _, output in remaining}:
         folder.mkdir(parents=True, exist_ok=True)
     # What is measured is one case, so nothing of another one may be read or written meanwhile.

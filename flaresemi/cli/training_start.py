@@ -14,7 +14,7 @@ from flaresemi.cli.replacing import holds_record
 from flaresemi.compute.distributed import Ranks
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import CheckpointError, ConfigError, listed
-from flaresemi.files import clear_folder, entries, remove_leftovers
+from flaresemi.files import clear_folder, entries
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.training.config import TrainingConfig
@@ -23,6 +23,7 @@ from flaresemi.training.resuming import has_state, load_state
 from flaresemi.training.runs import RunRecord, recorded_config, recorded_teaching
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
+from flaresemi.unfinished import remove_leftovers
 from flaresemi.workspace import ModelFolder, Workspace
 
 logger = logging.getLogger("flaresemi.cli.train")

@@ -4,14 +4,13 @@ import dataclasses
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from flaresemi import __version__
 from flaresemi.errors import CheckpointError, ConfigError
-from flaresemi.files import PARTIAL, copy_file
+from flaresemi.files import copy_file
 from flaresemi.geometry import FloatTriple, IntTriple
 from flaresemi.inference.drawing import LEAST_REPAIR_MM, MAX_REPAIRS
 from flaresemi.inference.models import LoadedModels, kept_largest
@@ -25,6 +24,7 @@ from flaresemi.networks.openvino import save_program
 from flaresemi.plans import IntensityPlan
 from flaresemi.preprocessing.cropping import BODY_HU
 from flaresemi.records import save_record
+from flaresemi.unfinished import unfinished_path
 from flaresemi.workspace import ModelFolder
 
 DESCRIPTION = "description.json"
@@ -96,7 +96,8 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
         raise _taken(folder)
     _refuse_same_place((*models.coarse, *models.fine))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder.parent))
+    partial = unfinished_path(folder.parent)
+    partial.mkdir()
     try:
         stages = {
             checkpoints[0].plan.stage.value: _stage(checkpoints, partial, programs)
@@ -116,7 +117,6 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
             steps=tuple(_steps(fine, bool(models.coarse))),
         )
         save_record(partial / DESCRIPTION, description)
-        partial.chmod(0o755)
         try:
             os.rename(partial, folder)
         except (FileExistsError, NotADirectoryError):

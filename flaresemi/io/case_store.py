@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import os
 import shutil
-import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +13,11 @@ import numpy as np
 
 from flaresemi.case_names import case_file
 from flaresemi.errors import DatasetError, shown
-from flaresemi.files import PARTIAL, content_hash, remove_leftovers
+from flaresemi.files import content_hash, sync
 from flaresemi.io.stored_case import MAX_CLASS_VOXELS, CaseRecord, StoredCase, count_voxels
 from flaresemi.machine import open_file_limit
 from flaresemi.records import load_record, save_record
+from flaresemi.unfinished import remove_leftovers, unfinished_path
 
 logger = logging.getLogger(__name__)
 
@@ -110,18 +110,14 @@ class CaseStore:
         )
 
     def remove_leftovers(self) -> None:
-        """Removes what killed writers left. Only for when nobody else writes to the store."""
-        if not self.folder.is_dir():
-            return
+        """Removes what killed writers left."""
         remove_leftovers(self.folder)
-        for leftover in self.folder.glob(f"{PARTIAL}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
 
     def _folder(self, case_id: str) -> Path:
         return case_file(self.folder, case_id)  # a name that starts with a dot is a temporary one
 
     def _temporary_folder(self) -> Path:
-        folder = self.folder / f"{PARTIAL}{uuid.uuid4().hex}"
+        folder = unfinished_path(self.folder)
         folder.mkdir()
         return folder
 
@@ -313,12 +309,12 @@ def _save(path: Path, array: np.ndarray) -> None:
     with open(path, "wb") as file:
         np.save(file, np.ascontiguousarray(array), allow_pickle=False)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)

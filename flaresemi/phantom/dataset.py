@@ -12,13 +12,13 @@ from flaresemi import flare22
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import LAYOUTS
 from flaresemi.errors import ConfigError, listed
-from flaresemi.files import remove_leftovers
 from flaresemi.geometry import IntTriple
 from flaresemi.image_paths import visible_files
 from flaresemi.io.images import write_label_map
 from flaresemi.phantom.patient import stream
 from flaresemi.phantom.phantom import make_phantom
 from flaresemi.records import closest, load_json, save_record
+from flaresemi.unfinished import remove_leftovers
 
 logger = logging.getLogger(__name__)
 

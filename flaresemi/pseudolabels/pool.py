@@ -14,7 +14,7 @@ from flaresemi.compute.claims import Claims
 from flaresemi.compute.sharding import Shard
 from flaresemi.errors import DatasetError, FlaresemiError, PredictionError, SelectionError, listed
 from flaresemi.evaluation.overlap import dice_per_organ
-from flaresemi.files import remove_leftovers, write_text
+from flaresemi.files import write_text
 from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.resampling import resample_labels
@@ -22,6 +22,7 @@ from flaresemi.pseudolabels.calibration import Observation
 from flaresemi.pseudolabels.labeling import LabeledCase, Labeler
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.selection import CaseScore, Selection
+from flaresemi.unfinished import remove_leftovers
 from flaresemi.workspace import RoundFolder
 
 logger = logging.getLogger(__name__)

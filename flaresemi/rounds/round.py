@@ -14,7 +14,7 @@ from flaresemi.compute.precision import PrecisionName
 from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import Dataset
 from flaresemi.errors import ConfigError, SelectionError, listed
-from flaresemi.files import clear_folder, remove_leftovers
+from flaresemi.files import clear_folder
 from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.preparation import refuse_changed
@@ -51,6 +51,7 @@ from flaresemi.training.runs import RunRecord
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import TrainingTask, load_task
 from flaresemi.training.validation import validate
+from flaresemi.unfinished import remove_leftovers
 from flaresemi.workspace import ModelFolder, Workspace
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import pytest
 from flaresemi import flare22
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import ConfigError
-from flaresemi.files import PARTIAL
 from flaresemi.io.images import read_image, read_label_map
 from flaresemi.phantom import write_phantom_dataset
+from flaresemi.unfinished import PARTIAL
 
 _SIZE = (10, 12, 12)
 
@@ -44,7 +44,7 @@ def test_a_second_call_keeps_what_is_there_and_adds_what_is_not(tmp_path):
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")}
     lost = tmp_path / "labeled_mask" / "phantom_0002.nii.gz"
     lost.unlink()
-    leftover = tmp_path / "labeled_image" / f"{PARTIAL}half.phantom_0001_0000.nii.gz"
+    leftover = tmp_path / "labeled_image" / f"{PARTIAL}half1234.phantom_0001_0000.nii.gz"
     leftover.write_bytes(b"half")
     kept = tmp_path / "labeled_image" / "phantom_0001_0000.nii.gz"
     kept.write_bytes(b"kept as it is")

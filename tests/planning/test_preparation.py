@@ -152,7 +152,7 @@ class TestResume:
         dataset, plans = planned(small_dataset())
         prepare_dataset(dataset, plans, workspace, workers=1)
         before = contents(workspace.root)
-        leftover = workspace.preprocessed(Stage.FINE) / ".partial-killed"
+        leftover = workspace.preprocessed(Stage.FINE) / ".partial-12345678"
         leftover.mkdir()
         (leftover / "image.npy").write_bytes(b"half")
         prepare_dataset(dataset, plans, workspace, workers=1)
