@@ -40,15 +40,20 @@ def unfinished_path(folder: Path, name: str = "") -> Path:
     return Path(folder) / f"{PARTIAL}{_owner(os.getpid())}-{uuid.uuid4().hex[:8]}{ending}"
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what killed programs left unfinished directly in a folder; never what a living one may be writing."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for entry in list(os.scandir(folder)):
-            if entry.name.startswith(PARTIAL) and _is_left(Path(entry)):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry, ignore_errors=True)
-                else:
-                    Path(entry).unlink(missing_ok=True)
+def remove_leftovers(*folders: Path) -> None:
+    """Removes what killed programs left unfinished directly in folders; never what a living one may be writing."""
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for entry in [each for each in os.scandir(folder) if each.name.startswith(PARTIAL)]:
+                if _is_left(Path(entry)):
+                    _remove(entry)
+
+
+def _remove(entry: os.DirEntry) -> None:
+    if entry.is_dir(follow_symlinks=False):
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        Path(entry).unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=1024)

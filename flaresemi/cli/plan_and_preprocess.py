@@ -53,8 +53,7 @@ def _plan_and_preprocess(options: argparse.Namespace, words: list[str]) -> None:
     this_again = ["flaresemi_plan_and_preprocess", *dataset_words(options)]
     alone = working_alone(workspace.lock("preprocessed"), ["flaresemi_plan_and_preprocess", *words])
     with alone, _quiet_readers():
-        for place in (workspace.root, workspace.case_fingerprints, workspace.lists, workspace.prepared_sources):
-            remove_leftovers(place)
+        remove_leftovers(workspace.root, workspace.case_fingerprints, workspace.lists, workspace.prepared_sources)
         _check(options, found, workspace)
         if options.check_only:
             print_next(this_again)

@@ -133,8 +133,7 @@ def _predict(options: argparse.Namespace) -> None:
     refuse_foreign_tables(remaining, results, options)
     if len(remaining) < len(jobs):
         logger.info("%d of %d cases have their label map already", len(jobs) - len(remaining), len(jobs))
-    for folder in {output.parent for _, output in jobs}:
-        remove_leftovers(folder)
+    remove_leftovers(*{output.parent for _, output in jobs})
     for folder in {output.parent for _, output in remaining}:
         folder.mkdir(parents=True, exist_ok=True)
     # What is measured is one case, so nothing of another one may be read or written meanwhile.

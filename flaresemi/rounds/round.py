@@ -291,10 +291,9 @@ class Round:
         return is_done
 
     def _remove_leftovers(self) -> None:
-        """Removes the unfinished files of a killed start, but for labels and scores: shards may be writing them."""
+        """Removes the unfinished files of a killed start."""
         models = [self.folder.model(stage) for stage in self.stages]
-        for folder in (self.folder.root, *(place for model in models for place in (model.root, model.validation))):
-            remove_leftovers(folder)
+        remove_leftovers(self.folder.root, *(place for model in models for place in (model.root, model.validation)))
 
     def _state(self) -> RoundState:
         state = load_state(self.folder.state)
