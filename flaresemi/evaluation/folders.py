@@ -15,7 +15,7 @@ from flaresemi.errors import DatasetError, ImageError
 from flaresemi.evaluation.flare import OrganScore, evaluate_case
 from flaresemi.image_paths import IMAGE_ENDINGS, image_stem
 from flaresemi.io.images import LabelMap, read_grid, read_label_map
-from flaresemi.io.segments import contradictions
+from flaresemi.io.segments import EXPORT, RENUMBER, contradictions
 from flaresemi.labels import LabelSet, count_values
 
 logger = logging.getLogger(__name__)
@@ -193,9 +193,10 @@ def read_pair(pair: CasePair, labels: LabelSet) -> tuple[LabelMap, LabelMap]:
     maps = []
     for path in (pair.prediction, pair.reference):
         label_map = read_label_map(path, labels.values)
-        wrong, strange = contradictions(label_map.segments, labels, list(count_values(label_map.array_zyx)))
+        values = list(count_values(label_map.array_zyx)) if label_map.segments else ()
+        wrong, strange = contradictions(label_map.segments, labels, values)
         if wrong:
-            raise ImageError(f"case '{pair.case_id}': {wrong[0]}", where=path, fix="renumber its segments")
+            raise ImageError(f"case '{pair.case_id}': {wrong[0]}", where=path, fix=RENUMBER)
         for what in strange:
             logger.warning("%s: %s", path, what)
         maps.append(label_map)
@@ -217,7 +218,7 @@ def read_pair(pair: CasePair, labels: LabelSet) -> tuple[LabelMap, LabelMap]:
         raise ImageError(
             f"case '{pair.case_id}': prediction and reference lie on different grids: {found}",
             where=f"{pair.prediction} and {pair.reference}",
-            fix="predict the image that the reference was drawn on",
+            fix=EXPORT if reference.source.cropped else "predict the image that the reference was drawn on",
         )
     _refuse_mirrored(pair, prediction, reference, labels.background)
     return prediction, reference

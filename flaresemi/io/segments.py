@@ -13,9 +13,12 @@ from flaresemi.labels import LabelSet, count_values
 from flaresemi.ranges import LabelValue
 
 EXPORT = (
-    "export it from 3D Slicer as one label map: right-click the segmentation in the module Data, "
-    "'Export visible segments to binary labelmap', and save that"
+    "export it from 3D Slicer as one label map: module Segmentations, 'Export/import models and labelmaps', Export, "
+    "Labelmap, with the image as reference volume"
 )
+
+#: What to do about names that contradict the dataset's.
+RENUMBER = "give its segments the values of dataset.json, or correct names and values there"
 
 #: Names that 3D Slicer gives by itself.
 _NO_NAME = re.compile(r"(segment[ _]?\d*)?", re.IGNORECASE)

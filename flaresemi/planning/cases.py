@@ -12,7 +12,8 @@ from flaresemi.errors import DatasetError, ImageError
 from flaresemi.geometry import Geometry
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image, read_grid, read_image, read_label_map
-from flaresemi.labels import LabelSet
+from flaresemi.io.segments import RENUMBER, contradictions
+from flaresemi.labels import LabelSet, count_values
 
 #: Grids whose corners lie closer than this part of a voxel are one grid. Chosen: far below what a label map can show,
 #: far above the rounding of headers (1e-8 in one, 1e-3 mm across a body in float32).
@@ -115,6 +116,9 @@ def read_organs(case: Case, labels: LabelSet, image: SourceGrid) -> np.ndarray:
             where=case.label,
             fix="flaresemi_plan_and_preprocess --check-only says more",
         )
+    wrong, _ = contradictions(label.segments, labels, list(count_values(label.array_zyx)) if label.segments else ())
+    if wrong:
+        raise DatasetError(f"case '{case.id}': {wrong[0]}", where=case.label, fix=RENUMBER)
     unknown = labels.unknown_values(label.array_zyx)
     if unknown:
         raise DatasetError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from flaresemi.dataset import Case, Dataset
-from flaresemi.io.segments import contradictions
+from flaresemi.io.segments import EXPORT, RENUMBER, contradictions
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import (
     GRID_TOLERANCE_VOXELS,
@@ -137,6 +137,8 @@ def _grid_findings(case: Case, facts: CaseFacts, on_image_grid: dict[str, str]) 
         return
     if difference.fixable:
         remedy = "if its voxels are the image's and only its header is wrong: --fix-geometry; otherwise resample it"
+    elif facts.label.source.cropped:
+        remedy = EXPORT
     else:
         remedy = "resample the label map onto its image; where a header is mirrored, correct it"
     yield Finding(
@@ -157,7 +159,7 @@ def _label_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
     labels = dataset.labels
     wrong, strange = contradictions(facts.label.segments, labels, facts.label.values)
     for what in wrong:
-        yield finding("error", "other names", what, "give its segments the values of dataset.json, or correct that")
+        yield finding("error", "other names", what, RENUMBER)
     for what in strange:
         yield finding("warning", "other names", what, "see that names and values in dataset.json are right")
     unknown = _unknown(facts.label, labels)

@@ -50,7 +50,7 @@ def test_one_value_in_two_layers_is_told_apart_by_names(tmp_path, segments):
     assert contradictions(found.segments, LABELS, [0, 1, 2]) == ([], [])
     with pytest.raises(ImageError, match=r"value 1 stands for '.*iver', '.*idney'") as caught:
         read_label_map(path, {"spleen": 1})
-    assert "binary labelmap" in str(caught.value)
+    assert "reference volume" in str(caught.value)
 
 
 def test_layers_without_names_that_share_a_value_are_refused(tmp_path):
@@ -65,7 +65,7 @@ def test_segments_that_overlap_are_refused_with_the_way_out(tmp_path):
                       fields=segment_fields(("liver", 1, 0), ("left kidney", 2, 1)))  # fmt: skip
     with pytest.raises(ImageError, match="1 voxels are in 'left kidney'") as caught:
         read_label_map(path, LABELS.values)
-    assert "Export visible segments" in str(caught.value)
+    assert "reference volume" in str(caught.value)
 
 
 def test_layers_are_no_image_but_one_is(tmp_path):
