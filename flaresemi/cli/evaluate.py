@@ -107,6 +107,7 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> None:
         official=options.official,
         allow_missing=options.allow_missing,
         workers=options.workers,
+        images={case_id: channels[0] for case_id, channels in (images or {}).items()},
     )
     save_summary(options.output, summary)
     print(table(summary))

@@ -1,5 +1,6 @@
 """Label maps on disk: which prediction belongs to which reference, and the scores of each pair."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -44,12 +45,14 @@ class CasePair:
 
     Attributes:
         annotated: Names of the organs that the reference annotates; None: all.
+        image: Their image, which tells where label maps of several programs lie; None: not known.
     """
 
     case_id: str
     prediction: Path
     reference: Path
     annotated: tuple[str, ...] | None = None
+    image: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +204,10 @@ def read_pair(pair: CasePair, labels: LabelSet) -> tuple[LabelMap, LabelMap]:
             logger.warning("%s: %s", path, what)
         maps.append(label_map)
     prediction, reference = maps
+    if pair.image is not None and prediction.source.geometry != reference.source.geometry:
+        with contextlib.suppress(ImageError):  # it is only asked
+            image = read_grid(pair.image)
+            prediction, reference = prediction.on(image, GRID_TOLERANCE), reference.on(image, GRID_TOLERANCE)
     if prediction.source.matches_as_stored(reference.source, GRID_TOLERANCE):
         logger.warning(
             "case '%s': prediction and reference lie on each other by NIfTI's sform in one header and by the qform in "
@@ -241,7 +248,8 @@ def _refuse_mirrored(pair: CasePair, prediction: LabelMap, reference: LabelMap, 
             f"case '{pair.case_id}': prediction and reference agree voxel by voxel as they are stored ({stored:.0%} of "
             f"what is marked), but not where their headers place them ({placed:.0%})",
             where=f"{pair.prediction} and {pair.reference}",
-            fix="one header is mirrored; where their image's sform and qform differ, write both with its whole header",
+            fix="one header is mirrored; if that is since their image's sform and qform differ, name the images: "
+            "-d DATASET or --images FOLDER",
         )
 
 

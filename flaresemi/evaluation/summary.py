@@ -111,6 +111,7 @@ def evaluate_folders(
     allow_missing: bool = False,
     tolerance_mm: float | None = None,
     workers: int | None = None,
+    images: Mapping[str, Path] | None = None,
 ) -> Summary:
     """Scores the predictions of many cases.
 
@@ -124,6 +125,7 @@ def evaluate_folders(
         tolerance_mm: Surface Dice tolerance of the organs that name none; None: the larger of 2 mm and the coarsest
             median spacing of the references.
         workers: Processes; None: as many as cores and free memory allow, where there is work for them.
+        images: The image of each case, where it is known: programs that write label maps may take it to lie elsewhere.
 
     Raises:
         DatasetError: a folder is not there or holds no label map, a prediction is missing, two files stand for one
@@ -144,7 +146,8 @@ def evaluate_folders(
         )
     if tolerance_mm is None:
         tolerance_mm = default_tolerance_mm([pair.reference for pair in found.pairs])
-    scores = score_cases(found.pairs, labels, default_tolerance_mm=tolerance_mm, official=official, workers=workers)
+    pairs = [dataclasses.replace(pair, image=(images or {}).get(pair.case_id)) for pair in found.pairs]
+    scores = score_cases(pairs, labels, default_tolerance_mm=tolerance_mm, official=official, workers=workers)
     summary = summarize(scores, labels, default_tolerance_mm=tolerance_mm, official=official, missing=found.missing)
     if official and (others := stored_otherwise(found.pairs)):
         caution = (

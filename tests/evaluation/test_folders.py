@@ -141,8 +141,8 @@ def organs_xyz() -> np.ndarray:
     return array
 
 
-def dice(prediction, reference, labels):
-    pair = CasePair(case_id="a", prediction=prediction, reference=reference)
+def dice(prediction, reference, labels, image=None):
+    pair = CasePair(case_id="a", prediction=prediction, reference=reference, image=image)
     return [score.dice for score in score_pair(pair, labels=labels, default_tolerance_mm=2).organs.values()]
 
 
@@ -168,6 +168,8 @@ def test_two_programs_that_took_an_image_to_lie_elsewhere_are_not_scored_in_sile
     other = as_simpleitk_writes(tmp_path / "other.nii.gz", organs_xyz(), scan)
     with pytest.raises(ImageError, match=r"agree voxel by voxel as they are stored \(100%.*headers place them \(0%"):
         dice(one, other, labels)
+    assert dice(one, other, labels, scan) == [1, 1], "their image says that either is one"
+    assert dice(other, one, labels, scan) == [1, 1]
 
 
 def test_a_bad_prediction_in_another_order_is_scored(scan, labels, tmp_path):
