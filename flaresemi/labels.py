@@ -76,6 +76,11 @@ class LabelSet:
         return {label.name: label.value for label in self.labels}
 
     @property
+    def meanings(self) -> dict[int, str]:
+        """What each of the user's values stands for."""
+        return {self.background: "background"} | {label.value: label.name for label in self.labels}
+
+    @property
     def count(self) -> int:
         """Number of organs, without background."""
         return len(self.labels)

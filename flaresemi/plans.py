@@ -302,10 +302,45 @@ class Plans:
     def stage(self, stage: Stage) -> StagePlan:
         return self.fine if stage is Stage.FINE else self.coarse
 
+    def refuse_other_dataset(self, labels: LabelSet, channels: tuple[str, ...], *, where: object) -> None:
+        """Checks that what is trained by these plans would mean the organs and channels of the dataset.
+
+        Args:
+            labels: Of the dataset.
+            channels: Of the dataset.
+            where: The dataset, for the message.
+
+        Raises:
+            PlanError: it would not.
+        """
+        for what, ours, theirs in (
+            ("labels", self.labels.meanings, labels.meanings),
+            ("channels", self.channels, channels),
+        ):
+            if ours != theirs:
+                raise _contradiction(what, where)
+
+    def refuse_other_labels(self, labels: LabelSet, *, where: object) -> None:
+        """Checks that the labels still are those of the fingerprint, in all that is known of them.
+
+        Raises:
+            PlanError: they are not.
+        """
+        if self.labels != labels:
+            raise _contradiction("labels", where)
+
     @property
     def two_stage(self) -> bool:
         """Whether FINE works inside the region that COARSE finds."""
         return self.fine.region == "organs"
+
+
+def _contradiction(what: str, where: object) -> PlanError:
+    return PlanError(
+        f"plans.json has other {what} than dataset.json", where=where,
+        fix=f"put the {what} of the one or the other back; or flaresemi_plan_and_preprocess --keep-plans, which takes "
+        "those of the dataset where organs and channels have the same names, or --replan",
+    )  # fmt: skip
 
 
 def load_plans(path: Path) -> Plans:

@@ -178,7 +178,11 @@ def _present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, kee
     plans = load_plans(workspace.plans)
     # The name changes no number, and is the folder's where dataset.json gives none.
     present = dataclasses.replace(fingerprint, dataset_name=plans.dataset_name)
-    if present.hash == plans.fingerprint_hash:
+    is_same = present.hash == plans.fingerprint_hash
+    if is_same and not keep:
+        plans.refuse_other_labels(fingerprint.labels, where=workspace.plans)
+        plans.refuse_other_dataset(fingerprint.labels, fingerprint.channels, where=workspace.plans)
+    if is_same and plans.labels == fingerprint.labels:
         if _kept_fingerprint(workspace) != present:
             save_record(workspace.fingerprint, present)
         return plans

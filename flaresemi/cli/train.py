@@ -17,7 +17,15 @@ from flaresemi.cli.common import EXIT_STOPPED, StoppedEarly, dataset_words, open
 from flaresemi.cli.output import require_printed
 from flaresemi.cli.signals import StopSignals
 from flaresemi.cli.training_options import training_parser
-from flaresemi.cli.training_start import clear, configuration, is_complete, resumes, supervision, usable_dataset
+from flaresemi.cli.training_start import (
+    clear,
+    configuration,
+    is_complete,
+    refuse_other_dataset,
+    resumes,
+    supervision,
+    usable_dataset,
+)
 from flaresemi.compute.allocation import keep_freed_memory
 from flaresemi.compute.device import limit_threads, select_device
 from flaresemi.compute.distributed import Ranks, join_ranks, launched_ranks
@@ -75,6 +83,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
                 return
             if ranks.is_main:
                 alone.enter_context(working_alone(workspace.lock("models", f"fold_{task.fold}", stage.value), command))
+                refuse_other_dataset(options, task, workspace)
             resume = resumes(task.folder, options, ranks, device)
             semi = supervision(options, task, workspace, ranks, resume=resume)
             config = configuration(task.folder, options, resume=resume)

@@ -13,10 +13,12 @@ from flaresemi.cli.mixing_options import given_mixing
 from flaresemi.cli.replacing import holds_record
 from flaresemi.compute.distributed import Ranks
 from flaresemi.dataset import Dataset, load_dataset
-from flaresemi.errors import CheckpointError, ConfigError, listed
+from flaresemi.errors import CheckpointError, ConfigError, DatasetError, listed
 from flaresemi.files import clear_folder, entries
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.decisions import usable_cases
+from flaresemi.planning.preparation import refuse_changed
+from flaresemi.plans import load_plans
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.distillation import begin_teaching, caution, prepare_labels
 from flaresemi.training.resuming import has_state, load_state
@@ -100,6 +102,23 @@ def supervision(
     if ranks.is_main and (doubt := caution(teaching, task.validation)):
         logger.warning("%s", doubt)
     return prepare_labels(teaching, task, usable_dataset(options, workspace), workspace, ranks=ranks)
+
+
+def refuse_other_dataset(options: argparse.Namespace, task: TrainingTask, workspace: Workspace) -> None:
+    """Checks that the cases of a training still are what they were prepared from, where the dataset is at hand.
+
+    Raises:
+        FlaresemiError: they are not, or the dataset is not there and will be needed for the validation.
+    """
+    try:
+        dataset = usable_dataset(options, workspace)
+    except DatasetError as problem:
+        if task.validation and not options.no_validation:
+            raise
+        logger.info("whether the dataset has changed since it was prepared is not known: %s", problem.what)
+        return
+    cases = [dataset.case(case_id) for case_id in (*task.training, *task.validation)]
+    refuse_changed(dataset, cases, load_plans(workspace.plans), workspace)
 
 
 def usable_dataset(options: argparse.Namespace, workspace: Workspace) -> Dataset:

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from flaresemi.errors import DatasetError, shown
 from flaresemi.files import content_hash, sync
 from flaresemi.io.stored_case import MAX_CLASS_VOXELS, CaseRecord, StoredCase, count_voxels
 from flaresemi.machine import open_file_limit
-from flaresemi.records import load_record, save_record
+from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.unfinished import remove_leftovers, unfinished_path
 
 logger = logging.getLogger(__name__)
@@ -31,11 +31,13 @@ class CaseStore:
     """A folder of preprocessed cases, one folder each.
 
     A case is written beside, under a hidden name, and renamed when it is whole, so that half a case is never taken for
-    one. Several processes may write different cases at once.
+    one. Several processes may write different cases at once. Whoever has opened a case gets no other version of it from
+    the same store, nor from a copy of it in another process.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self._versions: dict[str, str] = {}
 
     def write(self, record: CaseRecord, image_czyx: np.ndarray, label_zyx: np.ndarray | None) -> None:
         """Writes a case, in place of an older one of the same name.
@@ -55,26 +57,37 @@ class CaseStore:
             _save(folder / "image.npy", stored)
             if label_zyx is not None:
                 record = _save_labels(folder, record, label_zyx)
-            save_record(folder / "case.json", dataclasses.replace(record, channel_minima=minima))
+            record = dataclasses.replace(record, channel_minima=minima, image_hash=content_hash(folder / "image.npy"))
+            save_record(folder / "case.json", record)
 
     def open(self, case_id: str) -> StoredCase:
         """Opens a case.
 
         Raises:
-            DatasetError: it is not in the store, or damaged.
+            DatasetError: it is not in the store, or damaged, or was made anew since it was first opened.
             OSError: the system does not let it be read.
         """
         record = self.record(case_id)
         folder = self._folder(case_id)
+        version = record_hash(record)
+        if self._versions.get(case_id, version) != version:
+            raise DatasetError(
+                f"case '{case_id}' was made anew while it was in use here", where=folder,
+                fix="what was begun with the old one cannot go on with the new: put plans.json and the case's files "
+                f"back, {_AGAIN} and go on; or begin anew",
+            )  # fmt: skip
         try:
             if record.case_id != case_id:
                 raise ValueError(f"it says it is case '{shown(record.case_id)}'")
-            return self._stored(folder, record)
+            _refuse_edited(folder, self._contents(record))
+            stored = self._stored(folder, record)
         except (FileNotFoundError, ValueError) as problem:  # other errors of the system say nothing of the case
             raise DatasetError(
                 f"preprocessed case '{case_id}' is damaged: {problem}", where=folder,
                 fix=f"delete this folder and {_AGAIN}",
             ) from None  # fmt: skip
+        self._versions[case_id] = version
+        return stored
 
     def record(self, case_id: str) -> CaseRecord:
         """What is known of a case; its arrays are not looked at.
@@ -124,6 +137,10 @@ class CaseStore:
     def _stored(self, folder: Path, record: CaseRecord) -> StoredCase:
         return StoredCase(folder, record)
 
+    def _contents(self, record: CaseRecord) -> dict[str, str]:
+        """Hashes of the arrays that are compared on opening, by file; empty where they are not known."""
+        return {"image.npy": record.image_hash, "label.npy": record.label_hash}
+
     @contextlib.contextmanager
     def _new_case(self, case_id: str) -> Iterator[Path]:
         """A folder to write a case into; it becomes the case when the block ends well."""
@@ -137,6 +154,7 @@ class CaseStore:
 
     def _publish(self, unfinished: Path, case_id: str) -> None:
         folder = self._folder(case_id)
+        self._versions.pop(case_id, None)
         replaced = self._temporary_folder()
         try:
             if os.path.lexists(folder):  # a link to nowhere, too
@@ -161,7 +179,6 @@ class OpenCases:
         self.store = store
         self.limit = limit
         self._open: dict[str, StoredCase] = {}
-        self._records: dict[str, CaseRecord] = {}
 
     def __getitem__(self, case_id: str) -> StoredCase:
         """The case, open.
@@ -169,20 +186,11 @@ class OpenCases:
         Raises:
             DatasetError: it is not in the store, damaged, or another one than when it was opened first.
         """
-        found = self._open.pop(case_id, None) or self._opened(case_id)
+        found = self._open.pop(case_id, None) or self.store.open(case_id)
         limit = open_file_limit() // (2 * _FILES_OF_A_CASE) if self.limit is None else self.limit
         while len(self._open) >= max(limit, 1):
             del self._open[next(iter(self._open))]  # the one that was not used for longest
         self._open[case_id] = found
-        return found
-
-    def _opened(self, case_id: str) -> StoredCase:
-        found = self.store.open(case_id)
-        if self._records.setdefault(case_id, found.record) != found.record:
-            raise DatasetError(
-                f"preprocessed case '{case_id}' was made anew while it was in use", where=found.folder,
-                fix="start the training again: it would have been taught by two versions of this case",
-            )  # fmt: skip
         return found
 
 
@@ -260,11 +268,38 @@ class LabelStore(CaseStore):
                 where=folder, fix=again,
             )  # fmt: skip
 
+    def _contents(self, record: CaseRecord) -> dict[str, str]:
+        return {}  # `refuse_edited` reads the label map whole
+
     def _stored(self, folder: Path, record: CaseRecord) -> StoredCase:
         return StoredCase(folder, record, self.images.open(record.case_id).folder)
 
 
 _AGAIN = "run flaresemi_plan_and_preprocess again"
+
+
+def _refuse_edited(folder: Path, known: Mapping[str, str]) -> None:
+    """Checks that arrays are those that their record was written for, which is written after them.
+
+    An array whose inode has changed later than the record's is read and compared. If it is the same (it was copied),
+    the record is touched, so that it need not be read the next time; no time of a file that others see changes.
+
+    Args:
+        known: Hash by file name; empty where it is not known.
+
+    Raises:
+        ValueError: an array is another one.
+        OSError: a file is missing or cannot be read.
+    """
+    record = os.stat(folder / "case.json")
+    paths = {folder / name: content for name, content in known.items() if content and (folder / name).is_file()}
+    later = [path for path in paths if os.stat(path).st_ctime_ns > record.st_ctime_ns]
+    for path in later:
+        if content_hash(path) != paths[path]:
+            raise ValueError(f"{path.name} is not what was written here: the file has changed")
+    if later:
+        with contextlib.suppress(OSError):  # not ours, or on a disk that cannot be written to: it is read again
+            os.utime(folder / "case.json", ns=(record.st_atime_ns, record.st_mtime_ns))
 
 
 def _check_write(record: CaseRecord, image_czyx: np.ndarray, label_zyx: np.ndarray | None) -> None:

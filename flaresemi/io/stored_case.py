@@ -35,7 +35,9 @@ class CaseRecord:
         source_hash: Of the files that the case was prepared from; empty where that is not known.
         channel_minima: Lowest stored value per channel (air), which pads patches that reach outside. Filled in on
             writing.
-        label_hash: Of the stored label map, so that a later change is noticed; empty without one. Filled in on writing.
+        image_hash: Of the stored image, so that a later change is noticed; empty where it lies elsewhere. Filled in on
+            writing.
+        label_hash: The same of the label map; empty without one.
         label_source: Of the file that a pseudo-label came from; empty where it was drawn here.
     """
 
@@ -49,6 +51,7 @@ class CaseRecord:
     has_label: bool
     source_hash: str = ""
     channel_minima: tuple[StoredIntensity, ...] = ()
+    image_hash: str = ""
     label_hash: str = ""
     label_source: str = ""
 

@@ -131,13 +131,15 @@ def pending(
     return tasks
 
 
-def refuse_changed(cases: Iterable[Case], labels: LabelSet, workspace: Workspace) -> None:
-    """Sees that the files of some prepared cases are still those that they were prepared from.
+def refuse_changed(dataset: Dataset, cases: Iterable[Case], plans: Plans, workspace: Workspace) -> None:
+    """Checks that a dataset is what was planned for, and that cases of it still are what they were prepared from.
 
     Raises:
-        DatasetError: they are not; it names the cases.
+        PlanError: organs or channels are others than those of the plans.
+        DatasetError: files have changed; it names the cases.
     """
-    changed = _changed(cases, labels, workspace, unknown=False)
+    plans.refuse_other_dataset(dataset.labels, dataset.channels, where=dataset.root)
+    changed = _changed(cases, dataset.labels, workspace, unknown=False)
     if changed:
         raise DatasetError(
             f"{len(changed)} case(s) have changed since they were prepared: {listed(changed)}",

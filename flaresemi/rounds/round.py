@@ -94,7 +94,8 @@ class Round:
                 fix="put them into unlabeled_image or imagesUn and run flaresemi_plan_and_preprocess again",
             )  # fmt: skip
         self._split = load_splits(workspace.splits).fold(fold)  # says so if there is no such fold
-        refuse_changed(dataset.labeled, dataset.labels, workspace)
+        self.plans: Plans = load_plans(workspace.plans)
+        refuse_changed(dataset, dataset.labeled, self.plans, workspace)
         self.workspace = workspace
         self.dataset = dataset
         self.fold = fold
@@ -105,7 +106,6 @@ class Round:
         self.precision = precision
         self.stop_requested = stop_requested
         self.folder = workspace.round(fold, number)
-        self.plans: Plans = load_plans(workspace.plans)
         self.fingerprint: DatasetFingerprint = load_fingerprint(workspace.fingerprint)
         self.pool = tuple(case.id for case in dataset.unlabeled)
         self.stages = (Stage.COARSE, Stage.FINE) if self.plans.two_stage else (Stage.FINE,)
@@ -125,6 +125,7 @@ class Round:
             "validate": self.validate,
         }
         self._remove_leftovers()
+        refuse_changed(self.dataset, self.dataset.unlabeled, self.plans, self.workspace)
         for name in STEPS[: STEPS.index(last_step) + 1]:
             if not self._run_step(name, work[name]):
                 return None
@@ -220,7 +221,7 @@ class Round:
                 where=self.folder.root, fix="label them again: flaresemi_semi_round --step label",
             )  # fmt: skip
         cases = [case for case in self.dataset.unlabeled if case.id in wanted]
-        refuse_changed(cases, self.dataset.labels, self.workspace)
+        refuse_changed(self.dataset, cases, self.plans, self.workspace)
         record = ExportRecord(
             fold=self.fold, round=self.number, made_with=made_with,
             trained_on=self._task(Stage.FINE).training, selection=selection,

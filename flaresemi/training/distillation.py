@@ -115,7 +115,7 @@ def prepare_labels(
     left = [case_id for case_id in mine if not _is_stored(store, case_id, sources[case_id])]
     if left:
         cases = [dataset.case(case_id) for case_id in left]
-        refuse_changed(cases, task.labels, workspace)
+        refuse_changed(dataset, cases, load_plans(workspace.plans), workspace)
         _store_all(teaching, cases, store, task.labels, _workers(cases, workspace, ranks))
     ranks.barrier()
     return SemiSupervision(

@@ -81,6 +81,7 @@ class SemiSupervisedTrainer(Trainer):
             raise ConfigError("fine-tuning needs a training of known length", fix="give --iterations or --epochs")
         for case_id in pseudo_ids:
             semi.labels[case_id].refuse_edited(case_id)
+            semi.labels[case_id].open(case_id)  # this version of it, from now on
         mixed = MixedStore(task.store, semi.labels)
         super().__init__(dataclasses.replace(task, store=mixed, taught_by=semi.taught_by), config, **settings)
 

@@ -4,11 +4,11 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
-from flaresemi.errors import ConfigError, DatasetError
+from flaresemi.errors import ConfigError, DatasetError, PlanError
 from flaresemi.io.case_store import CaseStore
 from flaresemi.labels import LabelSet
 from flaresemi.planning.splits import load_splits
-from flaresemi.plans import Stage, StagePlan, load_plans
+from flaresemi.plans import Plans, Stage, StagePlan, load_fingerprint, load_plans
 from flaresemi.preprocessing.preprocessor import preprocessing_hash
 from flaresemi.selection import ExportRecord
 from flaresemi.sides import mirroring_caution
@@ -77,6 +77,7 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
             "this dataset has no plans yet", where=workspace.plans, fix="run flaresemi_plan_and_preprocess first"
         )
     plans = load_plans(workspace.plans)
+    _refuse_edited_labels(plans, workspace)
     plan = plans.stage(stage)
     splits = load_splits(workspace.splits)
     split = splits.fold(fold)
@@ -96,6 +97,20 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
         folder=workspace.model(fold, stage),
         cautions=splits.divided_groups(fold),
     )
+
+
+def _refuse_edited_labels(plans: Plans, workspace: Workspace) -> None:
+    """Checks the labels in the plans by what they were made from, where that is at hand: a training needs no more of it.
+
+    Raises:
+        PlanError: they were edited.
+    """
+    try:
+        fingerprint = load_fingerprint(workspace.fingerprint)
+    except PlanError:
+        return
+    if fingerprint.hash == plans.fingerprint_hash:
+        plans.refuse_other_labels(fingerprint.labels, where=workspace.plans)
 
 
 def check_prepared(store: CaseStore, case_ids: Sequence[str], wanted: str) -> None:

@@ -228,6 +228,17 @@ class TestBadInput:
         assert "'fine.pacth_zyx' (did you mean 'patch_zyx'?)" in outcome.err
         assert str(workspace.plans) in outcome.err
 
+    @pytest.mark.parametrize("key", ["labels", "channels"])
+    def test_plans_with_other_organs_or_channels_than_the_dataset(self, phantoms, workspace, command, key):
+        def exchange(content: dict) -> None:
+            first, second = content["labels"]["labels"][:2]
+            first["name"], second["name"] = second["name"], first["name"]
+
+        edit_plans(workspace, exchange if key == "labels" else lambda content: content.update(channels=["MR"]))
+        outcome = command(phantoms, workspace.root)
+        assert outcome.code == 2
+        assert f"plans.json has other {key} than dataset.json" in outcome.err
+
     @pytest.mark.parametrize(
         ("words", "expected"),
         [

@@ -302,3 +302,33 @@ def test_a_profile_is_told_and_nothing_is_written(planned: list[str], capsys: py
     assert train.main(["FINE", "2", *planned, *QUICK, "--restart", "--profile", "1"]) == 0
     assert [path.name for path in folder.iterdir()] == ["checkpoint_latest.pt"]
     shutil.rmtree(folder)
+
+
+def test_files_that_have_changed_since_they_were_prepared_are_refused(
+    planned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise the training would go on with what nobody sees any more."""
+    data, workspace = tmp_path / "data", tmp_path / "workspace"
+    shutil.copytree(planned[1], data)
+    shutil.copytree(planned[3], workspace, ignore=shutil.ignore_patterns("models"))
+    words = ["FINE", "0", "-d", str(data), "-w", str(workspace), *QUICK, "--no-validation"]
+    case_id = json.loads((workspace / "splits.json").read_text(encoding="utf-8"))["folds"][0]["train"][0]
+    label = data / "labeled_mask" / f"{case_id}.nii.gz"
+    other = next(path for path in sorted(label.parent.iterdir()) if path != label)
+    before = label.read_bytes()
+    label.write_bytes(other.read_bytes())
+    assert train.main(words) == 2
+    assert f"1 case(s) have changed since they were prepared: {case_id}" in capsys.readouterr().err
+    label.write_bytes(before)
+    plans = json.loads((workspace / "plans.json").read_text(encoding="utf-8"))
+    first, second = plans["labels"]["labels"][:2]
+    first["name"], second["name"] = second["name"], first["name"]
+    whole = (workspace / "plans.json").read_text(encoding="utf-8")
+    (workspace / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
+    assert train.main(words) == 2
+    assert "plans.json has other labels than dataset.json" in capsys.readouterr().err
+    (workspace / "plans.json").write_text(whole, encoding="utf-8")
+    assert train.main(words) == 0
+    shutil.rmtree(data)  # what is needed is prepared
+    assert train.main([*words, "--restart"]) == 0
+    assert "whether the dataset has changed since it was prepared is not known" in capsys.readouterr().err

@@ -385,7 +385,7 @@ def test_cases_stay_open_as_long_as_they_are_used(tmp_path, monkeypatch):
     for name in "abacab":
         assert cases[name].record.case_id == name
     assert "".join(opened) == "abcb"
-    store.write(*make_case("c", made_with="other"))
+    CaseStore(tmp_path).write(*make_case("c", made_with="other"))
     with pytest.raises(DatasetError, match="made anew while it was in use"):
         cases["c"]
 
@@ -402,3 +402,46 @@ def test_an_error_of_the_system_does_not_make_a_case_damaged(tmp_path, monkeypat
     for look in (lambda: store.open("case_1"), lambda: store.has("case_1", "abc")):
         with pytest.raises(OSError, match=os.strerror(number)):
             look()
+
+
+def test_a_case_that_was_opened_is_not_exchanged_for_another(tmp_path):
+    """What is prepared anew under a training, which plans what it was prepared by at its start, never reaches it."""
+    CaseStore(tmp_path).write(*make_case())
+    store, fresh = CaseStore(tmp_path), CaseStore(tmp_path)
+    store.open("case_1")
+    sent = pickle.loads(pickle.dumps(store))  # as to a process that prepares patches
+    CaseStore(tmp_path).write(*make_case(made_with="other plans"))
+    for opened in (store, sent):
+        with pytest.raises(DatasetError, match="'case_1' was made anew while it was in use here"):
+            opened.open("case_1")
+    assert not store.has("case_1", "other plans")
+    assert fresh.open("case_1").record.preprocessing_hash == "other plans"
+    store.write(*make_case())  # by itself, it may
+    assert store.open("case_1").record.preprocessing_hash == "abc"
+
+
+@pytest.mark.parametrize("name", ["image.npy", "label.npy"])
+def test_an_array_that_was_edited_is_noticed(tmp_path, name):
+    store = CaseStore(tmp_path)
+    store.write(*make_case())
+    path = tmp_path / "case_1" / name
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as long and as old as before
+    with pytest.raises(DatasetError, match=f"{name} is not what was written here"):
+        store.open("case_1")
+    assert not store.has("case_1", "abc")
+
+
+def test_a_copied_store_is_read_once(tmp_path, monkeypatch):
+    CaseStore(tmp_path / "a").write(*make_case())
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "case_1" / "image.npy").touch()
+    record = tmp_path / "b" / "case_1" / "case.json"
+    before = record.stat().st_mtime_ns
+    CaseStore(tmp_path / "b").open("case_1")
+    assert record.stat().st_mtime_ns == before
+    monkeypatch.setattr(case_store, "content_hash", lambda _: pytest.fail("read again"))
+    CaseStore(tmp_path / "b").open("case_1")

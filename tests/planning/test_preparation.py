@@ -193,7 +193,7 @@ class TestResume:
         everything = [*dataset.labeled, *dataset.unlabeled]
         for path in (small.image_path("unlabeled", "u0"), small.label_path("l2")):
             os.utime(path, ns=(3, 3))
-        refuse_changed(everything, dataset.labels, workspace)
+        refuse_changed(dataset, everything, plans, workspace)
         with monkeypatch.context() as patch:
             patch.setattr(preparation, "case_content_hash", lambda *_: pytest.fail("read again"))
             assert pending(dataset, plans, workspace) == []
@@ -203,7 +203,7 @@ class TestResume:
         padded = small.label_path("l2").read_bytes()[:size]
         small.label_path("l2").write_bytes(padded + b"\0" * (size - len(padded)))  # as long as before, and another one
         with pytest.raises(DatasetError, match=r"1 case\(s\) have changed since they were prepared: l2"):
-            refuse_changed(everything, dataset.labels, workspace)
+            refuse_changed(dataset, everything, plans, workspace)
         assert [task.case.id for task in pending(dataset, plans, workspace)] == ["l2"]
 
     def test_a_kill_between_the_stages_of_a_corrected_case_is_noticed(self, small_dataset, workspace, monkeypatch):

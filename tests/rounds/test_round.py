@@ -208,7 +208,7 @@ def test_a_shard_that_helps_does_what_others_left_and_stops_when_asked(round_one
 
 def test_the_validation_cases_never_become_pseudo_labels(round_one: Round) -> None:
     round_one.run(last_step="select")
-    held_out = set(round_one._task(Stage.FINE).validation)
+    held_out = set(round_one.task(Stage.FINE).validation)
     selection = load_record(round_one.folder.selection, Selection)
     assert held_out
     assert not held_out & {case.case_id for case in selection.selected}
