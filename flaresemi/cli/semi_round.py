@@ -35,6 +35,7 @@ from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.rounds.chain import ChainState, SelfTraining
+from flaresemi.rounds.exporting import export_round
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import PRESETS, STEPS, RoundConfig, load_state
 from flaresemi.rounds.stopping import StopRule
@@ -245,7 +246,7 @@ def _export(options: argparse.Namespace, training: SelfTraining) -> None:
                 where=training.workspace.chain(fold), fix=f"flaresemi_semi_round --step {step} makes them",
             )  # fmt: skip
         folder = options.export_labels / f"fold_{fold}" if len(training.folds) > 1 else options.export_labels
-        count = training.make_round(fold, number).export_labels(folder, selected_only=step == "select")
+        count = export_round(training.make_round(fold, number), folder, selected_only=step == "select")
         print(f"fold {fold}, round {number}: {count} label map(s) written to {folder}")
 
 

@@ -13,7 +13,7 @@ import torch
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import Dataset
-from flaresemi.errors import ConfigError, SelectionError, listed
+from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.files import clear_folder
 from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint
@@ -21,7 +21,6 @@ from flaresemi.planning.preparation import refuse_changed
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
 from flaresemi.pseudolabels.calibration import Observations, calibrate, with_predictions
-from flaresemi.pseudolabels.exporting import export_labels
 from flaresemi.pseudolabels.labeling import Labeler
 from flaresemi.pseudolabels.pool import (
     is_labeled,
@@ -44,7 +43,7 @@ from flaresemi.rounds.state import (
     load_state,
     save_state,
 )
-from flaresemi.selection import ExportRecord, Selection, save_scores
+from flaresemi.selection import Selection, save_scores
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.resuming import has_state
 from flaresemi.training.runs import RunRecord
@@ -140,13 +139,13 @@ class Round:
         if not label_pool(labeler, self.pool, self.folder, shard=shard, stop_requested=self.stop_requested):
             return False
         if shard.count == 1:
-            observations = observe(labeler, self._task(Stage.FINE).validation)
+            observations = observe(labeler, self.task(Stage.FINE).validation)
             save_record(self.folder.observations, Observations(observations=tuple(observations)))
         return True
 
     def select(self) -> bool:
         """Puts the scores together, calibrates them on the held-out cases, and selects."""
-        scores = merge_scores(self.pool, self._made_with(), self.folder)
+        scores = merge_scores(self.pool, self.made_with(), self.folder)
         medians = dict(zip(self.plans.labels.names, self._median_volumes_ml(), strict=True))
         observed = (load_record(path, Observations, error=SelectionError) for path in self._observation_files())
         calibration = calibrate([each for record in observed for each in record.observations], medians)
@@ -176,7 +175,7 @@ class Round:
         """Trains a student of one stage on the labeled cases of the fold and the selected pseudo-labels."""
         if stage not in self.stages:
             return True
-        task = self._task(stage)
+        task = self.task(stage)
         selection = load_record(self.folder.selection, Selection, error=SelectionError)
         store = self.label_store(stage)
         labels = {case.case_id: store for case in selection.selected}
@@ -190,43 +189,13 @@ class Round:
         """Predicts the held-out real cases with the students' final weights."""
         if self.stop_requested():
             return False
-        for stage in self.stages if self._task(Stage.FINE).validation else ():
+        for stage in self.stages if self.task(Stage.FINE).validation else ():
             text = validate(
-                self._task(stage), self.folder.model(Stage.COARSE), self.dataset,
+                self.task(stage), self.folder.model(Stage.COARSE), self.dataset,
                 device=self.device, precision=self.precision,
             )  # fmt: skip
             logger.info("%s", text)
         return True
-
-    def export_labels(self, folder: Path, *, selected_only: bool) -> int:
-        """Writes the pseudo-labels of this round as CASE.nii.gz on the grids of their images; resumable.
-
-        They are what the round was labeled with, whatever this start's choices are.
-
-        Returns:
-            How many were written now.
-
-        Raises:
-            FlaresemiError: the step that makes them is not done, an image has changed, or the folder holds others.
-        """
-        state = load_state(self.folder.state)
-        made_with = state.made_with if state else self._made_with()
-        wanted = {score.case_id for score in merge_scores(self.pool, made_with, self.folder)}
-        selection = load_record(self.folder.selection, Selection, error=SelectionError) if selected_only else None
-        if selection is not None:
-            wanted = {case.case_id for case in selection.selected}
-        if stale := [case_id for case_id in self._unlabeled(made_with) if case_id in wanted]:
-            raise SelectionError(
-                f"{len(stale)} case(s) were prepared anew since they were labeled: {listed(stale)}",
-                where=self.folder.root, fix="label them again: flaresemi_semi_round --step label",
-            )  # fmt: skip
-        cases = [case for case in self.dataset.unlabeled if case.id in wanted]
-        refuse_changed(self.dataset, cases, self.plans, self.workspace)
-        record = ExportRecord(
-            fold=self.fold, round=self.number, made_with=made_with,
-            trained_on=self._task(Stage.FINE).training, selection=selection,
-        )  # fmt: skip
-        return export_labels(cases, self.label_store(Stage.FINE), self.plans.labels, folder, record)
 
     @property
     def calibration_file(self) -> Path:
@@ -261,7 +230,7 @@ class Round:
         state = load_state(self.folder.state)
         if state is None or not all(path.is_file() for path in teacher_files(*self._teachers())):
             return
-        if state.made_with != self._made_with(state.config.tta):
+        if state.made_with != self.made_with(state.config.tta):
             raise SelectionError(
                 f"round {self.number} is complete, but the models that labeled it are others now",
                 where=self.folder.root,
@@ -300,12 +269,12 @@ class Round:
         state = load_state(self.folder.state)
         if state is None:
             state = RoundState(fold=self.fold, round=self.number, config=self.config, steps={})
-        return dataclasses.replace(state, config=self.config, made_with=self._made_with())
+        return dataclasses.replace(state, config=self.config, made_with=self.made_with())
 
     def inputs(self, name: str) -> str:
         """Hash of everything that decides the result of a step."""
         plans = inputs_hash(self.plans.fine.hash, self.plans.coarse.hash if self.plans.two_stage else "")
-        labeled_by = inputs_hash(plans, *self._made_with(), *self.pool)
+        labeled_by = inputs_hash(plans, *self.made_with(), *self.pool)
         if name == "label":
             return labeled_by
         observed = (file_hash(path, fix="run the labeling step to its end") for path in self._observation_files())
@@ -336,19 +305,19 @@ class Round:
             "validate": [
                 self.folder.model(stage).validation / "summary.json"
                 for stage in self.stages
-                if self._task(stage).validation
+                if self.task(stage).validation
             ],
         }
         if name == "label" and not self.folder.observations.is_file():
             return False
         if name == "label":
-            return not self._unlabeled(self._made_with())
+            return not self.unlabeled(self.made_with())
         return all(path.is_file() for path in outputs[name])
 
     def _images(self) -> dict[Stage, CaseStore]:
         return {stage: CaseStore(self.workspace.preprocessed(stage)) for stage in self.stages}
 
-    def _unlabeled(self, made_with: tuple[str, ...]) -> list[str]:
+    def unlabeled(self, made_with: tuple[str, ...]) -> list[str]:
         """Cases that these checkpoints have not labeled as they are prepared now."""
         images = self._images()
         return [case_id for case_id in self.pool if not is_labeled(case_id, made_with, images, self.folder)]
@@ -369,20 +338,20 @@ class Round:
     def _teachers(self) -> tuple[ModelFolder, ModelFolder | None]:
         return self._teacher(Stage.FINE), self._teacher(Stage.COARSE) if self.plans.two_stage else None
 
-    def _made_with(self, tta: bool | None = None) -> tuple[str, ...]:
+    def made_with(self, tta: bool | None = None) -> tuple[str, ...]:
         """What decides a pseudo-label: the checkpoints, and whether mirrored images are drawn too [as configured]."""
         is_mirrored = self.config.tta if tta is None else tta
         return (*teacher_hashes(*self._teachers()), *(("tta",) if is_mirrored else ()))
 
     def _labeler(self) -> Labeler:
-        chain = dataclasses.replace(load_teachers(*self._teachers(), self.plans), made_with=self._made_with())
+        chain = dataclasses.replace(load_teachers(*self._teachers(), self.plans), made_with=self.made_with())
         fine, coarse = (CaseStore(self.workspace.preprocessed(stage)) for stage in (Stage.FINE, Stage.COARSE))
         volumes = self._median_volumes_ml()
         return Labeler(
             chain, fine, coarse, volumes, device=str(self.device), precision=self.precision, tta=self.config.tta
         )
 
-    def _task(self, stage: Stage) -> TrainingTask:
+    def task(self, stage: Stage) -> TrainingTask:
         return dataclasses.replace(load_task(self.workspace, stage, self.fold), folder=self.folder.model(stage))
 
     def _barred(self) -> dict[str, str]:
@@ -394,7 +363,7 @@ class Round:
         }
 
     def _volumes_ml(self) -> dict[str, list[float]]:
-        return volumes_ml(self.fingerprint, self.plans.labels.names, self._task(Stage.FINE).training)
+        return volumes_ml(self.fingerprint, self.plans.labels.names, self.task(Stage.FINE).training)
 
     def _median_volumes_ml(self) -> tuple[float, ...]:
         present = ([volume for volume in found if volume > 0] for found in self._volumes_ml().values())

@@ -100,7 +100,7 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
 
 
 def _refuse_edited_labels(plans: Plans, workspace: Workspace) -> None:
-    """Checks the labels in the plans by what they were made from, where that is at hand: a training needs no more of it.
+    """Checks the labels in the plans by the fingerprint, where that is at hand: a training needs no more of it.
 
     Raises:
         PlanError: they were edited.

@@ -17,6 +17,7 @@ from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record
+from flaresemi.rounds.exporting import export_round
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import STEPS, RoundConfig
 from flaresemi.selection import CaseScore, Selection, load_scores
@@ -140,9 +141,9 @@ def test_what_was_not_labeled_as_it_is_prepared_now_is_not_exported(round_one: R
     known = load_record(file, CaseRecord).source_hash
     file.write_text(record.replace(known, "0" * len(known)), encoding="utf-8")
     with pytest.raises(SelectionError, match=f"prepared anew since they were labeled: {case_id}"):
-        round_one.export_labels(tmp_path / "out", selected_only=True)
+        export_round(round_one, tmp_path / "out", selected_only=True)
     file.write_text(record, encoding="utf-8")
-    assert round_one.export_labels(tmp_path / "out", selected_only=True) == len(round_one.pool)
+    assert export_round(round_one, tmp_path / "out", selected_only=True) == len(round_one.pool)
 
 
 def test_replaced_weights_of_the_teacher_begin_the_round_anew(

@@ -1,0 +1,44 @@
+"""The pseudo-labels of a round as files for other programs."""
+
+from pathlib import Path
+
+from flaresemi.errors import SelectionError, listed
+from flaresemi.planning.preparation import refuse_changed
+from flaresemi.plans import Stage
+from flaresemi.pseudolabels.exporting import export_labels
+from flaresemi.pseudolabels.pool import merge_scores
+from flaresemi.records import load_record
+from flaresemi.rounds.round import Round
+from flaresemi.rounds.state import load_state
+from flaresemi.selection import ExportRecord, Selection
+
+
+def export_round(round: Round, folder: Path, *, selected_only: bool) -> int:
+    """Writes the pseudo-labels of a round as CASE.nii.gz on the grids of their images; resumable.
+
+    They are what the round was labeled with, whatever this start's choices are.
+
+    Returns:
+        How many were written now.
+
+    Raises:
+        FlaresemiError: the step that makes them is not done, an image has changed, or the folder holds others.
+    """
+    state = load_state(round.folder.state)
+    made_with = state.made_with if state else round.made_with()
+    wanted = {score.case_id for score in merge_scores(round.pool, made_with, round.folder)}
+    selection = load_record(round.folder.selection, Selection, error=SelectionError) if selected_only else None
+    if selection is not None:
+        wanted = {case.case_id for case in selection.selected}
+    if stale := [case_id for case_id in round.unlabeled(made_with) if case_id in wanted]:
+        raise SelectionError(
+            f"{len(stale)} case(s) were prepared anew since they were labeled: {listed(stale)}",
+            where=round.folder.root, fix="label them again: flaresemi_semi_round --step label",
+        )  # fmt: skip
+    cases = [case for case in round.dataset.unlabeled if case.id in wanted]
+    refuse_changed(round.dataset, cases, round.plans, round.workspace)
+    record = ExportRecord(
+        fold=round.fold, round=round.number, made_with=made_with,
+        trained_on=round.task(Stage.FINE).training, selection=selection,
+    )  # fmt: skip
+    return export_labels(cases, round.label_store(Stage.FINE), round.plans.labels, folder, record)
