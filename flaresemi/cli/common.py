@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -271,14 +272,27 @@ def _only_print(_: argparse.Namespace) -> None:
 def _refuse_unprintable(words: Sequence[str]) -> None:
     """Ends the program with code 2 when a word is no text of one line: a path, say, with bytes that are no UTF-8.
 
-    Libraries in C++ abort the process at such paths, and no record could name them.
+    Libraries in C++ abort the process at such paths, and no record could name them. So they do where the current folder
+    has one, or what a link leads to.
     """
-    for word in words:
-        odd = [char for char in word if unicodedata.category(char) in _NO_TEXT]
+    for text in itertools.chain(words, map(_real_path, (".", *words))):
+        odd = [char for char in text if unicodedata.category(char) in _NO_TEXT]
         if odd:
             what = "bytes that are no UTF-8" if unicodedata.category(odd[0]) == "Cs" else "a control character"
-            _complain(ConfigError(f"'{shown(word, 300)}' holds {what}", fix="rename the file or folder"))
+            fix = "rename the file or folder"
+            if sys.getfilesystemencoding() != "utf-8":
+                fix += ", or set a locale with UTF-8 (LC_ALL=C.UTF-8)"
+            _complain(ConfigError(f"'{shown(text, 300)}' holds {what}", fix=fix))
             raise SystemExit(EXIT_USER_ERROR)
+
+
+def _real_path(word: str) -> str:
+    """Where a word leads to, if it is a path or an option with one."""
+    option, _, value = word.partition("=")
+    try:
+        return os.path.realpath(value if option.startswith("--") else word)
+    except OSError:  # the current folder is gone
+        return ""
 
 
 def _refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:

@@ -177,6 +177,23 @@ def test_every_command_refuses_a_word_that_is_no_text(
         assert "error: b" not in said.splitlines()
 
 
+def test_a_current_folder_or_link_that_is_no_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    odd = tmp_path / "a\udcffb"
+    odd.mkdir()
+    (tmp_path / "link").symlink_to(odd)
+    parser = StrictParser("x", "x")
+    parser.add_argument("--path")
+    for words in (["--path", str(tmp_path / "link")], [f"--path={tmp_path / 'link'}"]):
+        assert run(lambda options: None, parser, words) == 2
+        assert "a\\udcffb' holds bytes that are no UTF-8" in capsys.readouterr().err
+    assert run(lambda options: None, parser, ["--path", str(tmp_path)]) == 0
+    monkeypatch.chdir(odd)
+    assert run(lambda options: None, parser, []) == 2
+    assert "a\\udcffb' holds bytes that are no UTF-8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["Größe", "肝臓", "کبد\u200cراست", "👩\u200d⚕️ a b"])
 def test_letters_of_all_scripts_are_text(name: str) -> None:
     parser = StrictParser("x", "x")
