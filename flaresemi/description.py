@@ -194,7 +194,7 @@ class Description:
                 value = int(value)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise self._bad(f"label '{name}' must be an integer, found {shown(repr(value))}")
-            if name == "ignore":
+            if _plain(name) in ("ignore", "ignore label"):
                 raise self._bad(
                     "an ignore label is not supported", 'name the organs a case annotates in "annotated_labels" instead'
                 )

@@ -6,6 +6,7 @@ import logging
 from flaresemi.errors import PlanError
 from flaresemi.plans import DatasetFingerprint, Plans, load_fingerprint, load_plans
 from flaresemi.records import save_record
+from flaresemi.sides import mirroring_told
 from flaresemi.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,9 @@ def present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, keep
     changes = _changes(fingerprint, workspace)
     if keep and plans.channels == fingerprint.channels and plans.labels.names == fingerprint.labels.names:
         logger.warning("the plans are kept although the labeled cases have changed: %s", changes)
-        plans = dataclasses.replace(plans, labels=fingerprint.labels, fingerprint_hash=present.hash)
+        labels = fingerprint.labels
+        reasons = plans.reasons | {"mirroring": mirroring_told(labels.names, labels.mirror_pairs)}
+        plans = dataclasses.replace(plans, labels=labels, fingerprint_hash=present.hash, reasons=reasons)
         save_record(workspace.fingerprint, present)
         save_record(workspace.plans, plans)
         return plans
@@ -68,7 +71,7 @@ def _changes(fingerprint: DatasetFingerprint, workspace: Workspace) -> str:
     ]
     if dataclasses.replace(before.labels, mirror_pairs=fingerprint.labels.mirror_pairs) == fingerprint.labels:
         if before.labels != fingerprint.labels:
-            parts.append("other pairs of left and right organs")
+            parts.append("other pairs of left and right organs, by their names or dataset.json")
     elif fingerprint.labels != before.labels:
         parts.append("other labels in dataset.json")
     if fingerprint.channels != before.channels:

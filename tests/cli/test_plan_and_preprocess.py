@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from flaresemi import flare22
 from flaresemi.cli import plan_and_preprocess
 from flaresemi.cli.plan_and_preprocess import main
 from flaresemi.dataset import LAYOUTS, load_dataset
@@ -331,6 +332,23 @@ class TestPlans:
         assert kept.fingerprint_hash == load_fingerprint(workspace.fingerprint).hash != plans.fingerprint_hash
         assert "preparing 1 case(s)" in outcome.err
         assert command(data, workspace.root).code == 0
+
+    def test_plans_can_be_kept_for_other_pairs_of_organs(self, data, workspace, command):
+        names = {label.name: label.value for label in flare22.LABELS.labels}
+        tubes = [label.name for label in flare22.LABELS.labels if label.z_range]
+        tolerances = {label.name: label.tolerance_mm for label in flare22.LABELS.labels}
+        content = {"labels": names, "z_range": tubes, "tolerances_mm": tolerances, "mirror_pairs": None}
+        (data / "dataset.json").write_text(json.dumps(content))
+        outcome = command(data, workspace.root)
+        assert outcome.code == 2
+        assert "other pairs of left and right organs" in outcome.err
+        assert "other labels" not in outcome.err
+        outcome = command(data, workspace.root, "--keep-plans")
+        assert outcome.code == 0
+        assert "images are not mirrored left to right: mirror_pairs in dataset.json says so" in outcome.err
+        kept = load_plans(workspace.plans)
+        assert kept.labels.mirror_pairs is None
+        assert "not mirrored" in kept.reasons["mirroring"]
 
     def test_plans_cannot_be_kept_for_other_organs(self, data, workspace, command):
         names = {"background": 0} | {f"organ {value}": value for value in range(1, 14)}
