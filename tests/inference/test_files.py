@@ -13,6 +13,7 @@ import pytest
 from flaresemi.errors import CheckpointError, ImageError
 from flaresemi.geometry import Geometry
 from flaresemi.inference import Segmenter, api, predict
+from flaresemi.inference.models import load_models
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import read_grid, read_label_map, write_label_map
 from flaresemi.networks.checkpoint import save_checkpoint
@@ -228,3 +229,20 @@ def test_what_the_package_does_not_have():
 
     with pytest.raises(AttributeError, match="no attribute 'sement'"):
         flaresemi.inference.sement  # noqa: B018
+
+
+def test_models_that_were_taught_the_wrong_sides_are_told(fakes, tmp_path, caplog):
+    """As older versions trained them, where they did not understand the names."""
+    for pairs, axes, told in (
+        ((), (2,), True),
+        ((), (), False),
+        (None, (2,), False),
+        (fakes.labels.mirror_pairs, (2,), False),
+    ):
+        plan = fakes.plan(Stage.FINE, region="body")
+        labels = dataclasses.replace(fakes.labels, mirror_pairs=pairs)
+        checkpoint = dataclasses.replace(fakes.checkpoint(plan), labels=labels, mirror_axes=axes)
+        save_checkpoint(ModelFolder(tmp_path / "fold_0" / "FINE").final, checkpoint)
+        load_models(tmp_path)
+        assert ("right kidney and left kidney, by name" in caplog.text) == told
+        caplog.clear()
