@@ -34,7 +34,7 @@ def written_whole(path: Path, *, expected_bytes: int, ending: str) -> Iterator[P
                 yield inner
                 _check_whole(inner, expected_bytes)
             except ImageError:
-                _try_disk(path.parent, expected_bytes)
+                try_disk(path.parent, expected_bytes)
                 raise
             inner.replace(temporary)
         finally:
@@ -51,8 +51,12 @@ def _check_whole(path: Path, expected_bytes: int) -> None:
         integrity.inflate(stream.path, count=expected_bytes, offset=stream.offset or 0, keep=False)
 
 
-def _try_disk(folder: Path, count: int) -> None:
-    """Writes as many bytes as were wanted, so that a full disk says so itself."""
+def try_disk(folder: Path, count: int) -> None:
+    """Writes as many bytes as a library could not, so that a full disk says so itself.
+
+    Raises:
+        OSError: it is full, or cannot be written to.
+    """
     block = bytes(1 << 20)
     with tempfile.TemporaryFile(dir=folder, prefix=".") as file:
         for _ in range(0, count, len(block)):

@@ -218,16 +218,18 @@ _UNREADABLE = (
 
 
 def _check_archive(file: BinaryIO, path: Path) -> None:
-    """Sees that a zip archive is whole and holds no more than the file does.
+    """Checks that a zip archive is whole and holds no more than the file does.
 
     torch writes one, uncompressed, whose directory stands at the end: a file that was cut off has none, and a changed
     byte is caught by the checksums, which torch itself does not look at.
     """
     try:
+        size = os.fstat(file.fileno()).st_size
+        _check_directory(file, size)
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-            size = os.fstat(file.fileno()).st_size
-            if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size:
+            packed = any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size
+            if packed or (size < _ZIP64_FROM and any(entry.extra for entry in entries)):  # other sizes may stand there
                 raise ValueError("it is packed as no checkpoint is")
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as problem:
@@ -238,6 +240,34 @@ def _check_archive(file: BinaryIO, path: Path) -> None:
         raise _not_whole(path, problem) from None
     if broken is not None:
         raise _damaged(path, f"bad checksum in {shown(broken)}")
+
+
+def _check_directory(file: BinaryIO, size: int) -> None:
+    """Checks that an archive's directory is where its end says, and ends where that begins.
+
+    Python looks for it in one of these places and torch in the other: what is checked shall be what is read.
+
+    Raises:
+        ValueError: it is not, or something follows the archive's end.
+        struct.error: the file is shorter than an end of an archive.
+    """
+    file.seek(max(size - _ENDS, 0))
+    ends = file.read(_ENDS)
+    signature, *_, length, start, comment = struct.unpack("<4s4H2LH", ends[-22:])
+    end = size - 22
+    if signature != b"PK\5\6" or comment:
+        raise ValueError("it has no end")
+    if ends[-42:-38] == b"PK\6\7":  # another end before this one, for large archives, and a word about where it is
+        (end,) = struct.unpack("<Q", ends[-34:-26])
+        signature, *_, length, start = struct.unpack("<4sQ2H2L4Q", ends[:56])
+        if signature != b"PK\6\6" or end != size - _ENDS:
+            raise ValueError("it has two ends")
+    if start + length != end:
+        raise ValueError("it has two directories")
+
+
+#: The bytes of the three ends of an archive, and the size from which entries need more than they have by themselves.
+_ENDS, _ZIP64_FROM = 56 + 20 + 22, 0xFFFFFFFF
 
 
 def _not_whole(path: Path, problem: Exception) -> CheckpointError:
@@ -276,13 +306,15 @@ def _check_content(header: _Header, weights: object, training_state: object) -> 
     """
     if not isinstance(weights, dict) or not weights or not (training_state is None or isinstance(training_state, dict)):
         raise ValueError("weights and training_state must be tables")
-    numbers = 0
+    numbers, announced, stored = 0, 0, {}
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise ValueError("weights must be plain tensors with names")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"'{name}' announces more numbers than there are")
         numbers += tensor.numel()
+        announced += tensor.numel() * tensor.element_size()
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    if announced > sum(stored.values()):
+        raise ValueError("the weights announce more numbers than there are")
     needed = parameter_count(header.plan.network)
     if needed > max(numbers, _HARMLESS):  # smaller differences are told tensor by tensor, by `load_weights`
         raise ValueError(f"its plan needs {needed} numbers, its weights are {numbers}")

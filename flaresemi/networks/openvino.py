@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flaresemi.io.writing import try_disk
 from flaresemi.networks.blocks import InstanceNorm, ResidualBlock
 from flaresemi.networks.unet import UNet
 
@@ -22,10 +23,19 @@ _DYNAMIC = -1
 
 
 def save_program(network: UNet, path: Path) -> None:
-    """Writes a network as an OpenVINO program: `path` (.xml) and its weights beside it (.bin), in float32."""
+    """Writes a network as an OpenVINO program: `path` (.xml) and its weights beside it (.bin), in float32.
+
+    Raises:
+        OSError: the disk is full, or cannot be written to.
+    """
     import openvino
 
-    openvino.save_model(_program(network), path, compress_to_fp16=False)
+    program = _program(network)
+    try:
+        openvino.save_model(program, path, compress_to_fp16=False)
+    except RuntimeError:
+        try_disk(path.parent, sum(4 * each.numel() for each in network.parameters()))
+        raise
 
 
 def openvino_is_installed() -> bool:

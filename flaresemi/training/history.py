@@ -25,11 +25,25 @@ def read_history(path: Path) -> list[Row]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and type(row.get("iteration")) is int:
+        if isinstance(row, dict) and _is_row(row):
             rows.append(row)
         elif number < len(lines):
             raise CheckpointError(f"line {number} is not the row of an epoch", where=path, fix="remove that line")
     return rows
+
+
+def _is_row(row: dict[str, object]) -> bool:
+    """Whether all that is read of a row is what it should be; what is not known of an epoch may be missing or null."""
+    dice = row.get("validation_dice") or {}
+    if type(row.get("iteration")) is not int or not isinstance(dice, dict):
+        return False
+    numbers = [row[name] for name in _NUMBERS if row.get(name) is not None]
+    return all(type(value) in (int, float) and abs(value) < _MOST for value in [*numbers, *dice.values()])  # no NaN
+
+
+#: What is drawn of a row, and what no number of it comes near. Chosen: it can be drawn.
+_NUMBERS = ("iteration", "loss", "learning_rate", "seconds", "validation_mean")
+_MOST = 1e100
 
 
 def append_row(path: Path, row: Row) -> None:

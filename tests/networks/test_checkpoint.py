@@ -2,10 +2,12 @@
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +248,54 @@ def test_a_network_larger_than_its_weights_is_not_made(checkpoint: Checkpoint, t
         torch.save(content | {"header": header}, path)
         with pytest.raises(CheckpointError, match=expected):
             load_checkpoint(path)
+
+
+def test_views_of_one_tensor_are_not_counted_as_many_numbers(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    content = torch.load(path, weights_only=True)
+    one = torch.zeros(1 << 12)
+    for views in ([one.view(-1)] * 2, [one[:-1], one[1:]], [one.expand(2, -1)]):
+        torch.save(content | {"weights": {f"w{number}": view for number, view in enumerate(views)}}, path)
+        with pytest.raises(CheckpointError, match="more numbers than there are"):
+            load_checkpoint(path)
+    halves = {"a": one[: 1 << 11], "b": one[1 << 11 :]}
+    torch.save(content | {"weights": halves}, path)
+    load_checkpoint(path)
+
+
+def archive_of(entries: list[tuple[str, bytes]], method: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("way", ["by its place", "by a second end", "after its end"])
+def test_an_archive_with_two_directories_is_refused(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """One that Python finds, of harmless entries, and one that torch finds, of entries that grow a thousandfold."""
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    bomb, harmless = archive_of(entries, zipfile.ZIP_DEFLATED), archive_of(entries, zipfile.ZIP_STORED)
+    count, length, start = struct.unpack("<HLL", bomb[-12:-2])
+    end = bomb[-22:]
+    if way == "by its place":  # Python goes back from the end
+        spoilt = bomb[:-22] + harmless[:-22] + end
+    elif way == "by a second end":  # a large archive's end, and a word that leads elsewhere
+        large = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, length, start)
+        word = struct.pack("<4sLQL", b"PK\6\7", 0, len(bomb) - 22, 1)
+        spoilt = bomb[:-22] + large + harmless[:-22] + large + word + end
+    else:
+        spoilt = harmless + bytes(8)
+    path.write_bytes(spoilt)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it must not be read"))
+    with pytest.raises(CheckpointError, match="truncated, damaged or no checkpoint"):
+        load_checkpoint(path)
 
 
 def test_a_spoilt_directory_of_the_archive(checkpoint: Checkpoint, tmp_path: Path) -> None:

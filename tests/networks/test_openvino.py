@@ -1,3 +1,5 @@
+import errno
+import resource
 import signal
 import subprocess
 import sys
@@ -6,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from flaresemi.networks.openvino import OpenVinoNetwork
+from flaresemi.networks.openvino import OpenVinoNetwork, save_program
 from flaresemi.networks.unet import build_network
 from flaresemi.plans import NetworkPlan
 
@@ -70,3 +72,15 @@ def test_signals_are_handled_after_the_last_network_is_gone(repository):
         [sys.executable, "-c", code], cwd=repository, capture_output=True, encoding="utf-8", timeout=240
     )
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+def test_a_disk_that_takes_no_more_says_so_itself(tmp_path):
+    """OpenVINO tells of an iostream; the limit of file sizes stands for any trouble of a disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as trouble:
+            save_program(network(), tmp_path / "network.xml")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert trouble.value.errno == errno.EFBIG

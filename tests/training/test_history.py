@@ -20,8 +20,16 @@ def test_an_unfinished_last_line_is_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"\xff\xfe", b"[" * 100_000, b"{}", b"3", b'{"iteration": "x"}', b'{"iteration": null}', b"", b"\0"]
-)
+    "line",
+    [
+        b"\xff\xfe", b"[" * 100_000, b"{}", b"3", b'{"iteration": "x"}', b'{"iteration": null}', b"", b"\0",
+        b'{"iteration": true}', b'{"iteration": 1%s}' % (b"0" * 400), b'{"iteration": 15, "loss": "0.5"}',
+        b'{"iteration": 15, "loss": [0.5]}', b'{"iteration": 15, "loss": NaN}', 
+        b'{"iteration": 15, "seconds": Infinity}',
+        b'{"iteration": 15, "validation_dice": {"liver": null}}', b'{"iteration": 15, "validation_dice": [0.5]}',
+        b'{"iteration": 15, "validation_mean": {}}', b'{"iteration": 15, "learning_rate": 1e308}',
+    ],
+)  # fmt: skip
 def test_another_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'{"iteration": 10}\n' + line + b'\n{"iteration": 20}\n')
