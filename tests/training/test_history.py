@@ -24,7 +24,7 @@ def test_an_unfinished_last_line_is_dropped(tmp_path: Path) -> None:
     [
         b"\xff\xfe", b"[" * 100_000, b"{}", b"3", b'{"iteration": "x"}', b'{"iteration": null}', b"", b"\0",
         b'{"iteration": true}', b'{"iteration": 1%s}' % (b"0" * 400), b'{"iteration": 15, "loss": "0.5"}',
-        b'{"iteration": 15, "loss": [0.5]}', b'{"iteration": 15, "loss": NaN}', 
+        b'{"iteration": 15, "loss": [0.5]}', b'{"iteration": 15, "loss": NaN}',
         b'{"iteration": 15, "seconds": Infinity}',
         b'{"iteration": 15, "validation_dice": {"liver": null}}', b'{"iteration": 15, "validation_dice": [0.5]}',
         b'{"iteration": 15, "validation_mean": {}}', b'{"iteration": 15, "learning_rate": 1e308}',
