@@ -23,9 +23,10 @@ from torch.utils import mkldnn
 
 from flaresemi.compute.device import available_cores
 from flaresemi.compute.precision import Precision, cpu_has_bf16
+from flaresemi.networks.building import build_network
 from flaresemi.networks.cost import forward_gflop
 from flaresemi.networks.openvino import OpenVinoNetwork, openvino_is_installed
-from flaresemi.networks.unet import UNet, build_network
+from flaresemi.networks.unet import UNet
 from flaresemi.plans import NetworkPlan
 
 #: (name, features, kernels, strides, window)

@@ -25,8 +25,9 @@ from flaresemi.compute.allocation import keep_freed_memory
 from flaresemi.compute.device import device_name
 from flaresemi.networks import unet
 from flaresemi.networks.blocks import InstanceNorm, channels_last
+from flaresemi.networks.building import build_network
 from flaresemi.networks.cost import forward_gflop
-from flaresemi.networks.unet import UNet, build_network
+from flaresemi.networks.unet import UNet
 from flaresemi.plans import NetworkPlan
 
 FEATURES = (16, 32, 64, 128, 160)

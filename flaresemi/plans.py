@@ -9,7 +9,7 @@ from flaresemi.errors import PlanError
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.labels import LabelSet
 from flaresemi.ranges import Count, Intensity, IntensitySpread, Range, SizeTriple, SpacingTriple, check_ranges
-from flaresemi.records import load_record, record_hash
+from flaresemi.records import CAME_LATER, load_record, record_hash
 
 SCHEMA_VERSION = 1
 
@@ -21,6 +21,7 @@ Convs = Annotated[int, Range(1, 64)]
 PlannedSpacingMm = Annotated[float, Range(1e-4, 1e4)]
 PatchEdge = Annotated[int, Range(1, 4096)]
 BatchSize = Annotated[int, Range(1, 10_000)]
+NetworkArgument = bool | Annotated[int, Range(-(10**9), 10**9)] | Annotated[float, Range(-1e9, 1e9)] | str
 MarginMm = Annotated[float, Range(0, 500)]
 MemoryGib = Annotated[float, Range(0, 1e5, above=True)]
 PlannedSpread = Annotated[float, Range(1e-6, 3.5e38)]
@@ -159,7 +160,7 @@ class IntensityPlan:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkPlan:
-    """A U-Net, level by level; level 0 has full resolution.
+    """An encoder and a decoder, level by level; level 0 has full resolution.
 
     Attributes:
         block: `plain` (convolution, instance norm, leaky ReLU) or `residual` (nnU-Net's ResEnc encoder).
@@ -168,6 +169,9 @@ class NetworkPlan:
         strides: Downsampling on entering each level; the first is (1, 1, 1).
         encoder_convs: Convolutions (plain) or blocks (residual) per encoder level.
         decoder_convs: Convolutions per decoder level; one entry fewer than levels.
+        architecture: Who builds the network from this plan: `unet`, `mednext`, or what an installed package calls so
+            in the entry-point group `flaresemi.networks`.
+        arguments: What the builder takes besides this plan.
     """
 
     block: Literal["plain", "residual"]
@@ -178,12 +182,14 @@ class NetworkPlan:
     strides: tuple[tuple[Stride, Stride, Stride], ...]
     encoder_convs: tuple[Convs, ...]
     decoder_convs: tuple[Convs, ...]
+    architecture: str = dataclasses.field(default="unet", metadata=CAME_LATER)
+    arguments: dict[str, NetworkArgument] = dataclasses.field(default_factory=dict, metadata=CAME_LATER)
 
     def __post_init__(self) -> None:
         check_ranges(self)
         levels = len(self.features)
         if not 2 <= levels <= 16:
-            raise ValueError(f"a U-Net needs 2 to 16 levels, found {levels}")
+            raise ValueError(f"a network needs 2 to 16 levels, found {levels}")
         per_level = (self.kernels, self.strides, self.encoder_convs)
         if any(len(entries) != levels for entries in per_level) or len(self.decoder_convs) != levels - 1:
             raise ValueError(

@@ -21,6 +21,11 @@ Record = typing.TypeVar("Record")
 _AGAIN = "correct the file, or remove it and run the command that wrote it again"
 
 
+#: Metadata of a field that younger versions of a record have: while it holds its default, the record's hash is that of
+#: before it existed.
+CAME_LATER = {"came later": True}
+
+
 def to_plain(value: object) -> object:
     """Turns a record (nested dataclasses, tuples, enums, dicts) into what `json` writes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -119,8 +124,26 @@ def parse_json(text: str) -> object:
 
 def record_hash(record: object, *, without: tuple[str, ...] = ("reasons",)) -> str:
     """First 16 hex digits of the SHA-256 of a record's canonical JSON, leaving out keys that change no result."""
-    text = json.dumps(_strip(to_plain(record), without), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_strip(_hashed(record), without), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _hashed(value: object) -> object:
+    """A record as its hash sees it: without younger fields that hold their default."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field for field in dataclasses.fields(value) if not _is_silent(field, getattr(value, field.name))]
+        return {field.name: _hashed(getattr(value, field.name)) for field in fields}
+    if isinstance(value, tuple | list):
+        return [_hashed(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _hashed(item) for key, item in value.items()}
+    return to_plain(value)
+
+
+def _is_silent(field: dataclasses.Field, value: object) -> bool:
+    if not field.metadata.get("came later"):
+        return False
+    return value == (field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
 
 
 def closest(word: str, known: typing.Iterable[str]) -> str:

@@ -19,8 +19,8 @@ from flaresemi.inference import cascade
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.io.images import Image, read_image, read_label_map
 from flaresemi.labels import Label, LabelSet
+from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
-from flaresemi.networks.unet import build_network
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
 from flaresemi.preprocessing.resampling import resample_image, resample_labels

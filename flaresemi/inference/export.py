@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,12 +21,14 @@ from flaresemi.inference.sliding_window import GAUSSIAN_SIGMA
 from flaresemi.labels import LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flaresemi.networks.engine import trained_network
-from flaresemi.networks.openvino import save_program
+from flaresemi.networks.openvino import NotConvertedError, save_program
 from flaresemi.plans import IntensityPlan
 from flaresemi.preprocessing.cropping import BODY_HU
 from flaresemi.records import save_record
 from flaresemi.unfinished import unfinished_path
 from flaresemi.workspace import ModelFolder
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = "description.json"
 
@@ -168,7 +171,11 @@ def _network(checkpoint: Checkpoint, folder: Path, programs: bool) -> ExportedNe
     save_checkpoint(final, dataclasses.replace(checkpoint, training_state=None))
     program = f"{place}/network.xml" if programs else None
     if program is not None:
-        save_program(trained_network(checkpoint), folder / program)
+        try:
+            save_program(trained_network(checkpoint), folder / program)
+        except NotConvertedError as problem:
+            logger.warning("%s; its weights are exported all the same", problem.what)
+            program = None
     return ExportedNetwork(fold=checkpoint.fold, checkpoint=f"{place}/{final.name}", program=program)
 
 

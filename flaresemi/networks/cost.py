@@ -1,10 +1,19 @@
-"""What a network plan costs: parameters, operations, memory. Arithmetic only: planning needs neither torch nor GPU."""
+"""What a network plan costs: parameters, operations, memory; our U-Net by arithmetic, other networks by measuring.
+
+Planning a U-Net needs neither torch nor GPU; another network is built without its numbers and run on shapes alone.
+"""
 
 import dataclasses
+import functools
 import math
+import typing
 
 from flaresemi.geometry import IntTriple
 from flaresemi.plans import NetworkPlan
+from flaresemi.records import dumps, from_plain, parse_json
+
+if typing.TYPE_CHECKING:
+    from flaresemi.networks.measuring import Measured
 
 _GIB = 2.0**30
 
@@ -49,6 +58,8 @@ class _Layer:
 
 def parameter_count(plan: NetworkPlan) -> int:
     """Trainable numbers of the network, all segmentation heads included; exact."""
+    if measured := _measured(plan):
+        return measured.parameters
     return sum(layer.parameters for layer in _layers(plan))
 
 
@@ -58,12 +69,16 @@ def forward_gflop(plan: NetworkPlan, patch_zyx: IntTriple) -> float:
     A training step costs about three times as much. The cost of a larger region is that of its voxels.
     """
     voxels = _voxels_per_level(plan, patch_zyx)
+    if measured := _measured(plan, patch_zyx):
+        return measured.gflop
     return 2e-9 * sum(layer.multiplications * voxels[layer.level] for layer in _layers(plan))
 
 
 def kept_activations(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int) -> int:
     """Numbers that a training step with deep supervision keeps from forward for backward, the input included."""
     voxels = [batch_size * count for count in _voxels_per_level(plan, patch_zyx)]
+    if measured := _measured(plan, patch_zyx):
+        return batch_size * measured.kept
     return plan.input_channels * voxels[0] + sum(layer.kept * voxels[layer.level] for layer in _layers(plan))
 
 
@@ -78,11 +93,13 @@ def training_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: int
     On an H200 (benchmarks/results/gpu_step.md) FLARE22's `base` and `large` took 6.8 and 19.4 GiB, where this says 7.9
     and 22.4, and `small` 1.1, where it says 0.8: CUDA's own part is larger than the fixed one here.
     """
-    layers = _layers(plan)
     voxels = [batch_size * count for count in _voxels_per_level(plan, patch_zyx)]
     kept = kept_activations(plan, patch_zyx, batch_size)
-    largest = max(layer.outputs * voxels[layer.level] for layer in layers)
-    logits = plan.output_channels * sum(voxels[:-1])
+    if measured := _measured(plan, patch_zyx):
+        largest, logits = batch_size * measured.largest, batch_size * measured.logits
+    else:
+        largest = max(layer.outputs * voxels[layer.level] for layer in _layers(plan))
+        logits = plan.output_channels * sum(voxels[:-1])
     total = (kept + 3 * largest) * _ACTIVATION_BYTES + logits * _LOSS_BYTES + parameter_count(plan) * _PARAMETER_BYTES
     return total * _FRAGMENTATION / _GIB + _FIXED_GIB
 
@@ -97,11 +114,35 @@ def inference_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: in
     the estimate is between 2 % less and 21 % more than what four networks took.
     """
     voxels = [batch_size * count for count in _voxels_per_level(plan, patch_zyx)]
-    skips = sum(features * count for features, count in zip(plan.features, voxels, strict=True))
-    largest = max(layer.outputs * voxels[layer.level] for layer in _layers(plan))
+    if measured := _measured(plan, patch_zyx):
+        largest = batch_size * measured.largest
+        skips = max(batch_size * measured.live - 2 * largest, 0)
+    else:
+        skips = sum(features * count for features, count in zip(plan.features, voxels, strict=True))
+        largest = max(layer.outputs * voxels[layer.level] for layer in _layers(plan))
     logits = plan.output_channels * voxels[0]
     total = (skips + (4 if on_gpu else 2) * largest) * _ACTIVATION_BYTES + logits * 6 + parameter_count(plan) * 6
     return total * _FRAGMENTATION / _GIB + (_CUDA_GIB if on_gpu else _FIXED_GIB)
+
+
+def _measured(plan: NetworkPlan, patch_zyx: IntTriple | None = None) -> "Measured | None":
+    """What one image of a patch costs in a network that the formulas do not know; None for our U-Net.
+
+    Args:
+        patch_zyx: None: any, since only the parameters count.
+    """
+    if plan.architecture == "unet":
+        return None
+    return _measured_once(dumps(plan), patch_zyx or plan.divisor_zyx)
+
+
+@functools.lru_cache(maxsize=256)
+def _measured_once(plan: str, patch_zyx: IntTriple) -> "Measured":
+    from flaresemi.networks.building import build_on_meta
+    from flaresemi.networks.measuring import measure
+
+    known = from_plain(NetworkPlan, parse_json(plan), source="network plan")
+    return measure(build_on_meta(known), (1, known.input_channels, *patch_zyx))
 
 
 def _layers(plan: NetworkPlan) -> list[_Layer]:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flaresemi.compute.precision import Precision, PrecisionName, cpu_has_bf16
 from flaresemi.errors import ConfigError
+from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint, load_weights
-from flaresemi.networks.openvino import OpenVinoNetwork, openvino_is_installed
-from flaresemi.networks.unet import UNet, build_network
+from flaresemi.networks.openvino import NotConvertedError, OpenVinoNetwork, openvino_is_installed
 from flaresemi.plans import NetworkPlan
 
 logger = logging.getLogger(__name__)
@@ -73,11 +73,11 @@ class Engine:
             return self._fastest(network, checkpoint.plan.network)
         return _forward(network, *self._choices[0])
 
-    def _fastest(self, network: UNet, plan: NetworkPlan) -> Forward:
+    def _fastest(self, network: nn.Module, plan: NetworkPlan) -> Forward:
         """Tries every choice on this network and keeps to the best one from now on."""
         sizes = (math.ceil(_CHECK_SIZE / divisor) * divisor for divisor in plan.divisor_zyx)
         window = torch.randn(1, plan.input_channels, *sizes)
-        forwards = [_forward(network, *choice) for choice in self._choices]
+        forwards = self._forwards(network)
         seconds = [_seconds(forward, window) for forward in forwards]
         best = min(range(len(forwards)), key=lambda index: seconds[index] * (1 if index == 0 else _CLEARLY))
         told = [
@@ -88,15 +88,24 @@ class Engine:
         logger.info("computing with %s %s (%s)", self._choices[0][0], self._choices[0][1].name, ", ".join(told))
         return forwards[best]
 
+    def _forwards(self, network: nn.Module) -> list[Forward]:
+        """One for each choice; OpenVINO is none where it cannot convert the network."""
+        try:
+            return [_forward(network, *choice) for choice in self._choices]
+        except NotConvertedError as problem:
+            logger.warning("%s", problem)
+        self._choices = [choice for choice in self._choices if choice[0] != "openvino"]
+        return [_forward(network, *choice) for choice in self._choices]
 
-def trained_network(checkpoint: Checkpoint) -> UNet:
+
+def trained_network(checkpoint: Checkpoint) -> nn.Module:
     """The network of a checkpoint, for prediction, in main memory.
 
     Raises:
         CheckpointError: the weights do not fit the plan.
     """
     network = build_network(checkpoint.plan.network)
-    network.deep_supervision = False
+    network.deep_supervision = False  # type: ignore[assignment]
     load_weights(network, checkpoint, where=f"{checkpoint.plan.stage.value} of fold {checkpoint.fold}")
     return network.eval().requires_grad_(False)
 
@@ -116,7 +125,7 @@ def _choices(device: torch.device, precision: PrecisionName, name: EngineName) -
     return [(engine, Precision(device, kind)) for kind, engine in itertools.product(precisions, engines)]
 
 
-def _forward(network: UNet, name: Literal["torch", "openvino"], precision: Precision) -> Forward:
+def _forward(network: nn.Module, name: Literal["torch", "openvino"], precision: Precision) -> Forward:
     if name == "openvino":
         return OpenVinoNetwork(network, precision=precision.name, threads=torch.get_num_threads())
 

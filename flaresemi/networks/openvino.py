@@ -1,10 +1,17 @@
-"""The U-Net as an OpenVINO program: on a CPU it fuses norm and activation, which torch runs one after the other.
+"""Networks as OpenVINO programs: on a CPU it fuses norm and activation, which torch runs one after the other.
+
+Our U-Net is written down operation by operation, which takes a tenth of the time of OpenVINO's
+converter at every start; any other network goes through the converter.
 
 OpenVINO is an optional package (`pip install flaresemi[openvino]`), so it is imported where it is used.
 """
 
+import contextlib
 import functools
 import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flaresemi.errors import ConfigError, shown
+from flaresemi.geometry import IntTriple
 from flaresemi.io.writing import try_disk
 from flaresemi.networks.blocks import InstanceNorm, ResidualBlock
 from flaresemi.networks.unet import UNet
@@ -22,10 +31,15 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _DYNAMIC = -1
 
 
-def save_program(network: UNet, path: Path) -> None:
+class NotConvertedError(ConfigError):
+    """OpenVINO does not know an operation of a network, or the network cannot be traced."""
+
+
+def save_program(network: nn.Module, path: Path) -> None:
     """Writes a network as an OpenVINO program: `path` (.xml) and its weights beside it (.bin), in float32.
 
     Raises:
+        NotConvertedError: OpenVINO cannot convert the network.
         OSError: the disk is full, or cannot be written to.
     """
     import openvino
@@ -44,7 +58,7 @@ def openvino_is_installed() -> bool:
 
 
 class OpenVinoNetwork:
-    """A trained U-Net, compiled by OpenVINO for this machine's processor; any window size, from one compilation.
+    """A trained network, compiled by OpenVINO for this machine's processor; any window size, from one compilation.
 
     Args:
         network: Whose weights are taken; not needed afterwards.
@@ -52,7 +66,7 @@ class OpenVinoNetwork:
         threads: Of the processor.
     """
 
-    def __init__(self, network: UNet, *, precision: str, threads: int) -> None:
+    def __init__(self, network: nn.Module, *, precision: str, threads: int) -> None:
         import openvino
 
         options = {
@@ -85,8 +99,58 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _program(network: UNet) -> Any:
-    """The forward pass of `UNet` without deep supervision, in OpenVINO's operations."""
+def _program(network: nn.Module) -> Any:
+    """The forward pass without deep supervision, for any batch and any window size that the network takes."""
+    return _unet_program(network) if type(network) is UNet else _converted(network)
+
+
+def _converted(network: nn.Module) -> Any:
+    """The program that OpenVINO's converter makes of a network.
+
+    Raises:
+        NotConvertedError: it does not succeed.
+    """
+    import openvino
+    from openvino import frontend
+
+    failures = (frontend.GeneralFailure, frontend.OpConversionFailure, frontend.OpValidationFailure)
+    channels: int = network.input_channels  # type: ignore[assignment]
+    divisor_zyx: IntTriple = network.divisor_zyx  # type: ignore[assignment]
+    example = torch.zeros(1, channels, *(4 * divisor for divisor in divisor_zyx))
+    with warnings.catch_warnings(), _logging_kept():
+        warnings.simplefilter("ignore")  # of torch's tracer, about what is the same in every window
+        try:
+            program = openvino.convert_model(
+                network, example_input=example, input=[_DYNAMIC, channels, _DYNAMIC, _DYNAMIC, _DYNAMIC]
+            )
+        except (
+            *failures,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as problem:  # of torch's tracer, too
+            raise NotConvertedError(
+                f"OpenVINO cannot convert this {type(network).__name__}: {shown(str(problem), 200)}",
+                fix="let torch compute it: --engine torch",
+            ) from problem
+    program.inputs[0].get_node().set_friendly_name("image")
+    return program
+
+
+@contextlib.contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Undoes what the converter does to the root logger: it lets nothing but errors through from then on."""
+    root = logging.root
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+def _unet_program(network: UNet) -> Any:
     import openvino
     from openvino import opset13 as ops
 

@@ -87,8 +87,3 @@ class UNet(nn.Module):
         self.upsampling.append(nn.ConvTranspose3d(below, outputs, stride, stride, bias=False))
         self.decoder.append(ConvStack(2 * outputs, outputs, plan.kernels[level], (1, 1, 1), plan.decoder_convs[level]))
         self.heads.append(nn.Conv3d(outputs, plan.output_channels, 1))
-
-
-def build_network(plan: NetworkPlan) -> UNet:
-    """A freshly initialized network (torch's global random state decides the weights)."""
-    return UNet(plan)

@@ -12,10 +12,10 @@ from flaresemi.cli import export, predict
 from flaresemi.inference.export import DESCRIPTION, Description
 from flaresemi.io.images import read_label_map
 from flaresemi.labels import Label, LabelSet
+from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flaresemi.networks.engine import trained_network
 from flaresemi.networks.openvino import openvino_is_installed
-from flaresemi.networks.unet import build_network
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
 from flaresemi.records import load_record
 from flaresemi.workspace import Workspace

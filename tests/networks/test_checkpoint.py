@@ -18,8 +18,8 @@ import torch
 
 from flaresemi import flare22
 from flaresemi.errors import CheckpointError
+from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
-from flaresemi.networks.unet import build_network
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
 
 

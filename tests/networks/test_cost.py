@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flaresemi.networks import cost
-from flaresemi.networks.unet import build_network
+from flaresemi.networks.building import build_network
 from flaresemi.plans import NetworkPlan
 
 PATCH = (8, 16, 16)

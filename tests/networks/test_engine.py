@@ -6,9 +6,9 @@ import torch
 
 from flaresemi.errors import ConfigError
 from flaresemi.networks import engine as engines
+from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.engine import Engine
-from flaresemi.networks.unet import build_network
 from flaresemi.plans import Stage
 from tests.inference.conftest import make_checkpoint, make_plan
 

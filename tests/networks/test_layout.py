@@ -10,8 +10,8 @@ from torch import nn
 from flaresemi.compute.precision import Precision
 from flaresemi.networks import layout
 from flaresemi.networks.blocks import InstanceNorm
+from flaresemi.networks.building import build_network
 from flaresemi.networks.layout import agrees, trains_channels_last
-from flaresemi.networks.unet import build_network
 from flaresemi.plans import NetworkPlan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

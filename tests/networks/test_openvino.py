@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 
+from flaresemi.networks.building import build_network
 from flaresemi.networks.openvino import OpenVinoNetwork, save_program
-from flaresemi.networks.unet import build_network
 from flaresemi.plans import NetworkPlan
 
 pytest.importorskip("openvino")

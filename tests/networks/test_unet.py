@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flaresemi.compute.precision import Precision
-from flaresemi.networks.unet import build_network
+from flaresemi.networks.building import build_network
 from flaresemi.plans import NetworkPlan
 
 

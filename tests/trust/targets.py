@@ -37,8 +37,8 @@ from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.prediction_records import PredictionRecord
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
+from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint, _Header, load_checkpoint, load_weights, save_checkpoint
-from flaresemi.networks.unet import build_network
 from flaresemi.planning.decisions import Decisions
 from flaresemi.planning.findings import load_warnings
 from flaresemi.planning.fingerprint import _Kept

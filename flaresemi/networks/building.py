@@ -1,0 +1,53 @@
+"""From a network plan to a module, whoever builds it: flaresemi or another installed package."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from flaresemi import extensions
+from flaresemi.errors import ConfigError, shown
+from flaresemi.networks.mednext import MedNeXt
+from flaresemi.networks.unet import UNet
+from flaresemi.plans import NetworkPlan
+
+_OWN: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "mednext": MedNeXt}
+
+
+def build_network(plan: NetworkPlan) -> nn.Module:
+    """A freshly initialized network (torch's global random state decides the weights).
+
+    Whoever built it, it has the attributes `input_channels`, `divisor_zyx`, `channels_last`, which it may ignore, and
+    `deep_supervision`: True: `forward` may return a list of logits, full resolution first, each level half as large or
+    less; False: logits (B, output channels, Z, Y, X) of an image (B, input channels, Z, Y, X).
+
+    Raises:
+        ConfigError: nobody builds such networks here, or the builder does not know an argument.
+    """
+    if plan.architecture in _OWN:
+        builder, who = _OWN[plan.architecture], "flaresemi"
+    else:
+        found, origin = extensions.load(extensions.NETWORKS, plan.architecture, own=tuple(_OWN))
+        if not callable(found):
+            raise ConfigError(f"'{plan.architecture}' of {origin} builds no networks: it cannot be called")
+        builder, who = found, str(origin)
+    try:
+        network = builder(plan, **plan.arguments)
+    except TypeError as problem:
+        given = ", ".join(f"{name}={value!r}" for name, value in plan.arguments.items())
+        raise ConfigError(
+            f"'{plan.architecture}' of {who} does not build a network with ({shown(given, 200)}): "
+            f"{shown(str(problem), 200)}",
+            where="network.arguments", fix="correct them in plans.json",
+        ) from problem  # fmt: skip
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"'{plan.architecture}' of {who} built no torch module but {type(network).__name__}")
+    network.input_channels, network.divisor_zyx = plan.input_channels, plan.divisor_zyx  # type: ignore[assignment]
+    network.deep_supervision = network.channels_last = False  # type: ignore[assignment]
+    return network
+
+
+def build_on_meta(plan: NetworkPlan) -> nn.Module:
+    """The network with shapes and without numbers, whatever its size."""
+    with torch.device("meta"):
+        return build_network(plan)
