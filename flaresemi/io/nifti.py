@@ -7,7 +7,6 @@ the qform where its code is, else by the voxel sizes.
 import dataclasses
 import logging
 import math
-import sys
 import zlib
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +41,8 @@ _ROUNDING = 1e-5
 _APART_MM = 1.0
 
 _Code = Annotated[int, Range(0, 32767)]
-_Number = Annotated[float, Range(-sys.float_info.max, sys.float_info.max)]
+_SENSIBLE = Range(-1e100, 1e100)
+_Number = Annotated[float, _SENSIBLE]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,16 +370,16 @@ def _forms(header: Any, path: Path) -> NiftiForms:
     srow, pixdim = numbers("srow_x", "srow_y", "srow_z"), numbers("pixdim")[:4]
     quaternion = numbers("quatern_b", "quatern_c", "quatern_d")
     offset = numbers("qoffset_x", "qoffset_y", "qoffset_z")
-    if not _finite(srow):
+    if not _sensible(srow):
         if sform_code:
             raise ImageError(f"the header's axes make no sense: sform {srow}", where=path)
         srow = (0.0,) * 12
-    if not _finite(pixdim) and sform_code:
+    if not _sensible(pixdim) and sform_code:
         x, y, z = (float(length) for length in np.linalg.norm(np.reshape(srow, (3, 4))[:, :3], axis=0))
         pixdim, qform_code = (1.0, x, y, z), 0
-    if not _finite(pixdim):
+    if not _sensible(pixdim):
         raise ImageError(f"the header's voxel sizes make no sense: {pixdim[1:]}", where=path)
-    if not _finite((*quaternion, *offset)):
+    if not _sensible((*quaternion, *offset)):
         quaternion, offset, qform_code = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0
     return NiftiForms(
         sform_code=sform_code, qform_code=qform_code, units=units, pixdim=pixdim, quaternion=quaternion,  # type: ignore[arg-type]
@@ -387,5 +387,5 @@ def _forms(header: Any, path: Path) -> NiftiForms:
     )  # fmt: skip
 
 
-def _finite(values: tuple[float, ...]) -> bool:
-    return all(map(math.isfinite, values))
+def _sensible(values: tuple[float, ...]) -> bool:
+    return all(value in _SENSIBLE for value in values)

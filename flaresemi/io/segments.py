@@ -10,7 +10,7 @@ import numpy as np
 
 from flaresemi.errors import ImageError, listed, shown
 from flaresemi.labels import LabelSet, count_values
-from flaresemi.ranges import LabelValue
+from flaresemi.ranges import LabelValue, Range, VoxelIndex
 
 EXPORT = (
     "export it from 3D Slicer as one label map: module Segmentations, 'Export/import models and labelmaps', Export, "
@@ -22,6 +22,9 @@ RENUMBER = "give its segments the values of dataset.json, or correct names and v
 
 #: Names that 3D Slicer gives by itself.
 _NO_NAME = re.compile(r"(segment[ _]?\d*)?", re.IGNORECASE)
+
+#: Values and layers that a header may name.
+_VALUES, _LAYERS = Range(-(2**31) + 1, 2**31 - 1), Range(0, 10**6)
 
 _FIELD = re.compile(r"Segment(\d{1,6})_(ID|Name|LabelValue|Layer)")
 
@@ -38,7 +41,7 @@ class Segment:
 
     name: str
     value: LabelValue
-    layer: LabelValue
+    layer: VoxelIndex
 
 
 def find_segments(pairs: Mapping[str, str], path: Path) -> tuple[Segment, ...]:
@@ -56,8 +59,8 @@ def find_segments(pairs: Mapping[str, str], path: Path) -> tuple[Segment, ...]:
     return tuple(
         Segment(
             name=found.get("Name", found.get("ID", "")),
-            value=_integer(found.get("LabelValue", "1"), path),
-            layer=_integer(found.get("Layer", str(number)), path),
+            value=_integer(found.get("LabelValue", "1"), path, _VALUES),
+            layer=_integer(found.get("Layer", str(number)), path, _LAYERS),
         )
         for number, found in sorted(fields.items())
     )
@@ -163,10 +166,10 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
 
 
-def _integer(text: str, path: Path) -> int:
+def _integer(text: str, path: Path, sensible: Range) -> int:
     try:
         number = int(text)
-        if abs(number) < 1 << 31:
+        if number in sensible:
             return number
     except ValueError:
         pass

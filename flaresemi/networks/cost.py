@@ -4,13 +4,12 @@ Planning a U-Net needs neither torch nor GPU; another network is built without i
 """
 
 import dataclasses
-import functools
 import math
 import typing
 
 from flaresemi.geometry import IntTriple
 from flaresemi.plans import NetworkPlan
-from flaresemi.records import dumps, from_plain, parse_json
+from flaresemi.records import dumps
 
 if typing.TYPE_CHECKING:
     from flaresemi.networks.measuring import Measured
@@ -133,16 +132,18 @@ def _measured(plan: NetworkPlan, patch_zyx: IntTriple | None = None) -> "Measure
     """
     if plan.architecture == "unet":
         return None
-    return _measured_once(dumps(plan), patch_zyx or plan.divisor_zyx)
-
-
-@functools.lru_cache(maxsize=256)
-def _measured_once(plan: str, patch_zyx: IntTriple) -> "Measured":
     from flaresemi.networks.building import build_on_meta
     from flaresemi.networks.measuring import measure
 
-    known = from_plain(NetworkPlan, parse_json(plan), source="network plan")
-    return measure(build_on_meta(known), (1, known.input_channels, *patch_zyx))
+    patch = patch_zyx or plan.divisor_zyx
+    key = dumps(plan), patch
+    if key not in _KNOWN:
+        _KNOWN[key] = measure(build_on_meta(plan), (1, plan.input_channels, *patch))
+    return _KNOWN[key]
+
+
+#: What was measured, by network plan and patch: planning asks again and again.
+_KNOWN: "dict[tuple[str, IntTriple], Measured]" = {}
 
 
 def _layers(plan: NetworkPlan) -> list[_Layer]:

@@ -116,6 +116,7 @@ MAY_BE_NEGATIVE = {
         "clip_high", "minimum", "maximum", "middle_05", "middle_95", "tissue_50", "channel_minima",
     },
     "a place or direction": {"origin_xyz_mm", "direction"},
+    "what the builder of a network takes": {"arguments"},
     "what a NIfTI header says of them": {"pixdim", "quaternion", "offset", "srow"},
     "a user's label value": {"value", "background", "values"},
     "a difference or the logarithm of a ratio": {"largest_component_gain", "intercept", "offsets"},
