@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from flaresemi.errors import ImageError, shown
+from flaresemi.errors import ImageError, one_line, shown
 from flaresemi.image_paths import DICOM_START, image_stem, starts_as_dicom, visible_files
 from flaresemi.io import integrity
 from flaresemi.io.dicom_elements import SOP_CLASS, TRANSFER_SYNTAX, Elements, read_elements
@@ -72,6 +72,11 @@ class Slice:
     spacing_xy_mm: tuple[float, ...]
     position_xyz_mm: tuple[float, ...]
     direction: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the file, for messages."""
+        return one_line(self.path.name)
 
 
 def read_slices(folder: Path) -> tuple[list[Slice], dict[str, list[Path]]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flaresemi.errors import ImageError
+from flaresemi.errors import ImageError, one_line
 from flaresemi.geometry import Geometry
 from flaresemi.io.axes import SHEAR_TOLERANCE_DEGREES, make_geometry
 from flaresemi.io.dicom import Slice, read_slices
@@ -102,12 +102,12 @@ def _coverage_mm3(group: Sequence[Slice]) -> float:
 def _about(group: Sequence[Slice]) -> str:
     first = group[0]
     kind = "localizer" if "LOCALIZER" in first.image_type else f"{len(group)} slices" if len(group) > 1 else "1 slice"
-    return f"series {first.series_number} ({first.modality}, {kind}, like {first.path.name})"
+    return f"series {first.series_number} ({first.modality}, {kind}, like {first.name})"
 
 
 def _left(groups: Iterable[Sequence[Slice]], others: dict[str, list[Path]]) -> str:
     parts = [_about(group) for group in groups]
-    parts += [f"{len(paths)} file(s) like {paths[0].name} ({what})" for what, paths in others.items()]
+    parts += [f"{len(paths)} file(s) like {one_line(paths[0].name)} ({what})" for what, paths in others.items()]
     return "; ".join(parts)
 
 
@@ -233,8 +233,7 @@ def _refuse_uneven(ordered: Sequence[Slice], along: np.ndarray) -> None:
     off = np.abs(gaps - expected)
     odd = np.flatnonzero(off > tolerance) if off.max() > tolerance else np.array([off.argmax()])
     found = "; ".join(
-        f"{gaps[index]:.4g} mm between {ordered[index].path.name} and {ordered[index + 1].path.name}"
-        for index in odd[:3]
+        f"{gaps[index]:.4g} mm between {ordered[index].name} and {ordered[index + 1].name}" for index in odd[:3]
     )
     holes = gaps[odd].min() > 1.5 * expected and len(odd) <= max(1, len(gaps) // 4)
     missing = round(float((gaps[odd] / expected - 1).sum()))
@@ -260,5 +259,5 @@ def _normal(each: Slice) -> np.ndarray:
 
 
 def _places(slices: Sequence[Slice]) -> str:
-    names = ", ".join(str(each.path) for each in slices[:4])
+    names = ", ".join(one_line(each.path) for each in slices[:4])
     return names + (f" and {len(slices) - 4} more" if len(slices) > 4 else "")

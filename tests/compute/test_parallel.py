@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import PurePath
 
 import pytest
 
@@ -49,7 +50,7 @@ def threads(_):
 
 
 def speak(number):
-    logging.getLogger("flaresemi.io").warning("case %d is odd", number)
+    logging.getLogger("flaresemi.io").warning("%s: case %d is odd", PurePath("a\nb\x1b[2J"), number)
 
 
 def note(folder, number):
@@ -103,7 +104,9 @@ def test_one_worker_is_this_process_and_others_have_one_thread_each():
 @pytest.mark.parametrize("mute", [True, False])
 def test_workers_are_mute_where_their_results_say_it_all(mute, capfd):
     list(parallel_map(speak, range(2), workers=2, mute=mute))
-    assert ("is odd" in capfd.readouterr().err) != mute
+    said = capfd.readouterr().err
+    assert ("is odd" in said) != mute
+    assert ("warning: a\\nb\\x1b[2J: case 1 is odd\n" in said) != mute
 
 
 def test_no_more_than_two_items_per_worker_are_under_way(tmp_path):

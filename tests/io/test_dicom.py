@@ -278,12 +278,31 @@ def test_identifiers_that_a_writer_made_for_every_file_tell_nothing(tmp_path):
     np.testing.assert_array_equal(read_image([tmp_path]).array_czyx[0], stack.array_zyx)
 
 
-def test_text_of_a_header_is_told_without_what_a_terminal_obeys(tmp_path):
+HOSTILE = "IM\nerror: all is lost\x1b[2J"
+SEEN = "IM\\nerror: all is lost\\x1b[2J"
+
+
+def test_text_of_a_header_and_names_of_files_are_told_without_what_a_terminal_obeys(tmp_path, caplog):
     stack = Stack(array_zyx=phantom(), number="\x1b[2J3", modality="C\nerror: T")
-    stack.write(tmp_path, prefix="one")
-    dataclasses.replace(stack, uid="1.2.3", number="4").write(tmp_path, prefix="two")
-    message = refused(tmp_path)
-    assert "series \\x1b[2J3 (C\\nerror: T, 6 slices" in message and "\x1b" not in message
+    stack.write(tmp_path / "two", prefix=f"one {HOSTILE}")
+    dataclasses.replace(stack, uid="1.2.3", number="4").write(tmp_path / "two", prefix=HOSTILE)
+    gap = stack.write(tmp_path / "gap", prefix=HOSTILE, skip=(3,))
+    twice = stack.write(tmp_path / "twice", prefix=HOSTILE)
+    (twice[0].parent / f"b{HOSTILE}").write_bytes(twice[0].read_bytes())
+    odd = stack.write(tmp_path / "odd", prefix=HOSTILE)
+    rewrite(odd[3], stack, 3, t00280030=("DS", "1.25\\1.6"))
+    broken = stack.write(tmp_path / "broken", prefix=HOSTILE)
+    broken[2].write_bytes(broken[2].read_bytes()[:-40])
+    assert gap[0].exists()
+    for folder in ("two", "gap", "twice", "odd", "broken"):
+        message = refused(tmp_path / folder)
+        assert SEEN in message and "\x1b" not in message and "\nerror" not in message
+    assert "series \\x1b[2J3 (C\\nerror: T, 6 slices" in refused(tmp_path / "two")
+    stack.write(tmp_path / "left")
+    write(tmp_path / "left" / HOSTILE, patient_elements(REPORT), sop_class=REPORT)
+    with caplog.at_level(logging.INFO):
+        read_image([tmp_path / "left"])
+    assert SEEN in caplog.text and "\x1b" not in caplog.text
 
 
 def test_gantry_tilt_is_refused_with_its_angle(tmp_path):
