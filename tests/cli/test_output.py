@@ -45,6 +45,9 @@ parser.add_argument("--only", action="store_true")
 sys.exit(run(command, parser, None))
 """
 
+#: As programs start for most: what is printed waits in memory, and is lost at the end rather than at once.
+BUFFERED = {"PYTHONUNBUFFERED": ""}
+
 CLOSED = {"out": ">&-", "err": "2>&-", "both": ">&- 2>&-", "all three": "<&- >&- 2>&-"}
 FULL = {"full out": ">/dev/full", "full err": "2>/dev/full", "both full": ">/dev/full 2>/dev/full"}
 
@@ -55,14 +58,15 @@ def _shell(tmp_path: Path, redirected: str, *words: str, **environment: str) -> 
     line = f'"$0" "$@" {redirected}'
     return subprocess.run(
         ["bash", "-c", line, sys.executable, str(program), str(tmp_path / "made"), *words], capture_output=True,
-        env=os.environ | environment, check=False,
+        env=os.environ | BUFFERED | environment, check=False,
     )  # fmt: skip
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("redirected", [*CLOSED.values(), *FULL.values()], ids=[*CLOSED, *FULL])
-def test_the_work_ends_well_wherever_its_output_goes(redirected: str, tmp_path: Path) -> None:
-    end = _shell(tmp_path, redirected)
+def test_the_work_ends_well_wherever_its_output_goes(redirected: str, unbuffered: str, tmp_path: Path) -> None:
+    end = _shell(tmp_path, redirected, PYTHONUNBUFFERED=unbuffered)
     assert end.returncode == 0, end.stderr
     assert b"Traceback" not in end.stderr and b"Exception ignored" not in end.stderr
     assert (tmp_path / "made").read_text() == "done"
@@ -84,7 +88,8 @@ def test_a_reader_that_leaves_stops_only_what_is_for_it(only: bool, code: int, t
     program = tmp_path / "program.py"
     program.write_text(PROGRAM, encoding="utf-8")
     words = [sys.executable, str(program), str(tmp_path / "made"), *(["--only"] if only else [])]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    environment = os.environ | BUFFERED
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         said = process.stderr.read()
