@@ -78,7 +78,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     length.add_argument(
         "--time-budget", dest="time_budget_seconds", type=duration, default=argparse.SUPPRESS, metavar="30m",
-        help="length in time: some steps are timed, then the number of steps is fixed",
+        help="length in time: the number of steps is decided again and again while it goes on",
     )  # fmt: skip
     add("--iterations-per-epoch", "steps that count as an epoch [250; fewer in a short training]")
     add("--batch-size", "patches per step over all GPUs [the plan's]")

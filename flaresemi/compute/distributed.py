@@ -56,6 +56,14 @@ class Ranks:
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return bool(shared.item())
 
+    def of_main(self, number: int, device: torch.device) -> int:
+        """The number that the main process has, on every rank."""
+        if self.world_size == 1:
+            return number
+        shared = torch.tensor(number, device=device)
+        dist.broadcast(shared, src=0)
+        return int(shared.item())
+
     def share_gradients(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The network, whose gradients will be the means over the ranks."""
         if self.world_size == 1:

@@ -139,6 +139,49 @@ class StepClock:
             self.seconds[step] = self.seconds.get(step, 0.0) + self._now() - start
 
 
+#: A process that did not even look at the clock for so long was stopped, or slept with its machine. Chosen: far above
+#: what a busy machine lets a thread wait.
+_ASLEEP_SECONDS = 10.0
+
+
+class RunningTime:
+    """Seconds that this process has been running, without the time for which it was stopped (SIGSTOP, Ctrl-Z).
+
+    A thread looks at the clock all the time; where it could not, nothing ran. A machine that sleeps stops the clock
+    itself. Use it in a `with` statement.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic, asleep_seconds: float = _ASLEEP_SECONDS) -> None:
+        self._now = now
+        self._asleep_seconds = asleep_seconds
+        self._looked = now()
+        self._seconds = 0.0
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __call__(self) -> float:
+        """The seconds so far."""
+        with self._lock:
+            now = self._now()
+            passed, self._looked = now - self._looked, now
+            if passed < self._asleep_seconds:
+                self._seconds += passed
+            return self._seconds
+
+    def __enter__(self) -> "RunningTime":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._asleep_seconds / 20):
+            self()
+
+
 #: Stands around every step of what may be timed: a StepClock, or `no_clock`.
 Clock = Callable[[str], contextlib.AbstractContextManager[None]]
 

@@ -213,7 +213,7 @@ class Round:
         its own: with one seed, each would draw the same patches of the labeled cases again, which its weights know.
         """
         record = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
-        iterations = max(round(record.recipe.total_iterations * self.config.length), 1)
+        iterations = max(round(record.schedule.total_iterations * self.config.length), 1)
         start = str(self._teacher(stage).final) if self.config.start == "previous" else None
         validations = math.ceil(record.config.validations * min(self.config.length, 1.0))
         return dataclasses.replace(

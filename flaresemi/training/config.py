@@ -1,7 +1,6 @@
 """What the user chooses about a training: one record, every field a flag of flaresemi_train."""
 
 import dataclasses
-import math
 from typing import Annotated, Literal
 
 import torch
@@ -47,7 +46,7 @@ class TrainingConfig:
     Attributes:
         epochs: Length in epochs of `iterations_per_epoch`.
         iterations: Length in optimizer steps.
-        time_budget_seconds: Length in wall-clock time: some steps are timed first, then the number is fixed.
+        time_budget_seconds: Length in wall-clock time, of a process that runs; see `TimeBudget`.
         iterations_per_epoch: What counts as an epoch (a line of the history, a point of the curves); None: 250, or a
             twentieth of a training that has fewer than 20 of those.
         batch_size: Patches per step over all ranks; None: the plan's.
@@ -133,10 +132,6 @@ class Recipe:
     learning_rate: LearningRate
     weight_decay: Share
     warmup_iterations: IterationsSoFar
-
-    def epoch_of(self, iteration: int) -> int:
-        """Number of the epoch, from 1, that ends with this iteration or holds it."""
-        return math.ceil(iteration / self.iterations_per_epoch)
 
 
 def resolve(config: TrainingConfig, total_iterations: int, features: int = 16) -> Recipe:

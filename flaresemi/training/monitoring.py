@@ -58,11 +58,11 @@ class Monitor:
             self.writer.close()
 
 
-def progress(batches: Iterator[Batch], task: TrainingTask, first: int, last: int, *, enabled: bool) -> Iterator[Batch]:
-    """The batches of steps `first` to `last`, with a bar in a terminal."""
+def progress(batches: Iterator[Batch], task: TrainingTask, first: int, last: int, *, enabled: bool) -> "tqdm[Batch]":
+    """The batches of steps `first` to `last`, with a bar in a terminal, whose `total` may change."""
     title = f"{task.plan.stage} fold {task.fold}"
     quiet = not (enabled and sys.stderr.isatty())
-    return iter(tqdm(batches, desc=title, total=last, initial=first, unit="step", disable=quiet))
+    return tqdm(batches, desc=title, total=last, initial=first, unit="step", disable=quiet)
 
 
 def quick_validation(

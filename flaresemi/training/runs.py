@@ -13,9 +13,10 @@ from flaresemi import __version__
 from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.ranges import AtLeastOne
-from flaresemi.records import from_plain, load_json, load_record, parse_json
+from flaresemi.records import from_plain, load_json, load_record, parse_json, save_record
 from flaresemi.training.config import Recipe, TrainingConfig
 from flaresemi.training.resuming import load_state
+from flaresemi.training.schedule import Decision, Schedule
 from flaresemi.training.task import Teaching, TrainingTask
 from flaresemi.workspace import ModelFolder
 
@@ -32,7 +33,8 @@ class RunRecord:
     Attributes:
         command: The command line.
         trainer: Name of the trainer class.
-        recipe: Length and optimizer, resolved; a time budget becomes a number of iterations here, once.
+        recipe: Length and optimizer, resolved; with a time budget, the length of the schedule.
+        decisions: With a time budget: when the training was given another number of steps, and which.
         training_cases: Names of the cases that were trained on.
         validation_cases: Names of the held-out cases.
         taught_by: The label maps from elsewhere among what was trained on; None without any.
@@ -60,6 +62,12 @@ class RunRecord:
     started: str
     taught_by: Teaching | None = None
     continued: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule as it was decided last."""
+        return Schedule(self.recipe, self.decisions)
 
     @classmethod
     def begin(cls, task: TrainingTask, config: TrainingConfig, recipe: Recipe, **facts: Any) -> "RunRecord":
@@ -97,6 +105,12 @@ def recorded_run(task: TrainingTask) -> RunRecord | None:
             fix="put the plans back, or start it anew with --restart",
         )  # fmt: skip
     return record
+
+
+def record_decisions(task: TrainingTask, decisions: tuple[Decision, ...]) -> None:
+    """Keeps what was decided while the training goes on, before it has an effect."""
+    path = task.folder.run_record
+    save_record(path, dataclasses.replace(load_record(path, RunRecord, error=ConfigError), decisions=decisions))
 
 
 def recorded_config(folder: ModelFolder) -> TrainingConfig:

@@ -1,15 +1,105 @@
 """Learning rate and weight averaging as functions of the iteration alone, so that a resumed run needs no memory."""
 
+import dataclasses
+import math
+
 import torch
 
+from flaresemi.ranges import Iterations, IterationsSoFar
 from flaresemi.training.config import Recipe
 
 
-def learning_rate(recipe: Recipe, iteration: int) -> float:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """After so many steps, a training was given another number of steps in all."""
+
+    iteration: IterationsSoFar
+    total_iterations: Iterations
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Schedule:
+    """Where on the schedule of its recipe a training is after so many steps.
+
+    Places are counted in steps of the recipe. Without decisions step and place are one. A decision leaves the place
+    where it is and spreads the rest of the schedule evenly over the steps that are left, so that whatever was decided
+    when, the learning rate is continuous in the place and the last step ends at the end of the schedule.
+
+    Attributes:
+        recipe: Its `total_iterations` are the length of the schedule.
+        decisions: In the order of their iterations.
+    """
+
+    recipe: Recipe
+    decisions: tuple[Decision, ...] = ()
+
+    @property
+    def total_iterations(self) -> int:
+        """Steps in all, as decided last."""
+        return self.decisions[-1].total_iterations if self.decisions else self.recipe.total_iterations
+
+    def decided(self, iteration: int, total_iterations: int) -> "Schedule":
+        """The same with one more decision."""
+        decision = Decision(iteration=iteration, total_iterations=total_iterations)
+        return Schedule(self.recipe, (*self.decisions, decision))
+
+    def place(self, iteration: int) -> float:
+        """The place after so many steps."""
+        place, since, total = 0.0, 0, self.recipe.total_iterations
+        if not self.decisions:
+            return iteration
+        for decision in self.decisions:
+            if decision.iteration > iteration:
+                break
+            place = self._on(place, since, total, decision.iteration)
+            since, total = decision.iteration, decision.total_iterations
+        return self._on(place, since, total, iteration)
+
+    def _on(self, place: float, since: int, total: int, iteration: int) -> float:
+        end = self.recipe.total_iterations
+        return end if iteration >= total else place + (end - place) * (iteration - since) / (total - since)
+
+    def learning_rate(self, iteration: int) -> float:
+        """Of the step after so many."""
+        return learning_rate(self.recipe, self.place(iteration))
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs there are: a part of the schedule each."""
+        return math.ceil(self.recipe.total_iterations / self.recipe.iterations_per_epoch)
+
+    def epochs_done(self, iteration: int) -> int:
+        """How many epochs have ended after so many steps."""
+        is_complete = iteration >= self.total_iterations
+        return self.epochs if is_complete else math.floor(self.place(iteration) / self.recipe.iterations_per_epoch)
+
+    def ends_epoch(self, iteration: int) -> bool:
+        """Whether an epoch ends with this step."""
+        return self.epochs_done(iteration) > self.epochs_done(iteration - 1)
+
+    def validations_done(self, iteration: int, wanted: int) -> int:
+        """How many of about `wanted` validations, spread over the epochs, are due after so many steps."""
+        if not wanted:
+            return 0
+        every, epochs = max(self.epochs // wanted, 1), self.epochs_done(iteration)
+        return epochs // every + (epochs == self.epochs and epochs % every > 0)
+
+    def is_validating(self, iteration: int, wanted: int) -> bool:
+        """Whether a validation is due with this step."""
+        return self.validations_done(iteration, wanted) > self.validations_done(iteration - 1, wanted)
+
+    def percents(self, iteration: int, wanted: tuple[int, ...]) -> list[int]:
+        """The parts of the schedule, of those wanted, that are reached with this step."""
+        before, after = self.place(iteration - 1), self.place(iteration)
+        places = {max(1, round(self.recipe.total_iterations * percent / 100)): percent for percent in wanted}
+        return [percent for place, percent in places.items() if before < place <= after]
+
+
+def learning_rate(recipe: Recipe, iteration: float) -> float:
     """Linear warm-up, then polynomial decay with exponent 0.9 to zero.
 
     Args:
-        iteration: Optimizer steps done so far.
+        iteration: Optimizer steps done so far, or the place on the schedule (`Schedule`).
 
     Source: nnU-Net's poly schedule; the warm-up is AdamW's usual one.
     """

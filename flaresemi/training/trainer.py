@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from flaresemi.compute.device import device_name, synchronize
 from flaresemi.compute.distributed import Ranks
-from flaresemi.compute.metering import Clock, no_clock
+from flaresemi.compute.metering import Clock, RunningTime, no_clock
 from flaresemi.compute.precision import Precision
 from flaresemi.errors import ConfigError, FlaresemiError
 from flaresemi.networks.building import build_network
@@ -25,19 +26,19 @@ from flaresemi.networks.layout import trains_channels_last
 from flaresemi.records import save_record, to_plain
 from flaresemi.training import runs
 from flaresemi.training.augmentation import STRENGTHS, Augmentation
+from flaresemi.training.budget import ENDLESS, TIMED_STEPS, TimeBudget, kept_schedule
 from flaresemi.training.config import Recipe, TrainingConfig, local_batch_size, refuse_beyond_memory, resolve
 from flaresemi.training.history import Row, append_row, cut_history
 from flaresemi.training.loading import failures_told, load_batches, usual_workers
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 from flaresemi.training.monitoring import Monitor, progress, quick_validation
+from flaresemi.training.optimization import Optimization
 from flaresemi.training.resuming import load_state, save_state
 from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, TrainingCase
-from flaresemi.training.schedule import AveragedWeights, build_optimizer, learning_rate
+from flaresemi.training.schedule import Schedule, build_optimizer
 from flaresemi.training.task import TrainingTask, tell_gaps
 
 logger = logging.getLogger(__name__)
-
-_TIMED_STEPS = 6
 
 
 class Trainer:
@@ -90,17 +91,15 @@ class Trainer:
         self.epoch_losses: list[torch.Tensor] = []
         self.best_validation = -math.inf
         self.clock: Clock = no_clock
+        self._validations = config.validations if task.validation else 0
 
     # What a subclass may replace.
 
     def training_cases(self) -> list[TrainingCase]:
         """The cases to draw from; here: the labeled ones of the fold, each with the organs it annotates."""
+        opened, strength = self.task.store.open, self.config.augmentation
         return [
-            TrainingCase(
-                case_id=case_id,
-                supervised=self.task.store.open(case_id).record.supervised,
-                augmentation=self.config.augmentation,
-            )
+            TrainingCase(case_id=case_id, supervised=opened(case_id).record.supervised, augmentation=strength)
             for case_id in self.task.training
         ]
 
@@ -121,6 +120,10 @@ class Trainer:
         plan, labels = self.task.plan, self.task.labels
         axes = labels.mirror_axes(self.config.mirror_axes)
         return Augmentation(plan.patch_zyx, plan.spacing_zyx_mm, strength, axes, labels.mirror_permutation)
+
+    def build_stopwatch(self) -> AbstractContextManager[Callable[[], float]]:
+        """What tells the seconds that a time budget is spent by."""
+        return RunningTime() if self.config.time_budget_seconds is not None else nullcontext(time.monotonic)
 
     def training_step(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Forward pass and loss of a batch; a scalar to differentiate."""
@@ -155,48 +158,55 @@ class Trainer:
         if self.config.init_from is not None and not resume:
             load_weights(self.network, load_checkpoint(Path(self.config.init_from)))
         tell_gaps(self.task, mirrors=2 in self.config.mirror_axes, enabled=self.ranks.is_main)
-        self._equip(self._settle(resume))
-        if resume:
-            self._load_state()
-        elif self.ranks.is_main:
-            cut_history(self.task.folder.history, 0)  # of a training that was killed before it saved anything
-        monitor = Monitor(self.task.folder, self.iteration, enabled=self.ranks.is_main)
+        with self.build_stopwatch() as now:
+            self.budget = TimeBudget(self.config.time_budget_seconds or math.inf, now)
+            self._equip(self._settle(resume))
+            if resume:
+                self._load_state()
+            elif self.ranks.is_main:
+                cut_history(self.task.folder.history, 0)  # of a training that was killed before it saved anything
+            monitor = Monitor(self.task.folder, self.iteration, enabled=self.ranks.is_main)
+            try:
+                return self._train(monitor)
+            finally:
+                monitor.close()
+
+    def _train(self, monitor: Monitor) -> bool:
+        """The steps that are left; whether the training is complete."""
         saved_at = epoch_started = time.monotonic()
-        first, last = self.iteration, self.recipe.total_iterations
-        for batch in progress(self._batches(first, last), self.task, first, last, enabled=self.ranks.is_main):
+        first, last = self.iteration, self.schedule.total_iterations
+        batches = self._batches(first, ENDLESS if self.budget.decides and first < last else last)
+        bar = progress(batches, self.task, first, last, enabled=self.ranks.is_main)
+        self.budget.begin(first)
+        for batch in bar:
             self._optimize(self.training_step(self._runnable, batch))
-            if self.ranks.is_main and (percent := self._snapshots().get(self.iteration)):
-                save_checkpoint(self.task.folder.snapshot(percent), self._checkpoint())
-            if self.iteration % self.recipe.iterations_per_epoch == 0 or self.iteration == self.recipe.total_iterations:
-                monitor.add(self._end_epoch(time.monotonic() - epoch_started))
+            for percent in self.schedule.percents(self.iteration, self.config.snapshot_percents):
+                self._save_snapshot(percent)
+            if self.schedule.ends_epoch(self.iteration):
+                with self.budget.aside("validation" if self._is_validating else "epoch"):
+                    monitor.add(self._end_epoch(time.monotonic() - epoch_started))
                 epoch_started = time.monotonic()
             stop = self.ranks.any(self.stop_requested(), self.device)
             if stop or self.ranks.any(time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes, self.device):
-                self._save_latest()
+                with self.budget.aside("checkpoint"):
+                    self._save_latest()
                 saved_at = time.monotonic()
-            if stop and self.iteration < self.recipe.total_iterations:
-                monitor.close()
+            if self.iteration == self.schedule.total_iterations:
+                break
+            if stop:
                 return False
+            if self.budget.decides:
+                self._keep_to_budget()
+                bar.total = self.schedule.total_iterations
         if self.ranks.is_main and self.iteration == first:  # it was complete, but its final weights are lost
             save_checkpoint(self.task.folder.final, self._checkpoint())
         self._save_latest()
-        monitor.close()
         return True
 
     def _optimize(self, loss: torch.Tensor) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.iteration)
-        with self.clock("backward"):
-            self.optimizer.zero_grad(set_to_none=True)
-            self.precision.scaler.scale(loss).backward()
-        with self.clock("optimizer"):
-            self.precision.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-            self.precision.scaler.step(self.optimizer)
-            self.precision.scaler.update()
-            self.iteration += 1
-            if self.average:
-                self.average.update(self.network, self.iteration)
+        rate = self.schedule.learning_rate(self.iteration)
+        self.iteration += 1
+        self.optimization.step(loss, rate, self.iteration, self.clock)
         self.epoch_losses.append(loss.detach())
 
     def _end_epoch(self, seconds: float) -> Row:
@@ -210,28 +220,27 @@ class Trainer:
             )  # fmt: skip
         row: Row = {
             "iteration": self.iteration,
-            "epoch": self.recipe.epoch_of(self.iteration),
+            "epoch": self.schedule.epochs_done(self.iteration),
             "loss": loss,
-            "learning_rate": learning_rate(self.recipe, self.iteration - 1),
+            "learning_rate": self.schedule.learning_rate(self.iteration - 1),
             "seconds": round(seconds, 3),
             "patches_per_second": round(epoch_iterations * self.batch_size * self.ranks.world_size / seconds, 3),
         }
         if self.ranks.is_main:
-            if self._validation_due():
+            if self._is_validating:
                 row |= self._validate()
             append_row(self.task.folder.history, row)
         self.ranks.barrier()
         return row
 
-    def _validation_due(self) -> bool:
-        epoch, epochs = self.recipe.epoch_of(self.iteration), self.recipe.epoch_of(self.recipe.total_iterations)
-        every = max(epochs // self.config.validations, 1) if self.config.validations else 0
-        return bool(every and self.task.validation) and (epoch % every == 0 or epoch == epochs)
+    @property
+    def _is_validating(self) -> bool:
+        return self.schedule.is_validating(self.iteration, self._validations)
 
     def _validate(self) -> Row:
         cases = self.task.validation[: self.config.validation_cases or None]
         network = copy.deepcopy(self.network)
-        network.load_state_dict(self._prediction_weights())
+        network.load_state_dict(self.optimization.weights)
         network.deep_supervision = False  # type: ignore[assignment]
         dice = quick_validation(
             network.eval(), self.task.store, cases, self.task.plan, self.task.labels, self.device, self.precision
@@ -257,18 +266,14 @@ class Trainer:
     def build_sampler(self) -> PatchSampler:
         """The random patches that training sees."""
         cases = self.training_cases()
-        strengths = {case.augmentation for case in cases} & set(STRENGTHS)
-        augmentations = {strength: self.build_augmentation(strength) for strength in sorted(strengths)}
+        strengths = sorted({case.augmentation for case in cases} & set(STRENGTHS))
+        augmentations = {strength: self.build_augmentation(strength) for strength in strengths}
         return PatchSampler(
-            self.task.store,
-            cases,
-            self.task.plan,
-            foreground_share=self.config.foreground_share,
-            region_jitter_mm=self.config.region_jitter_mm,
-            outside_share=self.config.outside_share,
+            self.task.store, cases, self.task.plan, foreground_share=self.config.foreground_share,
+            region_jitter_mm=self.config.region_jitter_mm, outside_share=self.config.outside_share,
             augmentations={strength: made for strength, made in augmentations.items() if made is not None},
             seed=self.config.seed,
-        )
+        )  # fmt: skip
 
     @functools.cached_property
     def _runnable(self) -> nn.Module:
@@ -279,14 +284,16 @@ class Trainer:
             network = compiled(network, example, self.precision)
         return self.ranks.share_gradients(network, self.device)
 
-    def _equip(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.optimizer = self.build_optimizer(recipe)
-        self.average = AveragedWeights(self.network, self.config.ema_decay) if self.config.ema_decay else None
+    def _equip(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.optimization = Optimization(
+            self.network, self.build_optimizer(schedule.recipe), self.precision,
+            gradient_clip=self.config.gradient_clip, ema_decay=self.config.ema_decay,
+        )  # fmt: skip
 
     # Length, record and state.
 
-    def _settle(self, resume: bool) -> Recipe:
+    def _settle(self, resume: bool) -> Schedule:
         """Fixes the length of the run and writes, or reads back, its record."""
         record = runs.recorded_run(self.task) if resume else None
         if record is not None:
@@ -294,77 +301,75 @@ class Trainer:
             recipe = self._resolve(total or record.recipe.total_iterations)
             record = dataclasses.replace(
                 record, config=self.config, recipe=recipe, taught_by=self.task.taught_by,
-                continued=(*record.continued, runs.now()),
+                continued=(*record.continued, runs.now()), decisions=record.decisions if self.budget.decides else (),
             )  # fmt: skip
         else:
-            total = self.config.fixed_iterations or (load_state(self.task.folder).total_iterations if resume else 0)
-            recipe = self._resolve(total or self._iterations_in_budget())
+            schedule = self._schedule_anew(resume)
             record = runs.RunRecord.begin(
-                self.task, self.config, recipe, command=self.command, trainer=type(self).__name__,
+                self.task, self.config, schedule.recipe, decisions=schedule.decisions, command=self.command,
                 training_cases=tuple(case.case_id for case in self.sampler.cases), device=device_name(self.device),
-                processes=self.ranks.world_size, precision=self.precision.name,
+                trainer=type(self).__name__, processes=self.ranks.world_size, precision=self.precision.name,
             )  # fmt: skip
         if self.ranks.is_main:
             save_record(self.task.folder.run_record, record)
-        return recipe
+        return record.schedule
+
+    def _schedule_anew(self, resume: bool) -> Schedule:
+        """That of a training without a record: a new one, or one that has lost it."""
+        if self.config.fixed_iterations:
+            return Schedule(self._resolve(self.config.fixed_iterations))
+        if resume:
+            return kept_schedule(load_state(self.task.folder, with_training_state=True), self._resolve)
+        iterations = self.budget.first_estimate(self.rehearse(TIMED_STEPS), self.ranks, self.device)
+        return self.budget.first_schedule(iterations, self._resolve)
 
     def _resolve(self, total_iterations: int) -> Recipe:
         return resolve(self.config, total_iterations, self.task.plan.network.features[0])
 
-    def _iterations_in_budget(self) -> int:
-        """Times some steps and says how many fit into the time budget."""
-        started, seconds = time.monotonic(), [taken for _, taken in self.rehearse(_TIMED_STEPS)]
-        # The first steps pay for starting the workers and warming up. A small reserve pays for validation and saving.
-        step = sum(sorted(seconds[2:])[:3]) / 3
-        left = (self.config.time_budget_seconds or 0.0) - (time.monotonic() - started)
-        shared = self.ranks.mean(torch.tensor(max(left, 0.0) * 0.93 / step, device=self.device))
-        iterations = max(int(shared), 1)
-        logger.info("a step takes %.2f s: %d iterations fit the time budget", step, iterations)
-        return iterations
+    def _keep_to_budget(self) -> None:
+        """Gives the training another number of steps where the budget asks for it; the main process decides."""
+        total = self.budget.decide(self.schedule, self.iteration, self._validations) if self.ranks.is_main else 0
+        total = self.ranks.of_main(total, self.device)
+        if total:
+            self.schedule = self.schedule.decided(self.iteration, total)
+            if self.ranks.is_main:
+                runs.record_decisions(self.task, self.schedule.decisions)
 
     def rehearse(self, steps: int) -> Generator[tuple[Batch, float], None, None]:
-        """Runs the first steps of the training, from its first weights, and undoes them; nothing is written.
+        """Runs the first steps of the training, from its first weights, and undoes them, also when it is closed early.
 
         Yields:
             After every step its batch and its seconds, from the wait for the data to the end of all computation.
         """
-        weights = copy.deepcopy(self.network.state_dict())
-        scaler = self.precision.scaler.state_dict()
-        self._equip(self._resolve(self.config.fixed_iterations or steps))
+        weights, scaler = copy.deepcopy(self.network.state_dict()), self.precision.scaler.state_dict()
+        self._equip(Schedule(self._resolve(self.config.fixed_iterations or steps)))
         batches = self._batches(0, steps)
-        for _ in range(steps):
-            start = time.monotonic()
-            with self.clock("wait"):
-                batch = next(batches)
-            self._optimize(self.training_step(self._runnable, batch))
-            synchronize(self.device)
-            yield batch, time.monotonic() - start
-        self.network.load_state_dict(weights)
-        self.precision.scaler.load_state_dict(scaler)
-        self.iteration, self.epoch_losses = 0, []
+        try:
+            for _ in range(steps):
+                start = time.monotonic()
+                with self.clock("wait"):
+                    batch = next(batches)
+                self._optimize(self.training_step(self._runnable, batch))
+                synchronize(self.device)
+                yield batch, time.monotonic() - start
+        finally:
+            self.network.load_state_dict(weights)
+            self.precision.scaler.load_state_dict(scaler)
+            self.iteration, self.epoch_losses = 0, []
 
-    def _snapshots(self) -> dict[int, int]:
-        """Percent by the iteration that it falls on."""
-        total = self.recipe.total_iterations
-        return {max(1, round(total * percent / 100)): percent for percent in self.config.snapshot_percents}
-
-    def _prediction_weights(self) -> dict[str, torch.Tensor]:
-        return self.average.weights if self.average else self.network.state_dict()
+    def _save_snapshot(self, percent: int) -> None:
+        if self.ranks.is_main:
+            with self.budget.aside("checkpoint"):
+                save_checkpoint(self.task.folder.snapshot(percent), self._checkpoint())
 
     def _checkpoint(self, training_state: dict | None = None) -> Checkpoint:
+        task = self.task
         return Checkpoint(
-            plan=self.task.plan,
-            body=self.task.body,
-            channels=self.task.channels,
-            labels=self.task.labels,
-            fold=self.task.fold,
-            iteration=self.iteration,
-            total_iterations=self.recipe.total_iterations,
-            weights={name: value.detach().cpu().clone() for name, value in self._prediction_weights().items()},
-            mirror_axes=self.task.labels.mirror_axes(self.config.mirror_axes),
-            keep_largest=(),
-            training_state=training_state,
-        )
+            plan=task.plan, body=task.body, channels=task.channels, labels=task.labels, fold=task.fold,
+            iteration=self.iteration, total_iterations=self.schedule.total_iterations,
+            weights={name: value.detach().cpu().clone() for name, value in self.optimization.weights.items()},
+            mirror_axes=task.labels.mirror_axes(self.config.mirror_axes), training_state=training_state,
+        )  # fmt: skip
 
     def _save_latest(self) -> None:
         losses = torch.stack(self.epoch_losses) if self.epoch_losses else torch.zeros(0, device=self.device)
@@ -372,28 +377,24 @@ class Trainer:
         if not self.ranks.is_main:
             return
         state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.precision.scaler.state_dict(),
+            **self.optimization.state(),
             "epoch_losses": losses.cpu(),
             "best_validation": self.best_validation,
             "config": json.dumps(to_plain(self.config)),
             "taught_by": json.dumps(to_plain(self.task.taught_by)),
+            **self.budget.state(self.schedule),
         }
         save_state(self.task.folder, self._checkpoint(state))
         logger.debug("saved %s at iteration %d", self.task.folder.latest, self.iteration)
 
     def _load_state(self) -> None:
         checkpoint, state = runs.load_latest(self.task)
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.precision.scaler.load_state_dict(state["scaler"])
+        self.optimization.load(state, checkpoint.weights, self.device)
         self.epoch_losses = list(state["epoch_losses"].to(self.device))
         self.best_validation = state["best_validation"]
         self.iteration = checkpoint.iteration
-        if self.average:
-            self.average.weights = {name: value.to(self.device) for name, value in checkpoint.weights.items()}
+        self.budget = self.budget.resumed(checkpoint)
         if self.ranks.is_main:
             cut_history(self.task.folder.history, self.iteration)
         self.ranks.barrier()
-        logger.info("going on from iteration %d of %d", self.iteration, self.recipe.total_iterations)
+        logger.info("going on from iteration %d of %d", self.iteration, self.schedule.total_iterations)

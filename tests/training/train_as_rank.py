@@ -1,5 +1,6 @@
 """One rank of a two-process training, started by test_trainer.py through torchrun."""
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -36,3 +37,18 @@ with join_ranks("cpu") as ranks:
     Trainer(parts, config, device=device, ranks=ranks, stop_requested=lambda: next(asked)).fit()
     ranks.barrier()  # the main one has saved
     Trainer(parts, config, device=device, ranks=ranks).fit(resume=True)
+
+    class Timed(Trainer):
+        """Steps take a second, later two; on the other rank's clock a hundred."""
+
+        def build_stopwatch(self):
+            self.seconds = 0.0
+            return contextlib.nullcontext(lambda: self.seconds)
+
+        def training_step(self, network, batch):
+            self.seconds += (1.0 if self.seconds < 10 else 2.0) * (1 if ranks.is_main else 100)
+            return super().training_step(network, batch)
+
+    budgeted = dataclasses.replace(task, folder=ModelFolder(Path(sys.argv[2]) / "budgeted"))
+    config = dataclasses.replace(config, iterations=None, iterations_per_epoch=50, time_budget_seconds=30.0)
+    Timed(budgeted, config, device=device, ranks=ranks, stop_requested=lambda: next(asked, False)).fit()

@@ -1,0 +1,76 @@
+"""What changes the weights of a network: optimizer, scaled gradients, averaged weights; and their state."""
+
+import torch
+from torch import nn
+
+from flaresemi.compute.metering import Clock
+from flaresemi.compute.precision import Precision
+from flaresemi.training.schedule import AveragedWeights
+
+
+class Optimization:
+    """Steps of an optimizer on a network, and the average of its weights.
+
+    Args:
+        network: Whose weights change.
+        optimizer: Of its parameters.
+        precision: Whose scaler keeps small gradients.
+        gradient_clip: Largest norm of all gradients together.
+        ema_decay: Of the averaged weights; 0: none.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        *,
+        gradient_clip: float,
+        ema_decay: float,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.precision = precision
+        self.gradient_clip = gradient_clip
+        self.average = AveragedWeights(network, ema_decay) if ema_decay else None
+
+    def step(self, loss: torch.Tensor, learning_rate: float, iteration: int, clock: Clock) -> None:
+        """One step down the gradient of a loss.
+
+        Args:
+            iteration: Steps done, with this one.
+            clock: Stands around `backward` and `optimizer`.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with clock("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.precision.scaler.scale(loss).backward()
+        with clock("optimizer"):
+            self.precision.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
+            self.precision.scaler.step(self.optimizer)
+            self.precision.scaler.update()
+            if self.average:
+                self.average.update(self.network, iteration)
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Those to predict with: the average where there is one."""
+        return self.average.weights if self.average else self.network.state_dict()
+
+    def state(self) -> dict[str, dict]:
+        """What a resumed training goes on from, besides `weights`."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+        }
+
+    def load(self, state: dict[str, dict], weights: dict[str, torch.Tensor], device: torch.device) -> None:
+        """Takes up a state, and the weights that were saved beside it."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.precision.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.weights = {name: value.to(device) for name, value in weights.items()}
