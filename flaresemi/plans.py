@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from flaresemi.errors import PlanError
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.labels import LabelSet
-from flaresemi.ranges import Count, Intensity, IntensitySpread, Range, SizeTriple, SpacingTriple, check_ranges
+from flaresemi.ranges import Count, Intensity, IntensitySpread, Range, Share, SizeTriple, SpacingTriple, check_ranges
 from flaresemi.records import CAME_LATER, load_record, record_hash
 
 SCHEMA_VERSION = 1
@@ -72,6 +72,23 @@ class IntensityStatistics:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelFacts:
+    """Intensities of one channel. The percentiles are of the middle half of each axis, where the patient is.
+
+    Attributes:
+        tissue_50: Median of the middle's voxels above -500, so without air in a CT; of all where hardly any are.
+        stray: How many voxels lie so far from all others that one of them would decide the mean and SD.
+    """
+
+    minimum: Intensity
+    maximum: Intensity
+    middle_05: Intensity
+    middle_95: Intensity
+    tissue_50: Intensity
+    stray: Count = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CaseFingerprint:
     """Facts of one labeled case, on its canonical grid.
 
@@ -81,6 +98,8 @@ class CaseFingerprint:
         voxels_per_label: Voxel count per organ, in the order of the label set (background left out).
         annotated: Per organ, whether the label map annotates it.
         voxels_outside_body: Of `voxels_per_label`, how many lie outside of `body_box`; empty where none does.
+        channel_facts: Intensities of each channel; empty in older fingerprints.
+        body_share: Share of the image's voxels that are the patient; None in older fingerprints.
     """
 
     case_id: str
@@ -91,6 +110,8 @@ class CaseFingerprint:
     voxels_per_label: tuple[Count, ...]
     annotated: tuple[bool, ...]
     voxels_outside_body: tuple[Count, ...] = ()
+    channel_facts: tuple[ChannelFacts, ...] = ()
+    body_share: Share | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +142,9 @@ class DatasetFingerprint:
     def hash(self) -> str:
         """Identifies the facts that plans were made from.
 
-        Without what lies outside of the body, which follows from them and which older fingerprints do not have.
+        Without what no plan depends on, or what follows from the rest, which older fingerprints do not have.
         """
-        return record_hash(self, without=("reasons", "voxels_outside_body"))
+        return record_hash(self, without=("reasons", "voxels_outside_body", "channel_facts", "body_share"))
 
     def cropped(self, body: BodyRule) -> "DatasetFingerprint":
         """The same where a plan crops no image: the boxes of the bodies are the images then."""

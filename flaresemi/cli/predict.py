@@ -26,7 +26,13 @@ from flaresemi.cli.common import (
 )
 from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting
 from flaresemi.cli.numbers import count, number
-from flaresemi.cli.prediction_files import Efficiency, refuse_foreign_tables, remaining_jobs, update_reliability
+from flaresemi.cli.prediction_files import (
+    Efficiency,
+    refuse_foreign_tables,
+    remaining_jobs,
+    update_reliability,
+    update_warnings,
+)
 from flaresemi.compute.device import limit_threads
 from flaresemi.compute.metering import Meter, StepClock
 from flaresemi.compute.overlap import FinishBehind, read_ahead
@@ -39,6 +45,7 @@ from flaresemi.inference.drawing import Drawing
 from flaresemi.inference.prediction_records import write_prediction
 from flaresemi.inference.segmentation import Segmentation
 from flaresemi.io.images import Image
+from flaresemi.planning.findings import Finding
 from flaresemi.pseudolabels.reliability import Reliability, told
 from flaresemi.ranges import Range
 from flaresemi.records import save_record
@@ -75,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true",
         help="also replace files that flaresemi_predict did not write, or that were changed since it did",
     )  # fmt: skip
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse images that are warned of (see warnings.csv); the others are done"
+    )
     parser.add_argument("--tta", action="store_true", help="average over mirrored images: slower, a little better")
     parser.add_argument(
         "--reliability", action="store_true",
@@ -128,6 +138,7 @@ def _predict(options: argparse.Namespace) -> None:
     extras = _Extras(
         reliability=_reliability(options, segmenter) if options.reliability else None,
         efficiency=results / "efficiency" if options.measure else None,
+        strict=options.strict,
     )
     remaining = remaining_jobs(jobs, options)
     refuse_foreign_tables(remaining, results, options)
@@ -139,6 +150,9 @@ def _predict(options: argparse.Namespace) -> None:
     # What is measured is one case, so nothing of another one may be read or written meanwhile.
     failures = _predict_all(segmenter, remaining, extras, overlap=not (options.single_process or options.measure))
     update_reliability(results, always=options.reliability)
+    update_warnings(
+        results, [each for case, error in failures for each in _about(case, getattr(error, "findings", ()))]
+    )
     if failures:
         raise _summary(failures, len(remaining))
     logger.info("%d label map(s) written to %s", len(remaining), options.output)
@@ -167,10 +181,12 @@ class _Extras:
     Attributes:
         reliability: Judges it.
         efficiency: Folder for what it cost.
+        strict: Whether an image that is warned of is refused.
     """
 
     reliability: Reliability | None
     efficiency: Path | None
+    strict: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -231,10 +247,12 @@ def _segment(
         raise image
     judged: list[CaseScore] = []
     judge = None if extras.reliability is None else _judge(extras.reliability, case.id, judged)
-    segmentation = segmenter.segment(image, watch=judge)
+    segmentation = segmenter.segment(image, watch=judge, name=case.id, strict=extras.strict)
     for score in judged:
         logger.info("%s: %s", case.id, told(score))
-    segmentation = dataclasses.replace(segmentation, seconds={"read": waited, **segmentation.seconds})
+    segmentation = dataclasses.replace(
+        segmentation, seconds={"read": waited, **segmentation.seconds}, findings=_about(case, segmentation.findings)
+    )
     return _Predicted(segmentation, judged[-1] if judged else None)
 
 
@@ -249,6 +267,11 @@ def _write(segmenter: Segmenter, case: Case, output: Path, predicted: _Predicted
     seconds = predicted.segmentation.seconds | clock.seconds
     logger.info("%s", _line(case, predicted.segmentation, seconds))
     return seconds
+
+
+def _about(case: Case, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Warnings with what they are about."""
+    return tuple(dataclasses.replace(each, case_id=case.id, file=str(case.images[0])) for each in findings)
 
 
 def _judge(reliability: Reliability, case_id: str, judged: list[CaseScore]) -> Watch:

@@ -16,12 +16,17 @@ from flaresemi.files import content_hash
 from flaresemi.image_paths import visible_files
 from flaresemi.inference.prediction_records import PredictionRecord, is_prediction, load_prediction, record_file
 from flaresemi.io.images import read_label_map
+from flaresemi.planning.findings import Finding
 from flaresemi.selection import CaseScore, load_scores, save_scores
+from flaresemi.tables import read_table, write_table
 
 logger = logging.getLogger("flaresemi.cli.predict")
 
-#: The table beside the label maps.
+#: The tables beside the label maps.
 RELIABILITY = "reliability.csv"
+WARNINGS = "warnings.csv"
+
+_WARNING_COLUMNS = ("case", "problem", "message", "remedy", "file", "refused")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,7 @@ def remaining_jobs(jobs: Sequence[tuple[Case, Path]], options: argparse.Namespac
                 options.resume
                 and content_hash(output) == record.label_map
                 and (record.score or not options.reliability)
+                and not (record.findings and options.strict)
             ):
                 continue
             if not is_prediction(output) and not _is_whole(output):
@@ -73,6 +79,7 @@ def refuse_foreign_tables(remaining: Sequence[tuple[Case, Path]], results: Path,
     """
     refuse = functools.partial(refuse_foreign, writer="flaresemi_predict", overwrite=options.overwrite)
     refuse((record_file(output) for _, output in remaining), lambda path: holds_record(path, PredictionRecord))
+    refuse([results / WARNINGS], _holds_warnings)
     if options.reliability:
         refuse([results / RELIABILITY], _holds_scores)
     if options.measure:
@@ -86,6 +93,13 @@ def _holds_scores(path: Path) -> bool:
     except SelectionError:
         return False
     return True
+
+
+def _holds_warnings(path: Path) -> bool:
+    try:
+        return read_table(path)[0] == _WARNING_COLUMNS
+    except (ValueError, OSError):
+        return False
 
 
 def _is_whole(output: Path) -> bool:
@@ -114,3 +128,31 @@ def update_reliability(results: Path, *, always: bool) -> None:
             scores[record.score.case_id] = record.score
     save_scores(results / RELIABILITY, tuple(scores[case_id] for case_id in sorted(scores)))
     logger.info("reliability of every organ: %s", results / RELIABILITY)
+
+
+def update_warnings(results: Path, refused: Sequence[Finding]) -> None:
+    """Writes what is warned of in all label maps of a folder, and in the cases that were refused now.
+
+    Where there is nothing to warn of, there is no such table.
+    """
+    found = [each for path in visible_files(results) for each in _present_findings(path)]
+    path = results / WARNINGS
+    if not found and not refused:
+        if _holds_warnings(path):
+            path.unlink()
+        return
+    now = {each.case_id for each in refused}
+    told = sorted([*refused, *(each for each in found if each.case_id not in now)], key=lambda each: each.case_id)
+    rows = (
+        (each.case_id, each.problem, each.message, each.remedy, each.file, "yes" if each.case_id in now else "no")
+        for each in told
+    )
+    write_table(path, [_WARNING_COLUMNS, *rows])
+    logger.warning("%d image(s) are warned of: %s", len({each.case_id for each in told}), path)
+
+
+def _present_findings(label_map: Path) -> tuple[Finding, ...]:
+    record = load_prediction(label_map)
+    if record is None or not record.findings or record.label_map != content_hash(label_map):
+        return ()
+    return record.findings

@@ -10,17 +10,25 @@ from flaresemi.inference.cascade import Segmenter
 
 
 def predict(
-    image: str | Path | Sequence[str | Path], model_folder: str | Path, output: str | Path | None = None, **options: Any
+    image: str | Path | Sequence[str | Path],
+    model_folder: str | Path,
+    output: str | Path | None = None,
+    *,
+    strict: bool = False,
+    **options: Any,
 ) -> np.ndarray:
     """Segments one image.
 
-    To segment many, make a `Segmenter` once and call it for each.
+    To segment many, make a `Segmenter` once and call it for each. What speaks against trusting the result (an image
+    that is not in HU, or far from the training data) is logged as a warning; `Segmenter.segment` also returns it, as
+    `findings`.
 
     Args:
         image: The image file or folder of DICOM slices; a sequence of them, one per channel, when the model has
             several channels.
         model_folder: A workspace or `models` folder, or one fold of it.
         output: Also write the label map here.
+        strict: Refuse images that are warned of.
         options: As for `Segmenter.load`: folds, checkpoint, coarse, device, tta, step, precision,
             engine.
 
@@ -29,7 +37,7 @@ def predict(
         `SimpleITK.GetArrayFromImage` gives the image.
 
     Raises:
-        ImageError: the image cannot be read, or has other channels than the model.
+        ImageError: the image cannot be read, has other channels than the model, or is refused.
         CheckpointError: no models, or models that do not belong together.
 
     Example:
@@ -41,5 +49,5 @@ def predict(
     paths = [Path(image)] if isinstance(image, str | Path) else [Path(path) for path in image]
     segmenter = Segmenter.load(Path(model_folder), **options)
     if output is None:
-        return segmenter.segment(segmenter.read(paths)).file_array
-    return segmenter.predict_file(paths, Path(output)).file_array
+        return segmenter.segment(segmenter.read(paths), name=paths[0].name, strict=strict).file_array
+    return segmenter.predict_file(paths, Path(output), strict=strict).file_array

@@ -14,6 +14,7 @@ from flaresemi.compute.metering import StepClock
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import ImageError, listed
 from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
+from flaresemi.inference.checks import check_prepared, refusal
 from flaresemi.inference.drawing import Drawing, draw, fine_region
 from flaresemi.inference.models import CheckpointName, kept_largest, load_models
 from flaresemi.inference.postprocessing import keep_largest
@@ -74,6 +75,7 @@ class Segmenter:
         #: What else decides the labels, by name.
         self.options = {"tta": str(tta), "step": str(step), "keep_largest": ", ".join(kept_largest(fine))}
         stage = functools.partial(StagePredictor, engine=self.engine, step=step, window=window)
+        self._model = dataclasses.replace(fine[0], weights={})
         self.channels = fine[0].channels
         self.labels = fine[0].labels
         self.body = fine[0].body
@@ -113,16 +115,19 @@ class Segmenter:
         )
         return segmenter
 
-    def predict_file(self, images: Sequence[Path], output: Path) -> Segmentation:
+    def predict_file(self, images: Sequence[Path], output: Path, *, strict: bool = False) -> Segmentation:
         """Segments an image file (one per channel) and writes the label map on the same grid.
 
+        Args:
+            strict: Refuse what `segment` warns of.
+
         Raises:
-            ImageError: the image cannot be read, or has other channels than the model.
+            ImageError: the image cannot be read, has other channels than the model, or is refused.
         """
         clock = StepClock()
         with clock("read"):
             image = self.read(images)
-        segmentation = self.segment(image)
+        segmentation = self.segment(image, name=images[0].name, strict=strict)
         with clock("write"):
             write_segmentation(output, segmentation)
         seconds = {"read": clock.seconds["read"], **segmentation.seconds, "write": clock.seconds["write"]}
@@ -157,25 +162,44 @@ class Segmenter:
         return box
 
     @enough_memory()
-    def segment(self, image: Image, *, organs: BoundingBox | None = None, watch: Watch | None = None) -> Segmentation:
+    def segment(
+        self,
+        image: Image,
+        *,
+        organs: BoundingBox | None = None,
+        watch: Watch | None = None,
+        name: str = "",
+        strict: bool = False,
+    ) -> Segmentation:
         """Finds and draws the organs of an image.
+
+        An image that training data would be warned of, or that is far from them, is warned of; the warnings are in the
+        result, too.
 
         Args:
             image: In canonical orientation, as `read_image` gives it.
             organs: Their box in canonical voxels, where it is known; it takes the place of COARSE, and the plan's
                 margin is added to it all the same.
             watch: Is shown what FINE drew before it is brought back to the image's grid.
+            name: For the warnings.
+            strict: Refuse such an image instead, before any network runs.
 
         Raises:
             ValueError: the image has other channels than the model.
             ImageError: it takes more memory than is free at the networks' spacing.
             PredictionError: the networks' output is not finite.
+            UnusualImageError: the image is refused.
         """
         if image.array_czyx.shape[0] != len(self.channels):
             raise ValueError(f"the image has {image.array_czyx.shape[0]} channels, not {len(self.channels)}")
         clock = StepClock()
         with clock("body"):
             prepared = prepare(image, self.body)
+            findings = check_prepared(self._model, prepared)
+        if findings and strict:
+            raise refusal(findings)
+        for finding in findings:
+            logger.warning("%s%s (%s)", f"{name}: " if name else "", finding.message, finding.remedy)
         region, notes = self._region(prepared, organs, clock)
         grid = prepared.grid(self._fine.plan)
         with clock("fine"):
@@ -196,6 +220,7 @@ class Segmenter:
             source=image.source,
             notes=tuple(notes),
             seconds=clock.seconds,
+            findings=findings,
         )
 
     def _region(

@@ -216,7 +216,9 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
         )
     yield (
         "Intensities, per channel: 'ct': clip to [clip_low, clip_high], subtract mean, divide by sd; 'zscore': "
-        "subtract the mean and divide by the SD of the image inside the body, holes filled."
+        "subtract the mean and divide by the SD of the image inside the body, holes filled (a few voxels of which one "
+        "alone would decide the SD are left out of it, and clipped to ten times the distance of the 5th and 95th "
+        "percentiles beyond them)."
     )
     yield (
         "Resample the body's box to a stage's spacing: round(voxels * spacing / stage spacing) voxels per axis; voxel "

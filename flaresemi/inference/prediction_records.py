@@ -17,6 +17,7 @@ from flaresemi.files import atomic_path, content_hash
 from flaresemi.geometry import Geometry
 from flaresemi.image_paths import visible_files
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
+from flaresemi.planning.findings import Finding
 from flaresemi.ranges import FileSize, FileTime
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.selection import CaseScore
@@ -68,6 +69,7 @@ class PredictionRecord:
         models: What drew it, see `Segmenter.models`.
         options: What else decides the labels, by name.
         score: How far it may be trusted, where that was asked for.
+        findings: Warnings about the image.
     """
 
     schema_version: int = 1
@@ -79,6 +81,7 @@ class PredictionRecord:
     models: tuple[str, ...]
     options: dict[str, str]
     score: CaseScore | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 def record_file(label_map: Path) -> Path:
@@ -125,5 +128,6 @@ def write_prediction(
             models=tuple(models),
             options=dict(options),
             score=score,
+            findings=segmentation.findings,
         )
         save_record(record_file(path), record)

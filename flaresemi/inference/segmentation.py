@@ -8,6 +8,7 @@ import numpy as np
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import write_label_map
 from flaresemi.labels import LabelSet
+from flaresemi.planning.findings import Finding
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -18,6 +19,7 @@ class Segmentation:
         indices_zyx: Organ indices on the whole canonical grid of the image; 0 is background.
         labels: The organs.
         source: The grid of the file that the image came from.
+        findings: What speaks against trusting it: warnings about the image. Empty when nothing does.
         notes: What a person should know: fallbacks, repairs, retreats. Empty when all went by the book.
         seconds: Time per step, in order: read, body, coarse, fine, restore, write; only those that were taken.
     """
@@ -27,6 +29,7 @@ class Segmentation:
     source: SourceGrid
     notes: tuple[str, ...]
     seconds: dict[str, float]
+    findings: tuple[Finding, ...] = ()
 
     @property
     def values_zyx(self) -> np.ndarray:

@@ -44,11 +44,13 @@ class Image:
         array_czyx: float32, all finite.
         source: The grid of its (first) file.
         non_finite: How many voxels were NaN or infinite, or beyond ±1e30; they hold the lowest value of their channel.
+        modalities: Of each channel, what DICOM calls it (CT, MR and so on); "" where the file does not say it.
     """
 
     array_czyx: np.ndarray
     source: SourceGrid
     non_finite: int = 0
+    modalities: tuple[str, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -137,7 +139,8 @@ def read_image(paths: Sequence[Path]) -> Image:
             elif read is not None:
                 _fill_channel(array[channel], source, *read)
             non_finite += replace_unusable(array[channel], Path(path))
-    return Image(array_czyx=array, source=sources[0], non_finite=non_finite)
+    modalities = tuple("" if slices is None else slices.modality for slices in series)
+    return Image(array_czyx=array, source=sources[0], non_finite=non_finite, modalities=modalities)
 
 
 def read_label_map(path: Path, organs: Mapping[str, int] | None = None) -> LabelMap:

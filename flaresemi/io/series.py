@@ -44,11 +44,13 @@ class Series:
         files: The slices along the grid's third axis.
         geometry: The grid, as SimpleITK gives it for these files.
         note: What was taken and what was left, where the folder holds more than this series; else empty.
+        modality: CT, MR, PT and so on, as its slices say; several where they differ, empty where none says it.
     """
 
     files: tuple[Path, ...]
     geometry: Geometry
     note: str
+    modality: str = ""
 
 
 def find_series(folder: Path) -> Series:
@@ -74,7 +76,9 @@ def find_series(folder: Path) -> Series:
         )  # fmt: skip
     left = _left((group for group in groups.values() if group is not taken), others)
     files, geometry = _stack(taken, folder)
-    return Series(files=files, geometry=geometry, note=f"taken: {_about(taken)}; left: {left}" if left else "")
+    note = f"taken: {_about(taken)}; left: {left}" if left else ""
+    modality = ", ".join(sorted({each.modality for each in taken if each.modality}))
+    return Series(files=files, geometry=geometry, note=note, modality=modality)
 
 
 def _pick(groups: Sequence[list[Slice]]) -> list[Slice] | None:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
+from flaresemi.appearance import Norm
 from flaresemi.case_names import is_fold
 from flaresemi.errors import CheckpointError, shown
 from flaresemi.files import atomic_path
@@ -48,6 +49,7 @@ class Checkpoint:
         weights: The state dict to predict with.
         mirror_axes: Axes (0 = z, 1 = y, 2 = x) that test-time mirroring may flip.
         keep_largest: Names of organs of which only the largest component is kept.
+        norms: What the labeled cases of the dataset look like; empty in older checkpoints.
         training_state: What continuing needs (optimizer and so on; tensors and plain types); None in files that are
             for prediction only, or when it was not asked for.
         version: Of the flaresemi that trained it.
@@ -63,6 +65,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     mirror_axes: tuple[int, ...] = ()
     keep_largest: tuple[str, ...] = ()
+    norms: tuple[Norm, ...] = ()
     training_state: dict | None = None
     version: str = ""
 
@@ -90,6 +93,7 @@ class _Header:
     mirror_axes: tuple[Axis, ...]
     keep_largest: tuple[str, ...]
     version: str
+    norms: tuple[Norm, ...] = ()
 
     def __post_init__(self) -> None:
         if not is_fold(self.fold):  # it becomes the name of a folder

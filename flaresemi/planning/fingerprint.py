@@ -19,7 +19,8 @@ from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import read_case, read_geometries, supervised_organs
 from flaresemi.planning.sources import source_hash
 from flaresemi.plans import BodyRule, CaseFingerprint, DatasetFingerprint, IntensityStatistics, body_rule
-from flaresemi.preprocessing.cropping import find_body
+from flaresemi.preprocessing.looks import look_at
+from flaresemi.preprocessing.preprocessor import prepare
 from flaresemi.records import load_record, save_record
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 SAMPLES_PER_CASE = 10_000
 
 #: Of what a measurement consists; to be raised whenever a rule in this module or of the body crop changes.
-_RULES = 2
+_RULES = 3
 
 #: Main memory per voxel and channel while a case is measured, bytes. Measured on a phantom of 173×505×505: 15.7.
 _BYTES_PER_VOXEL = 18
@@ -123,7 +124,8 @@ def measure_case(case: Case, labels: LabelSet, body: BodyRule) -> CaseMeasuremen
     image, indices = read_case(case, labels)
     if indices is None:
         raise ValueError(f"case '{case.id}' has no label map")
-    box, _ = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)
+    prepared = prepare(image, body)
+    box, look = prepared.body_box, look_at(prepared)
     counts = _voxels_per_label(indices, labels)
     outside = counts - _voxels_per_label(indices[box.slices], labels)
     supervised = supervised_organs(case, labels)
@@ -137,6 +139,8 @@ def measure_case(case: Case, labels: LabelSet, body: BodyRule) -> CaseMeasuremen
             voxels_per_label=tuple(int(count) for count in counts[1:]),
             annotated=tuple(index in supervised for index in range(1, labels.channels)),
             voxels_outside_body=tuple(int(count) for count in outside[1:]) if outside[1:].any() else (),
+            channel_facts=look.channels,
+            body_share=look.body_share,
         ),
         samples=_sample(image.array_czyx, indices, case.id),
     )

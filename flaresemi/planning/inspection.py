@@ -24,9 +24,10 @@ from flaresemi.io.segments import Segment
 from flaresemi.labels import count_values
 from flaresemi.planning.cases import GRID_TOLERANCE_VOXELS
 from flaresemi.planning.sources import FileStamp, file_stamp, stamps
-from flaresemi.plans import BodyRule, body_rule
-from flaresemi.preprocessing.cropping import BODY_HU, find_body
-from flaresemi.ranges import Count, DistanceMm, Intensity, LabelValue, Range
+from flaresemi.plans import BodyRule, ChannelFacts, body_rule
+from flaresemi.preprocessing.cropping import find_body
+from flaresemi.preprocessing.looks import measure_channel
+from flaresemi.ranges import Count, DistanceMm, LabelValue, Range
 from flaresemi.records import load_record, save_record
 
 logger = logging.getLogger(__name__)
@@ -54,21 +55,6 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelFacts:
-    """Intensities of one channel. The percentiles are of the middle half of each axis, where the patient is.
-
-    Attributes:
-        tissue_50: Median of the middle's voxels above -500, so without air in a CT; of all where hardly any are.
-    """
-
-    minimum: Intensity
-    maximum: Intensity
-    middle_05: Intensity
-    middle_95: Intensity
-    tissue_50: Intensity
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts:
     """An image that can be read.
 
@@ -80,6 +66,7 @@ class ImageFacts:
         content: Hash of its voxels in canonical order; without spacing, origin and direction, which exports lose.
         body: How the patient was looked for; None in images without a label map, where nobody asks.
         body_box: What was found.
+        modalities: Of each channel, what DICOM calls it (CT, MR and so on); "" where no file says it.
     """
 
     source: SourceGrid
@@ -89,6 +76,7 @@ class ImageFacts:
     content: str
     body: BodyRule | None = None
     body_box: BoundingBox | None = None
+    modalities: tuple[str, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -207,11 +195,12 @@ def _inspect_image(case: Case, body: BodyRule | None, problems: list[Problem]) -
     else:
         return ImageFacts(
             source=image.source,
-            channels=tuple(map(_inspect_channel, image.array_czyx)),
+            channels=tuple(map(measure_channel, image.array_czyx)),
             non_finite=image.non_finite,
             disagreement_mm=max(map(_disagreement_mm, case.images)),
             content=_hash(image.array_czyx),
             body=body,
+            modalities=image.modalities,
             body_box=find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)[0] if body else None,
         )
     # The reader stops at the first channel that it cannot take; the user shall hear of all of them.
@@ -234,21 +223,6 @@ def _problem(error: FlaresemiError) -> Problem:
 
 def _disagreement_mm(path: Path) -> float:
     return 0.0 if path.is_dir() or image_ending(path) not in (".nii", ".nii.gz") else read_header(path).disagreement_mm
-
-
-def _inspect_channel(channel_zyx: np.ndarray) -> ChannelFacts:
-    middle = channel_zyx[tuple(slice(size // 4, size - size // 4) for size in channel_zyx.shape)]
-    step = max(1, round((middle.size / 200_000) ** (1 / 3)))
-    some = middle[::step, ::step, ::step]
-    low, high = np.percentile(some, (5, 95))
-    tissue = some[some > BODY_HU]
-    return ChannelFacts(
-        minimum=float(channel_zyx.min()),
-        maximum=float(channel_zyx.max()),
-        middle_05=float(low),
-        middle_95=float(high),
-        tissue_50=float(np.median(tissue if tissue.size > 0.01 * some.size else some)),
-    )
 
 
 def _has_names(case: Case) -> bool:

@@ -20,16 +20,11 @@ from flaresemi.planning.cases import (
     unknown_values_text,
 )
 from flaresemi.planning.findings import Finding, IntegrityReport, cases_per_value
+from flaresemi.planning.image_checks import check_image
 from flaresemi.planning.inspection import MAX_LISTED_VALUES, CaseFacts, LabelFacts, inspect_dataset
 from flaresemi.planning.outliers import find_outliers
 from flaresemi.planning.regions import LOST_SHARE
-from flaresemi.plans import is_ct
 from flaresemi.sides import mirroring_caution
-
-#: A CT whose middle is denser than this everywhere, or that spans less than the second number, is not in HU. Chosen:
-#: bone is about 1000 at most, and only a small part; the range from air to soft tissue is 1000.
-_HU_MIDDLE_LIMIT = 700.0
-_HU_LEAST_RANGE = 100.0
 
 #: NIfTI's two affines may differ by rounding; beyond this somebody changed one of them. Chosen.
 _AFFINES_APART_MM = 1.0
@@ -89,29 +84,22 @@ def _image_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
     if facts.image is None:
         return
 
-    def warning(problem: str, message: str, remedy: str, channel: int = 0) -> Finding:
+    def warning(problem: str, message: str, remedy: str) -> Finding:
         return Finding(
-            case_id=case.id, severity="warning", problem=problem, file=str(case.images[channel]),
-            message=message, remedy=remedy,
+            case_id=case.id, severity="warning", problem=problem, file=str(case.images[0]), message=message,
+            remedy=remedy,
         )  # fmt: skip
 
-    if facts.image.non_finite:
-        what = f"{facts.image.non_finite} voxels are NaN or infinite"
-        yield warning("not finite", what, "they are read as the lowest value of the channel")
     if facts.image.disagreement_mm > _AFFINES_APART_MM:
         what = f"the header's sform and qform place it {facts.image.disagreement_mm:.3g} mm apart"
         yield warning("two positions", what, "the sform is used; see that label maps were drawn on that")
     if facts.image.source.forms is not None and facts.image.source.forms.unoriented:
         remedy = "its axes are taken to run to the left, to the back and up; see that right and left are right"
         yield warning("no orientation", "the header does not say how the patient lies (sform and qform code 0)", remedy)
-    for index, (name, channel) in enumerate(zip(dataset.channels, facts.image.channels, strict=True)):
-        if is_ct(name) and (
-            channel.middle_05 > _HU_MIDDLE_LIMIT or channel.maximum - channel.minimum < _HU_LEAST_RANGE
-        ):
-            what = f"intensities from {channel.minimum:g} to {channel.maximum:g} do not look like Hounsfield units"
-            yield warning("no HU", what, 'rescale them, or name the channel otherwise ("channel_names")', index)
-        elif channel.minimum == channel.maximum:
-            yield warning("constant", f"every voxel is {channel.minimum:g}", "see whether the export failed", index)
+    yield from check_image(
+        case.id, [str(path) for path in case.images], dataset.channels, facts.image.channels,
+        modalities=facts.image.modalities, non_finite=facts.image.non_finite,
+    )  # fmt: skip
 
 
 def _grid_findings(case: Case, facts: CaseFacts, on_image_grid: dict[str, str]) -> Iterator[Finding]:

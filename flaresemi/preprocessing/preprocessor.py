@@ -1,6 +1,7 @@
 """An image and its labels on the voxels of a stage."""
 
 import dataclasses
+import math
 import typing
 
 import numpy as np
@@ -56,6 +57,11 @@ class PreparedImage:
         self.body_mask_zyx = body_mask_zyx
         self.crop_czyx = image.array_czyx[(slice(None), *body_box.slices)]
         self._scalings: dict[tuple[IntensityPlan, ...], tuple[ChannelScaling, ...]] = {}
+
+    @property
+    def body_share(self) -> float:
+        """Share of the image's voxels that are the patient."""
+        return np.count_nonzero(self.body_mask_zyx) / math.prod(self.image.geometry.shape_zyx)
 
     def grid(self, plan: StagePlan) -> StageGrid:
         """How the voxels of a stage lie in this image."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flaresemi.appearance import Look, far_from
 from flaresemi.compute.device import select_device
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import about_case
-from flaresemi.geometry import BoundingBox
+from flaresemi.geometry import BoundingBox, Geometry, StageGrid
 from flaresemi.inference.drawing import draw, fine_region
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
@@ -124,6 +125,7 @@ class Labeler:
         stored = self.fine_store.open(case_id)
         grid = stored.record.grid
         region, flags = self._region(case_id, stored)
+        flags = (*flags, *self._unlike_training(grid))
         fill_c = np.array(stored.record.channel_minima, np.float32)
         crop = functools.partial(_crop, stored)
         drawing = draw(self._final, crop, region, grid, self.labels, fill_c)
@@ -132,6 +134,12 @@ class Labeler:
         label = np.zeros(grid.shape_zyx, saved.dtype)
         label[drawing.region.slices] = saved
         return LabeledCase(label_zyx=label, region=drawing.region, score=score)
+
+    def _unlike_training(self, grid: StageGrid) -> list[str]:
+        """In what a scan's grid and body are far from the labeled cases; of its voxels the integrity report speaks."""
+        geometry = Geometry(shape_zyx=grid.canonical_shape_zyx, spacing_zyx_mm=grid.canonical_spacing_zyx_mm)
+        look = Look(geometry=geometry, channels=(), body_box=grid.body_box)
+        return far_from(self.chain.fine.norms, look, self.chain.fine.channels)
 
     def _region(self, case_id: str, stored: StoredCase) -> tuple[BoundingBox, tuple[str, ...]]:
         whole = BoundingBox.whole(stored.record.grid.shape_zyx)

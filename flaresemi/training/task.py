@@ -4,11 +4,12 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
+from flaresemi.appearance import Norm, norms_of
 from flaresemi.errors import ConfigError, DatasetError, PlanError
 from flaresemi.io.case_store import CaseStore
 from flaresemi.labels import LabelSet
 from flaresemi.planning.splits import load_splits
-from flaresemi.plans import Plans, Stage, StagePlan, load_fingerprint, load_plans
+from flaresemi.plans import DatasetFingerprint, Stage, StagePlan, load_fingerprint, load_plans
 from flaresemi.preprocessing.preprocessor import preprocessing_hash
 from flaresemi.selection import ExportRecord
 from flaresemi.sides import mirroring_caution
@@ -51,6 +52,7 @@ class TrainingTask:
         folder: Where everything is written.
         taught_by: The label maps from elsewhere that it learns from; None without any.
         cautions: What is to be said of the fold before it is trained.
+        norms: What the labeled cases look like, which predictions are compared with.
     """
 
     plan: StagePlan
@@ -64,6 +66,7 @@ class TrainingTask:
     folder: ModelFolder
     taught_by: Teaching | None = None
     cautions: tuple[str, ...] = ()
+    norms: tuple[Norm, ...] = ()
 
 
 def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
@@ -77,7 +80,9 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
             "this dataset has no plans yet", where=workspace.plans, fix="run flaresemi_plan_and_preprocess first"
         )
     plans = load_plans(workspace.plans)
-    _refuse_edited_labels(plans, workspace)
+    fingerprint = _fingerprint(workspace)
+    if fingerprint is not None and fingerprint.hash == plans.fingerprint_hash:
+        plans.refuse_other_labels(fingerprint.labels, where=workspace.plans)
     plan = plans.stage(stage)
     splits = load_splits(workspace.splits)
     split = splits.fold(fold)
@@ -96,21 +101,17 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
         validation=split.validation,
         folder=workspace.model(fold, stage),
         cautions=splits.divided_groups(fold),
+        norms=() if fingerprint is None else norms_of(fingerprint),
     )
 
 
-def _refuse_edited_labels(plans: Plans, workspace: Workspace) -> None:
-    """Checks the labels in the plans by the fingerprint, where that is at hand: a training needs no more of it.
-
-    Raises:
-        PlanError: they were edited.
-    """
+def _fingerprint(workspace: Workspace) -> DatasetFingerprint | None:
+    """What the labeled cases look like, where that is at hand: a training needs it for no more than checks."""
     try:
-        fingerprint = load_fingerprint(workspace.fingerprint)
-    except PlanError:
-        return
-    if fingerprint.hash == plans.fingerprint_hash:
-        plans.refuse_other_labels(fingerprint.labels, where=workspace.plans)
+        return load_fingerprint(workspace.fingerprint)
+    except PlanError as problem:
+        logger.info("what is predicted later cannot be compared with the labeled cases: %s", problem.what)
+        return None
 
 
 def check_prepared(store: CaseStore, case_ids: Sequence[str], wanted: str) -> None:

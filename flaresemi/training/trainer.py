@@ -366,7 +366,7 @@ class Trainer:
         task = self.task
         return Checkpoint(
             plan=task.plan, body=task.body, channels=task.channels, labels=task.labels, fold=task.fold,
-            iteration=self.iteration, total_iterations=self.schedule.total_iterations,
+            iteration=self.iteration, total_iterations=self.schedule.total_iterations, norms=task.norms,
             weights={name: value.detach().cpu().clone() for name, value in self.optimization.weights.items()},
             mirror_axes=task.labels.mirror_axes(self.config.mirror_axes), training_state=training_state,
         )  # fmt: skip

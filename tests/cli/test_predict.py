@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from flaresemi.cli import predict
@@ -13,10 +14,11 @@ from flaresemi.files import content_hash
 from flaresemi.geometry import Geometry
 from flaresemi.inference.prediction_records import ImageVersion, load_prediction
 from flaresemi.io.grids import SourceGrid
-from flaresemi.io.images import read_grid, read_label_map, write_label_map
+from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.tables import read_table
 from flaresemi.workspace import Workspace
 from tests.made_dicom import Stack
 
@@ -374,6 +376,92 @@ def test_a_wild_spacing_is_the_error_of_its_case_at_most(folder, capsys, factor,
     )
     too_large = factor > 1 and len(axes) > 1
     assert predict.main(["-i", "scans", "-o", "out"]) == (2 if too_large else 0)
-    assert label_maps(folder / "out") == ["a.nii.gz", *([] if too_large else ["b.nrrd"]), "c.mha"]
+    assert (folder / "out" / "b.nrrd").exists() != too_large
+    assert {"a.nii.gz", "c.mha"} <= set(label_maps(folder / "out"))
     if too_large:
         assert "b: its 12×24×24 voxels of 3000×3000×3000 mm" in capsys.readouterr().err
+
+
+def write_raw(path, array):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((3.0, 3.0, 3.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+
+
+def table_of(folder):
+    columns, rows = read_table(folder / "warnings.csv")
+    assert columns == ("case", "problem", "message", "remedy", "file", "refused")
+    return {(row["case"], row["problem"], row["refused"]) for row in rows}
+
+
+@pytest.fixture
+def odd(folder):
+    """The scans, of which one is constant, and one more that is shifted by 1024."""
+    scan = read_image([folder / "scans" / "a_0000.nii.gz"]).array_czyx[0]
+    write_raw(folder / "scans" / "b_0000.nrrd", np.zeros_like(scan))
+    write_raw(folder / "scans" / "d_0000.mha", scan + 1024)
+    return folder
+
+
+@pytest.mark.parametrize("extra", [[], ["--single-process"], ["--measure"]])
+def test_images_that_are_not_in_hu_are_warned_of(odd, capsys, extra):
+    assert predict.main(["-i", "scans", "-o", "out", *extra]) == 0
+    told = capsys.readouterr().err
+    assert "warning: b: every voxel is 0, which does not look like Hounsfield units" in told
+    assert "warning: d: intensities from 24 to 1324 do not look like Hounsfield units" in told
+    assert "warning: a:" not in told
+    assert {(case, refused) for case, _, refused in table_of(odd / "out")} == {("b", "no"), ("d", "no")}
+    assert {"a.nii.gz", "b.nrrd", "c.mha", "d.mha"} < set(label_maps(odd / "out"))
+    record = load_prediction(odd / "out" / "d.mha")
+    assert (record.findings[0].case_id, record.findings[0].problem) == ("d", "no HU")
+    assert record.findings[0].file.endswith("d_0000.mha")
+    assert load_prediction(odd / "out" / "a.nii.gz").findings == ()
+
+
+def test_strict_refuses_them_and_the_others_are_done(odd, capsys):
+    assert predict.main(["-i", "scans", "-o", "out", "--strict"]) == 2
+    assert "2 of 4 case(s) could not be predicted; the others are done" in capsys.readouterr().err
+    assert {(case, refused) for case, _, refused in table_of(odd / "out")} == {("b", "yes"), ("d", "yes")}
+    assert not (odd / "out" / "d.mha").exists()
+    assert {"a.nii.gz", "c.mha"} < set(label_maps(odd / "out"))
+    assert predict.main(["-i", "scans", "-o", "out", "--continue"]) == 0  # as the user has decided now
+    assert {refused for _, _, refused in table_of(odd / "out")} == {"no"}
+    assert predict.main(["-i", "scans", "-o", "out", "--continue", "--strict"]) == 2  # their label maps are there
+    assert {refused for _, _, refused in table_of(odd / "out")} == {"yes"}
+
+
+def test_the_warnings_survive_a_kill_and_other_starts(odd):
+    (odd / "part").mkdir()
+    (odd / "scans" / "d_0000.mha").rename(odd / "part" / "d_0000.mha")
+    assert predict.main(["-i", "part", "-o", "out"]) == 0
+    (odd / "out" / "warnings.csv").unlink()  # killed before its end
+    assert predict.main(["-i", "scans", "-o", "out"]) == 0
+    assert {case for case, _, _ in table_of(odd / "out")} == {"b", "d"}
+    before = (odd / "out" / "warnings.csv").read_bytes()
+    assert predict.main(["-i", "scans", "-o", "out", "--continue"]) == 0
+    assert (odd / "out" / "warnings.csv").read_bytes() == before
+    for name, first in (("scans/b_0000.nrrd", 4), ("part/d_0000.mha", 5)):
+        write_scan(odd / name, first)
+    assert predict.main(["-i", "scans", "-o", "out"]) == 0
+    assert predict.main(["-i", "part", "-o", "out"]) == 0
+    assert not (odd / "out" / "warnings.csv").exists()
+
+
+def test_a_table_of_warnings_that_is_not_ours_is_not_replaced(odd, capsys):
+    (odd / "out").mkdir()
+    (odd / "out" / "warnings.csv").write_text("mine,2\n")
+    assert predict.main(["-i", "scans", "-o", "out"]) == 2
+    assert "warnings.csv" in capsys.readouterr().err
+    assert (odd / "out" / "warnings.csv").read_text() == "mine,2\n"
+
+
+@pytest.mark.parametrize("modality", ["MR", "PT", "SEG", "RTSTRUCT"])
+def test_a_dicom_series_of_another_kind_is_warned_of(folder, capsys, modality):
+    array = read_image([folder / "scans" / "a_0000.nii.gz"]).array_czyx[0]
+    stack = Stack(array_zyx=array, spacing=(3.0, 3.0, 3.0), origin=(0.0, 0.0, 0.0), modality=modality)
+    stack.write(folder / "dicom" / "scan")
+    assert predict.main(["-i", "dicom/scan", "-o", "out"]) == 0
+    assert f"the series is {modality} by its headers, channel 'CT' is CT" in capsys.readouterr().err
+    assert ("scan", "modality", "no") in table_of(folder / "out")
+    assert predict.main(["-i", "dicom/scan", "-o", "strict", "--strict"]) == 2

@@ -85,6 +85,7 @@ def test_the_two_stages_train_in_turn(planned: list[str], capsys: pytest.Capture
     assert "next: flaresemi_predict" in out
     folder = workspace.model("0", Stage.FINE)
     assert load_checkpoint(folder.final).iteration == 3
+    assert "spacing along z" in {norm.quantity for norm in load_checkpoint(folder.final).norms}
     assert (folder.validation / "summary.json").is_file()
 
 

@@ -10,9 +10,11 @@ import sys
 import numpy as np
 import pytest
 
+from flaresemi.appearance import Norm
 from flaresemi.errors import CheckpointError, ImageError
 from flaresemi.geometry import Geometry
 from flaresemi.inference import Segmenter, api, predict
+from flaresemi.inference.checks import UnusualImageError
 from flaresemi.inference.models import load_models
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import read_grid, read_label_map, write_label_map
@@ -246,3 +248,33 @@ def test_models_that_were_taught_the_wrong_sides_are_told(fakes, tmp_path, caplo
         load_models(tmp_path)
         assert ("right kidney and left kidney, by name" in caplog.text) == told
         caplog.clear()
+
+
+def test_images_unlike_the_training_data_are_told_and_refused(fakes, scan, tmp_path, caplog):
+    norm = Norm(quantity="the median of tissue in the middle", unit=" HU", median=0.0, lowest=-300.0, highest=300.0)
+    plan = fakes.plan(Stage.FINE, region="body")
+    segmenter = Segmenter([fakes.checkpoint(plan, norms=(norm,))], device="cpu")
+    usual, bright = (fakes.image(scan + shift) for shift in (0.0, 400.0))
+    assert segmenter.segment(usual, strict=True).findings == ()
+    (finding,) = segmenter.segment(bright, name="scan").findings
+    assert (finding.problem, finding.severity) == ("far from training", "warning")
+    assert finding.message == "the median of tissue in the middle is 400 HU (labeled cases: 0 HU)"
+    assert f"scan: {finding.message}" in caplog.text
+    with pytest.raises(UnusualImageError, match="is 400 HU") as refused:
+        segmenter.segment(bright, strict=True)
+    assert refused.value.findings == (finding,)
+    old = Segmenter([fakes.checkpoint(plan)], device="cpu")
+    assert old.segment(bright).findings == ()
+    (finding,) = old.segment(fakes.image(scan + 2024)).findings[1:]
+    assert finding.problem == "clipped"
+
+
+def test_one_function_refuses_too(fakes, scan, tmp_path):
+    write_models(fakes, tmp_path)
+    path = write_scan(tmp_path / "scan.nii.gz", scan * 0)
+    with pytest.raises(UnusualImageError, match="every voxel is 0"):
+        predict(path, tmp_path, strict=True, device="cpu")
+    assert not predict(path, tmp_path, tmp_path / "out.nii.gz", device="cpu").any()
+    with pytest.raises(UnusualImageError):
+        predict(path, tmp_path, tmp_path / "strict.nii.gz", strict=True, device="cpu")
+    assert not (tmp_path / "strict.nii.gz").exists()

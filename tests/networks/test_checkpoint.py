@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from flaresemi import flare22
+from flaresemi.appearance import Norm
 from flaresemi.errors import CheckpointError
 from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
@@ -49,6 +50,7 @@ def checkpoint(make_plan: Callable[..., NetworkPlan]) -> Checkpoint:
         weights=build_network(network).state_dict(),
         mirror_axes=(0, 1),
         keep_largest=("liver",),
+        norms=(Norm(quantity="spacing along z", unit=" mm", median=2.5, lowest=1.25, highest=5.0),),
         training_state={"optimizer": {"step": 90, "moments": [torch.ones(3)]}, "rng": torch.arange(4)},
         version="0.1.0",
     )
@@ -332,3 +334,16 @@ def test_a_fold_that_is_no_name_of_a_folder_is_refused(checkpoint: Checkpoint, t
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="'fold' must be a number or 'all'"):
         load_checkpoint(tmp_path / "a.pt")
+
+
+def test_checkpoints_from_before_carry_no_norms(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "old.pt"
+    save_checkpoint(path, checkpoint)
+    content = torch.load(path, weights_only=True)
+    header = json.loads(content["header"])
+    del header["norms"]
+    with open(path, "wb") as file:
+        torch.save({**content, "header": json.dumps(header)}, file)
+    assert dataclasses.replace(load_checkpoint(path), weights={}) == dataclasses.replace(
+        checkpoint, weights={}, norms=(), training_state=None
+    )

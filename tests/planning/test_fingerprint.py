@@ -261,5 +261,5 @@ def test_the_hash_is_that_of_fingerprints_from_before(small_dataset):
     made = fingerprint_of(small_dataset())
     plain = to_plain(made)
     for case in plain["cases"]:
-        del case["voxels_outside_body"]
+        del case["voxels_outside_body"], case["channel_facts"], case["body_share"]
     assert made.hash == record_hash(plain)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flaresemi.plans import IntensityPlan
-from flaresemi.preprocessing.normalization import measure_scaling, normalize, scale
+from flaresemi.preprocessing.normalization import measure_scaling, normalize, scale, stray_range
 
 CT = IntensityPlan(scheme="ct", clip_low=-150.0, clip_high=250.0, mean=50.0, sd=100.0)
 OTHER = IntensityPlan(scheme="zscore")
@@ -63,3 +63,29 @@ def test_large_offsets_lose_no_precision():
 def test_channels_must_match_the_plan():
     with pytest.raises(ValueError, match="channel"):
         normalize(np.zeros((2, 3, 3, 3), np.float32), (CT,))
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e29, 1e9, -1e9, 5e4])
+def test_a_stray_voxel_changes_no_other(value):
+    image = np.random.default_rng(0).normal(300, 40, (1, 20, 30, 30)).astype(np.float32)
+    expected = normalize(image, (OTHER,))[0]
+    spoilt = image.copy()
+    spoilt[0, 3, 4, 5] = value
+    found = normalize(spoilt, (OTHER,))[0]
+    assert np.isfinite(found).all()
+    assert abs(found[3, 4, 5]) < 50
+    found[3, 4, 5] = expected[3, 4, 5]
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_what_the_image_shows_is_not_stray():
+    generator = np.random.default_rng(0)
+    angiography = generator.normal(0, 1, (40, 50, 50)).astype(np.float32)
+    angiography[generator.random(angiography.shape) < 0.01] = 3000
+    metal = generator.normal(300, 40, (40, 50, 50)).astype(np.float32)
+    metal[20:24, 20:24, 20:24] = 30_000
+    for image in (angiography, metal, np.zeros((5, 5, 5), np.float32)):
+        assert stray_range(image) is None
+        (scaling,) = measure_scaling(image[None], (OTHER,), None)
+        assert scaling.clip_low is None
+        assert scaling.mean == pytest.approx(float(image.mean(dtype=np.float64)))

@@ -1,8 +1,10 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flaresemi.appearance import Norm
 from flaresemi.errors import PredictionError
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.plans import Stage
@@ -104,3 +106,11 @@ def test_an_output_that_is_not_finite_names_the_case(tmp_path: Path) -> None:
     made = labeler(tmp_path, [(2.0, NEVER, 1e37)], kidney_and_liver())
     with pytest.raises(PredictionError, match="case 'scan': the output of FINE is not finite"):
         made.label("scan")
+
+
+def test_a_body_unlike_the_labeled_ones_is_flagged(tmp_path: Path) -> None:
+    made = labeler(tmp_path, [(2.0, NEVER, 5.0)], kidney_and_liver())
+    assert made.label("scan").score.flags == ()
+    norm = Norm(quantity="the body's size along z", unit=" mm", median=400.0, lowest=200.0, highest=800.0)
+    made.chain = dataclasses.replace(made.chain, fine=dataclasses.replace(made.chain.fine, norms=(norm,)))
+    assert made.label("scan").score.flags == ("the body's size along z is 120 mm (labeled cases: 400 mm)",)
