@@ -8,8 +8,10 @@ OpenVINO is an optional package (`pip install flaresemi[openvino]`), so it is im
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +32,8 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 _DYNAMIC = -1
 
+_TELEMETRY = "openvino_telemetry"
+
 
 class NotConvertedError(ConfigError):
     """OpenVINO does not know an operation of a network, or the network cannot be traced."""
@@ -42,7 +46,7 @@ def save_program(network: nn.Module, path: Path) -> None:
         NotConvertedError: OpenVINO cannot convert the network.
         OSError: the disk is full, or cannot be written to.
     """
-    import openvino
+    openvino = _imported()
 
     program = _program(network)
     try:
@@ -57,6 +61,25 @@ def openvino_is_installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
+def _imported() -> Any:
+    """OpenVINO without its telemetry, which writes an identifier into the home folder and reports every import.
+
+    OpenVINO takes a stub where the package of the telemetry is missing, as it seems to be while this import lasts.
+    """
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    absent = object()
+    before = sys.modules.get(_TELEMETRY, absent)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if before is absent:
+            del sys.modules[_TELEMETRY]
+        else:
+            sys.modules[_TELEMETRY] = before  # type: ignore[assignment]
+
+
 class OpenVinoNetwork:
     """A trained network, compiled by OpenVINO for this machine's processor; any window size, from one compilation.
 
@@ -67,7 +90,7 @@ class OpenVinoNetwork:
     """
 
     def __init__(self, network: nn.Module, *, precision: str, threads: int) -> None:
-        import openvino
+        openvino = _imported()
 
         options = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
@@ -94,7 +117,7 @@ def _core() -> Any:
     by another thread, that stack is unmapped while it is still in use, and the next signal is a segmentation fault
     (seen with OpenVINO 2026.4).
     """
-    import openvino
+    openvino = _imported()
 
     return openvino.Core()
 
@@ -110,7 +133,7 @@ def _converted(network: nn.Module) -> Any:
     Raises:
         NotConvertedError: it does not succeed.
     """
-    import openvino
+    openvino = _imported()
     from openvino import frontend
 
     failures = (frontend.GeneralFailure, frontend.OpConversionFailure, frontend.OpValidationFailure)
@@ -151,7 +174,7 @@ def _logging_kept() -> Iterator[None]:
 
 
 def _unet_program(network: UNet) -> Any:
-    import openvino
+    openvino = _imported()
     from openvino import opset13 as ops
 
     first = next(part for part in network.modules() if isinstance(part, nn.Conv3d))

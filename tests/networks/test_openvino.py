@@ -1,4 +1,5 @@
 import errno
+import os
 import resource
 import signal
 import subprocess
@@ -84,3 +85,28 @@ def test_a_disk_that_takes_no_more_says_so_itself(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert trouble.value.errno == errno.EFBIG
+
+
+def test_nothing_is_reported_to_the_makers_of_openvino(tmp_path):
+    code = (
+        "import sys\n"
+        "def watch(event, arguments):\n"
+        "    if event.startswith('socket.') and event != 'socket.__new__':\n"
+        "        print(event, arguments)\n"
+        "sys.addaudithook(watch)\n"
+        "from tests.networks.conftest import small_plan\n"
+        "from flaresemi.networks.building import build_network\n"
+        "from flaresemi.networks.openvino import OpenVinoNetwork, _converted\n"
+        "network = build_network(small_plan()).eval()\n"
+        "OpenVinoNetwork(network, precision='fp32', threads=1)\n"
+        "_converted(network)\n"
+        "print('telemetry' if 'openvino_telemetry' in sys.modules else 'none')\n"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment | {"HOME": str(home)}, check=True
+    )
+    assert ended.stdout == "none\n"
+    assert not list(home.rglob("*"))
