@@ -8,7 +8,7 @@ import torch
 from flaresemi.errors import CheckpointError, PredictionError
 from flaresemi.inference.predictor import StagePredictor, larger_window, windows_per_pass
 from flaresemi.inference.sliding_window import window_starts
-from flaresemi.networks import unet
+from flaresemi.networks import building
 from flaresemi.networks.cost import inference_memory_gib
 from flaresemi.networks.engine import Engine
 from flaresemi.plans import Stage
@@ -19,10 +19,10 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def real(fakes, monkeypatch):
     """A checkpoint of a real, untrained network, and the network itself."""
-    monkeypatch.setattr("flaresemi.networks.engine.build_network", unet.build_network)
+    monkeypatch.setattr("flaresemi.networks.engine.build_network", building.build_network)
     plan = fakes.plan(Stage.FINE, region="body")
     torch.manual_seed(5)
-    network = unet.build_network(plan.network).eval()
+    network = building.build_network(plan.network).eval()
     checkpoint = fakes.checkpoint(plan)
     return dataclasses.replace(checkpoint, weights=network.state_dict(), mirror_axes=(0, 1, 2)), network
 

@@ -54,6 +54,7 @@ from flaresemi.rounds.chain import ChainState
 from flaresemi.rounds.final import FinalState
 from flaresemi.rounds.state import RoundState
 from flaresemi.selection import CaseScore, Selection, load_scores, save_scores
+from flaresemi.training.budget import BudgetState
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.history import cut_history
 from flaresemi.training.runs import RunRecord
@@ -66,7 +67,7 @@ from tests.trust.mutations import mutate, spoil
 
 #: Every class that a JSON file of ours is read into; a test compares it with the calls in the package.
 RECORDS = (
-    CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint, Decisions, DemoRecord, ExportRecord,
+    BudgetState, CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint, Decisions, DemoRecord, ExportRecord,
     FinalState, InspectedCases, Observations, Plans, PredictionRecord, RoundState, RunRecord, Selection, Splits,
     Summary, Teaching, TrainingConfig, _Header, _Kept, _Source,
 )  # fmt: skip

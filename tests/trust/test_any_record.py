@@ -115,6 +115,7 @@ MAY_BE_NEGATIVE = {
         "percentile_00_5", "percentile_05", "percentile_50", "percentile_95", "percentile_99_5", "mean", "clip_low",
         "clip_high", "minimum", "maximum", "middle_05", "middle_95", "tissue_50", "channel_minima",
     },
+    "an intensity of a case that is known": {"Norm.median", "Norm.lowest", "Norm.highest"},
     "a place or direction": {"origin_xyz_mm", "direction"},
     "what the builder of a network takes": {"arguments"},
     "what a NIfTI header says of them": {"pixdim", "quaternion", "offset", "srow"},
