@@ -67,7 +67,8 @@ from tests.trust.mutations import mutate, spoil
 
 #: Every class that a JSON file of ours is read into; a test compares it with the calls in the package.
 RECORDS = (
-    BudgetState, CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint, Decisions, DemoRecord, ExportRecord,
+    BudgetState,
+    CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint, Decisions, DemoRecord, ExportRecord,
     FinalState, InspectedCases, Observations, Plans, PredictionRecord, RoundState, RunRecord, Selection, Splits,
     Summary, Teaching, TrainingConfig, _Header, _Kept, _Source,
 )  # fmt: skip
