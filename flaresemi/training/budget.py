@@ -1,5 +1,6 @@
 """A training that shall take a given time: how many steps it has is decided again and again while it goes on."""
 
+import bisect
 import contextlib
 import dataclasses
 import itertools
@@ -20,9 +21,11 @@ from flaresemi.training.schedule import Decision, Schedule
 
 logger = logging.getLogger(__name__)
 
-#: Steps that are timed before the first one counts, and the part of the budget after which no more are. Chosen.
+#: Steps that are timed before the first one counts, and the parts of the budget after which no more are, when two are
+#: done and when one is. Chosen.
 TIMED_STEPS = 6
 _SLOW_START = 0.03
+_VERY_SLOW_START = 0.15
 
 #: More steps than any training has, for the loader of one whose number of steps may still change.
 ENDLESS = 10**9
@@ -41,8 +44,8 @@ _BETWEEN_MARKS = 0.0025
 _LEAST_WINDOW = 0.02
 _LONGEST_WINDOW = 0.25
 
-#: The pace of so few steps says nothing, unless they take long.
-_FEW_STEPS = 3
+#: The pace of fewer steps says nothing, unless they take long; and no training begins with fewer in view.
+_FEW = 3
 
 #: Where a state comes from, for messages.
 _LATEST = "checkpoint_latest.pt"
@@ -107,13 +110,15 @@ class TimeBudget:
         with contextlib.closing(steps):
             for _ in steps:
                 spent.append(self.spent_seconds)
-                if ranks.any(spent[-1] - spent[0] > _SLOW_START * self.seconds, device):
+                limit = _SLOW_START if len(spent) > 2 else _VERY_SLOW_START
+                if ranks.any(spent[-1] - spent[0] > limit * self.seconds, device):
                     break
-        # Some of them pay for starting the loader and warming up.
-        taken = sorted(after - before for before, after in itertools.pairwise(spent))[:3]
-        step = sum(taken) / len(taken)
+        # The first one pays for starting the loader, others for warming up.
+        taken = [after - before for before, after in itertools.pairwise(spent)]
+        fastest = sorted(taken[1:] or taken)[:3]
+        step = sum(fastest) / len(fastest)
         left = max(self.seconds - self.spent_seconds, 0.0)
-        return ranks.of_main(max(int(left * (1 - _UNSEEN) / max(step, 1e-6)), 1), device)
+        return ranks.of_main(max(int(left * (1 - _UNSEEN) / max(step, 1e-6)), _FEW), device)
 
     def first_schedule(self, iterations: int, resolve: Callable[[int], Recipe]) -> Schedule:
         """The schedule of a training that begins with so many steps in view; later decisions stretch it.
@@ -125,10 +130,6 @@ class TimeBudget:
         if iterations >= _LEAST_SCHEDULE:
             return Schedule(resolve(iterations))
         return Schedule(resolve(_LEAST_SCHEDULE)).decided(0, iterations)
-
-    def begin(self, iteration: int) -> None:
-        """Starts the measurement of the pace, after so many steps."""
-        self._marks = [(iteration, self.spent_seconds - self._aside_seconds)]
 
     @contextlib.contextmanager
     def aside(self, name: str) -> Iterator[None]:
@@ -151,12 +152,11 @@ class TimeBudget:
             validations: About how many a training has; see `Schedule`.
         """
         spent, total = self.spent_seconds, schedule.total_iterations
-        step = self._step_seconds(iteration, spent)
+        step = self._step_seconds(iteration, total - iteration, spent)
         repeats = bool(schedule.decisions) and schedule.decisions[-1].iteration >= max(iteration, 1)
         if step is None or repeats or iteration >= total or spent - self._decided < _BETWEEN * self.seconds:
             return 0
-        left = self.seconds - spent - self._expected_aside(schedule, iteration, validations)
-        decided = iteration + max(round(left / step), 1)
+        decided = iteration + self._steps_left(schedule, iteration, validations, step)
         if decided == total or abs(decided - total) * step <= _WORTH * self.seconds:
             return 0
         self._decided = spent
@@ -187,9 +187,12 @@ class TimeBudget:
             return TimeBudget(math.inf, self._now)
         return TimeBudget(self.seconds, self._now, kept.spent_seconds + self.spent_seconds)
 
-    def _step_seconds(self, iteration: int, spent: float) -> float | None:
+    def _step_seconds(self, iteration: int, steps_left: int, spent: float) -> float | None:
         """Seconds per step of late; None as long as too little was seen."""
         busy = spent - self._aside_seconds
+        if not self._marks:  # the first step of a process pays for starting the loader
+            self._marks = [(iteration, busy)]
+            return None
         window = min(max((self.seconds - spent) / 2, _LEAST_WINDOW * self.seconds), _LONGEST_WINDOW * self.seconds)
         first_iteration, first_busy = next(
             (mark for mark in reversed(self._marks) if mark[1] <= busy - window), self._marks[0]
@@ -197,22 +200,29 @@ class TimeBudget:
         if busy - self._marks[-1][1] >= _BETWEEN_MARKS * self.seconds:
             self._marks = [mark for mark in self._marks if mark[1] >= first_busy] + [(iteration, busy)]
         steps, seconds = iteration - first_iteration, busy - first_busy
-        if steps < 1 or seconds <= 0 or (steps < _FEW_STEPS and seconds < _LEAST_WINDOW * self.seconds):
+        if steps < 1 or seconds <= 0 or (steps < min(_FEW, steps_left) and seconds < _LEAST_WINDOW * self.seconds):
             return None
         return seconds / steps
 
-    def _expected_aside(self, schedule: Schedule, iteration: int, validations: int) -> float:
-        """Seconds that will still go into what is no step."""
-        end = schedule.total_iterations
+    def _steps_left(self, schedule: Schedule, iteration: int, validations: int, step: float) -> int:
+        """How many steps fit into what is left, with what comes between them; at least one."""
+        end, left = schedule.total_iterations, self.seconds - self.spent_seconds
         validating = schedule.validations_done(end, validations) - schedule.validations_done(iteration, validations)
         to_come = {
             "validation": validating,
             "epoch": schedule.epochs_done(end) - schedule.epochs_done(iteration) - validating,
             "checkpoint": 2,  # the last snapshot and the state; of others there are few, or much time lies between them
         }
-        seen = {name: times * self._aside[name][-1] for name, times in to_come.items() if name in self._aside}
-        has_unseen = any(times and name not in seen for name, times in to_come.items())
-        return sum(seen.values()) + (_UNSEEN * max(self.seconds - self.spent_seconds, 0.0) if has_unseen else 0.0)
+        if any(times and name not in self._aside for name, times in to_come.items()):
+            left *= 1 - _UNSEEN
+        taken = {name: self._aside[name][-1] if name in self._aside else 0.0 for name in to_come}
+
+        def seconds(steps: int) -> float:
+            # A step that passes several ends of epochs ends with one validation at most.
+            return steps * step + sum(min(times, steps) * taken[name] for name, times in to_come.items())
+
+        most = max(round(left / step), 1)
+        return max(bisect.bisect_right(range(1, most + 1), left, key=seconds), 1)
 
 
 def kept_schedule(latest: Checkpoint, resolve: Callable[[int], Recipe]) -> Schedule:

@@ -177,7 +177,6 @@ class Trainer:
         first, last = self.iteration, self.schedule.total_iterations
         batches = self._batches(first, ENDLESS if self.budget.decides and first < last else last)
         bar = progress(batches, self.task, first, last, enabled=self.ranks.is_main)
-        self.budget.begin(first)
         for batch in bar:
             self._optimize(self.training_step(self._runnable, batch))
             for percent in self.schedule.percents(self.iteration, self.config.snapshot_percents):
@@ -191,7 +190,7 @@ class Trainer:
                 with self.budget.aside("checkpoint"):
                     self._save_latest()
                 saved_at = time.monotonic()
-            if self.iteration == self.schedule.total_iterations:
+            if self.iteration >= self.schedule.total_iterations:
                 break
             if stop:
                 return False
