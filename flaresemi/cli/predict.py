@@ -140,7 +140,7 @@ def _predict(options: argparse.Namespace) -> None:
         efficiency=results / "efficiency" if options.measure else None,
         strict=options.strict,
     )
-    remaining = remaining_jobs(jobs, options)
+    remaining = remaining_jobs(jobs, options, segmenter)
     refuse_foreign_tables(remaining, results, options)
     if len(remaining) < len(jobs):
         logger.info("%d of %d cases have their label map already", len(jobs) - len(remaining), len(jobs))

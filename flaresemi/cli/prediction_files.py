@@ -14,6 +14,7 @@ from flaresemi.dataset import Case
 from flaresemi.errors import ImageError, SelectionError
 from flaresemi.files import content_hash
 from flaresemi.image_paths import visible_files
+from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.prediction_records import PredictionRecord, is_prediction, load_prediction, record_file
 from flaresemi.io.images import read_label_map
 from flaresemi.planning.findings import Finding
@@ -43,27 +44,33 @@ class Efficiency:
     cost: Cost
 
 
-def remaining_jobs(jobs: Sequence[tuple[Case, Path]], options: argparse.Namespace) -> list[tuple[Case, Path]]:
-    """The cases to predict.
+def remaining_jobs(
+    jobs: Sequence[tuple[Case, Path]], options: argparse.Namespace, segmenter: Segmenter
+) -> list[tuple[Case, Path]]:
+    """The cases to predict: with `--continue` those alone of which these networks have not drawn this very image.
 
     Raises:
         ConfigError: a file is in the place of a label map that may not be replaced.
     """
-    remaining = []
+    remaining, outdated = [], 0
     damaged = set()
     for case, output in jobs:
         record = load_prediction(output)
         if record is not None and output.is_file():
-            if (
-                options.resume
-                and content_hash(output) == record.label_map
-                and (record.score or not options.reliability)
-                and not (record.findings and options.strict)
-            ):
-                continue
+            if options.resume and content_hash(output) == record.label_map:
+                is_current = record.is_current(case.images, segmenter.models, segmenter.options)
+                lacks_score = options.reliability and not record.score
+                if is_current and not lacks_score and not (record.findings and options.strict):
+                    continue
+                outdated += not is_current
             if not is_prediction(output) and not _is_whole(output):
                 damaged.add(output)
         remaining.append((case, output))
+    if outdated:
+        logger.warning(
+            "%d label map(s) were drawn by other weights, with other options or from other images: predicted again",
+            outdated,
+        )  # fmt: skip
     refuse_foreign(
         (output for _, output in remaining if output not in damaged), is_prediction,
         writer="flaresemi_predict", overwrite=options.overwrite,

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.planning.preparation import refuse_changed
 from flaresemi.plans import load_plans
-from flaresemi.training.config import TrainingConfig
+from flaresemi.training.config import MAY_CHANGE, TrainingConfig
 from flaresemi.training.distillation import begin_teaching, caution, prepare_labels
 from flaresemi.training.resuming import has_state, load_state
 from flaresemi.training.runs import RunRecord, recorded_config, recorded_teaching
@@ -95,6 +96,8 @@ def supervision(
         if choices:
             raise ConfigError(f"{', '.join(map(flag_of, choices))} would do nothing without --pseudo-labels")
         return None
+    if resume:
+        refuse_other_choices(task.folder, teaching.mixing, choices)
     try:
         teaching = dataclasses.replace(teaching, mixing=dataclasses.replace(teaching.mixing, **choices))
     except ValueError as problem:
@@ -135,10 +138,32 @@ def configuration(folder: ModelFolder, options: argparse.Namespace, *, resume: b
     given = {name: value for name, value in vars(options).items() if name in _CONFIG_FIELDS}
     if given.keys() & {"epochs", "iterations", "time_budget_seconds"}:
         given = {"epochs": None, "iterations": None, "time_budget_seconds": None} | given
+    begun = recorded_config(folder) if resume else TrainingConfig()
+    if resume:
+        refuse_other_choices(folder, begun, {name: given[name] for name in given if name not in MAY_CHANGE})
     try:
-        return dataclasses.replace(recorded_config(folder) if resume else TrainingConfig(), **given)
+        return dataclasses.replace(begun, **given)
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
+
+
+def refuse_other_choices(folder: ModelFolder, begun: object, given: Mapping[str, object]) -> None:
+    """Checks that options of a training that goes on are those that it began with.
+
+    Args:
+        begun: The record that has these fields.
+        given: What was given, by field.
+
+    Raises:
+        ConfigError: one is another.
+    """
+    for name, value in given.items():
+        if getattr(begun, name) != value:
+            told = "its default" if getattr(begun, name) is None else str(getattr(begun, name))
+            raise ConfigError(
+                f"{flag_of(name)} {value}: this training began with {told}, and its steps so far were made with that",
+                where=folder.root, fix="leave the option out to go on as it began; --restart begins anew",
+            )  # fmt: skip
 
 
 def clear(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks) -> None:

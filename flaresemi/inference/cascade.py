@@ -28,6 +28,7 @@ from flaresemi.networks.engine import Engine, EngineName
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare
 from flaresemi.preprocessing.resampling import labels_from_logits
+from flaresemi.records import record_hash
 from flaresemi.room import enough_memory
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,10 @@ class Segmenter:
         #: Stage, fold and weights of every network that was loaded.
         self.models: tuple[str, ...] = ()
         #: What else decides the labels, by name.
-        self.options = {"tta": str(tta), "step": str(step), "keep_largest": ", ".join(kept_largest(fine))}
+        self.options = {
+            "tta": str(tta), "step": str(step), "keep_largest": ", ".join(kept_largest(fine)),
+            "meaning": record_hash([fine[0].body, fine[0].labels, fine[0].channels]),
+        }  # fmt: skip
         stage = functools.partial(StagePredictor, engine=self.engine, step=step, window=window)
         self._model = dataclasses.replace(fine[0], weights={})
         self.channels = fine[0].channels

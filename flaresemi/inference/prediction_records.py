@@ -55,6 +55,22 @@ class ImageVersion:
             content=contents[0] if len(contents) == 1 else record_hash(contents),
         )  # fmt: skip
 
+    def is_of(self, path: Path) -> bool:
+        """Whether the file at `path` is this version still: by name, size and time where those tell, else by content.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        files = visible_files(path) if path.is_dir() else [path]
+        states = [os.stat(each) for each in files]
+        if self.size != sum(state.st_size for state in states):
+            return False
+        same_time = self.mtime_ns == sum(state.st_mtime_ns for state in states)
+        # Archives keep whole seconds, or one time for all files: such a time tells nothing.
+        if same_time and self.name == path.name and self.mtime_ns % 10**9:
+            return True
+        return self.content == ImageVersion.of(path).content
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionRecord:
@@ -82,6 +98,15 @@ class PredictionRecord:
     options: dict[str, str]
     score: CaseScore | None = None
     findings: tuple[Finding, ...] = ()
+
+    def is_current(self, images: Sequence[Path], models: Sequence[str], options: Mapping[str, str]) -> bool:
+        """Whether the same networks would draw the same labels again: from these images, with these options."""
+        if (self.models, self.options, len(self.images)) != (tuple(models), dict(options), len(images)):
+            return False
+        try:
+            return all(version.is_of(path) for version, path in zip(self.images, images, strict=True))
+        except OSError:  # reading it as an image will say why
+            return False
 
 
 def record_file(label_map: Path) -> Path:

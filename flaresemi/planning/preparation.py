@@ -144,8 +144,15 @@ def refuse_changed(dataset: Dataset, cases: Iterable[Case], plans: Plans, worksp
         raise DatasetError(
             f"{len(changed)} case(s) have changed since they were prepared: {listed(changed)}",
             where=workspace.prepared_sources,
-            fix="put the files back as they were, or run flaresemi_plan_and_preprocess again and train anew",
+            fix="put the files back as they were, or run flaresemi_plan_and_preprocess again (as after an "
+            "update that reads files otherwise) and train anew",
         )
+
+
+def case_versions(case_ids: Iterable[str], workspace: Workspace) -> dict[str, str]:
+    """What prepared cases were made from, by content, so that it outlasts copies; empty where that is not known."""
+    known = {case_id: _known_source(case_file(workspace.prepared_sources, case_id, ".json")) for case_id in case_ids}
+    return {case_id: source.content_hash if source else "" for case_id, source in known.items()}
 
 
 def gib_to_prepare(image: Geometry, plans: Plans) -> float:

@@ -59,6 +59,7 @@ class Calibration:
         observations: How many it was fitted on.
         error: Mean absolute error on cases left out of the fit.
         error_of_agreement: The same error if agreement itself were the prediction.
+        made_with: Hash of the weights that were judged, see `weights_hash`; empty where an older version wrote it.
     """
 
     schema_version: int = CALIBRATION_VERSION
@@ -69,6 +70,7 @@ class Calibration:
     observations: Count
     error: Share
     error_of_agreement: Share
+    made_with: str = ""
 
     @property
     def is_better(self) -> bool:

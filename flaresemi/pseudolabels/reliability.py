@@ -11,7 +11,7 @@ from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.networks.engine import Engine
 from flaresemi.pseudolabels.calibration import Calibration, with_predictions
 from flaresemi.pseudolabels.scoring import Scorer
-from flaresemi.pseudolabels.teachers import COMPARED_SNAPSHOTS
+from flaresemi.pseudolabels.teachers import COMPARED_SNAPSHOTS, weights_hash
 from flaresemi.records import load_record
 from flaresemi.selection import CaseScore
 from flaresemi.workspace import ModelFolder
@@ -38,11 +38,15 @@ class Reliability:
                     f"{path.name} is missing, by which the reliability of a prediction is judged", where=folder.root,
                     fix="flaresemi_semi_round --step select writes it; it must be copied with the model",
                 )  # fmt: skip
-        checkpoint = load_checkpoint(final)
+        checkpoint, *snapshots = (load_checkpoint(path) for path in (final, *files))
         self.calibration = load_record(folder.calibration, Calibration, error=CheckpointError)
+        if self.calibration.made_with not in ("", weights_hash([checkpoint, *snapshots])):
+            raise CheckpointError(
+                "calibration.json was learned for other weights than those beside it", where=folder.root,
+                fix="put the checkpoints back that it belongs to; flaresemi_semi_round --step select learns it anew",
+            )  # fmt: skip
         self._scorer = Scorer(
-            checkpoint, [load_checkpoint(path) for path in files],
-            [self.calibration.median_ml[name] for name in checkpoint.labels.names],
+            checkpoint, snapshots, [self.calibration.median_ml[name] for name in checkpoint.labels.names],
             engine=engine, step=step,
         )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The checkpoints that label: which files they are, and whether they belong to each other and to the plans."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flaresemi.errors import CheckpointError, ConfigError, SelectionError
@@ -7,6 +8,7 @@ from flaresemi.files import content_hash
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint
 from flaresemi.plans import Plans, StagePlan
 from flaresemi.pseudolabels.labeling import Chain
+from flaresemi.records import record_hash
 from flaresemi.workspace import ModelFolder
 
 #: Weights that the final ones are compared with, by percent of the training.
@@ -26,6 +28,20 @@ def teacher_hashes(fine: ModelFolder, coarse: ModelFolder | None) -> tuple[str, 
         SelectionError: one is missing.
     """
     return tuple(_hash(path) for path in teacher_files(fine, coarse))
+
+
+def judged_weights_hash(fine: ModelFolder) -> str:
+    """Identifies the weights that a calibration is learned for: the final ones and those they are compared with.
+
+    Raises:
+        CheckpointError: one is missing or damaged.
+    """
+    return weights_hash([load_checkpoint(path) for path in teacher_files(fine, None)])
+
+
+def weights_hash(checkpoints: Sequence[Checkpoint]) -> str:
+    """One hash of the weights of several checkpoints."""
+    return record_hash([checkpoint.weights_hash for checkpoint in checkpoints])
 
 
 def load_teachers(fine: ModelFolder, coarse: ModelFolder | None, plans: Plans) -> Chain:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.evaluation.summary import Summary, load_summary
-from flaresemi.planning.splits import ALL
+from flaresemi.planning.preparation import case_versions
+from flaresemi.planning.splits import ALL, load_splits
 from flaresemi.plans import Stage
 from flaresemi.ranges import Few, Share
 from flaresemi.records import load_record, save_record
@@ -16,7 +17,8 @@ from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import load_state
 from flaresemi.rounds.stopping import HeldOutDice, StopRule, Verdict, judge
-from flaresemi.workspace import RoundFolder, Workspace
+from flaresemi.training.validation import was_judged_by
+from flaresemi.workspace import ModelFolder, RoundFolder, Workspace
 
 SCHEMA_VERSION = 1
 
@@ -81,7 +83,13 @@ class SelfTraining:
         """All steps are done, and what they left for those who come after is still there."""
         state = load_state(folder.state)
         kept = (folder.scores, folder.selection, folder.model(Stage.FINE).final)
-        return state is not None and state.next_step is None and all(path.is_file() for path in kept)
+        is_done = state is not None and state.next_step is None and all(path.is_file() for path in kept)
+        return is_done and self._is_judged(folder.model(Stage.FINE), folder.fold)
+
+    def _is_judged(self, model: ModelFolder, fold: str) -> bool:
+        """Whether its validation is of the held-out cases as they are prepared now; otherwise it is done again."""
+        held_out = load_splits(self.workspace.splits).fold(fold).validation
+        return was_judged_by(model, case_versions(held_out, self.workspace))
 
     def run_next(self, last_step: str | None = None) -> ChainState | None:
         """Runs, or goes on with, the round after the last complete one, judges, and writes its report.
@@ -221,6 +229,11 @@ class SelfTraining:
             raise SelectionError(
                 f"round {number} of fold {fold} was not validated", where=path,
                 fix=f"flaresemi_train FINE {fold} --continue" if number == 0 else "run the round again",
+            )  # fmt: skip
+        if not self._is_judged(self.workspace.round_model(fold, number, Stage.FINE), fold):
+            raise SelectionError(
+                f"round {number} of fold {fold} was validated on cases that have changed since", where=path,
+                fix=f"flaresemi_train FINE {fold} --continue validates it again",
             )  # fmt: skip
         return load_summary(path)
 

@@ -5,9 +5,11 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from flaresemi.errors import SelectionError
-from flaresemi.files import clear_folder, write_text
+from flaresemi.files import clear_folder
 from flaresemi.io.case_store import LabelStore
 from flaresemi.plans import Stage
+from flaresemi.pseudolabels.calibration import Calibration
+from flaresemi.pseudolabels.teachers import judged_weights_hash
 from flaresemi.ranges import Few
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.round import Round
@@ -28,7 +30,8 @@ class FinalState:
     """What the final models are made from.
 
     Attributes:
-        inputs: Hash of all that decides them.
+        inputs: Hash of all that decides them, but for the real cases.
+        cases: Hash of the real cases, as they were prepared; empty where an older version began.
         folds: The chains whose pseudo-labels they see.
         labels_of_round: The round in which the best models drew those.
         chains: Per pseudo-labeled case, the fold whose label was taken.
@@ -36,6 +39,7 @@ class FinalState:
 
     schema_version: int = SCHEMA_VERSION
     inputs: str
+    cases: str = ""
     folds: tuple[str, ...]
     labels_of_round: Few
     chains: dict[str, str]
@@ -64,6 +68,7 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
     chains, selection = merged([load_record(round.folder.selection, Selection) for round in rounds])
     state = FinalState(
         inputs=inputs_hash(*(round.inputs(f"train {stage.value}") for round in rounds for stage in first.stages)),
+        cases=inputs_hash(*(round.cases("select") for round in rounds)),
         folds=tuple(round.fold for round in rounds),
         labels_of_round=first.number,
         chains=chains,
@@ -72,7 +77,7 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
         clear_folder(
             folder.root, folder.NAMES
         )  # what is there may be models of another state, whose removal was cut short
-    elif load_record(folder.state, FinalState, error=SelectionError) != state:
+    elif not _is_same(load_record(folder.state, FinalState, error=SelectionError), state):
         logger.warning("what the final models were made from has changed: they are trained again")
         clear_folder(folder.root, folder.NAMES)
     save_record(folder.state, state)
@@ -82,8 +87,14 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
         if not _train(first, stage, selection, {case_id: by_fold[fold] for case_id, fold in chains.items()}):
             return None
     if first.calibration_file.exists():  # of models trained alike: these have no held-out cases to learn it from
-        write_text(folder.model(Stage.FINE).calibration, first.calibration_file.read_text(encoding="utf-8"))
+        fine = folder.model(Stage.FINE)
+        calibration = load_record(first.calibration_file, Calibration, error=SelectionError)
+        save_record(fine.calibration, dataclasses.replace(calibration, made_with=judged_weights_hash(fine)))
     return folder
+
+
+def _is_same(before: FinalState, now: FinalState) -> bool:
+    return before in (now, dataclasses.replace(now, cases=""))
 
 
 def merged(selections: Sequence[Selection]) -> tuple[dict[str, str], Selection]:

@@ -31,8 +31,8 @@ from flaresemi.pseudolabels.pool import (
     write_reliable_series,
 )
 from flaresemi.pseudolabels.selecting import labeled_volumes, select, volumes_ml
-from flaresemi.pseudolabels.teachers import load_teachers, teacher_files, teacher_hashes
-from flaresemi.records import load_record, save_record
+from flaresemi.pseudolabels.teachers import judged_weights_hash, load_teachers, teacher_files, teacher_hashes
+from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.rounds.state import (
     STEPS,
     RoundConfig,
@@ -46,7 +46,7 @@ from flaresemi.rounds.state import (
 from flaresemi.selection import Selection, save_scores
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.resuming import has_state
-from flaresemi.training.runs import RunRecord
+from flaresemi.training.runs import RunRecord, refuse_other_origin
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import TrainingTask, load_task
 from flaresemi.training.validation import validate
@@ -125,6 +125,8 @@ class Round:
         }
         self._remove_leftovers()
         refuse_changed(self.dataset, self.dataset.unlabeled, self.plans, self.workspace)
+        for stage in self.stages:  # their weights were trained without the cases that judge here
+            refuse_other_origin(dataclasses.replace(self.task(stage), folder=self._teacher(stage)), goes_on=False)
         for name in STEPS[: STEPS.index(last_step) + 1]:
             if not self._run_step(name, work[name]):
                 return None
@@ -150,6 +152,7 @@ class Round:
         observed = (load_record(path, Observations, error=SelectionError) for path in self._observation_files())
         calibration = calibrate([each for record in observed for each in record.observations], medians)
         if calibration is not None:
+            calibration = dataclasses.replace(calibration, made_with=judged_weights_hash(self._teacher(Stage.FINE)))
             save_record(self.calibration_file, calibration)
             logger.info(
                 "predicted Dice: mean error %.3f on held-out cases (agreement itself: %.3f)",
@@ -240,18 +243,19 @@ class Round:
     # What the steps are made from.
 
     def _run_step(self, name: str, work: Callable[[], bool]) -> bool:
-        inputs = self.inputs(name)
+        inputs, cases = self.inputs(name), self.cases(name)
         state = self._state()
         before = state.steps.get(name)
-        if before is not None and before.inputs == inputs and before.done and self._outputs_are_there(name):
+        is_same = before is not None and before.inputs == inputs and before.cases in ("", cases)
+        if before is not None and is_same and before.done and self._outputs_are_there(name):
             logger.info("round %d: %s is done", self.number, name)
             return True
-        if before is not None and before.inputs != inputs:
+        if before is not None and not is_same:
             logger.warning("round %d: what '%s' was made from has changed: it is done again", self.number, name)
             before = None
         if before is None:
             self._discard(name)
-        step = StepState(inputs=inputs, seconds=before.seconds if before else 0.0)
+        step = StepState(inputs=inputs, cases=cases, seconds=before.seconds if before else 0.0)
         save_state(self.folder.state, state.with_step(name, step))
         logger.info("round %d: %s", self.number, name)
         started = time.monotonic()
@@ -296,6 +300,14 @@ class Round:
         # Wherever the workspace lies: which weights it starts from, the teachers' hashes tell.
         choices = dataclasses.replace(config, init_from=config.init_from and "previous")
         return inputs_hash(chosen, choices, self.config.mixing)
+
+    def cases(self, name: str) -> str:
+        """Hash of the real cases that decide the result of a step."""
+        origin = self.task(Stage.FINE).made_from
+        if origin is None:
+            return ""
+        held_out, training = record_hash(origin.held_out), record_hash(origin.training)
+        return {"label": held_out, "validate": held_out, "select": held_out + training}.get(name, training)
 
     def _outputs_are_there(self, name: str) -> bool:
         outputs = {

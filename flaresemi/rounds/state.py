@@ -59,12 +59,14 @@ class StepState:
     """One step.
 
     Attributes:
-        inputs: Hash of all that decides its result.
+        inputs: Hash of all that decides its result, but for the real cases.
+        cases: Hash of the real cases that it depends on, as they were prepared; empty where an older version began it.
         seconds: What it took, over all starts.
         done: Whether it came to its end.
     """
 
     inputs: str
+    cases: str = ""
     seconds: Seconds = 0.0
     done: bool = False
 

@@ -30,6 +30,13 @@ SHORT_TRAINING = 50_000
 
 _ADAMW_RATE_OF_ONE_FEATURE = 0.064
 
+#: What may become another while a training goes on: its length, how the machine computes it, what is told of it. The
+#: rest decided the steps so far.
+MAY_CHANGE = frozenset({
+    "epochs", "iterations", "time_budget_seconds", "iterations_per_epoch", "validations", "validation_cases",
+    "checkpoint_minutes", "precision", "loader_workers", "compile",
+})  # fmt: skip
+
 #: A step that is estimated to need more than so many times the memory there is does not begin. Chosen: the estimate
 #: is for bf16 on a GPU, and swap may help.
 _HOPELESS = 3
@@ -154,6 +161,18 @@ def resolve(config: TrainingConfig, total_iterations: int, features: int = 16) -
         learning_rate=config.learning_rate or (_ADAMW_RATE_OF_ONE_FEATURE / features if adamw else 1e-2),
         weight_decay=config.weight_decay if config.weight_decay is not None else (1e-2 if adamw else 3e-5),
         warmup_iterations=warmup,
+    )
+
+
+def lengthened(recipe: Recipe, config: TrainingConfig, total_iterations: int) -> Recipe:
+    """The recipe of a training that goes on for another number of steps, with the same optimizer."""
+    if total_iterations == recipe.total_iterations and config.iterations_per_epoch in (
+        None,
+        recipe.iterations_per_epoch,
+    ):
+        return recipe
+    return dataclasses.replace(
+        recipe, total_iterations=total_iterations, iterations_per_epoch=_epoch_length(config, total_iterations)
     )
 
 

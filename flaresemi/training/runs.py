@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import importlib.metadata
+import json
 import logging
 import platform
 import subprocess
@@ -12,18 +13,38 @@ from typing import Any
 from flaresemi import __version__
 from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.networks.checkpoint import Checkpoint
-from flaresemi.ranges import AtLeastOne
-from flaresemi.records import from_plain, load_json, load_record, parse_json, save_record
-from flaresemi.training.config import Recipe, TrainingConfig
+from flaresemi.ranges import AtLeastOne, IterationsSoFar
+from flaresemi.records import from_plain, load_json, load_record, parse_json, save_record, to_plain
+from flaresemi.training.config import Recipe, TrainingConfig, lengthened
 from flaresemi.training.resuming import load_state
-from flaresemi.training.schedule import Decision, Schedule
-from flaresemi.training.task import Teaching, TrainingTask
+from flaresemi.training.schedule import Decision, Schedule, marks
+from flaresemi.training.snapshots import renew_snapshots
+from flaresemi.training.task import Origin, Teaching, TrainingTask, other_fold
 from flaresemi.workspace import ModelFolder
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "numpy", "batchgenerators", "SimpleITK", "scipy")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What became another than the record says of the beginning, while a training went on.
+
+    Attributes:
+        iteration: Steps that were done before.
+        at: When.
+        name: Of a field of the record or of its config.
+        before: Its value until then, as text.
+        after: Its value from then on.
+    """
+
+    iteration: IterationsSoFar
+    at: str
+    name: str
+    before: str
+    after: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +62,8 @@ class RunRecord:
         device: The processor or card.
         git_revision: Of flaresemi's source, where it is a checkout; with a trailing `+` when it had local changes.
         continued: When the run was resumed.
+        made_from: What it stands on; None in records of older versions.
+        changes: What of all this became another when it was resumed, and when; the fields have the newest values.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -63,6 +86,8 @@ class RunRecord:
     taught_by: Teaching | None = None
     continued: tuple[str, ...] = ()
     decisions: tuple[Decision, ...] = ()
+    made_from: Origin | None = None
+    changes: tuple[Change, ...] = ()
 
     @property
     def schedule(self) -> Schedule:
@@ -80,11 +105,54 @@ class RunRecord:
             plan_hash=task.plan.hash,
             validation_cases=task.validation,
             taught_by=task.taught_by,
+            made_from=task.made_from,
             versions=package_versions(),
             git_revision=git_revision(),
             started=now(),
             **facts,
         )
+
+
+def gone_on(
+    task: TrainingTask, record: RunRecord, config: TrainingConfig, total: int, *, writes: bool, **facts: Any
+) -> RunRecord:
+    """The record of a training that goes on: what has become another is noted with the step from which on it counts.
+
+    Another length leaves the optimizer and its numbers as they are, and moves the marks of the snapshots.
+
+    Args:
+        total: Steps in all.
+        writes: Of several ranks, this one writes files.
+        facts: Fields that the trainer alone knows.
+
+    Raises:
+        CheckpointError: there is no whole state to go on from.
+    """
+    recipe = lengthened(record.recipe, config, total)
+    facts |= {"versions": package_versions(), "flaresemi": __version__}
+    before, after = _flat(record), _flat(dataclasses.replace(record, config=config, recipe=recipe, **facts))
+    differing = [name for name in after if before[name] != after[name]]
+    changes = record.changes
+    if differing:
+        state = load_state(task.folder)
+        changes += tuple(
+            Change(iteration=state.iteration, at=now(), name=name, before=before[name], after=after[name])
+            for name in differing
+        )
+        if writes and record.recipe.total_iterations != total:
+            renew_snapshots(task.folder, state, marks(total, config.snapshot_percents))
+    return dataclasses.replace(
+        record, config=config, recipe=recipe, taught_by=task.taught_by, changes=changes,
+        continued=(*record.continued, now()), made_from=task.made_from or record.made_from, **facts,
+    )  # fmt: skip
+
+
+def _flat(record: RunRecord) -> dict[str, str]:
+    """What may become another while a training goes on, by name, as text."""
+    whole = {name: getattr(record, name) for name in ("flaresemi", "versions", "device", "processes", "precision")}
+    parts = {f"{part}.{name}": value for part in ("config", "recipe")
+             for name, value in to_plain(getattr(record, part)).items()}  # type: ignore[attr-defined] # fmt: skip
+    return {name: json.dumps(to_plain(value), sort_keys=True) for name, value in (whole | parts).items()}
 
 
 def recorded_run(task: TrainingTask) -> RunRecord | None:
@@ -95,6 +163,7 @@ def recorded_run(task: TrainingTask) -> RunRecord | None:
         CheckpointError: the training was started with other plans.
     """
     path = task.folder.run_record
+    refuse_other_origin(task)
     if _is_lost(path):
         logger.warning("%s is lost or damaged; it is written anew", path)
         return None
@@ -111,6 +180,43 @@ def record_decisions(task: TrainingTask, decisions: tuple[Decision, ...]) -> Non
     """Keeps what was decided while the training goes on, before it has an effect."""
     path = task.folder.run_record
     save_record(path, dataclasses.replace(load_record(path, RunRecord, error=ConfigError), decisions=decisions))
+
+
+def refuse_other_origin(task: TrainingTask, *, goes_on: bool = True) -> None:
+    """Checks that the training in the task's folder, where there is one, stands on what the task does.
+
+    Args:
+        goes_on: See `Origin.refuse_other`.
+
+    Raises:
+        CheckpointError: it does not, so that nothing that it trained can be gone on with, or judged by this fold.
+        ConfigError: its record was edited, and holds what is not known or not allowed.
+    """
+    path = task.folder.run_record
+    if not path.exists() or _is_lost(path):
+        begun = _saved_origin(task.folder)
+        if begun is not None and task.made_from is not None:
+            begun.refuse_other(task.made_from, where=task.folder.root, goes_on=goes_on)
+        return
+    record = load_record(path, RunRecord, error=ConfigError)
+    if record.made_from is not None and task.made_from is not None:
+        record.made_from.refuse_other(task.made_from, where=path, goes_on=goes_on)
+    seen = sorted(set(record.training_cases) & set(task.validation))
+    same = record.validation_cases == task.validation and set(task.training) <= set(record.training_cases)
+    if seen or (goes_on and not same):
+        raise other_fold(seen, path)
+
+
+def _saved_origin(folder: ModelFolder) -> Origin | None:
+    """What the newest state says that the training stands on; None where there is none, or it does not say so."""
+    try:
+        state = load_state(folder, with_training_state=True).training_state or {}
+    except CheckpointError:
+        return None
+    if "made_from" not in state:
+        return None
+    saved = _saved(folder, "made_from")
+    return None if saved is None else from_plain(Origin, saved, source=folder.latest, error=CheckpointError)
 
 
 def recorded_config(folder: ModelFolder) -> TrainingConfig:

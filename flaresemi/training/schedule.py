@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -91,8 +92,13 @@ class Schedule:
     def percents(self, iteration: int, wanted: tuple[int, ...]) -> list[int]:
         """The parts of the schedule, of those wanted, that are reached with this step."""
         before, after = self.place(iteration - 1), self.place(iteration)
-        places = {max(1, round(self.recipe.total_iterations * percent / 100)): percent for percent in wanted}
+        places = marks(self.recipe.total_iterations, wanted)
         return [percent for place, percent in places.items() if before < place <= after]
+
+
+def marks(total_iterations: int, percents: Sequence[int]) -> dict[int, int]:
+    """Percent of a training by the iteration that it falls on."""
+    return {max(1, round(total_iterations * percent / 100)): percent for percent in percents}
 
 
 def learning_rate(recipe: Recipe, iteration: float) -> float:

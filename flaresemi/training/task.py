@@ -5,12 +5,14 @@ import logging
 from collections.abc import Sequence
 
 from flaresemi.appearance import Norm, norms_of
-from flaresemi.errors import ConfigError, DatasetError, PlanError
+from flaresemi.errors import CheckpointError, ConfigError, DatasetError, PlanError, listed
 from flaresemi.io.case_store import CaseStore
 from flaresemi.labels import LabelSet
+from flaresemi.planning.preparation import case_versions
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import DatasetFingerprint, Stage, StagePlan, load_fingerprint, load_plans
 from flaresemi.preprocessing.preprocessor import preprocessing_hash
+from flaresemi.records import record_hash
 from flaresemi.selection import ExportRecord
 from flaresemi.sides import mirroring_caution
 from flaresemi.training.mixing import Mixing
@@ -37,6 +39,63 @@ class Teaching:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a training stands on: whoever goes on with it, or builds on its weights, compares.
+
+    Attributes:
+        meaning: Hash of the organs, the channels and how the patient is found.
+        training: By case that is trained on, the version that it was prepared from; empty where that is not known.
+        held_out: The same of the held-out cases.
+    """
+
+    meaning: str
+    training: dict[str, str]
+    held_out: dict[str, str]
+
+    def refuse_other(self, now: "Origin", *, where: object, goes_on: bool) -> None:
+        """Checks that a training that stands on this may be taken for one that stands on what there is now.
+
+        Held-out cases may have been corrected: what was trained does not depend on them.
+
+        Args:
+            goes_on: It is to be trained on, so that the folds must be the same; otherwise its weights are used, and it
+                is enough that no case that judges them was trained on.
+
+        Raises:
+            CheckpointError: it may not; the message says what differs.
+        """
+        if self.meaning != now.meaning:
+            what = "this training was started with other organs, channels or another body in plans.json"
+            raise CheckpointError(what, where=where, fix=_BEGIN_ANEW)
+        seen = sorted(self.training.keys() & now.held_out.keys())
+        same = self.training.keys() == now.training.keys() and self.held_out.keys() == now.held_out.keys()
+        if seen or (goes_on and not same):
+            raise other_fold(seen, where)
+        changed = sorted(
+            case_id for case_id, version in self.training.items()
+            if version and now.training.get(case_id, "") not in ("", version)
+        )  # fmt: skip
+        if changed:
+            raise CheckpointError(
+                f"{len(changed)} case(s) that this training began with are others now: {listed(changed)}",
+                where=where, fix=_BEGIN_ANEW,
+            )  # fmt: skip
+
+
+def other_fold(seen: Sequence[str], where: object) -> CheckpointError:
+    """What to say where the folds have changed under a training.
+
+    Args:
+        seen: Cases that it was trained on and that would judge it now.
+    """
+    judged = f", and would be judged by cases that it was trained on: {listed(seen)}" if seen else ""
+    return CheckpointError(f"this training was started with other folds{judged}", where=where, fix=_BEGIN_ANEW)
+
+
+_BEGIN_ANEW = "put the files back as they were, or train this anew with --restart"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingTask:
     """One training: a stage on a fold.
 
@@ -51,6 +110,7 @@ class TrainingTask:
         validation: Names of the held-out cases; empty for 'all'.
         folder: Where everything is written.
         taught_by: The label maps from elsewhere that it learns from; None without any.
+        made_from: What it stands on; None where that is not known.
         cautions: What is to be said of the fold before it is trained.
         norms: What the labeled cases look like, which predictions are compared with.
     """
@@ -65,6 +125,7 @@ class TrainingTask:
     validation: tuple[str, ...]
     folder: ModelFolder
     taught_by: Teaching | None = None
+    made_from: Origin | None = None
     cautions: tuple[str, ...] = ()
     norms: tuple[Norm, ...] = ()
 
@@ -100,6 +161,11 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
         training=split.train,
         validation=split.validation,
         folder=workspace.model(fold, stage),
+        made_from=Origin(
+            meaning=record_hash([plans.body, plans.labels, plans.channels]),
+            training=case_versions(split.train, workspace),
+            held_out=case_versions(split.validation, workspace),
+        ),
         cautions=splits.divided_groups(fold),
         norms=() if fingerprint is None else norms_of(fingerprint),
     )

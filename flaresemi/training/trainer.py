@@ -1,7 +1,6 @@
 """The training loop. A subclass replaces what it wants to change: each `build_` hook returns something."""
 
 import copy
-import dataclasses
 import functools
 import json
 import logging
@@ -297,10 +296,10 @@ class Trainer:
         record = runs.recorded_run(self.task) if resume else None
         if record is not None:
             total = self.config.fixed_iterations if self.config != record.config else record.recipe.total_iterations
-            recipe = self._resolve(total or record.recipe.total_iterations)
-            record = dataclasses.replace(
-                record, config=self.config, recipe=recipe, taught_by=self.task.taught_by,
-                continued=(*record.continued, runs.now()), decisions=record.decisions if self.budget.decides else (),
+            record = runs.gone_on(
+                self.task, record, self.config, total or record.recipe.total_iterations, writes=self.ranks.is_main,
+                device=device_name(self.device), processes=self.ranks.world_size, precision=self.precision.name,
+                decisions=record.decisions if self.budget.decides else (),
             )  # fmt: skip
         else:
             schedule = self._schedule_anew(resume)
@@ -380,6 +379,7 @@ class Trainer:
             "epoch_losses": losses.cpu(),
             "best_validation": self.best_validation,
             "config": json.dumps(to_plain(self.config)),
+            "made_from": json.dumps(to_plain(self.task.made_from)),
             "taught_by": json.dumps(to_plain(self.task.taught_by)),
             **self.budget.state(self.schedule),
         }

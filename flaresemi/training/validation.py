@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import about_case
 from flaresemi.evaluation.overlap import dice_per_organ
 from flaresemi.evaluation.summary import evaluate_folders, save_summary, table
-from flaresemi.files import clear_folder, write_text
+from flaresemi.files import clear_folder, content_hash, write_text
 from flaresemi.geometry import BoundingBox
 from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.postprocessing import keep_largest
@@ -28,7 +28,7 @@ from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_chec
 from flaresemi.planning.cases import read_case
 from flaresemi.plans import Stage
 from flaresemi.ranges import Share, ShareChange
-from flaresemi.records import load_json, load_record, save_record
+from flaresemi.records import load_json, load_record, record_hash, save_record
 from flaresemi.training.task import TrainingTask
 from flaresemi.workspace import ModelFolder
 
@@ -43,10 +43,12 @@ class CaseResult:
     """What is noted of one validated case, beside its label map.
 
     Attributes:
+        label_map: Hash of the file beside it; empty in results of older versions.
         largest_component_gain: Per organ, what its Dice gains when only the largest component is kept.
         recall: Per organ that is there, the share of its voxels inside the region that COARSE finds; None for FINE.
     """
 
+    label_map: str = ""
     largest_component_gain: dict[str, ShareChange]
     recall: dict[str, Share] | None = None
 
@@ -81,14 +83,15 @@ def validate(
     final = load_checkpoint(task.folder.final)
     coarse = _coarse_checkpoint(task, coarse_folder)
     folder = task.folder.validation
-    _begin(folder, {"final": final.weights_hash, "coarse": coarse.weights_hash if coarse else None})
+    made_with = {"final": final.weights_hash, "coarse": coarse.weights_hash if coarse else None}
+    _begin(folder, made_with | ({"cases": record_hash(task.made_from.held_out)} if task.made_from else {}))
     # What is kept of an organ is decided here, so every component must be seen.
     drawn = dataclasses.replace(final, keep_largest=())
     segmenter = Segmenter([drawn], [coarse] if coarse else [], device=str(device), precision=precision, engine="torch")
     cases = [dataset.case(case_id) for case_id in task.validation]
     needs_box = segmenter.two_stage and coarse is None
     for case in tqdm(cases, desc="validation", unit="case", disable=not sys.stderr.isatty()):
-        if not (case_file(folder, case.id, ".json")).exists():
+        if not _is_validated(case, folder):
             with about_case(case.id):
                 _validate_case(case, segmenter, task, folder, needs_box=needs_box)
     results = [load_record(case_file(folder, case.id, ".json"), CaseResult) for case in cases]
@@ -122,6 +125,7 @@ def _validate_case(case: Case, segmenter: Segmenter, task: TrainingTask, folder:
     if case.label_on_image_grid:
         write_label_map(_reference_file(case, folder), task.labels.to_values(reference), image.source)
     result = CaseResult(
+        label_map=content_hash(case_file(folder, case.id, ".nii.gz")),
         largest_component_gain=_largest_component_gain(segmentation.indices_zyx, reference, case, task.labels),
         recall=_recall(segmenter, image, reference, task) if task.plan.stage is Stage.COARSE else None,
     )
@@ -134,10 +138,40 @@ def _coarse_checkpoint(task: TrainingTask, coarse_folder: ModelFolder) -> Checkp
     return load_checkpoint(coarse_folder.final)
 
 
+def was_judged_by(folder: ModelFolder, held_out: Mapping[str, str]) -> bool:
+    """Whether the validation in a training's folder is of the held-out cases as they are now, as far as that is known.
+
+    Args:
+        held_out: Their present versions by name, see `Origin`.
+
+    Raises:
+        FlaresemiError: what stands there cannot be read.
+    """
+    marker = _made_with(folder.validation)
+    found = load_json(marker) if marker.exists() else None
+    present = record_hash(dict(held_out))
+    return not isinstance(found, dict) or found.get("cases", present) == present
+
+
+def _made_with(folder: Path) -> Path:
+    return folder / "made_with.json"
+
+
+def _is_validated(case: Case, folder: Path) -> bool:
+    """Whether a case has a result, and the label map that it is of."""
+    result, label_map = (case_file(folder, case.id, ending) for ending in (".json", ".nii.gz"))
+    if not result.exists() or not label_map.is_file():
+        return False
+    return load_record(result, CaseResult).label_map in ("", content_hash(label_map))
+
+
 def _begin(folder: Path, made_with: dict[str, str | None]) -> None:
-    """Keeps the results in the folder only if the same weights made them."""
-    marker = folder / "made_with.json"
-    if marker.exists() and load_json(marker) == made_with:
+    """Keeps the results in the folder only if the same weights made them, of the same held-out cases."""
+    marker = _made_with(folder)
+    found = load_json(marker) if marker.exists() else None
+    if isinstance(found, dict) and found.keys() >= made_with.keys() - {"cases"} and made_with | found == made_with:
+        if found != made_with:  # an older version did not note the cases
+            write_text(marker, json.dumps(made_with, indent=2) + "\n")
         return
     clear_folder(folder)
     write_text(marker, json.dumps(made_with, indent=2) + "\n")

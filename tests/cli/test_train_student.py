@@ -62,12 +62,13 @@ def test_a_student_goes_on_as_it_began(
     assert train.main([*words, "--continue", "--pseudo-labels", str(other)]) == 2
     assert f"this training began with the pseudo-labels of {student.teacher}" in capsys.readouterr().err
     shutil.rmtree(student.teacher)
-    longer = ["--iterations", "3", "--pseudo-share", "0.75", "--no-validation"]
+    assert train.main([*words, "--continue", "--pseudo-share", "0.75"]) == 2
+    assert "--pseudo-share 0.75: this training began with" in capsys.readouterr().err
+    longer = ["--iterations", "3", "--no-validation"]
     assert train.main([*words, "--continue", *longer]) == 0
     assert load_checkpoint(student.workspace.model("0", Stage.COARSE).final).iteration == 3
     taught_by = record_of(student, Stage.COARSE, "0").taught_by
     assert taught_by is not None
-    assert taught_by.mixing.pseudo_share == 0.75
     # What it learns from outlasts its record.
     student.workspace.model("0", Stage.COARSE).run_record.write_text("half a rec")
     assert train.main([*words, "--continue", "--iterations", "4", "--no-validation"]) == 0

@@ -1,5 +1,7 @@
 """Predictions are judged as pseudo-labels are: same image, same weights, same score."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,11 +9,12 @@ import pytest
 from flaresemi.cli import predict
 from flaresemi.dataset import load_dataset
 from flaresemi.io.case_store import CaseStore
+from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage, load_plans
 from flaresemi.pseudolabels.calibration import Calibration
 from flaresemi.pseudolabels.labeling import Labeler
 from flaresemi.pseudolabels.reliability import told
-from flaresemi.pseudolabels.teachers import load_teachers
+from flaresemi.pseudolabels.teachers import judged_weights_hash, load_teachers
 from flaresemi.records import save_record
 from flaresemi.selection import CaseScore, OrganScore, load_scores
 from flaresemi.workspace import Workspace
@@ -109,6 +112,26 @@ def test_a_model_that_cannot_judge_itself_says_what_is_missing(
     words = ["-i", str(phantom_dataset / "unlabeled_image"), "-o", str(tmp_path), "-m", str(workspace.models)]
     assert predict.main([*words, "--fold", "0", "--device", "cpu", "--reliability"]) == 2
     assert "calibration.json is missing" in capsys.readouterr().err
+
+
+def test_a_calibration_of_other_weights_is_refused(
+    trained: Path,  # noqa: F811
+    phantom_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+    model = workspace.model("0", Stage.FINE)
+    shutil.copytree(Workspace(trained).model("0", Stage.FINE).root, model.root)
+    learned = calibration(Workspace(trained), error=0.05)
+    save_record(model.calibration, dataclasses.replace(learned, made_with=judged_weights_hash(model)))
+    judge(workspace, phantom_dataset, tmp_path / "out")
+    checkpoint = load_checkpoint(model.snapshot(36))
+    next(iter(checkpoint.weights.values())).mul_(0.5)
+    save_checkpoint(model.snapshot(36), checkpoint)
+    words = ["-i", str(phantom_dataset / "unlabeled_image"), "-o", str(tmp_path / "other"), "-m", str(workspace.models)]
+    assert predict.main([*words, "--fold", "0", "--reliability", "--device", "cpu"]) == 2
+    assert "calibration.json was learned for other weights" in capsys.readouterr().err
 
 
 def test_the_line_begins_with_the_least_reliable_organ() -> None:

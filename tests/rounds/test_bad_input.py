@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 import torch
 
 from flaresemi.cli import plan_and_preprocess
@@ -15,8 +16,10 @@ from flaresemi.dataset import load_dataset
 from flaresemi.errors import CheckpointError, ConfigError, DatasetError, SelectionError
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
+from flaresemi.rounds.chain import SelfTraining
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import RoundConfig
+from flaresemi.rounds.stopping import StopRule
 from flaresemi.selection import load_scores
 from flaresemi.workspace import Workspace
 
@@ -171,3 +174,51 @@ def test_a_score_file_that_was_spoilt(new_round: Callable[[], Round]) -> None:
         round.run()
     score.unlink()
     assert new_round().run(last_step="select") is not None
+
+
+def test_folds_that_were_exchanged(new_round: Callable[[], Round], tmp_path: Path) -> None:
+    """The models that label were trained on the cases that would judge them and calibrate their scores."""
+    path = tmp_path / "workspace" / "splits.json"
+    splits = json.loads(path.read_text(encoding="utf-8"))
+    splits["folds"].reverse()
+    path.write_text(json.dumps(splits))
+    with pytest.raises(CheckpointError, match="would be judged by cases that it was trained on"):
+        new_round().run(last_step="label")
+
+
+def test_a_training_case_that_was_corrected_and_prepared_again(
+    new_round: Callable[[], Round], data: Path, tmp_path: Path
+) -> None:
+    case_id = new_round().task(Stage.FINE).training[0]
+    label = load_dataset(data).case(case_id).label
+    assert label is not None
+    image = sitk.ReadImage(str(label))
+    label.unlink()  # the dataset is shared by links
+    sitk.WriteImage(sitk.ChangeLabel(image, {1: 2}), str(label), True)
+    words = ["-d", str(data), "-w", str(tmp_path / "workspace"), "--workers", "1", "--quiet", "--keep-plans"]
+    assert plan_and_preprocess.main(words) == 0
+    with pytest.raises(CheckpointError, match=r"1 case\(s\) that this training began with are others now"):
+        new_round().run(last_step="label")
+
+
+def test_a_changed_unlabeled_image_is_named(new_round: Callable[[], Round], data: Path) -> None:
+    new_round().run(last_step="select")
+    image = load_dataset(data).unlabeled[0].images[0]
+    content = image.read_bytes()
+    image.unlink()
+    image.write_bytes(content + b"\0")
+    with pytest.raises(DatasetError, match="have changed since they were prepared"):
+        new_round().run(last_step="select")
+
+
+def test_a_validation_on_other_cases_does_not_count(new_round: Callable[[], Round], data: Path, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+    training = SelfTraining(workspace, ("0",), StopRule(), lambda fold, number: new_round())
+    training.judge()
+    marker = workspace.model("0", Stage.FINE).validation / "made_with.json"
+    found = json.loads(marker.read_text(encoding="utf-8"))
+    marker.write_text(json.dumps(found | {"cases": "others"}))
+    with pytest.raises(SelectionError, match="was validated on cases that have changed since"):
+        training.judge()
+    marker.write_text(json.dumps({name: value for name, value in found.items() if name != "cases"}))  # of old versions
+    training.judge()

@@ -58,7 +58,7 @@ from flaresemi.training.budget import BudgetState
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.history import cut_history
 from flaresemi.training.runs import RunRecord
-from flaresemi.training.task import Teaching
+from flaresemi.training.task import Origin, Teaching
 from flaresemi.training.validation import CaseResult
 from tests.made_dicom import Stack
 from tests.made_nrrd import segment_fields, write_nrrd
@@ -69,7 +69,7 @@ from tests.trust.mutations import mutate, spoil
 RECORDS = (
     BudgetState,
     CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint, Decisions, DemoRecord, ExportRecord,
-    FinalState, InspectedCases, Observations, Plans, PredictionRecord, RoundState, RunRecord, Selection, Splits,
+    FinalState, InspectedCases, Observations, Origin, Plans, PredictionRecord, RoundState, RunRecord, Selection, Splits,
     Summary, Teaching, TrainingConfig, _Header, _Kept, _Source,
 )  # fmt: skip
 
