@@ -43,7 +43,7 @@ class Origin:
     """What a training stands on: whoever goes on with it, or builds on its weights, compares.
 
     Attributes:
-        meaning: Hash of the organs, the channels and how the patient is found.
+        meaning: Hash of the organs and their sides, the channels and how the patient is found.
         training: By case that is trained on, the version that it was prepared from; empty where that is not known.
         held_out: The same of the held-out cases.
     """
@@ -162,7 +162,7 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
         validation=split.validation,
         folder=workspace.model(fold, stage),
         made_from=Origin(
-            meaning=record_hash([plans.body, plans.labels, plans.channels]),
+            meaning=record_hash([plans.body, plans.labels.meanings, plans.labels.mirror_pairs, plans.channels]),
             training=case_versions(split.train, workspace),
             held_out=case_versions(split.validation, workspace),
         ),
