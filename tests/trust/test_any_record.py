@@ -113,7 +113,7 @@ NUMBERS = [
 MAY_BE_NEGATIVE = {
     "an intensity": {
         "percentile_00_5", "percentile_05", "percentile_50", "percentile_95", "percentile_99_5", "mean", "clip_low",
-        "clip_high", "minimum", "maximum", "middle_05", "middle_95", "tissue_50", "channel_minima", "Norm.median",
+        "clip_high", "minimum", "maximum", "middle_05", "middle_95", "tissue_50", "channel_minima",
     },
     "an intensity of a case that is known": {"Norm.median", "Norm.lowest", "Norm.highest"},
     "a place or direction": {"origin_xyz_mm", "direction"},
