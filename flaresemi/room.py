@@ -1,4 +1,4 @@
-"""Whether what an image becomes on another grid fits into the memory and onto the disk, before anything is allocated.
+"""Whether what an image becomes on another grid makes sense and fits into memory and onto the disk, before it is made.
 
 A wrong spacing in a header (micrometers or meters for millimeters) makes terabytes of a small image.
 """
@@ -17,13 +17,17 @@ from flaresemi.system_errors import lacks_memory
 #: Less is always there, or else its lack shows soon: the kernel need not be asked.
 _SMALL_GIB = 0.1
 
+#: A voxel that becomes more than this many along an axis shows nothing of what a network looks for. Chosen: slices of
+#: 10 mm at 0.5 mm become 20; a header that is wrong by a thousand makes 1000 of one.
+_MOST_PER_VOXEL = 250
+
 _FIX = "correct the spacing in the image's header (micrometers or meters for millimeters?), or crop it"
 
 
-def refuse_without_memory(
+def refuse_unfit(
     grid: StageGrid, *, bytes_per_voxel: float, shape_zyx: IntTriple | None = None, more_gib: float = 0.0
 ) -> None:
-    """Checks that arrays on a stage's grid of an image fit into the memory that is free now.
+    """Checks that a stage's grid of an image makes sense, and that arrays on it fit into the memory that is free now.
 
     Args:
         grid: The stage's grid.
@@ -34,6 +38,9 @@ def refuse_without_memory(
     Raises:
         ImageError: they do not fit; it tells the image's size and spacing, and what becomes of them.
     """
+    voxels = zip(grid.shape_zyx, grid.body_box.shape_zyx, strict=True)
+    if any(after > _MOST_PER_VOXEL * before for after, before in voxels):
+        raise ImageError(f"{becomes(grid)}: more than {_MOST_PER_VOXEL} of one voxel along an axis", fix=_FIX)
     needed = math.prod(shape_zyx or grid.shape_zyx) * bytes_per_voxel / 2**30
     if needed > _SMALL_GIB and needed > (free := free_memory_gib() + more_gib):
         raise ImageError(f"{becomes(grid)}: {size_text(needed)} of memory, {size_text(free)} are free", fix=_FIX)

@@ -17,7 +17,7 @@ from flaresemi.machine import free_memory_gib
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.cost import inference_memory_gib
 from flaresemi.networks.engine import Engine, Forward
-from flaresemi.room import refuse_without_memory
+from flaresemi.room import refuse_unfit
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class StagePredictor:
             ImageError: they do not.
         """
         network = self.plan.network
-        refuse_without_memory(
+        refuse_unfit(
             grid, bytes_per_voxel=4 * (network.input_channels + network.output_channels), shape_zyx=region.shape_zyx,
             more_gib=_free_gib(self.device) if self.device.type == "cuda" else 0.0,
         )  # fmt: skip

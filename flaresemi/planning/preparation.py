@@ -26,7 +26,7 @@ from flaresemi.planning.splits import Splits
 from flaresemi.plans import Plans, Stage
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
 from flaresemi.records import load_record, save_record
-from flaresemi.room import enough_memory, refuse_without_disk, refuse_without_memory
+from flaresemi.room import enough_memory, refuse_unfit, refuse_without_disk
 from flaresemi.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def _prepare_stage(
     made_by = preprocessing_hash(plans.body, plan)
     store.folder.mkdir(parents=True, exist_ok=True)
     channels = plan.network.input_channels  # in float32 while it is resampled, and in float16
-    refuse_without_memory(grid, bytes_per_voxel=6 * channels)
+    refuse_unfit(grid, bytes_per_voxel=6 * channels)
     refuse_without_disk(grid, store.folder, bytes_per_voxel=2 * channels)
     if indices_zyx is None:
         label = None

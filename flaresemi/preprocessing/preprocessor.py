@@ -13,7 +13,7 @@ from flaresemi.preprocessing.cropping import find_body
 from flaresemi.preprocessing.normalization import ChannelScaling, measure_scaling, scale
 from flaresemi.preprocessing.resampling import input_support, resample_labels, resample_part
 from flaresemi.records import record_hash
-from flaresemi.room import refuse_without_memory
+from flaresemi.room import refuse_unfit
 
 #: Raised when the same plan begins to give other voxels, so that stored cases are made anew.
 _ALGORITHM = 1
@@ -88,7 +88,7 @@ class PreparedImage:
         to_shape = grid.shape_zyx
         from_shape: IntTriple = self.body_box.shape_zyx
         box = BoundingBox.whole(to_shape) if box is None else box
-        refuse_without_memory(grid, bytes_per_voxel=4 * len(self.crop_czyx), shape_zyx=box.shape_zyx)
+        refuse_unfit(grid, bytes_per_voxel=4 * len(self.crop_czyx), shape_zyx=box.shape_zyx)
         support = input_support(from_shape, to_shape, plan.resampling, box)
         scalings = self._scaling(plan.intensities)
         result = np.empty((len(self.crop_czyx), *box.shape_zyx), np.float32)
