@@ -31,8 +31,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The temporary name starts with `.partial-` and ends as `path` does, so that writers which choose the
     format by the extension work unchanged. When the block raises, the temporary file is removed and whatever
     stood at `path` before is untouched.
+
+    Raises:
+        ConfigError: something that is neither a file nor a link stands there, such as a device.
+        OSError: it cannot be written.
     """
     path = Path(path)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISREG(mode := os.lstat(path).st_mode) and not stat.S_ISLNK(mode):
+            raise _no_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = unfinished_path(path.parent, path.name)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -86,6 +93,31 @@ def open_no_link(path: str | Path, flags: int) -> int:
     return descriptor
 
 
+def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a file for reading; an `opener`. A pipe that nobody writes to is not waited for.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # Python itself tells of a folder
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", os.fspath(path))
+    return descriptor
+
+
+def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """The text of a file.
+
+    Raises:
+        OSError: as `open_regular`.
+        UnicodeDecodeError: it is in no such encoding.
+    """
+    with open(path, encoding=encoding, errors=errors, opener=open_regular) as file:
+        return file.read()
+
+
 def _no_file(path: str | Path) -> ConfigError:
     return ConfigError(
         "something that is no ordinary file (a link, a folder, a pipe) is in the place of a file of flaresemi",
@@ -100,6 +132,7 @@ def map_array(path: Path) -> np.ndarray:
         ValueError: it is no such file, a damaged one, or shorter than its header says.
         OSError: it cannot be read.
     """
+    os.close(open_regular(path))
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except _BAD_HEADER:
@@ -167,5 +200,5 @@ def content_hash(path: Path) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _content_hash(path: str, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

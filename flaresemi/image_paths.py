@@ -4,6 +4,7 @@ import logging
 import os
 from pathlib import Path
 
+from flaresemi.files import open_regular
 from flaresemi.system_errors import is_shortage
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _is_dicom(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             return starts_as_dicom(file.read(DICOM_START))
     except OSError as problem:
         if is_shortage(problem):

@@ -12,7 +12,7 @@ import typing
 from pathlib import Path
 
 from flaresemi.errors import FlaresemiError, PlanError, shown
-from flaresemi.files import write_text
+from flaresemi.files import read_text, write_text
 from flaresemi.ranges import Range, type_hints
 from flaresemi.system_errors import is_shortage
 
@@ -88,7 +88,7 @@ def load_json(path: Path, *, error: type[FlaresemiError] = PlanError, fix: str =
         fix: What to do about a file that is no JSON.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
+        text = read_text(path, "utf-8-sig")  # some editors put a byte order mark first
     except FileNotFoundError:
         raise error("file not found", where=path) from None
     except UnicodeDecodeError:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from flaresemi.files import write_text
+from flaresemi.files import open_regular, write_text
 
 #: What begins a formula, in the wide forms of East Asian keyboards, too.
 _FORMULA = re.compile("[=+\\-@\t\r\n＝＋－＠]")
@@ -32,7 +32,7 @@ def read_table(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
         OSError: it cannot be read.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", opener=open_regular) as file:
             rows = [[_unmarked(cell) for cell in row] for row in csv.reader(file, strict=True) if row]
     except csv.Error as problem:
         raise ValueError(str(problem)) from None

@@ -191,6 +191,23 @@ def _ends_with_raise(handler: ast.ExceptHandler) -> bool:
 
 
 @each_source
+def test_files_are_read_as_files(source: Source) -> None:
+    """Whatever has the name of a file of ours may be a pipe: it would wait for ever, or be read for ever."""
+    openers = ("open_regular", "open_no_link")
+    wrong = []
+    for node in (node for node in ast.walk(source.tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(node.func)
+        if name.endswith((".read_text", ".read_bytes")) and "resources" not in name:
+            wrong.append(f"{source.name}:{node.lineno} {name}: use files.read_text")
+        if name != "open" or ast.unparse(node.args[0]).startswith(("'/proc/", "os.devnull")):
+            continue
+        reads = len(node.args) < 2 or "w" not in ast.unparse(node.args[1])
+        if reads and not any(f"opener={opener}" in ast.unparse(node) for opener in openers):
+            wrong.append(f"{source.name}:{node.lineno} {ast.unparse(node)}: give it an opener of files.py")
+    assert not [line for line in wrong if not line.startswith(("files.py", "machine.py"))]
+
+
+@each_source
 def test_a_module_speaks_through_its_own_logger(source: Source) -> None:
     wrong = [
         f"{source.name}:{node.lineno} {ast.unparse(node)}"

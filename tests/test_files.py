@@ -1,11 +1,21 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from flaresemi.errors import ConfigError
-from flaresemi.files import atomic_path, clear_folder, copy_file, open_no_link, write_text
+from flaresemi.files import (
+    atomic_path,
+    clear_folder,
+    content_hash,
+    copy_file,
+    map_array,
+    open_no_link,
+    read_text,
+    write_text,
+)
 
 
 def test_a_file_appears_whole_and_under_its_name(tmp_path):
@@ -99,3 +109,20 @@ def test_a_disk_that_fails_is_told_and_leaves_nothing(tmp_path, monkeypatch, cal
     with pytest.raises(OSError, match="Input/output error"):
         write_text(tmp_path / "a.txt", "x")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("read", [read_text, content_hash, map_array], ids=lambda read: read.__name__)
+def test_pipes_and_devices_are_not_read(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(OSError, match="a pipe or a device"):
+            read(path)
+
+
+def test_pipes_and_devices_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "pipe", tmp_path / "folder", Path("/dev/null")):
+        with pytest.raises(ConfigError, match="no ordinary file"):
+            write_text(path, "x")
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]

@@ -6,10 +6,12 @@ from pathlib import Path
 from flaresemi.case_names import case_file, check_name, refuse_alike
 from flaresemi.dataset import LAYOUTS, Case, find_images
 from flaresemi.errors import ConfigError, ImageError, listed, shown
+from flaresemi.files import read_text
 from flaresemi.image_paths import holds_slices, image_name, image_stem, named_images, visible_files
 from flaresemi.inference.prediction_records import load_prediction
 from flaresemi.io.images import image_ending
 from flaresemi.phantom.dataset import TEST_LABELS
+from flaresemi.system_errors import is_shortage
 
 #: Folders of a dataset, by name.
 _DATASET_FOLDERS = {name for names in LAYOUTS.values() for name in names} | set(TEST_LABELS.values())
@@ -109,9 +111,13 @@ def _exists(path: Path) -> bool:
 
 def _listed(path: Path) -> list[Path]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_text(path, "utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise ConfigError("the list is not a text file in UTF-8", where=path) from None
+    except OSError as problem:
+        if is_shortage(problem):
+            raise
+        raise ConfigError(f"the list cannot be read: {problem.strerror}", where=path) from None
     named = [Path(line) for line in lines if line and not line.startswith("#")]
     if not named:
         raise ConfigError("the list names no image", where=path)

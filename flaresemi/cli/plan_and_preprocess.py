@@ -15,7 +15,7 @@ from flaresemi.cli.numbers import count, number
 from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError, one_line
-from flaresemi.files import copy_file, write_text
+from flaresemi.files import copy_file, read_text, write_text
 from flaresemi.locking import working_alone
 from flaresemi.machine import free_memory_gib
 from flaresemi.networks.cost import parameter_count, training_memory_gib
@@ -154,7 +154,7 @@ def _plans(options: argparse.Namespace, fingerprint: DatasetFingerprint, workspa
             fix="see that the spacings in the headers of the labeled images are in mm",
         ) from None  # fmt: skip
     plans = dataclasses.replace(plans, reasons={**plans.reasons, "preset": f"{why}; {plans.reasons['preset']}"})
-    if workspace.plans.exists() and workspace.plans.read_bytes() != dumps(plans).encode():
+    if workspace.plans.exists() and read_text(workspace.plans, errors="replace") != dumps(plans):
         copy_file(workspace.plans, workspace.replaced_plans)
         logger.info("the plans that were there are kept as %s", workspace.replaced_plans)
     save_record(workspace.fingerprint, fingerprint)

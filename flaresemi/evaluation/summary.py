@@ -11,6 +11,7 @@ import numpy as np
 from flaresemi.errors import DatasetError, listed
 from flaresemi.evaluation.flare import OrganScore
 from flaresemi.evaluation.folders import CaseScores, default_tolerance_mm, match_cases, score_cases, stored_otherwise
+from flaresemi.files import open_regular
 from flaresemi.labels import LabelSet
 from flaresemi.ranges import DistanceMm, Few, Share
 from flaresemi.records import load_record, save_record
@@ -231,7 +232,7 @@ def save_summary(path: Path, summary: Summary) -> None:
 
 def is_score_table(path: Path) -> bool:
     """Whether a file is a table of scores that `save_summary` wrote, by its first line."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         return file.readline(1000).strip() == ",".join(_COLUMNS).encode()
 
 

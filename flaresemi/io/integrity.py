@@ -6,7 +6,6 @@ that is named .nii.gz, without an error.
 
 import contextlib
 import os
-import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from flaresemi.errors import ImageError
+from flaresemi.files import open_regular
 from flaresemi.machine import total_memory_gib
 from flaresemi.system_errors import is_shortage
 
@@ -40,9 +40,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """
     check_path(path)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
-            raise ImageError("not a file", where=path)
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             start = file.read(64)
             if not start:
                 raise ImageError("the file is empty", where=path, fix="copy or download it again")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flaresemi.appearance import Norm
 from flaresemi.case_names import is_fold
 from flaresemi.errors import CheckpointError, shown
-from flaresemi.files import atomic_path
+from flaresemi.files import atomic_path, open_regular
 from flaresemi.labels import LabelSet
 from flaresemi.networks.cost import parameter_count
 from flaresemi.plans import StagePlan
@@ -196,7 +196,7 @@ def compare_weights(network: nn.Module, weights: dict[str, Tensor]) -> list[str]
 def _read(path: Path) -> object:
     if not path.is_file():
         raise CheckpointError("checkpoint not found", where=path, fix="train it first, or name another with -m")
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         _check_archive(file, path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -15,7 +15,7 @@ from flaresemi.case_names import case_file
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError, FlaresemiError, about_case, listed
-from flaresemi.files import write_text
+from flaresemi.files import read_text, write_text
 from flaresemi.geometry import Geometry, IntTriple, resampled_shape
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.labels import LabelSet
@@ -181,7 +181,7 @@ def write_lists(dataset: Dataset, splits: Splits, workspace: Workspace) -> None:
 
 
 def _write_if_new(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or read_text(path) != text:
         write_text(path, text)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flaresemi.files import atomic_path
+from flaresemi.files import atomic_path, open_regular
 from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
 from flaresemi.labels import LabelSet
 from flaresemi.reporting.palette import organ_color
@@ -106,7 +106,7 @@ def save_overlay(
 
 def is_overlay(path: Path) -> bool:
     """Whether a file is a picture that `save_overlay` wrote."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         start = file.read(200)
     return start.startswith(b"\x89PNG") and f"Software\0{_SOFTWARE}".encode() in start
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from flaresemi.errors import CheckpointError
-from flaresemi.files import open_no_link, write_text
+from flaresemi.files import open_no_link, read_text, write_text
 
 Row = dict[str, object]
 
@@ -18,7 +18,7 @@ def read_history(path: Path) -> list[Row]:
     if not path.exists():
         return []
     rows: list[Row] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = read_text(path, errors="replace").split("\n")
     lines = lines[:-1] if lines[-1] == "" else lines
     for number, line in enumerate(lines, start=1):
         try:
