@@ -93,6 +93,8 @@ def explained(problem: BaseException, *, where: object = None) -> SystemTrouble 
         if problem.errno is not None:
             said = problem.strerror or os.strerror(problem.errno)
             known = _TROUBLES.get(problem.errno, (f"the system answered: {said}", _ELSE))
+            if problem.errno == errno.ENOENT and problem.filename is None:  # Python, where no temporary folder can be
+                known = (f"the system answered: {said}", f"make such a place, {_FOLDER_HINT}")
         known = known or (f"the system answered: {problem}", _ELSE)
         where = where if problem.filename is None else problem.filename
     return None if known is None else SystemTrouble(known[0], where=where, fix=known[1])

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -95,6 +96,7 @@ def run(
 def _end_of(command: Callable[[argparse.Namespace], int | None], options: argparse.Namespace) -> int:
     """Runs a command and turns its end into an exit code."""
     raise_file_limit()
+    _provide_temporary_folder(options)
     with _log_to_stderr(verbose=options.verbose, quiet=options.quiet):
         try:
             return command(options) or EXIT_OK
@@ -307,6 +309,19 @@ def _refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> No
         option = word.split("=", 1)[0]
         if option.startswith("--") and option not in known:
             parser.error(f"unknown option '{option}'{closest(option, known)}")
+
+
+def _provide_temporary_folder(options: argparse.Namespace) -> None:
+    """Where the system has no folder for temporary files that can be written to, the command's own folder is one.
+
+    Libraries ask for it. A container may let nothing but the workspace be written to.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        output = _output_of(options) or Path.cwd()
+        place = next((each for each in (output, *output.absolute().parents) if each.is_dir()), None)
+        os.environ["TMPDIR"] = str(place)  # of the processes that this one starts, too
 
 
 def _output_of(options: argparse.Namespace) -> Path | None:

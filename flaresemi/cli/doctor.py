@@ -15,6 +15,7 @@ from flaresemi.cli.output import require_printed
 from flaresemi.compute.checkup import Finding, machine
 from flaresemi.compute.device import limit_threads
 from flaresemi.errors import FlaresemiError
+from flaresemi.files import open_regular
 from flaresemi.io.case_store import CaseStore
 from flaresemi.networks.openvino import openvino_is_installed
 from flaresemi.planning.decisions import load_decisions
@@ -127,7 +128,9 @@ def _records(workspace: Workspace) -> Iterable[Callable[[], object]]:
 
 def _refuse_truncated(path: Path) -> None:
     # The directory of the archive stands at its end; reading all of it would take minutes for many models.
-    if not zipfile.is_zipfile(path):
+    with open(path, "rb", opener=open_regular) as file:
+        is_whole = zipfile.is_zipfile(file)
+    if not is_whole:
         raise FlaresemiError("truncated or no checkpoint", where=path, fix="copy or train it again")
 
 

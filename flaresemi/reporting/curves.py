@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flaresemi.files import atomic_path
 from flaresemi.reporting.palette import organ_color
-from flaresemi.reporting.pictures import add_legend, save_figure
+from flaresemi.reporting.pictures import add_legend, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,9 +28,7 @@ def save_curves(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         rows: One per epoch, with "iteration" and any of "loss", "learning_rate", "seconds" (of the epoch),
             "validation_mean" and "validation_dice" (organ to Dice). What a row lacks is not drawn.
     """
-    from matplotlib.figure import Figure  # takes a second, and only pictures need it
-
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = new_figure(figsize=(11, 7), layout="constrained")
     loss, score, rate, speed = figure.subplots(2, 2).ravel()
     _line(loss, _series(rows, "loss"), "loss")
     _draw_dice(score, rows)

@@ -13,7 +13,7 @@ from flaresemi.files import atomic_path, open_regular
 from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
 from flaresemi.labels import LabelSet
 from flaresemi.reporting.palette import organ_color
-from flaresemi.reporting.pictures import add_legend, save_figure
+from flaresemi.reporting.pictures import add_legend, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,9 +134,6 @@ def review_picture(
     Raises:
         ValueError: the shapes differ.
     """
-    from matplotlib.figure import Figure  # takes a second, and only pictures need it
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     for array in (used_zyx, rejected_zyx):
         if array.shape != image_zyx.shape:
             raise ValueError(f"arrays of one shape expected, found {array.shape} and {image_zyx.shape}")
@@ -145,8 +142,8 @@ def review_picture(
     looked_at = (drawn == focus).astype(np.uint8) if focus is not None and (drawn == focus).any() else drawn
     planes = _cut(image_zyx, [used_zyx, rejected_zyx], busiest_slices(looked_at, int(looked_at.max())), spacing_zyx_mm)
     widths = _widths(planes, _REVIEW_INCHES)
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
-    figure = Figure(figsize=(sum(widths), _REVIEW_INCHES + 0.3), facecolor="black", layout=layout)
+    figure = new_figure(figsize=(sum(widths), _REVIEW_INCHES + 0.3), facecolor="black", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)  # type: ignore[call-arg, union-attr]
     window = automatic_window(image_zyx)
     for axes, plane in zip(figure.subplots(1, 3, width_ratios=widths), planes, strict=True):
         _draw_plane(axes, plane, organs, window, hatched=True)
@@ -220,10 +217,8 @@ def _cut(
 
 
 def _draw(planes: tuple[_Plane, ...], labels: LabelSet, window: tuple[float, float], title: str | None) -> Figure:
-    from matplotlib.figure import Figure  # takes a second, and only pictures need it
-
     widths = _widths(planes, _HEIGHT_INCHES)
-    figure = Figure(
+    figure = new_figure(
         figsize=(sum(widths) + _LEGEND_INCHES, _HEIGHT_INCHES + 0.6), facecolor="black", layout="constrained"
     )
     axes = figure.subplots(1, 4, width_ratios=[*widths, _LEGEND_INCHES])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import os
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +17,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def new_figure(**settings: Any) -> Figure:
+    """An empty figure.
+
+    Args:
+        settings: Of matplotlib's `Figure`.
+    """
+    _load_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(**settings)
+
+
+@functools.cache
+def _load_matplotlib() -> None:
+    """Imports it, which takes a second, so only pictures do; it leaves nothing in the home folder, and needs none.
+
+    It keeps a list of the fonts and the user's settings there; now it reads and writes them in a folder that goes at
+    once, unless the user named one. So pictures do not depend on those settings either.
+    """
+    if "MPLCONFIGDIR" in os.environ or "matplotlib" in sys.modules:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            import matplotlib.font_manager  # noqa: F401
+        finally:
+            del os.environ["MPLCONFIGDIR"]
+
+
 def save_figure(figure: Figure, target: Path | io.BytesIO, **settings: Any) -> None:
     """Saves a figure; a text with two dollar signs, say, is no formula in it.
 
@@ -20,7 +53,7 @@ def save_figure(figure: Figure, target: Path | io.BytesIO, **settings: Any) -> N
         target: Where to.
         settings: Of matplotlib's `savefig`.
     """
-    from matplotlib.text import Text  # takes a second, and only pictures need it
+    from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)
