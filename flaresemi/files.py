@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,6 +71,23 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` (UTF-8) atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def passing_folder(variable: str) -> Iterator[None]:
+    """While the block runs, a variable of the environment names an empty folder, which then goes; if set, it stays.
+
+    For libraries that make a folder in the home of the user, or beside other temporary files, when they are imported.
+    """
+    if variable in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[variable] = folder
+        try:
+            yield
+        finally:
+            del os.environ[variable]
 
 
 def open_no_link(path: str | Path, flags: int) -> int:

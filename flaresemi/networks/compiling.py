@@ -7,8 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from flaresemi.compute.precision import Precision
+from flaresemi.files import passing_folder
 
 logger = logging.getLogger(__name__)
+
+
+def load_compiler() -> None:
+    """Imports torch's compiler, as its optimizers do, but without the folder for compiled code that this leaves.
+
+    What is compiled later, where that is asked for, goes to the usual place among temporary files.
+    """
+    with passing_folder("TORCHINDUCTOR_CACHE_DIR"):
+        import torch._dynamo  # noqa: F401
 
 
 def compiled(network: nn.Module, example_bczyx: Tensor, precision: Precision, backend: str = "inductor") -> nn.Module:

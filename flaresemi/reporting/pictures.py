@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
-import os
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from flaresemi.files import passing_folder
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -36,14 +35,8 @@ def _load_matplotlib() -> None:
     It keeps a list of the fonts and the user's settings there; now it reads and writes them in a folder that goes at
     once, unless the user named one. So pictures do not depend on those settings either.
     """
-    if "MPLCONFIGDIR" in os.environ or "matplotlib" in sys.modules:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["MPLCONFIGDIR"] = folder
-        try:
-            import matplotlib.font_manager  # noqa: F401
-        finally:
-            del os.environ["MPLCONFIGDIR"]
+    with passing_folder("MPLCONFIGDIR"):
+        import matplotlib.font_manager  # noqa: F401
 
 
 def save_figure(figure: Figure, target: Path | io.BytesIO, **settings: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from flaresemi.ranges import Iterations, IterationsSoFar
+from flaresemi.networks.compiling import load_compiler
 from flaresemi.training.config import Recipe
 
 
@@ -121,6 +122,7 @@ def build_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> tor
 
     All parameters are changed by one kernel where torch has one; it computes the same up to rounding.
     """
+    load_compiler()
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
