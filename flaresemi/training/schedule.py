@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from flaresemi.ranges import Iterations, IterationsSoFar
 from flaresemi.networks.compiling import load_compiler
+from flaresemi.ranges import Iterations, IterationsSoFar
 from flaresemi.training.config import Recipe
 
 
