@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from flaresemi.networks.building import build_network
-from flaresemi.networks.openvino import OpenVinoNetwork, save_program
+from flaresemi.networks.openvino import OpenVinoNetwork, openvino_is_installed, save_program
 from flaresemi.plans import NetworkPlan
 
-pytest.importorskip("openvino")
+pytestmark = pytest.mark.skipif(not openvino_is_installed(), reason="OpenVINO is not installed")
 
 
 def network(**changes):
