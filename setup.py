@@ -31,13 +31,13 @@ DEVELOPMENT = [
     "hypothesis>=6.100",
     "mypy>=1.13",
     "pytest>=8.3",
-    "pytest-timeout>=2.3",
+    "pytest-timeout>=2.3.1",
     "pytest-xdist>=3.6",
     "ruff>=0.9",
     "surface-distance>=0.1",  # the reference implementation that ours is compared with
 ]
 
-#: Computes faster than torch on most CPUs; see benchmarks/results/engines.md.
+#: Computes faster than torch on most CPUs; see benchmarks/results/hardware_limit.md.
 OPENVINO = ["openvino>=2025.0"]
 
 COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "export", "semi_round", "demo", "doctor")
