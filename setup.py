@@ -17,6 +17,7 @@ DEPENDENCIES = [
     "scipy>=1.13",
     "SimpleITK>=2.4",
     "nibabel>=5.3",
+    "acvl-utils>=0.2.3",
     "batchgenerators>=0.25.1",
     "connected-components-3d>=3.20",
     "scikit-image>=0.24",

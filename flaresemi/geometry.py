@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -66,7 +67,10 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BoundingBox:
-    """A half-open box of voxels, `start <= index < stop`, in (Z, Y, X) order. Never empty: no box is None."""
+    """A half-open box of voxels, `start <= index < stop`, in (Z, Y, X) order. Never empty: no box is None.
+
+    `acvl_utils` has boxes, too: as lists of lists, by an import of torch, and that of an empty mask is the whole array.
+    """
 
     start: VoxelTriple
     stop: VoxelTriple
@@ -83,17 +87,22 @@ class BoundingBox:
         return BoundingBox(start=(0, 0, 0), stop=shape_zyx)
 
     @staticmethod
+    def of_slices(sides: Iterable[slice]) -> "BoundingBox":
+        """The box with these three sides, (Z, Y, X)."""
+        z, y, x = sides
+        return BoundingBox(start=(z.start, y.start, x.start), stop=(z.stop, y.stop, x.stop))
+
+    @staticmethod
     def of_mask(mask_zyx: np.ndarray) -> "BoundingBox | None":
         """The smallest box around the true voxels; None when there are none."""
-        start, stop = [], []
+        sides = []
         for axis in range(3):
             others = tuple(other for other in range(3) if other != axis)
             hits = np.flatnonzero(mask_zyx.any(axis=others))
             if hits.size == 0:
                 return None
-            start.append(int(hits[0]))
-            stop.append(int(hits[-1]) + 1)
-        return BoundingBox(start=(start[0], start[1], start[2]), stop=(stop[0], stop[1], stop[2]))
+            sides.append(slice(int(hits[0]), int(hits[-1]) + 1))
+        return BoundingBox.of_slices(sides)
 
     @property
     def shape_zyx(self) -> IntTriple:
@@ -115,29 +124,26 @@ class BoundingBox:
         return self.intersection(BoundingBox.whole(shape_zyx))
 
     def intersection(self, other: "BoundingBox") -> "BoundingBox | None":
-        start = tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
-        stop = tuple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True))
-        if any(b <= a for a, b in zip(start, stop, strict=True)):
-            return None
-        return BoundingBox(start=start, stop=stop)  # type: ignore[arg-type]
+        sides = [
+            slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(self.slices, other.slices, strict=True)
+        ]
+        return None if any(side.stop <= side.start for side in sides) else BoundingBox.of_slices(sides)
 
     def union(self, other: "BoundingBox") -> "BoundingBox":
-        start = tuple(min(a, b) for a, b in zip(self.start, other.start, strict=True))
-        stop = tuple(max(a, b) for a, b in zip(self.stop, other.stop, strict=True))
-        return BoundingBox(start=start, stop=stop)  # type: ignore[arg-type]
+        return BoundingBox.of_slices(
+            slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(self.slices, other.slices, strict=True)
+        )
 
     def shifted(self, offset_zyx: IntTriple) -> "BoundingBox":
-        return BoundingBox(
-            start=tuple(a + o for a, o in zip(self.start, offset_zyx, strict=True)),  # type: ignore[arg-type]
-            stop=tuple(b + o for b, o in zip(self.stop, offset_zyx, strict=True)),  # type: ignore[arg-type]
+        return BoundingBox.of_slices(
+            slice(side.start + offset, side.stop + offset) for side, offset in zip(self.slices, offset_zyx, strict=True)
         )
 
     def grown(self, margin_mm: float, spacing_zyx_mm: FloatTriple, shape_zyx: IntTriple) -> "BoundingBox":
         """This box with a margin on every face, rounded up to whole voxels and clipped to the volume."""
-        margins = tuple(math.ceil(margin_mm / spacing - 1e-6) for spacing in spacing_zyx_mm)
-        grown = BoundingBox(
-            start=tuple(a - m for a, m in zip(self.start, margins, strict=True)),  # type: ignore[arg-type]
-            stop=tuple(b + m for b, m in zip(self.stop, margins, strict=True)),  # type: ignore[arg-type]
+        margins = [math.ceil(margin_mm / spacing - 1e-6) for spacing in spacing_zyx_mm]
+        grown = BoundingBox.of_slices(
+            slice(side.start - margin, side.stop + margin) for side, margin in zip(self.slices, margins, strict=True)
         ).clipped(shape_zyx)
         if grown is None:
             raise ValueError(f"box {self} lies outside a volume of shape {shape_zyx}")
@@ -145,12 +151,11 @@ class BoundingBox:
 
     def rescaled(self, from_shape: IntTriple, to_shape: IntTriple) -> "BoundingBox":
         """The smallest box on another sampling of the same extent (edges aligned) that covers this one."""
-        start, stop = [], []
+        sides = []
         for a, b, n, m in zip(self.start, self.stop, from_shape, to_shape, strict=True):
             low = min(max(math.floor(a * m / n + 1e-6), 0), m - 1)
-            start.append(low)
-            stop.append(max(min(math.ceil(b * m / n - 1e-6), m), low + 1))
-        return BoundingBox(start=tuple(start), stop=tuple(stop))  # type: ignore[arg-type]
+            sides.append(slice(low, max(min(math.ceil(b * m / n - 1e-6), m), low + 1)))
+        return BoundingBox.of_slices(sides)
 
 
 def resampled_shape(shape_zyx: IntTriple, spacing_zyx_mm: FloatTriple, target_zyx_mm: FloatTriple) -> IntTriple:

@@ -35,6 +35,7 @@ ROWS = {
 ONLY_IN = {
     "SimpleITK": ("io/images.py", "io/dicom.py"),
     "nibabel": "io/",
+    "acvl_utils": "inference/",
     "batchgenerators": "training/",
     "matplotlib": "reporting/",
     "tensorboard": "training/",
@@ -44,7 +45,7 @@ ONLY_IN = {
 }
 
 #: The import name of a distribution, where the two differ.
-IMPORT_NAMES = {"connected-components-3d": "cc3d", "scikit-image": "skimage"}
+IMPORT_NAMES = {"acvl-utils": "acvl_utils", "connected-components-3d": "cc3d", "scikit-image": "skimage"}
 
 #: Packages of an extra, imported inside functions where they are there.
 OPTIONAL = {"openvino"}

@@ -1,11 +1,47 @@
-"""Cleaning a label map after it was drawn."""
+"""The connected components of a label map, and its cleaning.
 
-from collections.abc import Iterable
+By `cc3d` itself: `acvl_utils` finds the components of one mask at a time (13 organs take six times as long), keeps all
+that are as large as the largest, and imports scikit-image for it, half a second.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
 
 import cc3d
 import numpy as np
 
 from flaresemi.geometry import BoundingBox
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OrganComponents:
+    """Components (26 neighbours) of one label each; number 0 is the background.
+
+    Attributes:
+        numbers_zyx: The component that each voxel belongs to.
+        organs: Label of each component, (n,).
+        sizes: Its voxels, (n,).
+        boxes: Its box, as slices.
+    """
+
+    numbers_zyx: np.ndarray
+    organs: np.ndarray
+    sizes: np.ndarray
+    boxes: Sequence[tuple[slice, ...]]
+
+
+def organ_components(labels_zyx: np.ndarray) -> OrganComponents:
+    """Finds the components of all organs at once."""
+    numbers, count = cc3d.connected_components(np.ascontiguousarray(labels_zyx), connectivity=26, return_N=True)
+    statistics = cc3d.statistics(numbers)
+    boxes = statistics["bounding_boxes"]
+    organs = [labels_zyx[boxes[n]][numbers[boxes[n]] == n][0] for n in range(1, count + 1)]
+    return OrganComponents(
+        numbers_zyx=numbers,
+        organs=np.array([0, *organs], np.int64),
+        sizes=statistics["voxel_counts"].astype(np.int64),
+        boxes=boxes,
+    )
 
 
 def keep_largest(labels_zyx: np.ndarray, organs: Iterable[int]) -> np.ndarray:
@@ -28,17 +64,10 @@ def keep_largest(labels_zyx: np.ndarray, organs: Iterable[int]) -> np.ndarray:
     if box is None:
         return labels_zyx
     part = labels_zyx[box.slices]  # a view: what is written here is written to the label map
-    cleaned = np.where(wanted[part], part, part.dtype.type(0))
-    components, count = cc3d.connected_components(cleaned, connectivity=26, return_N=True)
-    statistics = cc3d.statistics(components)
-    largest: dict[int, tuple[int, int]] = {}  # organ -> (voxels, component)
-    for component in range(1, count + 1):
-        inside = statistics["bounding_boxes"][component]
-        organ = int(part[inside][components[inside] == component][0])
-        candidate = (int(statistics["voxel_counts"][component]), -component)  # equal sizes: the first one
-        largest[organ] = max(largest.get(organ, candidate), candidate)
-    dropped = np.ones(count + 1, bool)
-    dropped[0] = False
-    dropped[[-component for _, component in largest.values()]] = False
-    part[dropped[components]] = 0
+    found = organ_components(np.where(wanted[part], part, part.dtype.type(0)))
+    descending = np.argsort(-found.sizes, kind="stable")  # equal sizes: the first one is the largest
+    _, first = np.unique(found.organs[descending], return_index=True)
+    dropped = np.ones(found.sizes.size, bool)
+    dropped[descending[first]] = False
+    part[dropped[found.numbers_zyx]] = 0
     return labels_zyx

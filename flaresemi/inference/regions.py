@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import cc3d
 import numpy as np
 import torch
 
 from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
+from flaresemi.inference.postprocessing import organ_components
 from flaresemi.inference.sliding_window import most_likely
 
 #: Components smaller than this are noise. Chosen: a ball of two voxels across.
@@ -60,19 +60,13 @@ def organs_box(labels_zyx: np.ndarray) -> BoundingBox | None:
 
 def _without_specks(labels_zyx: np.ndarray) -> tuple[np.ndarray, list[BoundingBox]]:
     """Where the organs are, specks left out (bool, (Z, Y, X)), and the boxes of their components."""
-    components, count = cc3d.connected_components(np.ascontiguousarray(labels_zyx), connectivity=26, return_N=True)
-    statistics = cc3d.statistics(components)
-    sizes, boxes = statistics["voxel_counts"].astype(np.int64), statistics["bounding_boxes"]
-    organs = np.zeros(count + 1, np.int64)
-    for number in range(1, count + 1):
-        organs[number] = labels_zyx[boxes[number]][components[boxes[number]] == number][0]
-    largest = np.zeros(organs.max() + 1, np.int64)
-    np.maximum.at(largest, organs, sizes)
-    kept = sizes >= np.maximum(SPECK_VOXELS, SPECK_SHARE * largest[organs])
+    found = organ_components(labels_zyx)
+    largest = np.zeros(found.organs.max() + 1, np.int64)
+    np.maximum.at(largest, found.organs, found.sizes)
+    kept = found.sizes >= np.maximum(SPECK_VOXELS, SPECK_SHARE * largest[found.organs])
     kept[0] = False
-    return kept[components], [
-        BoundingBox(start=tuple(side.start for side in boxes[number]), stop=tuple(side.stop for side in boxes[number]))
-        for number in np.flatnonzero(kept)
+    return kept[found.numbers_zyx], [
+        BoundingBox.of_slices(found.boxes[number]) for number in np.flatnonzero(kept).tolist()
     ]
 
 
@@ -81,13 +75,12 @@ def at_least(box: BoundingBox, minimum_zyx: IntTriple, shape_zyx: IntTriple) -> 
 
     Real surroundings are better context for a network than padding.
     """
-    start, stop = [], []
+    sides = []
     for low, high, minimum, size in zip(box.start, box.stop, minimum_zyx, shape_zyx, strict=True):
         wanted = min(max(high - low, minimum), size)
         first = min(max(low - (wanted - (high - low)) // 2, 0), size - wanted)
-        start.append(first)
-        stop.append(first + wanted)
-    return BoundingBox(start=(start[0], start[1], start[2]), stop=(stop[0], stop[1], stop[2]))
+        sides.append(slice(first, first + wanted))
+    return BoundingBox.of_slices(sides)
 
 
 def touched_faces(logits_czyx: torch.Tensor, box: BoundingBox, shape_zyx: IntTriple) -> tuple[TouchedFace, ...]:
@@ -138,11 +131,9 @@ def extended(
     shape_zyx: IntTriple,
 ) -> BoundingBox:
     """The box with these faces moved outwards by a margin, clipped to the volume."""
-    grown = box.grown(margin_mm, spacing_zyx_mm, shape_zyx)
-    start, stop = list(box.start), list(box.stop)
+    grown = box.grown(margin_mm, spacing_zyx_mm, shape_zyx).slices
+    sides = list(box.slices)
     for face in faces:
-        if face.high:
-            stop[face.axis] = grown.stop[face.axis]
-        else:
-            start[face.axis] = grown.start[face.axis]
-    return BoundingBox(start=(start[0], start[1], start[2]), stop=(stop[0], stop[1], stop[2]))
+        old, new = sides[face.axis], grown[face.axis]
+        sides[face.axis] = slice(old.start, new.stop) if face.high else slice(new.start, old.stop)
+    return BoundingBox.of_slices(sides)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
 from flaresemi.geometry import IntTriple
 
@@ -102,16 +103,14 @@ def _padded(
     image_czyx: torch.Tensor, window_zyx: IntTriple, fill_c: torch.Tensor | None
 ) -> tuple[torch.Tensor, tuple[slice, slice, slice]]:
     """The image, at least as large as the window, and where the original lies in it."""
-    shape = image_czyx.shape[1:]
-    padded_shape = [max(size, window) for size, window in zip(shape, window_zyx, strict=True)]
-    starts = [(padded - size) // 2 for padded, size in zip(padded_shape, shape, strict=True)]
-    z, y, x = (slice(start, start + size) for start, size in zip(starts, shape, strict=True))
-    if list(shape) == padded_shape:
-        return image_czyx, (z, y, x)
-    fill = image_czyx.amin(dim=(1, 2, 3)) if fill_c is None else fill_c.to(image_czyx)
-    padded_czyx = fill[:, None, None, None].expand(-1, *padded_shape).clone()
-    padded_czyx[:, z, y, x] = image_czyx
-    return padded_czyx, (z, y, x)
+    if all(size >= window for size, window in zip(image_czyx.shape[1:], window_zyx, strict=True)):
+        return image_czyx, (slice(None),) * 3
+    fill = image_czyx.amin(dim=(1, 2, 3)) if fill_c is None else fill_c
+    padded = [
+        pad_nd_image(channel_zyx, window_zyx, kwargs={"value": value}, return_slicer=True)
+        for channel_zyx, value in zip(image_czyx, fill.tolist(), strict=True)  # it pads all that it gets with one value
+    ]
+    return torch.stack([channel_zyx for channel_zyx, _ in padded]), padded[0][1]
 
 
 def _outer(weights: list[torch.Tensor]) -> torch.Tensor:

@@ -86,11 +86,10 @@ class SourceGrid:
             return None
         matrix = np.reshape(theirs.direction, (3, 3)) * theirs.spacing_zyx_mm[::-1]
         offset = np.array(ours.origin_xyz_mm) - theirs.origin_xyz_mm
-        start = [round(float(index)) for index in np.linalg.solve(matrix, offset)[::-1]]
-        stop = [first + size for first, size in zip(start, ours.shape_zyx, strict=True)]
-        if min(start) < 0 or any(last > size for last, size in zip(stop, theirs.shape_zyx, strict=True)):
+        z, y, x = (round(float(index)) for index in np.linalg.solve(matrix, offset)[::-1])
+        box = BoundingBox.whole(ours.shape_zyx).shifted((z, y, x))
+        if not BoundingBox.whole(theirs.shape_zyx).contains(box):
             return None
-        box = BoundingBox(start=(start[0], start[1], start[2]), stop=(stop[0], stop[1], stop[2]))
         part = dataclasses.replace(theirs, shape_zyx=ours.shape_zyx, origin_xyz_mm=theirs.world_xyz_mm(box.start))
         limit = tolerance_voxels * min(theirs.spacing_zyx_mm)
         return box if part.far_corner_distance_mm(ours) <= limit else None

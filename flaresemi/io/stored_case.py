@@ -1,4 +1,8 @@
-"""One preprocessed case: its record, its memory-mapped arrays, and how a patch of them is read."""
+"""One preprocessed case: its record, its memory-mapped arrays, and how a patch of them is read.
+
+By boxes of our own: `crop_and_pad_nd` of `acvl_utils` reads a patch 1.2 to 5 times as slowly, has one padding value for
+all channels and 0 for what lies outside altogether, and brings blosc2 into every worker (0.25 s, two threads).
+"""
 
 import dataclasses
 from pathlib import Path
@@ -143,24 +147,18 @@ class StoredCase:
         Returns:
             The image, float32, (C, *shape), and the labels, (*shape); None when unlabeled. Both may be written to.
         """
-        size = self.record.grid.shape_zyx
-        source, target = [], []
-        for start, length, limit in zip(start_zyx, shape_zyx, size, strict=True):
-            low, high = max(start, 0), min(start + length, limit)
-            high = max(high, low)
-            source.append(slice(low, high))
-            target.append(slice(low - start, high - start))
-        if any(part.stop == part.start for part in source):
-            source, target = [slice(0, 0)] * 3, [slice(0, 0)] * 3
+        wanted = BoundingBox.whole(shape_zyx).shifted(start_zyx)
+        inside = wanted.clipped(self.record.grid.shape_zyx)
         image = np.empty((self.image_czyx.shape[0], *shape_zyx), np.float32)
-        whole = all(part.stop - part.start == length for part, length in zip(source, shape_zyx, strict=True))
-        if not whole:
+        label = None if self.label_zyx is None else np.zeros(shape_zyx, self.label_zyx.dtype)
+        if inside != wanted:
             image[...] = np.reshape(self.record.channel_minima, (-1, 1, 1, 1))
-        image[(slice(None), *target)] = self.image_czyx[(slice(None), *source)]
-        if self.label_zyx is None:
-            return image, None
-        label = np.zeros(shape_zyx, self.label_zyx.dtype)
-        label[tuple(target)] = self.label_zyx[tuple(source)]
+        if inside is not None:
+            z, y, x = start_zyx
+            target = inside.shifted((-z, -y, -x)).slices
+            image[:, *target] = self.image_czyx[:, *inside.slices]
+            if self.label_zyx is not None and label is not None:
+                label[target] = self.label_zyx[inside.slices]
         return image, label
 
     def _check(self) -> None:

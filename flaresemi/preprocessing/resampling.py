@@ -7,7 +7,6 @@ separable: one weight matrix per axis. Shrinking widens the kernel by the factor
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -68,7 +67,7 @@ def resample_part(
 def input_support(from_shape: IntTriple, to_shape: IntTriple, kind: Kind, box: BoundingBox) -> BoundingBox:
     """The input voxels that a part of the result is made from."""
     axes = _axes(BoundingBox.whole(from_shape), from_shape, to_shape, kind, box)
-    return _box(axis.span for axis in axes)
+    return BoundingBox.of_slices(axis.span for axis in axes)
 
 
 def resample_labels(indices_zyx: np.ndarray, shape_zyx: IntTriple) -> np.ndarray:
@@ -85,7 +84,7 @@ def resample_labels(indices_zyx: np.ndarray, shape_zyx: IntTriple) -> np.ndarray
         return indices_zyx.copy()
     result = np.zeros(shape_zyx, indices_zyx.dtype)
     regions = {
-        index: _reach(_box(found), shape, shape_zyx)
+        index: _reach(BoundingBox.of_slices(found), shape, shape_zyx)
         for index, found in enumerate(ndimage.find_objects(indices_zyx), start=1)
         if found is not None
     }
@@ -317,16 +316,11 @@ def _cell_maximum(volume_zyx: torch.Tensor) -> torch.Tensor:
 def _reach(box: BoundingBox, from_shape: IntTriple, to_shape: IntTriple) -> BoundingBox:
     """The voxels of the result that a box of the input has any weight in (or a few more)."""
     reach = tuple(math.ceil(max(a / b, 1.0)) for a, b in zip(from_shape, to_shape, strict=True))
-    grown = _box(
+    grown = BoundingBox.of_slices(
         slice(max(side.start - r, 0), min(side.stop + r, size))
         for side, r, size in zip(box.slices, reach, from_shape, strict=True)
     )
     return grown.rescaled(from_shape, to_shape)
-
-
-def _box(sides: Iterable[slice]) -> BoundingBox:
-    z, y, x = sides
-    return BoundingBox(start=(z.start, y.start, x.start), stop=(z.stop, y.stop, x.stop))
 
 
 def _class_weight(indices_zyx: np.ndarray, index: int, shape_zyx: IntTriple, box: BoundingBox) -> np.ndarray:
