@@ -33,7 +33,7 @@ ROWS = {
 
 #: Where a third-party package may be imported: a file or a folder of the package. Others may be imported from row 1 up.
 ONLY_IN = {
-    "SimpleITK": ("io/images.py", "io/dicom.py"),
+    "SimpleITK": ("io/images.py", "io/image_file.py", "io/dicom.py"),
     "nibabel": "io/",
     "acvl_utils": "inference/",
     "batchgenerators": "training/",

@@ -62,7 +62,7 @@ def test_nothing_is_called_damaged_or_absent_for_want_of_files(tmp_path, no_more
         lambda: records.load_json(tmp_path / "slice.dcm"),
         lambda: visible_files(tmp_path),
         lambda: holds_slices(tmp_path),
-        lambda: integrity.is_gzip(tmp_path / "slice.dcm"),
+        lambda: integrity.opened(tmp_path / "slice.dcm").__enter__(),
         lambda: file_stamp(tmp_path),
     ):
         with pytest.raises(OSError, match="Too many open files"):

@@ -9,7 +9,7 @@ from flaresemi.errors import ConfigError, ImageError, listed, shown
 from flaresemi.files import read_text
 from flaresemi.image_paths import holds_slices, image_name, image_stem, named_images, visible_files
 from flaresemi.inference.prediction_records import load_prediction
-from flaresemi.io.images import image_ending
+from flaresemi.io.image_file import image_ending
 from flaresemi.phantom.dataset import TEST_LABELS
 from flaresemi.system_errors import is_shortage
 

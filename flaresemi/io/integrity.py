@@ -31,7 +31,7 @@ _CHUNK = 1 << 20
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Opens an image file for reading, at its start.
+    """Opens an image file for reading, at its start; what the system says of it afterwards is told, too.
 
     Raises:
         ImageError: it does not exist, is no regular file, is empty, is a git-LFS pointer, or the system cannot read it;
@@ -85,43 +85,44 @@ def raise_shortage(path: Path, problem: RuntimeError) -> None:
             raise problem
 
 
-def is_gzip(path: Path) -> bool:
-    """True when a file starts as gzip streams do.
-
-    Raises:
-        ImageError: as `opened`.
-    """
-    with opened(path) as file:
-        return file.read(2) == b"\x1f\x8b"
+def path_of(file: BinaryIO) -> Path:
+    """The path that a file was opened by."""
+    return Path(file.name)
 
 
-def inflate_start(path: Path, count: int) -> bytes:
+def is_gzip(file: BinaryIO) -> bool:
+    """True when a file starts as gzip streams do."""
+    file.seek(0)
+    return file.read(2) == b"\x1f\x8b"
+
+
+def inflate_start(file: BinaryIO, count: int) -> bytes:
     """The first `count` bytes inside a gzip file, or fewer where it holds fewer.
 
     Raises:
-        ImageError: as `opened`, or the stream is damaged at its start.
+        ImageError: the stream is damaged at its start.
     """
-    with opened(path) as file:
-        stream = zlib.decompressobj(wbits=47)
-        start = bytearray()
-        while len(start) < count and not stream.eof:
-            data = stream.unconsumed_tail or file.read(4096)
-            if not data:
-                break
-            try:
-                start += stream.decompress(data, count - len(start))
-            except zlib.error as problem:
-                raise damaged(path, str(problem)) from None
-        return bytes(start)
+    file.seek(0)
+    stream = zlib.decompressobj(wbits=47)
+    start = bytearray()
+    while len(start) < count and not stream.eof:
+        data = stream.unconsumed_tail or file.read(4096)
+        if not data:
+            break
+        try:
+            start += stream.decompress(data, count - len(start))
+        except zlib.error as problem:
+            raise damaged(path_of(file), str(problem)) from None
+    return bytes(start)
 
 
-def inflate(path: Path, *, count: int, offset: int = 0, keep: bool = True) -> np.ndarray:
+def inflate(file: BinaryIO, *, count: int, offset: int = 0, keep: bool = True) -> np.ndarray:
     """Decompresses a gzip or zlib stream to its very end, checksums included, and returns its first `count` bytes.
 
     Several gzip members in a row (bgzip, `cat a.gz b.gz`) are one stream. Nothing beyond `count` bytes is held.
 
     Args:
-        path: The file.
+        file: The file.
         count: Bytes that the stream must hold at least.
         offset: Where in the file the stream starts.
         keep: False only checks, and returns an empty array.
@@ -130,45 +131,52 @@ def inflate(path: Path, *, count: int, offset: int = 0, keep: bool = True) -> np
         ImageError: the stream breaks off, is damaged, or holds fewer than `count` bytes; or `count` is more than a
             file of this size can hold, in which case nothing is allocated.
     """
-    check_inflatable(path, count=count, offset=offset)
-    if keep and count > max(_LARGE, _COMMON_RATIO * os.path.getsize(path)):
-        inflate(path, count=count, offset=offset, keep=False)  # memory only for what is there
-    with opened(path) as file:
-        file.seek(offset)
-        kept = np.empty(count if keep else 0, np.uint8)
-        total = 0
-        for piece in _inflated(file, path):
-            if total < kept.size:
-                part = np.frombuffer(piece, np.uint8)[: kept.size - total]
-                kept[total : total + part.size] = part
-            total += len(piece)
+    check_inflatable(file, count=count, offset=offset)
+    if keep and count > max(_LARGE, _COMMON_RATIO * _size(file)):
+        inflate(file, count=count, offset=offset, keep=False)  # memory only for what is there
+    file.seek(offset)
+    kept = np.empty(count if keep else 0, np.uint8)
+    total = 0
+    for piece in _inflated(file):
+        if total < kept.size:
+            part = np.frombuffer(piece, np.uint8)[: kept.size - total]
+            kept[total : total + part.size] = part
+        total += len(piece)
     if total < count:
-        raise too_short(path, count, f"only {total} bytes are in the file")
+        raise too_short(path_of(file), count, f"only {total} bytes are in the file")
     return kept
 
 
-def check_inflatable(path: Path, *, count: int, offset: int = 0) -> None:
+def check_inflatable(file: BinaryIO, *, count: int, offset: int = 0) -> None:
     """Checks, without decompressing, that `count` bytes can come out of a compressed file of this size at all.
 
     Raises:
-        ImageError: they cannot, or as `opened`.
+        ImageError: they cannot.
     """
-    with opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    size = _size(file)
     if count > (size - offset) * _DEFLATE_LIMIT:
-        raise too_short(path, count, f"which cannot be in the {size} bytes of the file")
+        raise too_short(path_of(file), count, f"which cannot be in the {size} bytes of the file")
 
 
-def check_raw(path: Path, *, count: int, offset: int | None) -> None:
+def check_raw(file: BinaryIO, *, count: int, offset: int | None) -> None:
     """Checks that `count` uncompressed bytes lie at `offset` of a file.
 
     Raises:
-        ImageError: the file is shorter, or as `opened`.
+        ImageError: the file is shorter.
     """
-    with opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-    if size < count + (offset or 0):
-        raise too_short(path, count, f"only {max(size - (offset or 0), 0)} bytes are in the file")
+    held = _size(file) - (offset or 0)
+    if held < count:
+        raise too_short(path_of(file), count, f"only {max(held, 0)} bytes are in the file")
+
+
+def read_array(file: BinaryIO, dtype: np.dtype, count: int, offset: int | None) -> np.ndarray:
+    """The `count` uncompressed numbers that lie at `offset` of a file; None: that are its last ones."""
+    file.seek(_size(file) - count * dtype.itemsize if offset is None else offset)
+    return np.fromfile(file, dtype, count)
+
+
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
 def check_memory(path: Path, count: int) -> None:
@@ -185,7 +193,7 @@ def check_memory(path: Path, count: int) -> None:
         )  # fmt: skip
 
 
-def _inflated(file: BinaryIO, path: Path) -> Iterator[bytes]:
+def _inflated(file: BinaryIO) -> Iterator[bytes]:
     stream = zlib.decompressobj(wbits=47)
     data = file.read(_CHUNK)
     try:
@@ -200,9 +208,9 @@ def _inflated(file: BinaryIO, path: Path) -> Iterator[bytes]:
                 continue
             data = stream.unconsumed_tail or file.read(_CHUNK)
             if not data:
-                raise damaged(path, "the compressed stream breaks off before its end")
+                raise damaged(path_of(file), "the compressed stream breaks off before its end")
     except zlib.error as problem:
-        raise damaged(path, str(problem)) from None
+        raise damaged(path_of(file), str(problem)) from None
 
 
 def damaged(path: Path, why: str) -> ImageError:

@@ -9,7 +9,7 @@ import logging
 import math
 import zlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 
@@ -166,56 +166,51 @@ class NiftiHeader:
             return float(np.linalg.norm(apart[:3], axis=0).max())
 
 
-def read_header(path: Path) -> NiftiHeader:
+def read_header(file: BinaryIO) -> NiftiHeader:
     """Reads and checks a header, and that the file can hold what it announces.
 
     Raises:
         ImageError: the file is no single-file NIfTI, is not compressed as its name says, or is shorter than it
             announces; or it is 4D, complex, RGB, or otherwise not one real number per voxel.
     """
-    compressed = integrity.is_gzip(path)
+    path = integrity.path_of(file)
+    compressed = integrity.is_gzip(file)
     if path.name.lower().endswith(".gz") and not compressed:
         raise ImageError(
             "the file is named .gz but is not compressed", where=path,
             fix="if it is a NIfTI file, rename it to .nii or compress it with gzip; otherwise copy it again",
         )  # fmt: skip
-    if compressed:
-        block = integrity.inflate_start(path, 540)
-    else:
-        with integrity.opened(path) as file:
-            block = file.read(540)
+    file.seek(0)
+    block = integrity.inflate_start(file, 540) if compressed else file.read(540)
     if compressed and len(block) < 348:
         raise ImageError("the file breaks off within its header", where=path, fix="copy or download it again")
     header = _parse(block, path)
     if compressed:
-        integrity.check_inflatable(path, count=header.offset + header.voxel_bytes)
+        integrity.check_inflatable(file, count=header.offset + header.voxel_bytes)
     else:
-        integrity.check_raw(path, count=header.voxel_bytes, offset=header.offset)
+        integrity.check_raw(file, count=header.voxel_bytes, offset=header.offset)
     return header
 
 
-def read_voxels(path: Path, header: NiftiHeader) -> np.ndarray:
+def read_voxels(file: BinaryIO, header: NiftiHeader) -> np.ndarray:
     """The stored voxels, (Z, Y, X), in the file's own type and byte order; the scaling is not applied.
 
     Raises:
         ImageError: the file is not whole.
     """
-    if integrity.is_gzip(path):
-        data = integrity.inflate(path, count=header.offset + header.voxel_bytes)
+    if integrity.is_gzip(file):
+        data = integrity.inflate(file, count=header.offset + header.voxel_bytes)
         return data[header.offset :].view(header.dtype).reshape(header.shape_zyx)
-    with integrity.opened(path) as file:
-        file.seek(header.offset)
-        voxels = np.fromfile(file, header.dtype, math.prod(header.shape_zyx))
+    voxels = integrity.read_array(file, header.dtype, math.prod(header.shape_zyx), header.offset)
     return voxels.reshape(header.shape_zyx)
 
 
-def read_geometries(path: Path) -> tuple[NiftiHeader, Geometry, Geometry | None]:
-    """A file's header, the grid that counts, and the other one that its header may be read to say, where it is another.
+def find_geometries(header: NiftiHeader, path: Path) -> tuple[Geometry, Geometry | None]:
+    """The grid that counts, and the other one that a header may be read to say, where it is another.
 
     Raises:
-        ImageError: as `read_header`, or the axes are no grid.
+        ImageError: the axes are no grid.
     """
-    header = read_header(path)
     first, *others = header.affines_lps_mm
     geometry = _geometry(first, header, path)
     if header.disagreement_mm > _APART_MM:
@@ -229,7 +224,7 @@ def read_geometries(path: Path) -> tuple[NiftiHeader, Geometry, Geometry | None]
         second = None
     if second is not None and geometry.far_corner_distance_mm(second) <= _ROUNDING * min(geometry.spacing_zyx_mm):
         second = None
-    return header, geometry, second
+    return geometry, second
 
 
 def _geometry(affine: np.ndarray, header: NiftiHeader, path: Path) -> Geometry:

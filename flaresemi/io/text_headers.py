@@ -59,7 +59,7 @@ class VoxelStream:
     encoding: Literal["raw", "deflate", "text", "hex"]
     big_endian: bool
 
-    def check(self, count: int, dtype: np.dtype) -> None:
+    def check(self, file: BinaryIO, count: int, dtype: np.dtype) -> None:
         """Checks, without reading them, that `count` voxels can be in the file.
 
         Raises:
@@ -67,32 +67,27 @@ class VoxelStream:
         """
         size, offset = count * dtype.itemsize, self.offset or 0
         if self.encoding == "raw":
-            integrity.check_raw(self.path, count=size, offset=offset)
+            integrity.check_raw(file, count=size, offset=offset)
         elif self.encoding == "deflate":
-            integrity.check_inflatable(self.path, count=size, offset=offset)
+            integrity.check_inflatable(file, count=size, offset=offset)
         else:  # a digit and a blank, or two digits a byte
-            integrity.check_raw(self.path, count=2 * (count if self.encoding == "text" else size) - 1, offset=offset)
+            integrity.check_raw(file, count=2 * (count if self.encoding == "text" else size) - 1, offset=offset)
 
-    def read(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    def read(self, file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """The voxels, of this type and the file's byte order, in an array whose last axis is the file's first.
 
         Raises:
             ImageError: the file is not whole.
         """
         count = math.prod(shape)
-        self.check(count, dtype)
         stored = dtype.newbyteorder(">" if self.big_endian else "<")
         if self.encoding == "deflate":
-            data = integrity.inflate(self.path, count=count * dtype.itemsize, offset=self.offset or 0)
+            data = integrity.inflate(file, count=count * dtype.itemsize, offset=self.offset or 0)
             return data.view(stored).reshape(shape)
-        with integrity.opened(self.path) as file:
-            if self.encoding == "raw":
-                last = os.fstat(file.fileno()).st_size - count * dtype.itemsize
-                file.seek(last if self.offset is None else self.offset)
-                return np.fromfile(file, stored, count).reshape(shape)
-            file.seek(self.offset or 0)
-            digits = file.read()
-        return self._parsed(digits, count, stored).reshape(shape)
+        if self.encoding == "raw":
+            return integrity.read_array(file, stored, count, self.offset).reshape(shape)
+        file.seek(self.offset or 0)
+        return self._parsed(file.read(), count, stored).reshape(shape)
 
     def _parsed(self, digits: bytes, count: int, stored: np.dtype) -> np.ndarray:
         try:
@@ -126,35 +121,26 @@ class TextHeader:
     pairs: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def read_text_header(path: Path) -> TextHeader:
+def read_text_header(file: BinaryIO) -> TextHeader:
     """Reads the text header of a MetaImage or NRRD file, but for what the library reads of it.
 
     Raises:
         ImageError: it is no such header; or the voxels are in several files, in one that is not there, or in one that
             lies outside of the header's folder; or its lengths have a unit that is not known.
     """
-    with integrity.opened(path) as file:
-        if path.name.lower().endswith(".nrrd"):
-            fields, pairs = _nrrd_fields(file, path)
-            return TextHeader(
-                voxels=_nrrd_stream(path, fields, file.tell()),
-                world_mm=_nrrd_units(path, fields, "space units"),
-                voxel_mm=_nrrd_units(path, fields, "units"),
-                layer_axis=_nrrd_layer_axis(fields),
-                pairs=pairs,
-            )
-        fields = _meta_fields(file, path)
-        unit = _millimetres(fields.get("DistanceUnits", ""), path)
-        return TextHeader(voxels=_meta_stream(path, fields, file.tell()), world_mm=(unit, unit, unit))
-
-
-def find_voxels(path: Path) -> VoxelStream:
-    """Where the voxels of a MetaImage or NRRD file lie.
-
-    Raises:
-        ImageError: as `read_text_header`.
-    """
-    return read_text_header(path).voxels
+    path = integrity.path_of(file)
+    if path.name.lower().endswith(".nrrd"):
+        fields, pairs = _nrrd_fields(file, path)
+        return TextHeader(
+            voxels=_nrrd_stream(path, fields, file.tell()),
+            world_mm=_nrrd_units(path, fields, "space units"),
+            voxel_mm=_nrrd_units(path, fields, "units"),
+            layer_axis=_nrrd_layer_axis(fields),
+            pairs=pairs,
+        )
+    fields = _meta_fields(file, path)
+    unit = _millimetres(fields.get("DistanceUnits", ""), path)
+    return TextHeader(voxels=_meta_stream(path, fields, file.tell()), world_mm=(unit, unit, unit))
 
 
 def _meta_fields(file: BinaryIO, path: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from flaresemi.errors import ImageError
 from flaresemi.files import atomic_path
 from flaresemi.io import integrity
-from flaresemi.io.text_headers import find_voxels
+from flaresemi.io.text_headers import read_text_header
 
 
 @contextlib.contextmanager
@@ -42,13 +42,12 @@ def written_whole(path: Path, *, expected_bytes: int, ending: str) -> Iterator[P
 
 
 def _check_whole(path: Path, expected_bytes: int) -> None:
-    if path.name.endswith(".nii.gz"):
-        integrity.inflate(path, count=expected_bytes, keep=False)
-    elif path.name.endswith(".nii"):
-        integrity.check_raw(path, count=expected_bytes, offset=0)
-    else:
-        stream = find_voxels(path)
-        integrity.inflate(stream.path, count=expected_bytes, offset=stream.offset or 0, keep=False)
+    with integrity.opened(path) as file:
+        if path.name.endswith(".nii"):
+            integrity.check_raw(file, count=expected_bytes, offset=0)
+        else:
+            offset = 0 if path.name.endswith(".nii.gz") else read_text_header(file).voxels.offset or 0
+            integrity.inflate(file, count=expected_bytes, offset=offset, keep=False)
 
 
 def try_disk(folder: Path, count: int) -> None:

@@ -18,8 +18,8 @@ from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import FlaresemiError, ImageError
 from flaresemi.geometry import BoundingBox, Geometry
 from flaresemi.io.grids import SourceGrid
-from flaresemi.io.images import LabelMap, image_ending, read_image, read_label_map
-from flaresemi.io.nifti import read_header
+from flaresemi.io.image_file import image_ending
+from flaresemi.io.images import LabelMap, read_image, read_label_map
 from flaresemi.io.segments import Segment
 from flaresemi.labels import count_values
 from flaresemi.planning.cases import GRID_TOLERANCE_VOXELS
@@ -197,7 +197,7 @@ def _inspect_image(case: Case, body: BodyRule | None, problems: list[Problem]) -
             source=image.source,
             channels=tuple(map(measure_channel, image.array_czyx)),
             non_finite=image.non_finite,
-            disagreement_mm=max(map(_disagreement_mm, case.images)),
+            disagreement_mm=image.disagreement_mm,
             content=_hash(image.array_czyx),
             body=body,
             modalities=image.modalities,
@@ -219,10 +219,6 @@ def _trouble(path: Path) -> ImageError | None:
 
 def _problem(error: FlaresemiError) -> Problem:
     return Problem(file=error.where or "", what=error.what, fix=error.fix or "correct the file, or remove the case")
-
-
-def _disagreement_mm(path: Path) -> float:
-    return 0.0 if path.is_dir() or image_ending(path) not in (".nii", ".nii.gz") else read_header(path).disagreement_mm
 
 
 def _has_names(case: Case) -> bool:

@@ -1,5 +1,6 @@
 """Images: any orientation in, exactly the same grid out, and nothing broken taken for whole."""
 
+import builtins
 import itertools
 import logging
 import math
@@ -450,3 +451,17 @@ def test_voxels_larger_than_any_body_are_refused(tmp_path, spacing):
     (tmp_path / "a.mha").write_bytes("\n".join(lines).encode() + bytes(120))
     with pytest.raises(ImageError, match="make no sense"):
         read_grid(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_a_file_is_opened_once(tmp_path, monkeypatch, ending):
+    path = tmp_path / f"a{ending}"
+    write_reference(path, np.zeros((3, 4, 5), np.uint8))
+    opened, really_open = [], builtins.open
+    monkeypatch.setattr(
+        "builtins.open", lambda file, *args, **more: opened.append(file) or really_open(file, *args, **more)
+    )
+    for read in (read_grid, read_label_map, lambda path: read_image([path])):
+        opened.clear()
+        read(path)
+        assert opened == [path]

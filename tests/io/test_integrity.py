@@ -127,10 +127,11 @@ def test_inflate_keeps_what_was_asked_for(tmp_path):
     content = np.random.default_rng(0).integers(0, 256, 3 << 20).astype(np.uint8)
     path = tmp_path / "a"
     path.write_bytes(b"header" + zlib.compress(content.tobytes()))
-    np.testing.assert_array_equal(integrity.inflate(path, count=1 << 20, offset=6), content[: 1 << 20])
-    assert integrity.inflate(path, count=3 << 20, offset=6, keep=False).size == 0
-    with pytest.raises(ImageError, match="only"):
-        integrity.inflate(path, count=(3 << 20) + 1, offset=6)
+    with integrity.opened(path) as file:
+        np.testing.assert_array_equal(integrity.inflate(file, count=1 << 20, offset=6), content[: 1 << 20])
+        assert integrity.inflate(file, count=3 << 20, offset=6, keep=False).size == 0
+        with pytest.raises(ImageError, match="only"):
+            integrity.inflate(file, count=(3 << 20) + 1, offset=6)
 
 
 META = (
