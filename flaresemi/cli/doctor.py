@@ -12,7 +12,7 @@ from pathlib import Path
 from flaresemi import __version__
 from flaresemi.cli.common import EXIT_OK, EXIT_USER_ERROR, StrictParser, add_dataset_options, run, workspace_of
 from flaresemi.cli.output import require_printed
-from flaresemi.compute.checkup import Finding, machine
+from flaresemi.compute.checkup import Check, machine
 from flaresemi.compute.device import limit_threads
 from flaresemi.errors import FlaresemiError
 from flaresemi.files import open_regular
@@ -42,26 +42,26 @@ def _doctor(options: argparse.Namespace) -> int:
     is_meant = options.workspace is not None or workspace.plans.exists()
     print(f"flaresemi {__version__}")
     problems = notes = 0
-    for finding in _findings(workspace, is_meant):
-        _print(finding)
-        problems += finding.verdict == "problem"
-        notes += finding.verdict == "note"
+    for check in _checks(workspace, is_meant):
+        _print(check)
+        problems += check.verdict == "problem"
+        notes += check.verdict == "note"
     print(f"\n{problems} problem(s) that would stop a training, {notes} note(s)")
     require_printed()
     return EXIT_USER_ERROR if problems else EXIT_OK
 
 
-def _findings(workspace: Workspace, is_meant: bool) -> Iterator[Finding]:
+def _checks(workspace: Workspace, is_meant: bool) -> Iterator[Check]:
     yield from machine(workspace.root if is_meant else Path.cwd())
     yield _openvino()
     if is_meant:
         yield from check_workspace(workspace)
 
 
-def _print(finding: Finding) -> None:
-    head = f"{finding.verdict:<8} {finding.name:<16} "
+def _print(check: Check) -> None:
+    head = f"{check.verdict:<8} {check.name:<16} "
     indent = " " * len(head)
-    lines = [head + finding.value, *(f"{indent}-> {line}" for line in finding.advice.splitlines())]
+    lines = [head + check.value, *(f"{indent}-> {line}" for line in check.advice.splitlines())]
     for line in lines:  # paths stay whole, to be copied
         filled = textwrap.fill(
             line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
@@ -69,22 +69,22 @@ def _print(finding: Finding) -> None:
         print(filled, flush=True)
 
 
-def _openvino() -> Finding:
+def _openvino() -> Check:
     if openvino_is_installed():
-        return Finding(name="OpenVINO", value="installed: predictions on a CPU are faster by it")
+        return Check(name="OpenVINO", value="installed: predictions on a CPU are faster by it")
     advice = 'predictions on a CPU would be faster: pip install "flaresemi[openvino]"'
-    return Finding(name="OpenVINO", value="not installed", verdict="note", advice=advice)
+    return Check(name="OpenVINO", value="not installed", verdict="note", advice=advice)
 
 
-def check_workspace(workspace: Workspace) -> list[Finding]:
+def check_workspace(workspace: Workspace) -> list[Check]:
     """Whether a workspace can be written to, and whether this version reads what it holds; arrays are not read."""
     root = workspace.root
     if not root.exists():
-        return [Finding(name="workspace", value=f"{root} is not there yet: the first command makes it")]
+        return [Check(name="workspace", value=f"{root} is not there yet: the first command makes it")]
     if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
         value = f"{root} is not a folder that can be written to"
         return [
-            Finding(name="workspace", value=value, verdict="problem", advice="change its permissions, or name another")
+            Check(name="workspace", value=value, verdict="problem", advice="change its permissions, or name another")
         ]
     count, complaints = 0, []
     for read in _records(workspace):
@@ -94,11 +94,11 @@ def check_workspace(workspace: Workspace) -> list[Finding]:
         except FlaresemiError as error:
             complaints.append(str(error))
     if not complaints:
-        return [Finding(name="workspace", value=f"{root}: {count} record(s) and model(s), all readable")]
+        return [Check(name="workspace", value=f"{root}: {count} record(s) and model(s), all readable")]
     more = [f"and {len(complaints) - _SHOWN_COMPLAINTS} more"] if len(complaints) > _SHOWN_COMPLAINTS else []
     shown = "\n".join([*(" ".join(text.split()) for text in complaints[:_SHOWN_COMPLAINTS]), *more])
     return [
-        Finding(
+        Check(
             name="workspace", value=f"{root}: {len(complaints)} of {count} record(s) and model(s) cannot be read",
             verdict="problem", advice=shown,
         )

@@ -33,9 +33,9 @@ from flaresemi.cli.prediction_files import (
     update_reliability,
     update_warnings,
 )
+from flaresemi.compute.background import FinishBehind, read_ahead
 from flaresemi.compute.device import limit_threads
 from flaresemi.compute.metering import Meter, StepClock
-from flaresemi.compute.overlap import FinishBehind, read_ahead
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 from flaresemi.geometry import FloatTriple

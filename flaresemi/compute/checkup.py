@@ -1,4 +1,4 @@
-"""What this machine offers and what limits it, judged: one finding per line."""
+"""What this machine offers and what limits it, judged: one check per line."""
 
 import dataclasses
 import importlib.metadata
@@ -32,7 +32,7 @@ _CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Check:
     """One thing that was looked at.
 
     Attributes:
@@ -52,18 +52,18 @@ class Finding:
             raise ValueError(f"{self.name}: a problem comes with what to do")
 
 
-def packages(distribution: str = "flaresemi") -> list[Finding]:
+def packages(distribution: str = "flaresemi") -> list[Check]:
     """Python and the packages, against the ranges that the installed distribution declares."""
     try:
         metadata = importlib.metadata.metadata(distribution)
     except importlib.metadata.PackageNotFoundError:
         value = f"{distribution} is not installed as a package: its ranges are not known"
-        return [Finding(name="packages", value=value, verdict="note", advice="pip install . in the source folder")]
+        return [Check(name="packages", value=value, verdict="note", advice="pip install . in the source folder")]
     python, wanted = platform.python_version(), metadata["Requires-Python"] or ""
-    findings = [Finding(name="Python", value=f"{python} ({wanted})")]
+    checks = [Check(name="Python", value=f"{python} ({wanted})")]
     if not SpecifierSet(wanted).contains(python, prereleases=True):
-        findings = [
-            Finding(name="Python", value=f"{python}, needed is {wanted}", verdict="problem", advice="install another")
+        checks = [
+            Check(name="Python", value=f"{python}, needed is {wanted}", verdict="problem", advice="install another")
         ]
     required = [Requirement(line) for line in importlib.metadata.requires(distribution) or ()]
     needed = [each for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]
@@ -71,8 +71,8 @@ def packages(distribution: str = "flaresemi") -> list[Finding]:
     if wrong:
         names = " ".join(f"'{each.name}{each.specifier}'" for each in needed if each.name in wrong)
         value = "; ".join(f"{name} {why}" for name, why in wrong.items())
-        return [*findings, Finding(name="packages", value=value, verdict="problem", advice=f"pip install {names}")]
-    return [*findings, Finding(name="packages", value=f"all {len(needed)} in their ranges")]
+        return [*checks, Check(name="packages", value=value, verdict="problem", advice=f"pip install {names}")]
+    return [*checks, Check(name="packages", value=f"all {len(needed)} in their ranges")]
 
 
 def _misfit(requirement: Requirement) -> str:
@@ -85,26 +85,26 @@ def _misfit(requirement: Requirement) -> str:
     return "" if fits else f"is {found}, needed is {requirement.specifier}"
 
 
-def processor() -> list[Finding]:
+def processor() -> list[Check]:
     """The processor, the cores and threads to use of it, and what it computes in hardware."""
     cores, present, threads = available_cores(), os.cpu_count() or 1, torch.get_num_threads()
     value = f"{device_name(_CPU)}; {cores} of {present} core(s) may be used"
-    findings = [Finding(name="processor", value=value)]
+    checks = [Check(name="processor", value=value)]
     if cores < present:
         advice = "more for this container or job: docker run --cpus, sbatch --cpus-per-task"
-        findings = [Finding(name="processor", value=value, verdict="note", advice=advice)]
+        checks = [Check(name="processor", value=value, verdict="note", advice=advice)]
     value = f"torch computes with {threads} on {cores} core(s)"
     if threads == cores:
-        findings.append(Finding(name="threads", value=value))
+        checks.append(Check(name="threads", value=value))
     else:
         asked = os.environ.get("OMP_NUM_THREADS")
         advice = f"set OMP_NUM_THREADS={cores}" + (f", which is {asked} now" if asked else "")
-        findings.append(Finding(name="threads", value=value, verdict="note", advice=advice))
+        checks.append(Check(name="threads", value=value, verdict="note", advice=advice))
     bf16 = "in hardware" if cpu_has_bf16() else "not in hardware: fp32 is computed"
-    return [*findings, Finding(name="bf16 on the CPU", value=bf16)]
+    return [*checks, Check(name="bf16 on the CPU", value=bf16)]
 
 
-def convolution(device: torch.device) -> Finding:
+def convolution(device: torch.device) -> Check:
     """Speed of a convolution in what a training on the device would compute in, in both memory layouts."""
     dtypes = {"fp32": torch.float32}
     if device.type == "cuda":
@@ -122,42 +122,42 @@ def convolution(device: torch.device) -> Finding:
             best = max(best, plain, last)
     except RuntimeError as problem:
         reason = str(problem).strip().splitlines()[0]
-        return Finding(
+        return Check(
             name=name, value=f"torch {torch.__version__} cannot compute there: {reason}", verdict="problem",
             advice="install a torch that is built for this GPU (https://pytorch.org), or use --device cpu",
         )  # fmt: skip
     value = f"{'; '.join(speeds)} GFLOP/s"
     if best < _WISHED_GFLOPS:
-        return Finding(name=name, value=value, verdict="note", advice="slow, or busy just now: train on a GPU")
-    return Finding(name=name, value=value)
+        return Check(name=name, value=value, verdict="note", advice="slow, or busy just now: train on a GPU")
+    return Check(name=name, value=value)
 
 
-def gpus() -> list[Finding]:
+def gpus() -> list[Check]:
     """Driver, CUDA and the GPUs with their memory."""
     driver = _driver()
     built = f"torch {torch.__version__} for CUDA {torch.version.cuda}"
     if torch.version.cuda is None:
         value = f"none for torch {torch.__version__}, which is built without CUDA"
         if not driver:
-            return [Finding(name="GPU", value=value)]
+            return [Check(name="GPU", value=value)]
         advice = "there is an NVIDIA driver: install a torch with CUDA (https://pytorch.org)"
-        return [Finding(name="GPU", value=f"{value}; driver {driver}", verdict="note", advice=advice)]
+        return [Check(name="GPU", value=f"{value}; driver {driver}", verdict="note", advice=advice)]
     if not torch.cuda.is_available():
         if not driver:
-            return [Finding(name="GPU", value=f"none: no NVIDIA driver; {built}")]
+            return [Check(name="GPU", value=f"none: no NVIDIA driver; {built}")]
         advice = f"update the driver for CUDA {torch.version.cuda}; in a container: docker run --gpus all"
         value = f"none that torch can use; {built}, driver {driver}"
-        return [Finding(name="GPU", value=value, verdict="note", advice=advice)]
-    findings = [Finding(name="CUDA", value=f"{built}, driver {driver or 'unknown'}")]
+        return [Check(name="GPU", value=value, verdict="note", advice=advice)]
+    checks = [Check(name="CUDA", value=f"{built}, driver {driver or 'unknown'}")]
     for index in range(torch.cuda.device_count()):
         free, total = (each / 2**30 for each in torch.cuda.mem_get_info(index))
         value = f"{torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GiB free"
         if free < 0.8 * total:
             note = "others use it (nvidia-smi shows who): wait for them, or choose another with --device"
-            findings.append(Finding(name=f"GPU {index}", value=value, verdict="note", advice=note))
+            checks.append(Check(name=f"GPU {index}", value=value, verdict="note", advice=note))
         else:
-            findings.append(Finding(name=f"GPU {index}", value=value))
-    return findings
+            checks.append(Check(name=f"GPU {index}", value=value))
+    return checks
 
 
 def _driver() -> str:
@@ -166,7 +166,7 @@ def _driver() -> str:
     return next((word for word in words if word[0].isdigit()), "unknown") if words else ""
 
 
-def memory() -> Finding:
+def memory() -> Check:
     """Main memory, with the limit of a container."""
     free = free_memory_gib()
     value = f"{free:.1f} of {total_memory_gib():.1f} GiB free"
@@ -174,41 +174,41 @@ def memory() -> Finding:
     return _graded("memory", value, free, needed=_NEEDED_FREE_GIB, wished=_WISHED_FREE_GIB, advice=advice)
 
 
-def shared_memory(folder: Path = Path("/dev/shm"), *, gpu_count: int = 0) -> Finding:
+def shared_memory(folder: Path = Path("/dev/shm"), *, gpu_count: int = 0) -> Check:
     """Shared memory, which several GPUs talk through, and in which worker processes keep their semaphores."""
     name, enlarge = "shared memory", "docker run --shm-size=8g, or --ipc=host"
     if not folder.is_dir():
-        return Finding(name=name, value=f"no {folder} on this system")
+        return Check(name=name, value=f"no {folder} on this system")
     usage = shutil.disk_usage(folder)
     size, free = usage.total / 2**30, usage.free / 2**30
     value = f"{_size(free)} of {_size(size)} free in {folder}"
     if free < _SEMAPHORES_GIB or not os.access(folder, os.W_OK):
         advice = f"worker processes cannot start: empty it, or enlarge it ({enlarge})"
-        return Finding(name=name, value=value, verdict="problem", advice=advice)
+        return Check(name=name, value=value, verdict="problem", advice=advice)
     if size >= _WISHED_SHM_GIB:
-        return Finding(name=name, value=value)
+        return Check(name=name, value=value)
     if gpu_count > 1:
-        return Finding(name=name, value=value, verdict="problem", advice=f"--gpus needs more: {enlarge}")
+        return Check(name=name, value=value, verdict="problem", advice=f"--gpus needs more: {enlarge}")
     advice = f"enough here: loader processes do not use it; only several GPUs would need more ({enlarge})"
-    return Finding(name=name, value=value, verdict="note", advice=advice)
+    return Check(name=name, value=value, verdict="note", advice=advice)
 
 
-def open_files() -> Finding:
+def open_files() -> Check:
     """How many files a process may have open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        return Finding(name="open files", value="no limit")
+        return Check(name="open files", value="no limit")
     value = f"at most {soft} (could be raised to {'any' if hard == resource.RLIM_INFINITY else hard})"
     advice = "ulimit -n 4096 in the shell; docker run --ulimit nofile=4096"
     return _graded("open files", value, soft, needed=_NEEDED_FILES, wished=_WISHED_FILES, advice=advice)
 
 
-def disk(folder: Path) -> list[Finding]:
+def disk(folder: Path) -> list[Check]:
     """Space and speed where a workspace is, or would be; nothing is left there."""
     place = next((each for each in (folder.absolute(), *folder.absolute().parents) if each.exists()), Path("/"))
     free = shutil.disk_usage(place).free / 2**30
     advice = "free some, or name a workspace on another disk with -w"
-    findings = [
+    checks = [
         _graded(
             "disk", f"{_size(free)} free at {place}", free,
             needed=_NEEDED_DISK_GIB, wished=_WISHED_DISK_GIB, advice=advice,
@@ -218,8 +218,8 @@ def disk(folder: Path) -> list[Finding]:
         write, read = disk_speed(place)
     except OSError as problem:
         return [
-            *findings,
-            Finding(
+            *checks,
+            Check(
                 name="writing", value=f"{place} cannot be written to: {problem.strerror}", verdict="problem",
                 advice="change its permissions, free space, or name another workspace with -w",
             ),
@@ -227,11 +227,11 @@ def disk(folder: Path) -> list[Finding]:
     value = f"writes {write:.0f} MB/s, reads {read:.0f} MB/s, one after the other"
     if min(write, read) < _WISHED_MB_PER_SECOND:
         advice = "patches are read from here: a faster, local disk keeps the network busy (-w)"
-        return [*findings, Finding(name="disk speed", value=value, verdict="note", advice=advice)]
-    return [*findings, Finding(name="disk speed", value=value)]
+        return [*checks, Check(name="disk speed", value=value, verdict="note", advice=advice)]
+    return [*checks, Check(name="disk speed", value=value)]
 
 
-def machine(folder: Path) -> Iterator[Finding]:
+def machine(folder: Path) -> Iterator[Check]:
     """Everything, one after the other, in about ten seconds at most.
 
     Args:
@@ -251,11 +251,11 @@ def machine(folder: Path) -> Iterator[Finding]:
     yield from disk(folder)
 
 
-def _graded(name: str, value: str, amount: float, *, needed: float, wished: float, advice: str) -> Finding:
+def _graded(name: str, value: str, amount: float, *, needed: float, wished: float, advice: str) -> Check:
     if amount >= wished:
-        return Finding(name=name, value=value)
+        return Check(name=name, value=value)
     verdict: Literal["note", "problem"] = "note" if amount >= needed else "problem"
-    return Finding(name=name, value=value, verdict=verdict, advice=advice)
+    return Check(name=name, value=value, verdict=verdict, advice=advice)
 
 
 def _size(gib: float) -> str:

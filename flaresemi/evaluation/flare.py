@@ -24,7 +24,7 @@ _OFFICIAL_DIGITS = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class OrganScore:
+class OrganMetrics:
     """How well one organ of one case was found.
 
     Attributes:
@@ -51,7 +51,7 @@ def evaluate_case(
     default_tolerance_mm: float,
     annotated: Collection[str] | None = None,
     official: bool = False,
-) -> tuple[OrganScore, ...]:
+) -> tuple[OrganMetrics, ...]:
     """Scores every organ of one case.
 
     Both masks empty: Dice and NSD are 1. One empty: 0. Organs that are marked `z_range` count only between the first
@@ -93,7 +93,7 @@ def evaluate_case(
                 prediction, reference, spacing_zyx_mm, label, default_tolerance_mm, official
             )
         scores.append(
-            OrganScore(
+            OrganMetrics(
                 dice=overlap,
                 nsd=surface,
                 hd95_mm=hd95_mm,

@@ -13,7 +13,7 @@ import numpy as np
 from flaresemi.case_names import check_name, refuse_alike
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.errors import DatasetError, ImageError
-from flaresemi.evaluation.flare import OrganScore, evaluate_case
+from flaresemi.evaluation.flare import OrganMetrics, evaluate_case
 from flaresemi.image_paths import IMAGE_ENDINGS, image_stem
 from flaresemi.io.images import LabelMap, read_grid, read_label_map
 from flaresemi.io.segments import EXPORT, RENUMBER, contradictions
@@ -75,7 +75,7 @@ class CaseScores:
     """The scores of one case, by organ."""
 
     case_id: str
-    organs: dict[str, OrganScore]
+    organs: dict[str, OrganMetrics]
 
 
 def match_cases(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flaresemi.errors import DatasetError, listed
-from flaresemi.evaluation.flare import OrganScore
+from flaresemi.evaluation.flare import OrganMetrics
 from flaresemi.evaluation.folders import CaseScores, default_tolerance_mm, match_cases, score_cases, stored_otherwise
 from flaresemi.files import open_regular
 from flaresemi.labels import LabelSet
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 
 #: Of the table: case, organ, and its scores.
-_COLUMNS = ("case", "organ", *(field.name for field in dataclasses.fields(OrganScore)))
+_COLUMNS = ("case", "organ", *(field.name for field in dataclasses.fields(OrganMetrics)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +299,7 @@ def _decimals(value_mm: float | None) -> int:
     return 1 if not value_mm or value_mm >= 1 else 1 - math.floor(math.log10(value_mm))
 
 
-def _statistics(scores: Sequence[OrganScore], metric: str) -> Statistics | None:
+def _statistics(scores: Sequence[OrganMetrics], metric: str) -> Statistics | None:
     values = [value for score in scores if (value := getattr(score, metric)) is not None]
     if not values:
         return None

@@ -7,7 +7,7 @@ from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError
 from flaresemi.planning.findings import IntegrityReport
 from flaresemi.planning.inspection import CaseFacts
-from flaresemi.planning.integrity import judge
+from flaresemi.planning.rules import judge
 from flaresemi.records import load_record, save_record
 from flaresemi.workspace import Workspace
 

@@ -1,6 +1,6 @@
 """What is in every file of a dataset: facts, gathered in one parallel pass and kept, so that no file is read twice.
 
-Nothing is judged here; the rules stand in `integrity`.
+Nothing is judged here; the rules stand in `rules`.
 """
 
 import dataclasses

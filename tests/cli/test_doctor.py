@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 
 from flaresemi.cli import doctor
-from flaresemi.compute.checkup import Finding
+from flaresemi.compute.checkup import Check
 from flaresemi.workspace import Workspace
 from tests.rounds.made_chain import MadeChain
 
-HEALTHY = Finding(name="disk", value="large and fast")
+HEALTHY = Check(name="disk", value="large and fast")
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+def found(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
     """What the machine is made to be."""
     findings = [HEALTHY]
 
-    def machine(folder: Path) -> Iterator[Finding]:
+    def machine(folder: Path) -> Iterator[Check]:
         yield from findings
 
     monkeypatch.setattr(doctor, "machine", machine)
@@ -38,11 +38,11 @@ def test_this_machine_is_told_in_a_screen(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_problems_change_the_exit_code(found: list[Finding], capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_problems_change_the_exit_code(found: list[Check], capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main([]) == 0
-    found.append(Finding(name="GPU", value="none", verdict="note"))
+    found.append(Check(name="GPU", value="none", verdict="note"))
     assert doctor.main([]) == 0
-    found.append(Finding(name="memory", value="none", verdict="problem", advice="buy some"))
+    found.append(Check(name="memory", value="none", verdict="problem", advice="buy some"))
     capsys.readouterr()
     assert doctor.main([]) == 2
     out = capsys.readouterr().out
@@ -51,7 +51,7 @@ def test_only_problems_change_the_exit_code(found: list[Finding], capsys: pytest
     assert "1 problem(s)" in out
 
 
-def test_a_workspace_is_read_whole(found: list[Finding], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_workspace_is_read_whole(found: list[Check], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = MadeChain().write(tmp_path / "workspace")
     for model in workspace.root.rglob("*.pt"):
         with zipfile.ZipFile(model, "w") as archive:
@@ -74,7 +74,7 @@ def test_a_workspace_is_read_whole(found: list[Finding], tmp_path: Path, capsys:
 
 
 def test_a_workspace_of_another_version_is_named(
-    found: list[Finding], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    found: list[Check], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = MadeChain().write(tmp_path / "workspace")
     text = workspace.plans.read_text(encoding="utf-8")
@@ -92,7 +92,7 @@ def test_a_workspace_may_be_absent_but_not_a_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_only_has_the_name_is_no_workspace(
-    found: list[Finding], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    found: list[Check], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "flaresemi").mkdir()
     assert doctor.main(["-d", str(tmp_path)]) == 0

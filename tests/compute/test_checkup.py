@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flaresemi.compute import checkup
-from flaresemi.compute.checkup import Finding
+from flaresemi.compute.checkup import Check
 from tests.made_kernel import KernelFiles
 
 GIB = 2**30
@@ -20,7 +20,7 @@ Usage = namedtuple("Usage", "total used free")
 
 def test_a_problem_without_advice_is_none() -> None:
     with pytest.raises(ValueError, match="what to do"):
-        Finding(name="disk", value="full", verdict="problem")
+        Check(name="disk", value="full", verdict="problem")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_packages_are_compared_with_the_declared_ranges(tmp_path: Path, monkeypa
     info = tmp_path / "madeup-1.0.dist-info"
     info.mkdir()
 
-    def declare(python: str, *required: str) -> list[Finding]:
+    def declare(python: str, *required: str) -> list[Check]:
         lines = ["Metadata-Version: 2.1", "Name: madeup", "Version: 1.0", f"Requires-Python: {python}"]
         (info / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {each}" for each in required), ""]))
         return checkup.packages("madeup")

@@ -6,16 +6,16 @@ import statistics
 import pytest
 
 from flaresemi.errors import DatasetError
-from flaresemi.evaluation.flare import OrganScore
+from flaresemi.evaluation.flare import OrganMetrics
 from flaresemi.evaluation.folders import CaseScores
 from flaresemi.evaluation.summary import evaluate_folders, load_summary, save_summary, summarize, table
 
 
 def organ(dice, nsd=0.5, hd95_mm=3.0, reference_ml=10.0):
-    return OrganScore(dice=dice, nsd=nsd, hd95_mm=hd95_mm, reference_ml=reference_ml, prediction_ml=9.0)
+    return OrganMetrics(dice=dice, nsd=nsd, hd95_mm=hd95_mm, reference_ml=reference_ml, prediction_ml=9.0)
 
 
-UNSCORED = OrganScore(dice=None, nsd=None, hd95_mm=None, reference_ml=None, prediction_ml=1.0)
+UNSCORED = OrganMetrics(dice=None, nsd=None, hd95_mm=None, reference_ml=None, prediction_ml=1.0)
 ABSENT = organ(1.0, 1.0, None, reference_ml=0.0)
 
 CASES = (

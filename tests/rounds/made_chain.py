@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flaresemi.evaluation.flare import OrganScore as TrueScore
+from flaresemi.evaluation.flare import OrganMetrics
 from flaresemi.evaluation.folders import CaseScores
 from flaresemi.evaluation.summary import save_summary, summarize
 from flaresemi.geometry import BoundingBox, StageGrid
@@ -97,7 +97,7 @@ class MadeChain:
             level = self.dice[0] - 0.03 * number if organ == self.falling else self.dice[number]
             own = np.random.default_rng([each, index, number]).normal(0, 0.006)
             value = float(np.clip(level - 0.02 * index + rng.normal(0, 0.03) + own, 0.0, 1.0))
-            organs[organ] = TrueScore(
+            organs[organ] = OrganMetrics(
                 dice=value, nsd=value * 0.96, hd95_mm=9 * (1 - value), reference_ml=100.0, prediction_ml=98.0
             )
         return CaseScores(case_id=f"real_{each}", organs=organs)

@@ -80,7 +80,7 @@ CANARY = 0x5A
 SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-class Finding(Exception):
+class Violation(Exception):
     """Something that must not happen."""
 
 
@@ -128,9 +128,9 @@ def try_one(target: Target, seed: str, folder: Path) -> str:
             target.read(path)
         except FlaresemiError as error:
             if "not enough memory" in error.what:
-                raise Finding("memory was asked for that such a file cannot need") from error
+                raise Violation("memory was asked for that such a file cannot need") from error
             if len(str(error)) > 2000 or not error.what.strip():
-                raise Finding(f"a message of {len(str(error))} characters") from error
+                raise Violation(f"a message of {len(str(error))} characters") from error
             return "refused"
     return "read"
 
@@ -257,26 +257,26 @@ def _read_images(path: Path) -> None:
 
 def _check_image(image: typing.Any) -> None:
     if image.array_czyx.dtype != np.float32 or image.array_czyx.shape[1:] != image.geometry.shape_zyx:
-        raise Finding("an image off its grid")
+        raise Violation("an image off its grid")
     if not np.isfinite(image.array_czyx).all():
-        raise Finding("a voxel that is not finite")
+        raise Violation("a voxel that is not finite")
 
 
 def _check_labels(path: Path) -> None:
     found = read_label_map(path, {"liver": 1, "spleen": 2})
     if found.array_zyx.dtype.kind not in "iu" or found.array_zyx.shape != found.geometry.shape_zyx:
-        raise Finding("a label map off its grid")
+        raise Violation("a label map off its grid")
     stored = np.frombuffer(found.array_zyx.tobytes(), np.uint8)
     if stored.size > 20 and np.mean(stored == CANARY) > 0.9:
-        raise Finding("voxels of a file outside of the header's folder")
+        raise Violation("voxels of a file outside of the header's folder")
     written = path.parent / "written.nii"
     write_label_map(written, found.array_zyx, found.source)
     again = read_label_map(written)
     apart = again.geometry.far_corner_distance_mm(found.geometry)
     if apart > 1e-4 * max(1.0, *map(abs, found.geometry.origin_xyz_mm), *found.geometry.extent_zyx_mm):
-        raise Finding(f"a label map that is written {apart} mm from its image")
+        raise Violation(f"a label map that is written {apart} mm from its image")
     if not np.array_equal(again.array_zyx, found.array_zyx):
-        raise Finding("a label map that is another one when it is read again")
+        raise Violation("a label map that is another one when it is read again")
 
 
 def _made_slices() -> dict[str, bytes]:
@@ -315,7 +315,7 @@ def _read_case(path: Path) -> None:
         stored.class_voxels(index).sum()
     image, label = stored.read_patch((-2, 1, 3), (4, 4, 4))
     if image.shape[1:] != (4, 4, 4) or (label is not None and label.shape != (4, 4, 4)):
-        raise Finding("a patch of another shape")
+        raise Violation("a patch of another shape")
 
 
 def _made_checkpoint() -> dict[str, bytes]:
@@ -414,7 +414,7 @@ def _read_record(path: Path) -> None:
     record = load_record(path, cls, error=DatasetError)
     save_record(path, record)
     if load_record(path, cls) != record:
-        raise Finding("a record that is another one when it is read again")
+        raise Violation("a record that is another one when it is read again")
 
 
 def _made_descriptions() -> dict[str, bytes]:
@@ -453,7 +453,7 @@ def _read_scores(path: Path) -> None:
     scores = load_scores(path)
     save_scores(path, scores)
     if load_scores(path) != scores:
-        raise Finding("scores that are others when they are read again")
+        raise Violation("scores that are others when they are read again")
 
 
 def _made_findings() -> dict[str, bytes]:
@@ -479,7 +479,7 @@ def _read_list(path: Path) -> None:
     for case, written in zip(cases, output_paths(cases, path, output), strict=True):
         check_name(case.id)
         if written.parent != output or os.path.normpath(written) != str(written):
-            raise Finding(f"a label map outside of its folder: {written}")
+            raise Violation(f"a label map outside of its folder: {written}")
 
 
 @contextlib.contextmanager

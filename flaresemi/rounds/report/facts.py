@@ -9,7 +9,7 @@ import numpy as np
 
 from flaresemi.case_names import case_file
 from flaresemi.errors import SelectionError
-from flaresemi.evaluation.flare import OrganScore
+from flaresemi.evaluation.flare import OrganMetrics
 from flaresemi.evaluation.summary import load_summary
 from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
@@ -32,7 +32,7 @@ class HeldOut:
         cases: By organ, by case.
     """
 
-    cases: dict[str, dict[str, OrganScore]]
+    cases: dict[str, dict[str, OrganMetrics]]
 
     def values(self, metric: Metric) -> dict[str, dict[str, float]]:
         """By organ, by case; organs that a case does not annotate are left out."""
@@ -255,7 +255,7 @@ def _state(workspace: Workspace, fold: str, number: int) -> RoundState:
 
 def _held_out(workspace: Workspace, folds: Sequence[str], number: int, not_found: list[str]) -> tuple[HeldOut, ...]:
     """The validations of all rounds, over the folds that have them all."""
-    rounds: list[dict[str, dict[str, OrganScore]]] = [{} for _ in range(number + 1)]
+    rounds: list[dict[str, dict[str, OrganMetrics]]] = [{} for _ in range(number + 1)]
     for fold in folds:
         models = [workspace.round_model(fold, each, Stage.FINE) for each in range(number + 1)]
         paths = [model.validation / "summary.json" for model in models]

@@ -23,7 +23,7 @@ from flaresemi.planning.decisions import (
 )
 from flaresemi.planning.findings import load_warnings
 from flaresemi.planning.inspection import inspect_dataset
-from flaresemi.planning.integrity import check_dataset
+from flaresemi.planning.rules import check_dataset
 from flaresemi.workspace import Workspace
 from tests.made_dicom import Stack
 from tests.made_nifti import as_nibabel_writes, as_simpleitk_writes, write_nifti

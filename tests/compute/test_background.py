@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from flaresemi.compute.overlap import FinishBehind, read_ahead
+from flaresemi.compute.background import FinishBehind, read_ahead
 
 WAIT = 5.0
 
