@@ -26,7 +26,7 @@ def present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, keep
         plans.refuse_other_labels(fingerprint.labels, where=workspace.plans)
         plans.refuse_other_dataset(fingerprint.labels, fingerprint.channels, where=workspace.plans)
     if is_same and (plans.labels, plans.channels) == (fingerprint.labels, fingerprint.channels):
-        if _kept_fingerprint(workspace) != present:
+        if kept_fingerprint(workspace) != present:
             save_record(workspace.fingerprint, present)
         return plans
     changes = _changes(fingerprint, workspace)
@@ -46,17 +46,22 @@ def present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, keep
     )
 
 
-def _kept_fingerprint(workspace: Workspace) -> DatasetFingerprint | None:
+def kept_fingerprint(workspace: Workspace, without: str = "") -> DatasetFingerprint | None:
+    """What the labeled cases looked like, where that is at hand: nobody needs it for more than comparisons.
+
+    Args:
+        without: What to say where it is not: the comparison that is left out.
+    """
     try:
         return load_fingerprint(workspace.fingerprint)
     except PlanError as problem:
-        logger.info("%s", problem.what)
+        logger.info("%s%s", f"{without}: " if without else "", problem.what)
         return None
 
 
 def _changes(fingerprint: DatasetFingerprint, workspace: Workspace) -> str:
     """What is different from the fingerprint that the plans were made from, in words."""
-    before = _kept_fingerprint(workspace)
+    before = kept_fingerprint(workspace)
     if before is None:
         return f"{workspace.fingerprint.name} is gone or damaged"
     old, new = ({case.case_id: case for case in found.cases} for found in (before, fingerprint))

@@ -5,12 +5,13 @@ import logging
 from collections.abc import Sequence
 
 from flaresemi.appearance import Norm, norms_of
-from flaresemi.errors import CheckpointError, ConfigError, DatasetError, PlanError, listed
+from flaresemi.errors import CheckpointError, ConfigError, DatasetError, listed
 from flaresemi.io.case_store import CaseStore
 from flaresemi.labels import LabelSet
 from flaresemi.planning.preparation import case_versions
+from flaresemi.planning.present_plans import kept_fingerprint
 from flaresemi.planning.splits import load_splits
-from flaresemi.plans import DatasetFingerprint, Stage, StagePlan, load_fingerprint, load_plans
+from flaresemi.plans import Stage, StagePlan, load_plans
 from flaresemi.preprocessing.preprocessor import preprocessing_hash
 from flaresemi.records import record_hash
 from flaresemi.selection import ExportRecord
@@ -141,7 +142,7 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
             "this dataset has no plans yet", where=workspace.plans, fix="run flaresemi_plan_and_preprocess first"
         )
     plans = load_plans(workspace.plans)
-    fingerprint = _fingerprint(workspace)
+    fingerprint = kept_fingerprint(workspace, "what is predicted later cannot be compared with the labeled cases")
     if fingerprint is not None and fingerprint.hash == plans.fingerprint_hash:
         plans.refuse_other_labels(fingerprint.labels, where=workspace.plans)
     plan = plans.stage(stage)
@@ -169,15 +170,6 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
         cautions=splits.divided_groups(fold),
         norms=() if fingerprint is None else norms_of(fingerprint),
     )
-
-
-def _fingerprint(workspace: Workspace) -> DatasetFingerprint | None:
-    """What the labeled cases look like, where that is at hand: a training needs it for no more than checks."""
-    try:
-        return load_fingerprint(workspace.fingerprint)
-    except PlanError as problem:
-        logger.info("what is predicted later cannot be compared with the labeled cases: %s", problem.what)
-        return None
 
 
 def check_prepared(store: CaseStore, case_ids: Sequence[str], wanted: str) -> None:

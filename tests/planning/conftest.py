@@ -53,6 +53,16 @@ class SmallDataset:
             label[6 + dz : 12 + dz, 6 + dy : 14 + dy, 5 + 6 * index + dx : 9 + 6 * index + dx] = value
         return label
 
+    def with_label_in_air(self, share: float) -> "SmallDataset":
+        """In case l1, this share of the first organ lies in the air, far from the body."""
+        label = self.label_array(1)
+        organ = np.flatnonzero(label == self.values[0])
+        moved = organ[: round(share * organ.size)]
+        label.flat[moved] = 0
+        label[:, 0].flat[: moved.size] = self.values[0]
+        self.write(self.label_path("l1"), label)
+        return self
+
     def image_array(self, seed: int, label: np.ndarray) -> np.ndarray:
         generator = np.random.default_rng([seed, 1])
         image = np.full(self.shape, -1000.0)

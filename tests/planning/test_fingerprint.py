@@ -228,14 +228,7 @@ def test_the_patient_is_found_as_the_plans_will_say(small_dataset, channels):
 
 
 def outside(small, share):
-    """The fingerprint when this share of the first organ of l1 lies in the air."""
-    label = small.label_array(1)
-    organ = np.flatnonzero(label == small.values[0])
-    moved = organ[: round(share * organ.size)]
-    label.flat[moved] = 0
-    label[:, 0].flat[: moved.size] = small.values[0]
-    small.write(small.label_path("l1"), label)
-    return fingerprint_of(small)
+    return fingerprint_of(small.with_label_in_air(share))
 
 
 def test_what_the_crop_leaves_out_is_counted(small_dataset):

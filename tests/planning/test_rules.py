@@ -556,20 +556,9 @@ def test_another_file_is_no_list_of_findings(tmp_path, content):
 # Labels outside of the body crop --------------------------------------------------------------------------------------
 
 
-def with_label_in_air(small, share):
-    """In case l1, this share of the first organ lies in the air, far from the body."""
-    label = small.label_array(1)
-    organ = np.flatnonzero(label == small.values[0])
-    moved = organ[: round(share * organ.size)]
-    label.flat[moved] = 0
-    label[:, 0].flat[: moved.size] = small.values[0]
-    small.write(small.label_path("l1"), label)
-    return small
-
-
 @pytest.mark.parametrize("channel", ["CT", "T1"])
 def test_labels_that_the_crop_leaves_out_are_a_finding_with_their_share(small_dataset, channel):
-    small = with_label_in_air(small_dataset(channels=(channel,)), 0.25)
+    small = small_dataset(channels=(channel,)).with_label_in_air(0.25)
     cropped = [finding for finding in check(small).findings if finding.problem == "cropped"]
     assert [finding.case_id for finding in cropped] == ["l1"]
     assert cropped[0].severity == "warning"
@@ -578,7 +567,7 @@ def test_labels_that_the_crop_leaves_out_are_a_finding_with_their_share(small_da
 
 def test_facts_without_the_crop_are_found_out_once_more(small_dataset, tmp_path):
     """What an older flaresemi has seen of the files says nothing of it."""
-    small, cache = with_label_in_air(small_dataset(), 0.25), tmp_path / "cache.json"
+    small, cache = small_dataset().with_label_in_air(0.25), tmp_path / "cache.json"
     check(small, cache=cache)
     content = json.loads(cache.read_text(encoding="utf-8"))
     for case in content["cases"]:
