@@ -36,7 +36,7 @@ from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.rounds.chain import ChainState, SelfTraining
 from flaresemi.rounds.exporting import export_round
-from flaresemi.rounds.round import Round
+from flaresemi.rounds.round import Execution, Round
 from flaresemi.rounds.state import PRESETS, STEPS, RoundConfig, load_state
 from flaresemi.rounds.stopping import StopRule
 from flaresemi.training.mixing import Mixing
@@ -87,7 +87,6 @@ def _semi_round(options: argparse.Namespace, words: list[str]) -> None:
         command = ["flaresemi_semi_round", *words]
         with contextlib.ExitStack() as alone:
             for fold in training.folds:
-                load_splits(workspace.splits).fold(fold)  # says so if there is no such fold
                 alone.enter_context(working_alone(workspace.lock("rounds", f"fold_{fold}"), command))
             _run_rounds(options, training, command)
 
@@ -162,14 +161,12 @@ def _self_training(options: argparse.Namespace, workspace: Workspace, signals: S
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
     device = shard(options.shard or "0/1").device(options.device)
+    execution = Execution(device=device, precision=options.precision, stop_requested=signals.requested)
     folds = tuple(dict.fromkeys(options.fold)) if options.fold else _folds(workspace)
 
     def make_round(fold: str, number: int) -> Round:
         dataset = usable_cases(load_dataset(options.dataset), workspace)
-        return Round(
-            workspace, dataset, fold, number, config, peers=folds,
-            device=device, precision=options.precision, stop_requested=signals.requested,
-        )  # fmt: skip
+        return Round(workspace, dataset, fold, number, config, execution, peers=folds)
 
     return SelfTraining(workspace, folds, rule, make_round)
 

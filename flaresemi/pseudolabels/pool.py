@@ -28,20 +28,117 @@ from flaresemi.workspace import RoundFolder
 logger = logging.getLogger(__name__)
 
 
+class PseudoLabels:
+    """The pseudo-labels of a round on disk: per case a score, and a label map on the grid of every trained stage.
+
+    A case is done when its score is there, which is written last.
+
+    Args:
+        folder: Of the round.
+        images: Prepared cases of every stage that is trained on pseudo-labels.
+    """
+
+    def __init__(self, folder: RoundFolder, images: Mapping[Stage, CaseStore]) -> None:
+        self.folder = folder
+        self.stores = {stage: LabelStore(folder.labels(stage), store) for stage, store in images.items()}
+
+    def score(self, case_id: str) -> CaseScore | None:
+        """The score of a case; None where it is not labeled.
+
+        Raises:
+            SelectionError: the record is damaged.
+        """
+        path = self._score_file(case_id)
+        return load_record(path, CaseScore, error=SelectionError) if path.is_file() else None
+
+    def is_current(self, case_id: str, made_with: tuple[str, ...]) -> bool:
+        """Whether the case was labeled by these checkpoints, as it is prepared now, and its label maps are there.
+
+        No array is read: of thousands of cases this is asked whenever a round goes on.
+
+        Raises:
+            FlaresemiError: the case is not prepared, or a record is damaged.
+        """
+        score = self.score(case_id)
+        return (
+            score is not None
+            and score.made_with == made_with
+            and all(store.is_current(case_id) for store in self.stores.values())
+        )
+
+    def write(self, labeled: LabeledCase, organs: int) -> None:
+        """Writes a label map on the grids of all stages, then its score.
+
+        Args:
+            organs: How many the dataset has.
+        """
+        case_id = labeled.score.case_id
+        for store in self.stores.values():
+            shape = store.images.open(case_id).record.grid.shape_zyx
+            label = resample_labels(labeled.label_zyx, shape)
+            store.write_labels(case_id, label, organs, tuple(range(1, organs + 1)))
+        save_record(self._score_file(case_id), labeled.score)
+
+    def discard_score(self, case_id: str) -> None:
+        """An old score shall not vouch for a new label map."""
+        self._score_file(case_id).unlink(missing_ok=True)
+
+    def hash(self, case_ids: Sequence[str]) -> str:
+        """Hash of the label maps and scores of these cases; no array is read.
+
+        Raises:
+            FlaresemiError: a case is not labeled, or a record is damaged.
+        """
+        return record_hash(
+            [
+                (
+                    load_record(self._score_file(case_id), CaseScore, error=SelectionError),
+                    *(store.record(case_id).label_hash for store in self.stores.values()),
+                )
+                for case_id in case_ids
+            ]
+        )
+
+    def merged_scores(self, case_ids: Sequence[str], made_with: tuple[str, ...]) -> tuple[CaseScore, ...]:
+        """The scores of all cases, whichever shard made them, sorted by name.
+
+        What killed shards left behind is removed once all cases are there.
+
+        Raises:
+            SelectionError: cases are not labeled yet, or were labeled by other checkpoints; it names them.
+        """
+        found = {case_id: self.score(case_id) for case_id in sorted(case_ids)}
+        scores = {case_id: score for case_id, score in found.items() if score and score.made_with == made_with}
+        if missing := [case_id for case_id in found if case_id not in scores]:
+            raise SelectionError(
+                f"{len(missing)} of {len(case_ids)} cases are not labeled in this round: {listed(missing)}",
+                where=self.folder.case_scores,
+                fix="run the labeling step (all of its shards) to the end",
+            )
+        remove_leftovers(self.folder.case_scores)
+        for stage in Stage:
+            CaseStore(self.folder.labels(stage)).remove_leftovers()
+        return tuple(scores.values())
+
+    def _score_file(self, case_id: str) -> Path:
+        return case_file(self.folder.case_scores, case_id, ".json")
+
+
 def label_pool(
     labeler: Labeler,
+    labels: PseudoLabels,
     case_ids: Sequence[str],
-    folder: RoundFolder,
     *,
     shard: Shard,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Labels the cases that these checkpoints have not labeled yet, one after the other.
 
-    A case is done when its score file is there, which is written last. Memory does not grow with the number of cases.
-    Several processes may do this at once: each claims the case that it is labeling.
+    Memory does not grow with the number of cases. Several processes may do this at once: each claims the case that it
+    is labeling.
 
     Args:
+        labels: Where the pseudo-labels go.
         shard: Which of the cases are for this process, and whether the others are, too, when it has done its own.
         stop_requested: Asked before every case; True ends the work.
 
@@ -52,13 +149,13 @@ def label_pool(
         FlaresemiError: cases are not prepared, damaged, or the networks' output on them cannot be used; it names them,
             and comes after all others were labeled.
     """
-    made_with, images = labeler.chain.made_with, labeler.stores
 
     def is_done(case_id: str) -> bool:
-        return is_labeled(case_id, made_with, images, folder)
+        return labels.is_current(case_id, labeler.chain.made_with)
 
     is_watched = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
-    with Claims(folder.claims) as claims:
+    failures: list[FlaresemiError] = []
+    with Claims(labels.folder.claims) as claims:
         if shard.helps and not claims.are_exclusive:
             logger.warning("%s: this file system has no locks; every shard labels its own part alone", claims.path)
             shard = dataclasses.replace(shard, helps=False)
@@ -69,105 +166,30 @@ def label_pool(
             logger.info("%d of %d cases are labeled already, not yet: %s", done, len(mine), listed(left))
         turns = claims.hand_out(left, is_done, stop_requested)
         count = 0
-        failures: list[FlaresemiError] = []
         for case_id in tqdm(turns, total=len(left), desc="labeling", unit="case", disable=not is_watched):
-            _score_file(folder, case_id).unlink(missing_ok=True)  # an old score shall not vouch for a new label
+            labels.discard_score(case_id)
             try:
                 labeled = labeler.label(case_id)
             except FlaresemiError as failure:
                 logger.warning("%s", failure)
                 failures.append(failure)
                 continue
-            write_labels(labeler, labeled, folder)
-            save_record(_score_file(folder, case_id), labeled.score)
+            labels.write(labeled, labeler.labels.count)
             count += 1
         logger.info("labeled %d of %d cases here", count, len(mine))
+    _raise_all(failures, len(mine))
+    return all(map(is_done, left))
+
+
+def _raise_all(failures: Sequence[FlaresemiError], of: int) -> None:
+    """Raises what was caught, as one error."""
     if len(failures) == 1:
         raise failures[0]
     if failures:
         raise PredictionError(
-            f"{len(failures)} of {len(mine)} cases could not be labeled; the others are done",
+            f"{len(failures)} of {of} cases could not be labeled; the others are done",
             where="\n       ".join(failure.what for failure in failures[:20]), fix=failures[0].fix,
         )  # fmt: skip
-    return all(map(is_done, left))
-
-
-def is_labeled(
-    case_id: str, made_with: tuple[str, ...], images: Mapping[Stage, CaseStore], folder: RoundFolder
-) -> bool:
-    """Whether the case was labeled by these checkpoints, as it is prepared now, and its label maps are there.
-
-    No array is read: of thousands of cases this is asked whenever a round goes on.
-
-    Args:
-        made_with: Hashes of the checkpoints.
-        images: Prepared cases of every stage that is trained on pseudo-labels.
-        folder: Of the round.
-
-    Raises:
-        FlaresemiError: the case is not prepared, or a record is damaged.
-    """
-    if not _score_file(folder, case_id).is_file():
-        return False
-    score = load_record(_score_file(folder, case_id), CaseScore, error=SelectionError)
-    return score.made_with == made_with and all(
-        LabelStore(folder.labels(stage), store).is_current(case_id) for stage, store in images.items()
-    )
-
-
-def labels_hash(case_ids: Sequence[str], images: Mapping[Stage, CaseStore], folder: RoundFolder) -> str:
-    """Hash of what all cases of a round were labeled with, label maps and scores; no array is read.
-
-    Raises:
-        FlaresemiError: a case is not labeled, or a record is damaged.
-    """
-    stores = [LabelStore(folder.labels(stage), store) for stage, store in images.items()]
-    return record_hash(
-        [
-            (
-                load_record(_score_file(folder, case_id), CaseScore, error=SelectionError),
-                *(store.record(case_id).label_hash for store in stores),
-            )
-            for case_id in case_ids
-        ]
-    )
-
-
-def write_labels(labeler: Labeler, labeled: LabeledCase, folder: RoundFolder) -> None:
-    """Writes a pseudo-label on the grids of all stages that will be trained on it."""
-    case_id, organs = labeled.score.case_id, labeler.labels.count
-    for stage, images in labeler.stores.items():
-        shape = images.open(case_id).record.grid.shape_zyx
-        store = LabelStore(folder.labels(stage), images)
-        store.write_labels(case_id, resample_labels(labeled.label_zyx, shape), organs, tuple(range(1, organs + 1)))
-
-
-def merge_scores(case_ids: Sequence[str], made_with: tuple[str, ...], folder: RoundFolder) -> tuple[CaseScore, ...]:
-    """The scores of all cases, whichever shard made them, sorted by name.
-
-    What killed shards left behind is removed once all cases are there.
-
-    Raises:
-        SelectionError: cases are not labeled yet, or were labeled by other checkpoints; it names them.
-    """
-    scores, missing = [], []
-    for case_id in sorted(case_ids):
-        path = _score_file(folder, case_id)
-        score = load_record(path, CaseScore, error=SelectionError) if path.is_file() else None
-        if score is None or score.made_with != made_with:
-            missing.append(case_id)
-        else:
-            scores.append(score)
-    if missing:
-        raise SelectionError(
-            f"{len(missing)} of {len(case_ids)} cases are not labeled in this round: {listed(missing)}",
-            where=folder.case_scores,
-            fix="run the labeling step (all of its shards) to the end",
-        )
-    remove_leftovers(folder.case_scores)
-    for stage in Stage:
-        CaseStore(folder.labels(stage)).remove_leftovers()
-    return tuple(scores)
 
 
 def observe(labeler: Labeler, case_ids: Sequence[str]) -> list[Observation]:
@@ -194,7 +216,3 @@ def observe(labeler: Labeler, case_ids: Sequence[str]) -> list[Observation]:
 def write_reliable_series(folder: RoundFolder, selection: Selection) -> None:
     """The names of the selected cases, one a line, best first: the seed's file."""
     write_text(folder.reliable_series, "".join(f"{case.case_id}\n" for case in selection.selected))
-
-
-def _score_file(folder: RoundFolder, case_id: str) -> Path:
-    return case_file(folder.case_scores, case_id, ".json")

@@ -103,22 +103,14 @@ def select(
     Raises:
         SelectionError: there are no scores, or nothing is selected.
     """
-    if not scores:
-        raise SelectionError(
-            "there are no unlabeled cases to select from", fix="add some to the dataset and plan again"
-        )
     barred = {case.case_id: barred[case.case_id] for case in scores if case.case_id in barred} if barred else {}
-    ranked = sorted(
-        (case for case in scores if case.case_id not in barred), key=lambda case: (-case.score, case.case_id)
-    )
-    if not ranked:
-        raise SelectionError(
-            f"no pseudo-label may be used: {next(iter(barred.values()))}", fix="add unlabeled cases of other groups"
-        )
+    ranked = _ranked([case for case in scores if case.case_id not in barred], barred)
     cuts: dict[str, float] = {}
     if rule.rule == "case":
+        numbers: tuple[str, ...] = ("best_share", "case_threshold", "least_share")
         selected, rejected, notes = _select_cases(ranked, rule, round)
     else:
+        numbers = ("organ_threshold", "organ_share", "volume_factor")
         cuts = _organ_cuts(ranked, rule)
         notes = _lowered(cuts, rule)
         selected, rejected = _select_organs(ranked, rule, volumes, cuts)
@@ -130,19 +122,29 @@ def select(
         )
     if not (rejected or barred) and not any(case.rejected for case in selected):
         notes = (*notes, "every pseudo-label was selected: the thresholds rejected nothing")
-    names: tuple[str, ...] = ("organ_threshold", "organ_share", "volume_factor")
-    if rule.rule == "case":
-        names = ("best_share", "case_threshold", "least_share")
     return Selection(
         round=round,
         fold=fold,
         rule=rule.rule,
-        thresholds={name: float(getattr(rule, name)) for name in names},
+        thresholds={name: float(getattr(rule, name)) for name in numbers},
         selected=tuple(selected),
         rejected=rejected | barred,
         notes=notes,
         organ_cuts=cuts,
     )
+
+
+def _ranked(usable: list[CaseScore], barred: Mapping[str, str]) -> list[CaseScore]:
+    """Best score first; there must be one."""
+    if not usable and not barred:
+        raise SelectionError(
+            "there are no unlabeled cases to select from", fix="add some to the dataset and plan again"
+        )
+    if not usable:
+        raise SelectionError(
+            f"no pseudo-label may be used: {next(iter(barred.values()))}", fix="add unlabeled cases of other groups"
+        )
+    return sorted(usable, key=lambda case: (-case.score, case.case_id))
 
 
 def _select_cases(

@@ -21,13 +21,13 @@ def teacher_files(fine: ModelFolder, coarse: ModelFolder | None) -> tuple[Path, 
     return files if coarse is None else (*files, coarse.final)
 
 
-def teacher_hashes(fine: ModelFolder, coarse: ModelFolder | None) -> tuple[str, ...]:
-    """Hashes of these files, in this order.
+def made_with(fine: ModelFolder, coarse: ModelFolder | None, *, tta: bool = False) -> tuple[str, ...]:
+    """What decides a pseudo-label: hashes of these files, in this order, and whether mirrored images are segmented too.
 
     Raises:
         SelectionError: one is missing.
     """
-    return tuple(_hash(path) for path in teacher_files(fine, coarse))
+    return (*(_hash(path) for path in teacher_files(fine, coarse)), *(("tta",) if tta else ()))
 
 
 def judged_weights_hash(fine: ModelFolder) -> str:
@@ -44,23 +44,24 @@ def weights_hash(checkpoints: Sequence[Checkpoint]) -> str:
     return record_hash([checkpoint.weights_hash for checkpoint in checkpoints])
 
 
-def load_teachers(fine: ModelFolder, coarse: ModelFolder | None, plans: Plans) -> Chain:
+def load_teachers(fine: ModelFolder, coarse: ModelFolder | None, plans: Plans, *, tta: bool = False) -> Chain:
     """Loads the models of a training that label.
 
     Args:
         fine: Of the training whose end draws the labels.
         coarse: Of the COARSE model before it; None where FINE works on the whole body.
         plans: What the labels are for: the students are trained by them.
+        tta: They will segment mirrored images, too; for the record.
 
     Raises:
         SelectionError: a file is missing.
         CheckpointError: one is damaged.
         ConfigError: one was trained with other plans.
     """
-    made_with = teacher_hashes(fine, coarse)
+    hashes = made_with(fine, coarse, tta=tta)
     final, *snapshots = (_load(path, plans.fine) for path in teacher_files(fine, None))
     found = None if coarse is None else _load(coarse.final, plans.coarse)
-    return Chain(fine=final, snapshots=tuple(snapshots), coarse=found, made_with=made_with)
+    return Chain(fine=final, snapshots=tuple(snapshots), coarse=found, made_with=hashes)
 
 
 def _hash(path: Path) -> str:

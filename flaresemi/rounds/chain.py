@@ -1,6 +1,7 @@
 """Chains of rounds: they go on from their latest round, remember their best, and know when to stop."""
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.evaluation.summary import Summary, load_summary
 from flaresemi.planning.preparation import case_versions
 from flaresemi.planning.splits import ALL, load_splits
-from flaresemi.plans import Stage
+from flaresemi.plans import Stage, load_plans
+from flaresemi.pseudolabels.teachers import made_with, teacher_files
 from flaresemi.ranges import Few, Share
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.final import train_final
@@ -54,7 +56,8 @@ class SelfTraining:
         make_round: Makes the round of a fold and number.
 
     Raises:
-        ConfigError: 'all' stands among other folds.
+        PlanError: there are no splits.
+        ConfigError: there is no such fold, or 'all' stands among others.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class SelfTraining:
         self.rule = rule
         self.make_round = make_round
         self.path = workspace.verdict(folds)
+        splits = load_splits(workspace.splits)
+        self._held_out_ids = {fold: splits.fold(fold).validation for fold in folds}
 
     @property
     def complete_rounds(self) -> int:
@@ -88,8 +93,7 @@ class SelfTraining:
 
     def _is_judged(self, model: ModelFolder, fold: str) -> bool:
         """Whether its validation is of the held-out cases as they are prepared now; otherwise it is done again."""
-        held_out = load_splits(self.workspace.splits).fold(fold).validation
-        return was_judged_by(model, case_versions(held_out, self.workspace))
+        return was_judged_by(model, case_versions(self._held_out_ids[fold], self.workspace))
 
     def run_next(self, last_step: str | None = None) -> ChainState | None:
         """Runs, or goes on with, the round after the last complete one, judges, and writes its report.
@@ -176,14 +180,26 @@ class SelfTraining:
         return train_final([self.make_round(fold, verdict.best_round + 1) for fold in self.folds])
 
     def _refuse_other_labels(self, rounds: int) -> None:
-        """Sees that so many complete rounds still follow from the models before them; later ones build on them.
+        """Checks that so many complete rounds were labeled by the models before them as they are now.
+
+        Later rounds build on them. That some files of those models are gone is no sign of other models.
 
         Raises:
-            SelectionError: one does not.
+            SelectionError: the models before a round were trained again, or replaced.
         """
-        for number in range(1, rounds + 1):
-            for fold in self.folds:
-                self.make_round(fold, number).refuse_other_labels()
+        two_stage = rounds > 0 and load_plans(self.workspace.plans).two_stage
+        for number, fold in itertools.product(range(1, rounds + 1), self.folds):
+            folder = self.workspace.round(fold, number)
+            state = load_state(folder.state)
+            fine, coarse = (self.workspace.round_model(fold, number - 1, stage) for stage in (Stage.FINE, Stage.COARSE))
+            teachers = (fine, coarse if two_stage else None)
+            if state is None or not all(path.is_file() for path in teacher_files(*teachers)):
+                continue
+            if state.made_with != made_with(*teachers, tta=state.config.tta):
+                raise SelectionError(
+                    f"round {number} is complete, but the models that labeled it are others now", where=folder.root,
+                    fix="put them back, or remove this folder and those of later rounds: they are made anew",
+                )  # fmt: skip
 
     def judge(self, *, keep: bool = True) -> ChainState:
         """Compares all complete rounds on the held-out real cases and keeps the verdict.

@@ -6,7 +6,6 @@ from flaresemi.errors import SelectionError, listed
 from flaresemi.planning.preparation import refuse_changed
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.exporting import export_labels
-from flaresemi.pseudolabels.pool import merge_scores
 from flaresemi.records import load_record
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import load_state
@@ -26,7 +25,7 @@ def export_round(round: Round, folder: Path, *, selected_only: bool) -> int:
     """
     state = load_state(round.folder.state)
     made_with = state.made_with if state else round.made_with()
-    wanted = {score.case_id for score in merge_scores(round.pool, made_with, round.folder)}
+    wanted = {score.case_id for score in round.labels.merged_scores(round.pool, made_with)}
     selection = load_record(round.folder.selection, Selection, error=SelectionError) if selected_only else None
     if selection is not None:
         wanted = {case.case_id for case in selection.selected}
@@ -39,6 +38,6 @@ def export_round(round: Round, folder: Path, *, selected_only: bool) -> int:
     refuse_changed(round.dataset, cases, round.plans, round.workspace)
     record = ExportRecord(
         fold=round.fold, round=round.number, made_with=made_with,
-        trained_on=round.task(Stage.FINE).training, selection=selection,
+        trained_on=round.split.train, selection=selection,
     )  # fmt: skip
-    return export_labels(cases, round.label_store(Stage.FINE), round.plans.labels, folder, record)
+    return export_labels(cases, round.labels.stores[Stage.FINE], round.plans.labels, folder, record)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from flaresemi.errors import SelectionError
 from flaresemi.files import clear_folder
 from flaresemi.io.case_store import LabelStore
+from flaresemi.planning.splits import ALL
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.calibration import Calibration
 from flaresemi.pseudolabels.teachers import judged_weights_hash
@@ -15,9 +16,6 @@ from flaresemi.records import load_record, save_record
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import inputs_hash
 from flaresemi.selection import SelectedCase, Selection
-from flaresemi.training.resuming import has_state
-from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
-from flaresemi.training.task import load_task
 from flaresemi.workspace import RoundFolder
 
 logger = logging.getLogger(__name__)
@@ -67,23 +65,21 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
     folder = first.workspace.final_round
     chains, selection = merged([load_record(round.folder.selection, Selection) for round in rounds])
     state = FinalState(
-        inputs=inputs_hash(*(round.inputs(f"train {stage.value}") for round in rounds for stage in first.stages)),
-        cases=inputs_hash(*(round.cases("select") for round in rounds)),
+        inputs=inputs_hash(*(round.training_inputs(stage) for round in rounds for stage in first.stages)),
+        cases=inputs_hash(*("".join(round.real_cases) for round in rounds)),
         folds=tuple(round.fold for round in rounds),
         labels_of_round=first.number,
         chains=chains,
     )  # fmt: skip
     if not folder.state.exists():
-        clear_folder(
-            folder.root, folder.NAMES
-        )  # what is there may be models of another state, whose removal was cut short
+        clear_folder(folder.root, folder.NAMES)  # models of another state may be there, whose removal was cut short
     elif not _is_same(load_record(folder.state, FinalState, error=SelectionError), state):
         logger.warning("what the final models were made from has changed: they are trained again")
         clear_folder(folder.root, folder.NAMES)
     save_record(folder.state, state)
     save_record(folder.selection, selection)
     for stage in first.stages:
-        by_fold = {round.fold: round.label_store(stage) for round in rounds}
+        by_fold = {round.fold: round.labels.stores[stage] for round in rounds}
         if not _train(first, stage, selection, {case_id: by_fold[fold] for case_id, fold in chains.items()}):
             return None
     if first.calibration_file.exists():  # of models trained alike: these have no held-out cases to learn it from
@@ -124,9 +120,4 @@ def _train(round: Round, stage: Stage, selection: Selection, labels: Mapping[str
     if folder.final.exists():
         logger.info("final %s is trained", stage.value)
         return True
-    task = dataclasses.replace(load_task(round.workspace, stage, "all"), folder=folder)
-    semi = SemiSupervision(labels=labels, selection=selection, mixing=round.config.mixing)
-    trainer = SemiSupervisedTrainer(
-        task, round.training_config(stage), semi, device=round.device, stop_requested=round.stop_requested
-    )
-    return trainer.fit(resume=has_state(folder))
+    return round.fit(dataclasses.replace(round.prepared.task(stage, ALL), folder=folder), selection, labels)

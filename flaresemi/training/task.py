@@ -10,8 +10,8 @@ from flaresemi.io.case_store import CaseStore
 from flaresemi.labels import LabelSet
 from flaresemi.planning.preparation import case_versions
 from flaresemi.planning.present_plans import kept_fingerprint
-from flaresemi.planning.splits import load_splits
-from flaresemi.plans import Stage, StagePlan, load_plans
+from flaresemi.planning.splits import Splits, load_splits
+from flaresemi.plans import DatasetFingerprint, Plans, Stage, StagePlan, load_plans
 from flaresemi.preprocessing.preprocessor import preprocessing_hash
 from flaresemi.records import record_hash
 from flaresemi.selection import ExportRecord
@@ -131,11 +131,60 @@ class TrainingTask:
     norms: tuple[Norm, ...] = ()
 
 
-def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
-    """Gathers what the earlier commands left in the workspace.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedDataset:
+    """What planning and preparation left in a workspace, loaded once for all trainings on it.
+
+    Attributes:
+        workspace: Where it lies.
+        plans: Of both stages.
+        splits: The folds.
+        fingerprint: Of the labeled cases; None where it is not at hand: a training needs it for no more than checks.
+        stores: The prepared cases of each stage. Whoever opens a case through them gets one version of it only.
+    """
+
+    workspace: Workspace
+    plans: Plans
+    splits: Splits
+    fingerprint: DatasetFingerprint | None
+    stores: dict[Stage, CaseStore]
+
+    def task(self, stage: Stage, fold: str) -> TrainingTask:
+        """The training of a stage on a fold.
+
+        Raises:
+            FlaresemiError: there is no such fold, or its cases are not prepared for the plans.
+        """
+        plan, split, store = self.plans.stage(stage), self.splits.fold(fold), self.stores[stage]
+        check_prepared(store, (*split.train, *split.validation), preprocessing_hash(self.plans.body, plan))
+        if stage is Stage.COARSE and not self.plans.two_stage:
+            logger.warning("the plans have one stage: COARSE is trained, but FINE works without it")
+        labels = self.plans.labels
+        return TrainingTask(
+            plan=plan,
+            body=self.plans.body,
+            labels=labels,
+            channels=self.plans.channels,
+            fold=fold,
+            store=store,
+            training=split.train,
+            validation=split.validation,
+            folder=self.workspace.model(fold, stage),
+            made_from=Origin(
+                meaning=record_hash([self.plans.body, labels.meanings, labels.mirror_pairs, self.plans.channels]),
+                training=case_versions(split.train, self.workspace),
+                held_out=case_versions(split.validation, self.workspace),
+            ),
+            cautions=self.splits.divided_groups(fold),
+            norms=() if self.fingerprint is None else norms_of(self.fingerprint),
+        )
+
+
+def load_prepared(workspace: Workspace) -> PreparedDataset:
+    """Loads what the earlier commands left in the workspace.
 
     Raises:
-        FlaresemiError: plans, splits or prepared cases are missing or do not fit together.
+        FlaresemiError: plans or splits are missing, or do not fit together.
     """
     if not workspace.plans.exists():
         raise ConfigError(
@@ -145,31 +194,22 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
     fingerprint = kept_fingerprint(workspace, "what is predicted later cannot be compared with the labeled cases")
     if fingerprint is not None and fingerprint.hash == plans.fingerprint_hash:
         plans.refuse_other_labels(fingerprint.labels, where=workspace.plans)
-    plan = plans.stage(stage)
-    splits = load_splits(workspace.splits)
-    split = splits.fold(fold)
-    store = CaseStore(workspace.preprocessed(stage))
-    check_prepared(store, (*split.train, *split.validation), preprocessing_hash(plans.body, plan))
-    if stage is Stage.COARSE and not plans.two_stage:
-        logger.warning("the plans have one stage: COARSE is trained, but FINE works without it")
-    return TrainingTask(
-        plan=plan,
-        body=plans.body,
-        labels=plans.labels,
-        channels=plans.channels,
-        fold=fold,
-        store=store,
-        training=split.train,
-        validation=split.validation,
-        folder=workspace.model(fold, stage),
-        made_from=Origin(
-            meaning=record_hash([plans.body, plans.labels.meanings, plans.labels.mirror_pairs, plans.channels]),
-            training=case_versions(split.train, workspace),
-            held_out=case_versions(split.validation, workspace),
-        ),
-        cautions=splits.divided_groups(fold),
-        norms=() if fingerprint is None else norms_of(fingerprint),
+    return PreparedDataset(
+        workspace=workspace,
+        plans=plans,
+        splits=load_splits(workspace.splits),
+        fingerprint=fingerprint,
+        stores={stage: CaseStore(workspace.preprocessed(stage)) for stage in Stage},
     )
+
+
+def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
+    """The training of a stage on a fold, by what the earlier commands left in the workspace.
+
+    Raises:
+        FlaresemiError: plans, splits or prepared cases are missing or do not fit together.
+    """
+    return load_prepared(workspace).task(stage, fold)
 
 
 def check_prepared(store: CaseStore, case_ids: Sequence[str], wanted: str) -> None:

@@ -7,7 +7,7 @@ from flaresemi.errors import PredictionError
 from flaresemi.io.case_store import CaseRecord
 from flaresemi.preprocessing.preprocessor import prepare
 from flaresemi.pseudolabels.labeling import LabeledCase, Labeler
-from flaresemi.pseudolabels.pool import label_pool
+from flaresemi.pseudolabels.pool import PseudoLabels, label_pool
 from flaresemi.workspace import RoundFolder
 from tests.inference.conftest import NEVER, ThresholdNetwork, make_body, make_image
 from tests.pseudolabels.test_labeling import labeler
@@ -39,5 +39,5 @@ def test_a_case_without_a_usable_output_does_not_stop_the_others(
     monkeypatch.setattr(Labeler, "label", label_but_one)
     folder = RoundFolder(tmp_path / "round", "0")
     with pytest.raises(PredictionError, match="case 'b': the output is not finite"):
-        label_pool(made, ("a", "b", "c"), folder, shard=Shard())
+        label_pool(made, PseudoLabels(folder, made.stores), ("a", "b", "c"), shard=Shard())
     assert sorted(path.name for path in folder.case_scores.iterdir()) == ["a.json", "c.json"]

@@ -17,7 +17,7 @@ from flaresemi.errors import CheckpointError, ConfigError, DatasetError, Selecti
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.rounds.chain import SelfTraining
-from flaresemi.rounds.round import Round
+from flaresemi.rounds.round import Execution, Round
 from flaresemi.rounds.state import RoundConfig
 from flaresemi.rounds.stopping import StopRule
 from flaresemi.selection import load_scores
@@ -37,7 +37,8 @@ def new_round(trained: Path, data: Path, tmp_path: Path) -> Callable[[], Round]:
     workspace = Workspace(shutil.copytree(trained, tmp_path / "workspace"))
 
     def make() -> Round:
-        return Round(workspace, load_dataset(data), "0", 1, TAKE_ALL, device=torch.device("cpu"), precision="fp32")
+        execution = Execution(device=torch.device("cpu"), precision="fp32")
+        return Round(workspace, load_dataset(data), "0", 1, TAKE_ALL, execution)
 
     return make
 
@@ -51,7 +52,7 @@ def test_when_nothing_is_rejected_it_is_said(new_round: Callable[[], Round], cap
 def test_an_edited_pseudo_label_is_not_trained_on(new_round: Callable[[], Round]) -> None:
     new_round().run(last_step="select")
     round = new_round()
-    stored = round.label_store(Stage.FINE).open(round.pool[0])
+    stored = round.labels.stores[Stage.FINE].open(round.pool[0])
     file = stored.folder / "label.npy"
     drawn = file.read_bytes()
     file.write_bytes(drawn[:-1] + bytes([drawn[-1] ^ 1]))
@@ -189,7 +190,7 @@ def test_folds_that_were_exchanged(new_round: Callable[[], Round], tmp_path: Pat
 def test_a_training_case_that_was_corrected_and_prepared_again(
     new_round: Callable[[], Round], data: Path, tmp_path: Path
 ) -> None:
-    case_id = new_round().task(Stage.FINE).training[0]
+    case_id = new_round().split.train[0]
     label = load_dataset(data).case(case_id).label
     assert label is not None
     image = sitk.ReadImage(str(label))

@@ -16,7 +16,7 @@ from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.chain import SelfTraining, mean_dice
 from flaresemi.rounds.final import FinalState, merged
-from flaresemi.rounds.round import Round
+from flaresemi.rounds.round import Execution, Round
 from flaresemi.rounds.state import RoundConfig
 from flaresemi.rounds.stopping import StopRule, Verdict
 from flaresemi.selection import SelectedCase, Selection
@@ -34,10 +34,8 @@ def workspace(trained: Path, tmp_path: Path) -> Workspace:
 
 def self_training(workspace: Workspace, dataset: Path, folds: tuple[str, ...]) -> SelfTraining:
     def make_round(fold: str, number: int) -> Round:
-        return Round(
-            workspace, load_dataset(dataset), fold, number, TAKE_ALL,
-            peers=folds, device=torch.device("cpu"), precision="fp32",
-        )  # fmt: skip
+        execution = Execution(device=torch.device("cpu"), precision="fp32")
+        return Round(workspace, load_dataset(dataset), fold, number, TAKE_ALL, execution, peers=folds)
 
     return SelfTraining(workspace, folds, StopRule(), make_round)
 
@@ -136,7 +134,7 @@ def test_final_models_see_every_label_and_what_the_best_models_drew(
 
 
 def stopped(round: Round) -> Round:
-    round.stop_requested = lambda: True
+    round.execution = dataclasses.replace(round.execution, stop_requested=lambda: True)
     return round
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,16 +11,18 @@ import torch
 
 from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import load_dataset
-from flaresemi.errors import SelectionError
+from flaresemi.errors import DatasetError, SelectionError
+from flaresemi.files import content_hash
 from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
+from flaresemi.planning.preparation import case_versions
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
-from flaresemi.records import load_record
+from flaresemi.records import load_record, record_hash
 from flaresemi.rounds.exporting import export_round
-from flaresemi.rounds.round import Round
-from flaresemi.rounds.state import STEPS, RoundConfig
+from flaresemi.rounds.round import Execution, Round
+from flaresemi.rounds.state import STEPS, RoundConfig, inputs_hash, save_state
 from flaresemi.selection import CaseScore, Selection, load_scores
 from flaresemi.training.runs import RunRecord
 from flaresemi.workspace import Workspace
@@ -27,14 +30,13 @@ from flaresemi.workspace import Workspace
 #: With these every case is selected, however bad.
 TAKE_ALL = RoundConfig(selection=SelectionRule(rule="case", best_share=1.0))
 
+ON_CPU = Execution(device=torch.device("cpu"), precision="fp32")
+
 
 @pytest.fixture
 def round_one(trained: Path, phantom_dataset: Path, tmp_path: Path) -> Round:
     shutil.copytree(trained, tmp_path / "workspace")
-    return Round(
-        Workspace(tmp_path / "workspace"), load_dataset(phantom_dataset), "0", 1, TAKE_ALL,
-        device=torch.device("cpu"), precision="fp32",
-    )  # fmt: skip
+    return Round(Workspace(tmp_path / "workspace"), load_dataset(phantom_dataset), "0", 1, TAKE_ALL, ON_CPU)
 
 
 def times(folder: Path) -> dict[Path, int]:
@@ -88,20 +90,16 @@ def test_another_pseudo_label_is_selected_and_trained_on_anew(
 ) -> None:
     """As it comes of an image that was prepared anew, though the scores may be what they were."""
     round_one.run(last_step="train FINE")
-    store, case_id = round_one.label_store(Stage.FINE), round_one.pool[0]
+    store, case_id = round_one.labels.stores[Stage.FINE], round_one.pool[0]
     label = np.array(store.open(case_id).label_zyx)
     organs = len(round_one.plans.labels.names)
     store.write_labels(case_id, label, organs, tuple(range(1, organs + 1)))
-    again = Round(
-        round_one.workspace, round_one.dataset, "0", 1, TAKE_ALL, device=round_one.device, precision="fp32"
-    )  # fmt: skip
+    again = Round(round_one.workspace, round_one.dataset, "0", 1, TAKE_ALL, ON_CPU)
     again.run(last_step="train FINE")
     assert "has changed" not in caplog.text  # the same label map, written again
     label[0, 0, 0] = 1 - min(label[0, 0, 0], 1)
     store.write_labels(case_id, label, organs, tuple(range(1, organs + 1)))
-    again = Round(
-        round_one.workspace, round_one.dataset, "0", 1, TAKE_ALL, device=round_one.device, precision="fp32"
-    )  # fmt: skip
+    again = Round(round_one.workspace, round_one.dataset, "0", 1, TAKE_ALL, ON_CPU)
     again.run(last_step="train FINE")
     for step in ("select", "train FINE"):
         assert f"what '{step}' was made from has changed: it is done again" in caplog.text
@@ -121,10 +119,7 @@ def test_scans_of_a_held_out_group_are_not_trained_on(round_one: Round, caplog: 
             )
             for kind in ("labeled", "unlabeled")
         }
-        return Round(
-            round_one.workspace, dataclasses.replace(dataset, **grouped), "0", 1, TAKE_ALL, device=round_one.device,
-            precision="fp32",
-        )  # fmt: skip
+        return Round(round_one.workspace, dataclasses.replace(dataset, **grouped), "0", 1, TAKE_ALL, ON_CPU)
 
     assert with_relative(fold.train[0]).run(last_step="select") is not None
     assert "has changed" not in caplog.text
@@ -177,7 +172,7 @@ def test_replaced_weights_of_a_student_are_validated_anew(round_one: Round, capl
 def test_a_stopped_training_goes_on(round_one: Round) -> None:
     round_one.run(last_step="select")
     requests = iter([False, True])
-    round_one.stop_requested = lambda: next(requests, False)
+    round_one.execution = dataclasses.replace(ON_CPU, stop_requested=lambda: next(requests, False))
     assert round_one.run() is None
     assert load_checkpoint(round_one.folder.model(Stage.FINE).latest).iteration == 2
     state = round_one.run()
@@ -197,19 +192,19 @@ def test_shards_are_put_together_and_missing_cases_named(round_one: Round) -> No
 
 def test_a_shard_that_helps_does_what_others_left_and_stops_when_asked(round_one: Round) -> None:
     second = Shard(1, 2, helps=True)  # the only case belongs to the first
-    round_one.stop_requested = lambda: True
+    round_one.execution = dataclasses.replace(ON_CPU, stop_requested=lambda: True)
     assert not round_one.label(second)
     assert round_one.run(last_step="label") is None
     with pytest.raises(SelectionError, match="not labeled in this round"):
         round_one.select()
-    round_one.stop_requested = lambda: False
+    round_one.execution = ON_CPU
     assert round_one.label(second)
     assert round_one.run(last_step="select")
 
 
 def test_the_validation_cases_never_become_pseudo_labels(round_one: Round) -> None:
     round_one.run(last_step="select")
-    held_out = set(round_one.task(Stage.FINE).validation)
+    held_out = set(round_one.split.validation)
     selection = load_record(round_one.folder.selection, Selection)
     assert held_out
     assert not held_out & {case.case_id for case in selection.selected}
@@ -218,14 +213,12 @@ def test_the_validation_cases_never_become_pseudo_labels(round_one: Round) -> No
 def test_a_dataset_without_unlabeled_cases_is_one_clear_message(round_one: Round) -> None:
     empty = dataclasses.replace(round_one.dataset, unlabeled=())
     with pytest.raises(SelectionError, match="no unlabeled cases"):
-        Round(round_one.workspace, empty, "0", 1, TAKE_ALL, device=torch.device("cpu"))
+        Round(round_one.workspace, empty, "0", 1, TAKE_ALL, ON_CPU)
 
 
 def test_a_fold_that_was_not_trained_is_named(round_one: Round) -> None:
     assert STEPS[0] == "label"
-    other = Round(
-        round_one.workspace, round_one.dataset, "1", 1, TAKE_ALL, device=torch.device("cpu"), precision="fp32"
-    )
+    other = Round(round_one.workspace, round_one.dataset, "1", 1, TAKE_ALL, ON_CPU)
     with pytest.raises(SelectionError, match=r"snapshot_100\.pt is missing"):
         other.run()
 
@@ -238,3 +231,63 @@ def test_mirrored_opinions_are_other_labels(round_one: Round, caplog: pytest.Log
     assert "has changed: it is done again" in caplog.text
     mirrored = load_record(round_one.folder.case_scores / f"{round_one.pool[0]}.json", CaseScore)
     assert mirrored.made_with == (*plain.made_with, "tta")
+
+
+def test_the_state_says_what_that_of_older_versions_said(round_one: Round) -> None:
+    """The names of the steps, and hashes of the same things in the same order: their complete rounds are complete."""
+    state = round_one.run()
+    assert state is not None
+    assert tuple(step.name for step in round_one.steps) == tuple(state.steps) == STEPS
+    folder, plans, student = round_one.folder, round_one.plans, round_one.folder.model(Stage.FINE)
+    labels = LabelStore(folder.labels(Stage.FINE), CaseStore(round_one.workspace.preprocessed(Stage.FINE)))
+    labeled_by = inputs_hash(inputs_hash(plans.fine.hash, ""), *state.made_with, *round_one.pool)
+    of_cases = [(load_record(folder.case_scores / f"{case_id}.json", CaseScore), labels.record(case_id).label_hash)
+                for case_id in round_one.pool]  # fmt: skip
+    observed = content_hash(folder.observations)
+    selected_from = inputs_hash(labeled_by, inputs_hash(*of_cases), TAKE_ALL.selection, observed)
+    chosen = inputs_hash(selected_from, content_hash(folder.selection))
+    config = dataclasses.replace(load_record(student.run_record, RunRecord).config, init_from="previous")
+    held_out, training = (
+        record_hash(case_versions(cases, round_one.workspace))
+        for cases in (round_one.split.validation, round_one.split.train)
+    )
+    assert {name: (step.inputs, step.cases) for name, step in state.steps.items()} == {
+        "label": (labeled_by, held_out),
+        "select": (selected_from, held_out + training),
+        "train COARSE": (inputs_hash(chosen, "not needed"), training),
+        "train FINE": (inputs_hash(chosen, config, TAKE_ALL.mixing), training),
+        "validate": (inputs_hash(chosen, load_checkpoint(student.final).weights_hash), held_out),
+    }
+    # Older still: nothing was noted of the real cases.
+    steps = {name: dataclasses.replace(step, cases="") for name, step in state.steps.items()}
+    save_state(folder.state, dataclasses.replace(state, steps=steps))
+    before = times(folder.root)
+    assert round_one.run() is not None
+    assert times(folder.root) == before
+
+
+def test_plans_and_splits_are_read_once_per_round(round_one: Round, monkeypatch: pytest.MonkeyPatch) -> None:
+    round_one.run()
+    read: list[Path] = []
+
+    def noted(path: Path, *types: Any, **settings: Any) -> Any:
+        read.append(path)
+        return load_record(path, *types, **settings)
+
+    for module in ("plans", "planning.splits"):
+        monkeypatch.setattr(f"flaresemi.{module}.load_record", noted)
+    again = Round(round_one.workspace, round_one.dataset, "0", 1, TAKE_ALL, ON_CPU)
+    assert again.run() is not None
+    workspace = round_one.workspace
+    assert sorted(read) == sorted([workspace.plans, workspace.splits, workspace.fingerprint])
+
+
+def test_a_case_that_is_prepared_anew_in_mid_round_is_refused(round_one: Round) -> None:
+    """What the state says of the cases is what was trained on."""
+    round_one.run(last_step="select")
+    store, case_id = CaseStore(round_one.workspace.preprocessed(Stage.FINE)), round_one.split.train[0]
+    case = store.open(case_id)
+    assert case.label_zyx is not None
+    store.write(case.record, np.array(case.image_czyx) + 1, np.array(case.label_zyx))
+    with pytest.raises(DatasetError, match=f"case '{case_id}' was made anew while it was in use here"):
+        round_one.run()
