@@ -5,6 +5,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -36,6 +37,17 @@ logger = logging.getLogger(__name__)
 
 #: Sees a drawing, the prepared image in its region (channels, Z, Y, X), what that is padded with, and its spacing.
 Watch = Callable[[Drawing, np.ndarray, np.ndarray | None, FloatTriple], None]
+
+
+class SegmenterOptions(TypedDict, total=False):
+    """The options of a `Segmenter`, each explained there."""
+
+    device: str
+    tta: bool
+    step: float
+    precision: PrecisionName
+    engine: EngineName
+    window: WindowMode
 
 
 class Segmenter:
@@ -97,11 +109,7 @@ class Segmenter:
         folds: Sequence[str] | None = None,
         checkpoint: CheckpointName = "final",
         coarse: Path | None = None,
-        device: str = "auto",
-        tta: bool = False,
-        step: float = 0.5,
-        precision: PrecisionName = "auto",
-        engine: EngineName = "auto",
+        **options: Unpack[SegmenterOptions],
     ) -> "Segmenter":
         """Loads trained models; see `load_models` for what is found where and `Segmenter` for the other options.
 
@@ -110,9 +118,7 @@ class Segmenter:
             ConfigError: the device is not there.
         """
         models = load_models(model_folder, folds=folds, checkpoint=checkpoint, coarse=coarse)
-        segmenter = cls(
-            models.fine, models.coarse, device=device, tta=tta, step=step, precision=precision, engine=engine
-        )
+        segmenter = cls(models.fine, models.coarse, **options)
         segmenter.fine_files = models.fine_files
         segmenter.models = tuple(
             f"{each.plan.stage.value} {each.fold} {each.weights_hash[:16]}" for each in (*models.coarse, *models.fine)
