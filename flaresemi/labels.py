@@ -7,6 +7,9 @@ import numpy as np
 from flaresemi.errors import is_one_line, shown
 from flaresemi.ranges import DistanceMm, LabelValue
 
+#: Voxels that are looked at together: indexing and counting make 64-bit copies. Chosen.
+_PIECE = 1 << 20
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
@@ -121,8 +124,11 @@ class LabelSet:
             table = np.zeros(high - low + 1, indices.dtype)
             for index, label in enumerate(self.labels, start=1):
                 table[label.value - low] = index
-            inside = (values >= low) & (values <= high)
-            indices[inside] = table[(values[inside].astype(np.int64) - low)]
+            flat, result = values.reshape(-1), indices.reshape(-1)
+            for start in range(0, flat.size, _PIECE):
+                piece, target = flat[start : start + _PIECE], result[start : start + _PIECE]
+                inside = (piece >= low) & (piece <= high)
+                target[inside] = table[piece[inside].astype(np.int64) - low]
             return indices
         for index, label in enumerate(self.labels, start=1):
             indices[values == label.value] = index
@@ -147,6 +153,6 @@ def count_values(values: np.ndarray) -> dict[int, int]:
         found, counts = np.unique(flat, return_counts=True)
         return {int(value): int(count) for value, count in zip(found, counts, strict=True)}
     total = np.zeros(high - low + 1, np.int64)
-    for start in range(0, flat.size, 1 << 22):  # bincount makes a 64-bit copy, so piece by piece
-        total += np.bincount(flat[start : start + (1 << 22)].astype(np.int64) - low, minlength=total.size)
+    for start in range(0, flat.size, _PIECE):
+        total += np.bincount(flat[start : start + _PIECE].astype(np.int64) - low, minlength=total.size)
     return {low + int(index): int(total[index]) for index in np.flatnonzero(total)}

@@ -80,7 +80,9 @@ def _check(options: argparse.Namespace, dataset: Dataset, workspace: Workspace) 
     Raises:
         DatasetError: cases cannot be used and shall not be left out, or the dataset as a whole is not described.
     """
-    facts = inspect_dataset(dataset, workspace.inspected_cases, workers=options.workers)
+    facts = inspect_dataset(
+        dataset, workspace.inspected_cases, workers=options.workers, measured=workspace.case_fingerprints
+    )
     before = load_decisions(workspace)
     report, decisions = settle(
         dataset, facts, before, fix_geometry=options.fix_geometry, skip_bad_cases=options.skip_bad_cases

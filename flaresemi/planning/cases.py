@@ -11,7 +11,7 @@ from flaresemi.dataset import Case
 from flaresemi.errors import DatasetError, ImageError
 from flaresemi.geometry import Geometry
 from flaresemi.io.grids import SourceGrid
-from flaresemi.io.images import Image, read_grid, read_image, read_label_map
+from flaresemi.io.images import Image, LabelMap, read_grid, read_image, read_label_map
 from flaresemi.io.segments import RENUMBER, contradictions
 from flaresemi.labels import LabelSet, count_values
 
@@ -108,7 +108,16 @@ def read_organs(case: Case, labels: LabelSet, image: SourceGrid) -> np.ndarray:
     """
     if case.label is None:
         raise ValueError(f"case '{case.id}' has no label map")
-    label = read_label_map(case.label, labels.values).on(image, GRID_TOLERANCE_VOXELS)
+    return organs_of(case, labels, read_label_map(case.label, labels.values), image)
+
+
+def organs_of(case: Case, labels: LabelSet, label: LabelMap, image: SourceGrid) -> np.ndarray:
+    """The organs of a label map that was read; as `read_case`.
+
+    Raises:
+        DatasetError: it does not lie on the image, or has values that nobody declared.
+    """
+    label = label.on(image, GRID_TOLERANCE_VOXELS)
     difference = grid_difference(label.source, image)
     if difference is not None and not (case.label_on_image_grid and difference.fixable):
         raise DatasetError(

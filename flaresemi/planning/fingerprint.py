@@ -5,10 +5,12 @@ import functools
 import logging
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from flaresemi.appearance import Look
 from flaresemi.case_names import case_file
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
@@ -20,7 +22,7 @@ from flaresemi.planning.cases import read_case, read_geometries, supervised_orga
 from flaresemi.planning.sources import source_hash
 from flaresemi.plans import BodyRule, CaseFingerprint, DatasetFingerprint, IntensityStatistics, body_rule
 from flaresemi.preprocessing.looks import look_at
-from flaresemi.preprocessing.preprocessor import prepare
+from flaresemi.preprocessing.preprocessor import PreparedImage, prepare
 from flaresemi.records import load_record, save_record
 
 logger = logging.getLogger(__name__)
@@ -32,8 +34,9 @@ SAMPLES_PER_CASE = 10_000
 #: Of what a measurement consists; to be raised whenever a rule in this module or of the body crop changes.
 _RULES = 3
 
-#: Main memory per voxel and channel while a case is measured, bytes. Measured on a phantom of 173×505×505: 15.7.
-_BYTES_PER_VOXEL = 18
+#: Main memory per voxel and channel while a case is inspected and measured, bytes. Measured on a phantom of
+#: 92×491×491 with a label map of bytes: 8.2; rounded up, as label maps come in larger types.
+_BYTES_PER_VOXEL = 12
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,8 +85,7 @@ def fingerprint_dataset(
     if waiting:
         logger.info("measuring %d labeled case(s)%s", len(waiting), f"; {len(measured)} known" if measured else "")
         measure = functools.partial(_measure_and_keep, dataset=dataset, folder=folder, body=body)
-        voxels = max((math.prod(grid.shape_zyx) for grid in read_geometries(waiting).values()), default=0)
-        count = worker_count(0.4 + _BYTES_PER_VOXEL * voxels * len(dataset.channels) / 2**30, workers)
+        count = worker_count(gib_to_measure(waiting), workers)
         for case, result in parallel_map(measure, waiting, workers=count, progress="fingerprint", mute=True):
             measured[case.id] = result
     ordered = [measured[case.id] for case in dataset.labeled]
@@ -109,8 +111,14 @@ def organs_by_case(fingerprint: DatasetFingerprint) -> dict[str, frozenset[str]]
     }
 
 
+def gib_to_measure(cases: Sequence[Case]) -> float:
+    """Main memory that measuring the largest of these cases takes, by their headers."""
+    voxels = max((math.prod(grid.shape_zyx) for grid in read_geometries(cases).values()), default=0)
+    return 0.4 + _BYTES_PER_VOXEL * voxels * max((len(case.images) for case in cases), default=1) / 2**30
+
+
 def measure_case(case: Case, labels: LabelSet, body: BodyRule) -> CaseMeasurement:
-    """Measures one labeled case.
+    """Reads and measures one labeled case.
 
     Args:
         case: With a label map.
@@ -125,9 +133,16 @@ def measure_case(case: Case, labels: LabelSet, body: BodyRule) -> CaseMeasuremen
     if indices is None:
         raise ValueError(f"case '{case.id}' has no label map")
     prepared = prepare(image, body)
-    box, look = prepared.body_box, look_at(prepared)
-    counts = _voxels_per_label(indices, labels)
-    outside = counts - _voxels_per_label(indices[box.slices], labels)
+    return measure(case, labels, prepared, look_at(prepared), indices)
+
+
+def measure(
+    case: Case, labels: LabelSet, prepared: PreparedImage, look: Look, indices_zyx: np.ndarray
+) -> CaseMeasurement:
+    """Measures a labeled case that was read: its image, what that looks like, and its organs on the image's grid."""
+    image, box = prepared.image, prepared.body_box
+    counts = _voxels_per_label(indices_zyx, labels)
+    outside = counts - _voxels_per_label(indices_zyx[box.slices], labels)
     supervised = supervised_organs(case, labels)
     return CaseMeasurement(
         fingerprint=CaseFingerprint(
@@ -135,14 +150,14 @@ def measure_case(case: Case, labels: LabelSet, body: BodyRule) -> CaseMeasuremen
             shape_zyx=image.geometry.shape_zyx,
             spacing_zyx_mm=image.geometry.spacing_zyx_mm,
             body_box=box,
-            foreground_box=BoundingBox.of_mask(indices != 0),
+            foreground_box=BoundingBox.of_mask(indices_zyx != 0),
             voxels_per_label=tuple(int(count) for count in counts[1:]),
             annotated=tuple(index in supervised for index in range(1, labels.channels)),
             voxels_outside_body=tuple(int(count) for count in outside[1:]) if outside[1:].any() else (),
             channel_facts=look.channels,
             body_share=look.body_share,
         ),
-        samples=_sample(image.array_czyx, indices, case.id),
+        samples=_sample(image.array_czyx, indices_zyx, case.id),
     )
 
 
@@ -189,15 +204,27 @@ def _statistics(samples: list[np.ndarray], dataset: Dataset) -> tuple[IntensityS
 
 
 def _measure_and_keep(case: Case, *, dataset: Dataset, folder: Path | None, body: BodyRule) -> CaseMeasurement:
-    depends_on = _dependencies(case, dataset, body)  # before reading: a file that changes meanwhile is measured again
+    depends_on = dependencies(case, dataset.labels, body)
     measurement = measure_case(case, dataset.labels, body)
     if folder is not None:
-        record, samples = _paths(folder, case)
-        with atomic_path(samples) as temporary, open(temporary, "wb") as file:
-            np.save(file, measurement.samples, allow_pickle=False)
-        # The record is written last: where it is, the samples are.
-        save_record(record, _Kept(depends_on=depends_on, fingerprint=measurement.fingerprint))
+        keep(folder, case, measurement, depends_on)
     return measurement
+
+
+def keep(folder: Path, case: Case, measurement: CaseMeasurement, depends_on: str) -> None:
+    """Writes what `fingerprint_dataset` finds of a measured case.
+
+    Args:
+        folder: Where to.
+        case: The case.
+        measurement: What was found.
+        depends_on: Its `dependencies` before it was read: a file that changed meanwhile is measured again.
+    """
+    record, samples = _paths(folder, case)
+    with atomic_path(samples) as temporary, open(temporary, "wb") as file:
+        np.save(file, measurement.samples, allow_pickle=False)
+    # The record is written last: where it is, the samples are.
+    save_record(record, _Kept(depends_on=depends_on, fingerprint=measurement.fingerprint))
 
 
 def _load(case: Case, dataset: Dataset, folder: Path | None, body: BodyRule) -> CaseMeasurement | None:
@@ -213,13 +240,15 @@ def _load(case: Case, dataset: Dataset, folder: Path | None, body: BodyRule) -> 
     except (FlaresemiError, ValueError) as problem:
         logger.info("the kept measurement of case '%s' cannot be used and is made anew: %s", case.id, problem)
         return None
-    if kept.depends_on != _dependencies(case, dataset, body) or values.ndim != 2 or len(values) != len(case.images):
+    is_same = kept.depends_on == dependencies(case, dataset.labels, body)
+    if not is_same or values.ndim != 2 or len(values) != len(case.images):
         return None
     return CaseMeasurement(fingerprint=kept.fingerprint, samples=values)
 
 
-def _dependencies(case: Case, dataset: Dataset, body: BodyRule) -> str:
-    return source_hash(case, dataset.labels, f"fingerprint {_RULES}, body {body}")
+def dependencies(case: Case, labels: LabelSet, body: BodyRule) -> str:
+    """Identifies what a measurement of a case is made from now."""
+    return source_hash(case, labels, f"fingerprint {_RULES}, body {body}")
 
 
 def _paths(folder: Path, case: Case) -> tuple[Path, Path]:

@@ -1,8 +1,9 @@
 """What is in every file of a dataset: facts, gathered in one parallel pass and kept, so that no file is read twice.
 
-Nothing is judged here; the rules stand in `rules`.
+Of labeled cases that pass keeps their part of the fingerprint, too. Nothing is judged here; the rules stand in `rules`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,20 +14,22 @@ from typing import Annotated
 
 import numpy as np
 
+from flaresemi.appearance import Look
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.dataset import Case, Dataset
-from flaresemi.errors import FlaresemiError, ImageError
+from flaresemi.errors import DatasetError, FlaresemiError, ImageError
 from flaresemi.geometry import BoundingBox, Geometry
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.image_file import image_ending
-from flaresemi.io.images import LabelMap, read_image, read_label_map
+from flaresemi.io.images import Image, LabelMap, read_image, read_label_map
 from flaresemi.io.segments import Segment
-from flaresemi.labels import count_values
-from flaresemi.planning.cases import GRID_TOLERANCE_VOXELS
+from flaresemi.labels import LabelSet, count_values
+from flaresemi.planning.cases import GRID_TOLERANCE_VOXELS, organs_of
+from flaresemi.planning.fingerprint import dependencies, gib_to_measure, keep, measure
 from flaresemi.planning.sources import FileStamp, file_stamp, stamps
 from flaresemi.plans import BodyRule, ChannelFacts, body_rule
-from flaresemi.preprocessing.cropping import find_body
-from flaresemi.preprocessing.looks import measure_channel
+from flaresemi.preprocessing.looks import look_at, measure_channel
+from flaresemi.preprocessing.preprocessor import prepare
 from flaresemi.ranges import Count, DistanceMm, LabelValue, Range
 from flaresemi.records import load_record, save_record
 
@@ -128,13 +131,16 @@ class InspectedCases:
     cases: tuple[CaseFacts, ...]
 
 
-def inspect_dataset(dataset: Dataset, cache: Path | None, *, workers: int | None) -> dict[str, CaseFacts]:
+def inspect_dataset(
+    dataset: Dataset, cache: Path | None, *, workers: int | None, measured: Path | None = None
+) -> dict[str, CaseFacts]:
     """Facts of every case, labeled, unlabeled and test; files that have not changed since are not read again.
 
     Args:
         dataset: What to look at.
         cache: File that facts are kept in; None: nowhere.
         workers: Processes; None: as many as cores and memory allow.
+        measured: Folder of `fingerprint_dataset`, for what is measured of labeled cases on the way; None: nothing is.
     """
     cases = {case.id: case for case in (*dataset.labeled, *dataset.unlabeled, *dataset.test)}
     organs = dataset.labels.values
@@ -145,8 +151,9 @@ def inspect_dataset(dataset: Dataset, cache: Path | None, *, workers: int | None
     if not waiting:
         return facts
     logger.info("looking into %d case(s)%s", len(waiting), f"; {len(facts)} known" if facts else "")
-    count = worker_count(max(map(_gib_to_inspect, waiting)), workers)
-    inspect = functools.partial(inspect_case, body=body, organs=organs)
+    labeled = [case for case in waiting if case.label is not None]
+    count = worker_count(max(gib_to_measure(labeled), *map(_gib_to_inspect, waiting)), workers)
+    inspect = functools.partial(inspect_case, body=body, labels=dataset.labels, measured=measured)
     saved = time.monotonic()
     try:
         for case, found in parallel_map(inspect, waiting, workers=count, progress="integrity", mute=True):
@@ -166,43 +173,54 @@ def _is_current(known: CaseFacts | None, case: Case, body: BodyRule, organs: dic
     return known.label is None or known.image is None or known.image.body == body
 
 
-def inspect_case(case: Case, body: BodyRule, organs: dict[str, int]) -> CaseFacts:
+def inspect_case(case: Case, body: BodyRule, labels: LabelSet, measured: Path | None) -> CaseFacts:
     """Reads the files of one case; what is wrong with them is noted, not raised.
 
     Args:
         case: The case.
         body: How the patient is found.
-        organs: The dataset's values by name.
+        labels: The dataset's organs.
+        measured: As for `inspect_dataset`.
     """
-    files = stamps(case)
+    files, depends_on = stamps(case), dependencies(case, labels, body)
     problems: list[Problem] = []
-    image = _inspect_image(case, body if case.label is not None else None, problems)
+    image = _read_image(case, problems)
+    prepared = None if image is None or case.label is None else prepare(image, body)
+    look = None if prepared is None else look_at(prepared)
+    found = None if image is None else _image_facts(image, body, look)
+    label = _read_label(case, labels, problems)
+    if measured is not None and prepared is not None and look is not None and label is not None:
+        with contextlib.suppress(DatasetError):  # the rules say why; once it is decided upon, the fingerprint reads it
+            indices = organs_of(case, labels, label, prepared.image.source)
+            keep(measured, case, measure(case, labels, prepared, look, indices), depends_on)
     return CaseFacts(
         case_id=case.id,
         files=files,
-        image=image,
-        label=_inspect_label(case, image, organs, problems),
+        image=found,
+        label=None if label is None else _label_facts(label, found),
         problems=tuple(problems),
-        organs=organs if _has_names(case) else None,
+        organs=labels.values if _has_names(case) else None,
     )
 
 
-def _inspect_image(case: Case, body: BodyRule | None, problems: list[Problem]) -> ImageFacts | None:
+def _image_facts(image: Image, body: BodyRule, look: Look | None) -> ImageFacts:
+    return ImageFacts(
+        source=image.source,
+        channels=tuple(map(measure_channel, image.array_czyx)) if look is None else look.channels,
+        non_finite=image.non_finite,
+        disagreement_mm=image.disagreement_mm,
+        content=_hash(image.array_czyx),
+        body=None if look is None else body,
+        modalities=image.modalities,
+        body_box=None if look is None else look.body_box,
+    )
+
+
+def _read_image(case: Case, problems: list[Problem]) -> Image | None:
     try:
-        image = read_image(case.images)
+        return read_image(case.images)
     except ImageError as error:
         together = [error]
-    else:
-        return ImageFacts(
-            source=image.source,
-            channels=tuple(map(measure_channel, image.array_czyx)),
-            non_finite=image.non_finite,
-            disagreement_mm=image.disagreement_mm,
-            content=_hash(image.array_czyx),
-            body=body,
-            modalities=image.modalities,
-            body_box=find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)[0] if body else None,
-        )
     # The reader stops at the first channel that it cannot take; the user shall hear of all of them.
     alone = [problem for path in case.images if (problem := _trouble(path)) is not None]
     problems.extend(map(_problem, alone or together))
@@ -226,16 +244,17 @@ def _has_names(case: Case) -> bool:
     return case.label is not None and image_ending(case.label) == ".nrrd"
 
 
-def _inspect_label(
-    case: Case, image: ImageFacts | None, organs: dict[str, int], problems: list[Problem]
-) -> LabelFacts | None:
+def _read_label(case: Case, labels: LabelSet, problems: list[Problem]) -> LabelMap | None:
     if case.label is None:
         return None
     try:
-        label: LabelMap = read_label_map(case.label, organs)
+        return read_label_map(case.label, labels.values)
     except ImageError as error:
         problems.append(_problem(error))
         return None
+
+
+def _label_facts(label: LabelMap, image: ImageFacts | None) -> LabelFacts:
     counts = count_values(label.array_zyx)
     listed = list(counts)[:MAX_LISTED_VALUES]
     placed = label.array_zyx if image is None else label.on(image.source, GRID_TOLERANCE_VOXELS).array_zyx

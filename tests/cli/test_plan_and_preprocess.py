@@ -12,6 +12,7 @@ from flaresemi import flare22
 from flaresemi.cli import plan_and_preprocess
 from flaresemi.cli.plan_and_preprocess import main
 from flaresemi.dataset import LAYOUTS, load_dataset
+from flaresemi.io import integrity
 from flaresemi.io.case_store import CaseStore
 from flaresemi.phantom.dataset import write_phantom_dataset
 from flaresemi.planning.decisions import usable_cases
@@ -102,6 +103,17 @@ def test_one_command_goes_from_scans_to_prepared_cases(phantoms, prepared):
     assert (workspace.lists / "labeled.txt").read_text("utf-8").split() == [f"phantom_{n:04d}" for n in range(1, 5)]
     assert workspace.integrity_csv.read_text(encoding="utf-8").count("\n") >= 7
     assert "4 labeled, 1 unlabeled, 1 test" in workspace.integrity_summary.read_text(encoding="utf-8")
+
+
+def test_a_file_is_decompressed_once_to_look_into_it_and_once_to_prepare_it(phantoms, tmp_path, command, monkeypatch):
+    streams, inflate = collections.Counter(), integrity.inflate
+    monkeypatch.setattr(
+        integrity, "inflate", lambda file, **rest: streams.update([integrity.path_of(file)]) or inflate(file, **rest)
+    )
+    assert command(phantoms, tmp_path / "w").code == 0
+    labeled = {path: 2 for number in range(1, 5) for path in (image_path(phantoms, "labeled", number),
+                                                              label_path(phantoms, number))}  # fmt: skip
+    assert streams == labeled | {image_path(phantoms, "unlabeled", 5): 2, image_path(phantoms, "test", 6): 1}
 
 
 def test_the_story_fits_a_screen_and_ends_with_the_next_command(phantoms, tmp_path, command):

@@ -10,6 +10,7 @@ from flaresemi.errors import DatasetError, ImageError
 from flaresemi.geometry import BoundingBox
 from flaresemi.planning import fingerprint
 from flaresemi.planning.fingerprint import SAMPLES_PER_CASE, fingerprint_dataset, measure_case
+from flaresemi.planning.inspection import inspect_dataset
 from flaresemi.planning.planner import make_plans
 from flaresemi.plans import body_rule, load_fingerprint
 from flaresemi.records import record_hash, save_record, to_plain
@@ -212,6 +213,25 @@ class TestResume:
         measured.clear()
         assert fingerprint_of(small, tmp_path / "w") == whole
         assert measured == []
+
+    def test_what_was_inspected_is_measured_already(self, small_dataset, tmp_path, measured):
+        small = small_dataset(channels=("CT", "PET"))
+        expected = fingerprint_of(small)
+        measured.clear()
+        inspect_dataset(small.load(), None, workers=1, measured=tmp_path)
+        assert fingerprint_of(small, tmp_path) == expected
+        assert measured == []
+
+    def test_what_is_decided_of_a_case_is_measured_afterwards(self, small_dataset, tmp_path, measured):
+        small = small_dataset()
+        small.write(small.label_path("l1"), small.label_array(1), origin=(9.0, 0.0, 0.0))
+        inspect_dataset(small.load(), None, workers=1, measured=tmp_path)
+        dataset = small.load()
+        labeled = tuple(dataclasses.replace(case, label_on_image_grid=case.id == "l1") for case in dataset.labeled)
+        dataset = dataclasses.replace(dataset, labeled=labeled)
+        found = fingerprint_dataset(dataset, tmp_path, workers=1)
+        assert measured == ["l1"]
+        assert found == fingerprint_dataset(dataset, None, workers=1)
 
     def test_kept_files_are_plain(self, small_dataset, tmp_path):
         fingerprint_of(small_dataset(), tmp_path)
