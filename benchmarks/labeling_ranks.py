@@ -102,17 +102,17 @@ def label(bench: running.Bench, name: str, count: int, launcher: str, fate: Fate
 
 
 def one_at_work(processes: list[subprocess.Popen], launcher: str, workspace: Path) -> int | None:
-    """The second process (rank 1), once it has joined in the work: it has the file of the claims open."""
+    """The second process (rank 1), once it has joined in the work: it has claimed a case."""
     if launcher == "slurm":
         found = [processes[1].pid]
     else:
         parent = processes[0].pid
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
         found = [int(child) for child in children if b"\0RANK=1\0" in read(Path(f"/proc/{child}/environ"))]
-    claims = round_folder(workspace) / "claims"
+    claimed = str((round_folder(workspace) / "claimed").resolve())
     for pid in found:
         try:
-            if any(os.readlink(entry) == str(claims.resolve()) for entry in Path(f"/proc/{pid}/fd").iterdir()):
+            if any(os.path.dirname(os.readlink(entry)) == claimed for entry in Path(f"/proc/{pid}/fd").iterdir()):
                 return pid
         except OSError:  # it ended, or closed a file, while we looked
             continue

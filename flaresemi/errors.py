@@ -95,6 +95,10 @@ class ConfigError(FlaresemiError):
     """A command's options do not fit together, or a record of an earlier run contradicts them."""
 
 
+class InUseError(ConfigError):
+    """Another process is at work on the same thing."""
+
+
 class CheckpointError(FlaresemiError):
     """A checkpoint is missing, damaged or was made with other plans."""
 

@@ -1,4 +1,12 @@
-"""One process at a time: a second one that was started by mistake learns who the first one is."""
+"""One process at a time on a part of a workspace, or on each of many cases: a lock that ends with its process.
+
+A lock is the kernel's (`flock` on a file): it is released however its process dies, also by SIGKILL, so that no
+heartbeat or clock has to tell the slow from the dead, and nothing has to be removed by hand. Linux passes it on to the
+server of an NFS share. Some mounts (Lustre's localflock) keep locks within each machine.
+
+filelock would take over no more than the call of flock: it fails where a file system has no locks, does not say who
+holds one, and neither tells a file that is not ours nor leaves a folder as it was.
+"""
 
 import contextlib
 import datetime
@@ -8,11 +16,14 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from flaresemi.errors import ConfigError
+from flaresemi.case_names import case_file
+from flaresemi.errors import ConfigError, InUseError
 from flaresemi.files import open_no_link
 
 if sys.platform != "win32":
@@ -20,7 +31,7 @@ if sys.platform != "win32":
 
 logger = logging.getLogger(__name__)
 
-#: What a filesystem without locks answers.
+#: What a file system without locks answers: Lustre without its option flock, NFS whose lock service does not run.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 _LONGEST_TOLD = 500
@@ -28,85 +39,140 @@ _LONGEST_TOLD = 500
 #: What a lock begins with.
 _OWNER = b"process "
 
+_WAIT_SECONDS = 0.5
+
 
 @contextlib.contextmanager
 def working_alone(path: Path, command: Sequence[str]) -> Iterator[None]:
-    """Holds a lock while the block runs.
+    """Holds a lock while the block runs; its file goes at an ordinary end. Worker processes do not inherit it.
 
-    The kernel releases it at any death of the process, also by SIGKILL, so that it never has to be removed by hand; at
-    an ordinary end its file goes as well. Worker processes do not inherit it. Where the filesystem has no locks, or the
-    system is Windows, the block runs all the same, after a warning.
+    Where the file system has no locks, or the system is Windows, the block runs all the same, after a warning.
 
     Args:
         path: The file of the lock. Whoever works on the same thing names the same file.
         command: What this process does, for the message to the other.
 
     Raises:
-        ConfigError: another process holds it, and the message names that process; or its file is something else.
+        InUseError: another process holds it, and the message names that process.
+        ConfigError: the file is something else.
         OSError: the file cannot be made.
     """
-    started = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    owner = f"process {os.getpid()} on {socket.gethostname()} since {started}: {shlex.join(command)}"
-    file = _taken(path, owner)
-    try:
+    with _held(path, command) as is_held:
+        if not is_held:
+            reason = "no file locks on Windows" if sys.platform == "win32" else "this filesystem has no locks"
+            logger.warning("%s: see to it yourself that no other process works on %s", reason, path.parent)
         yield
-    finally:
-        if file is not None:
-            if _has_name(file, path):
-                path.unlink()  # before it is released: later it may be another's
-            file.close()
 
 
-def _taken(path: Path, owner: str) -> BinaryIO | None:
-    """The open file of the lock, which is held now; None where there are no locks."""
+class Claims:
+    """Names of cases that processes claim, on one machine or on several that share a folder; a context manager.
+
+    Attributes:
+        path: The folder, which holds a lock for every case that is claimed.
+        are_exclusive: False where there are no locks; every claim is granted then. Several processes may work on one
+            name there, and where locks are kept within each machine, which must do no harm.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> "Claims":
+        with _held(self.path / f".{uuid.uuid4().hex}") as self.are_exclusive:  # shows whether there are locks
+            return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Claims a name while the block runs; gives False where another process has it."""
+        with contextlib.ExitStack() as lock:
+            is_taken = True
+            if self.are_exclusive:
+                try:
+                    lock.enter_context(_held(case_file(self.path, name)))
+                except InUseError:
+                    is_taken = False
+            yield is_taken
+
+    def hand_out(
+        self, names: Sequence[str], is_done: Callable[[str], bool], stop_requested: Callable[[], bool]
+    ) -> Iterator[str]:
+        """Gives the names that nobody has done or is doing, each claimed until the next one is asked for.
+
+        It ends when all of them are done: what others are doing is waited for, and taken over from those that die.
+
+        Args:
+            names: In the order of preference.
+            is_done: Asked before a name is given, when it is claimed.
+            stop_requested: Asked before each name, and while waiting; True ends it.
+        """
+        while names:
+            busy = []
+            for name in names:
+                if stop_requested():
+                    return
+                if is_done(name):
+                    continue
+                with self.claim(name) as is_taken:
+                    if not is_taken:
+                        busy.append(name)
+                    elif not is_done(name):  # its owner may have finished it a moment ago
+                        yield name
+            if len(busy) == len(names):
+                time.sleep(_WAIT_SECONDS)
+            names = busy
+
+
+@contextlib.contextmanager
+def _held(path: Path, command: Sequence[str] = ()) -> Iterator[bool]:
+    """Holds a lock while the block runs; gives False where there are no locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as opened:
-        file = opened.enter_context(_opened(path))
-        if not _lock(file, path):
-            return None
-        if not _has_name(file, path):  # whoever had it before has just removed it
-            return _taken(path, owner)
-        file.truncate(0)
-        file.write(f"{owner}\n".encode("utf-8", "surrogateescape"))
-        file.flush()
-        opened.pop_all()
-        return file
+        while True:
+            file = opened.enter_context(open(path, "a+b", opener=open_no_link))
+            _refuse_foreign(file, path)
+            is_held = _lock(file, path)
+            if not is_held or _has_name(file, path):
+                break
+            opened.close()  # whoever had it before has just removed it
+        if is_held:
+            started = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+            owner = f"process {os.getpid()} on {socket.gethostname()} since {started}: {shlex.join(command)}\n"
+            file.truncate(0)
+            file.write(owner.encode("utf-8", "surrogateescape"))
+            file.flush()
+        try:
+            yield is_held
+        finally:
+            if _has_name(file, path):
+                with contextlib.suppress(PermissionError):  # Windows removes no open file
+                    path.unlink()  # before it is released: later it may be another's
 
 
-def _opened(path: Path) -> BinaryIO:
-    """The file of the lock; what is no lock is left as it is.
-
-    Raises:
-        ConfigError: something else has its name.
-        OSError: it cannot be made.
-    """
-    file = open(path, "a+b", opener=open_no_link)  # noqa: SIM115 (the caller's)
+def _refuse_foreign(file: BinaryIO, path: Path) -> None:
+    """Checks that a file is a lock, or empty; what is none is left as it is."""
     file.seek(0)
     if file.read(len(_OWNER)) not in (b"", _OWNER):
-        file.close()
         raise ConfigError(
             "a file that flaresemi did not write has the name of its lock", where=path,
             fix="see what it is, and remove or rename it",
         )  # fmt: skip
-    return file
 
 
 def _lock(file: BinaryIO, path: Path) -> bool:
-    """Whether there are locks here; if so it is held now."""
+    """Locks the file; False where there are no locks."""
     if sys.platform == "win32":
-        reason = "no file locks on Windows"
-    else:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            raise _refusal(file, path) from None
-        except OSError as problem:
-            if problem.errno not in _NO_LOCKS:
-                raise
-            reason = "this filesystem has no locks"
-    logger.warning("%s: see to it yourself that no other process works on %s", reason, path.parent)
-    return False
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # of a file that could be opened for writing
+        raise _refusal(file, path) from None
+    except OSError as problem:
+        if problem.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
 
 
 def _has_name(file: BinaryIO, path: Path) -> bool:
@@ -117,11 +183,11 @@ def _has_name(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _refusal(file: BinaryIO, path: Path) -> ConfigError:
+def _refusal(file: BinaryIO, path: Path) -> InUseError:
     file.seek(0)
     text = file.read(_LONGEST_TOLD).decode("utf-8", "replace").strip()
     owner = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return ConfigError(
+    return InUseError(
         f"another process is at work here: {owner or 'one that has just begun'}",
         where=path.parent,
         fix="let it end, or stop it (on its host: kill and its number); then the same command goes on from there",

@@ -178,7 +178,7 @@ class RoundFolder:
 
     #: Patterns of what is written into it.
     NAMES: ClassVar = (
-        "round.json", "labels", "case_scores", "claims", "observations.json", "scores.csv", "selection.json",
+        "round.json", "labels", "case_scores", "claimed", "claims", "observations.json", "scores.csv", "selection.json",
         "reliable_series.txt", "report.html", "models",
     )  # fmt: skip
 
@@ -201,8 +201,8 @@ class RoundFolder:
 
     @property
     def claims(self) -> Path:
-        """An empty file; its locks say which process is labeling which case."""
-        return self.root / "claims"
+        """Locks of the cases that a process is labeling now; empty otherwise."""
+        return self.root / "claimed"
 
     @property
     def observations(self) -> Path:

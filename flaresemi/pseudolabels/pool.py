@@ -10,12 +10,12 @@ import numpy as np
 from tqdm import tqdm
 
 from flaresemi.case_names import case_file
-from flaresemi.compute.claims import Claims
 from flaresemi.compute.sharding import Shard
 from flaresemi.errors import DatasetError, FlaresemiError, PredictionError, SelectionError, listed
 from flaresemi.evaluation.overlap import dice_per_organ
 from flaresemi.files import write_text
 from flaresemi.io.case_store import CaseStore, LabelStore
+from flaresemi.locking import Claims
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.resampling import resample_labels
 from flaresemi.pseudolabels.calibration import Observation
