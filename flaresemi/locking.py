@@ -65,7 +65,7 @@ def working_alone(path: Path, command: Sequence[str]) -> Iterator[None]:
 
 
 class Claims:
-    """Names of cases that processes claim, on one machine or on several that share a folder; a context manager.
+    """Names of cases that processes claim, on one machine or on several that share a folder.
 
     Attributes:
         path: The folder, which holds a lock for every case that is claimed.
@@ -75,13 +75,8 @@ class Claims:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    def __enter__(self) -> "Claims":
         with _held(self.path / f".{uuid.uuid4().hex}") as self.are_exclusive:  # shows whether there are locks
-            return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+            pass
 
     @contextlib.contextmanager
     def claim(self, name: str) -> Iterator[bool]:

@@ -121,12 +121,12 @@ def never() -> bool:
 
 def work(folder: Path, names: list[str], seconds: float) -> None:
     """Does names: one line in a file per name, which is there when its work is done."""
-    with Claims(folder / "claims") as claims:
-        for name in claims.hand_out(names, lambda name: (folder / name).exists(), never):
-            with open(folder / f"{name}.begun", "a", encoding="ascii") as file:
-                file.write(f"{os.getpid()}\n")
-            time.sleep(seconds)
-            (folder / name).touch()
+    claims = Claims(folder / "claims")
+    for name in claims.hand_out(names, lambda name: (folder / name).exists(), never):
+        with open(folder / f"{name}.begun", "a", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(seconds)
+        (folder / name).touch()
 
 
 def begun(folder: Path) -> dict[str, list[str]]:
@@ -189,12 +189,12 @@ def test_who_waits_for_another_can_be_stopped(start, tmp_path: Path) -> None:
     start(60.0, ["case_0"])
     wait_for(tmp_path / "case_0.begun")
     answers = iter([False, False, True])
-    with Claims(tmp_path / "claims") as claims:
-        assert list(claims.hand_out(["case_0"], lambda name: False, lambda: next(answers))) == []
-        with claims.claim("case_0") as taken:
-            assert not taken
-        with claims.claim("case_1") as taken:
-            assert taken
+    claims = Claims(tmp_path / "claims")
+    assert list(claims.hand_out(["case_0"], lambda name: False, lambda: next(answers))) == []
+    with claims.claim("case_0") as taken:
+        assert not taken
+    with claims.claim("case_1") as taken:
+        assert taken
 
 
 def test_without_locks_every_claim_is_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,13 +203,13 @@ def test_without_locks_every_claim_is_granted(tmp_path: Path, monkeypatch: pytes
 
     number = errno.ENOLCK
     monkeypatch.setattr(fcntl, "flock", fail)
-    with Claims(tmp_path / "claims") as claims:
-        assert not claims.are_exclusive
-        done: set[str] = set()
-        for name in claims.hand_out(NAMES, done.__contains__, never):
-            done.add(name)
-        assert done == set(NAMES)
-        assert list(claims.path.iterdir()) == []
+    claims = Claims(tmp_path / "claims")
+    assert not claims.are_exclusive
+    done: set[str] = set()
+    for name in claims.hand_out(NAMES, done.__contains__, never):
+        done.add(name)
+    assert done == set(NAMES)
+    assert list(claims.path.iterdir()) == []
     number = errno.EIO
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)), Claims(tmp_path / "claims"):
-        pass
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        Claims(tmp_path / "claims")

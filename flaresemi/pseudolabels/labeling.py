@@ -1,4 +1,4 @@
-"""Labels prepared unlabeled cases with a trained chain, and scores what it drew; one case at a time."""
+"""Labels prepared unlabeled cases with trained checkpoints, and scores the labels; one case at a time."""
 
 import dataclasses
 import functools
@@ -16,37 +16,12 @@ from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
 from flaresemi.inference.sliding_window import most_likely
 from flaresemi.io.case_store import CaseStore, StoredCase
-from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.engine import Engine
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.scoring import Scorer
+from flaresemi.pseudolabels.teachers import Teachers
 from flaresemi.room import enough_memory
 from flaresemi.selection import CaseScore
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
-    """The checkpoints that label: one training's weights over time, and the COARSE model before it.
-
-    Attributes:
-        fine: The weights whose masks are saved (the end of the training).
-        snapshots: Earlier weights of the same training, which they are compared with.
-        coarse: Finds the region; None where FINE works on the whole body.
-        made_with: Hashes of all these files, for the record.
-    """
-
-    fine: Checkpoint
-    snapshots: tuple[Checkpoint, ...]
-    coarse: Checkpoint | None
-    made_with: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.snapshots:
-            raise ValueError("agreement needs at least one snapshot to compare with")
-        if any(snapshot.plan != self.fine.plan for snapshot in self.snapshots):
-            raise ValueError("the snapshots were trained with other plans than the final weights")
-        if self.fine.plan.region == "organs" and self.coarse is None:
-            raise ValueError("FINE works in the organs' box: COARSE is needed to find it")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +45,7 @@ class Labeler:
     reaches a face of the region after repair is therefore marked.
 
     Args:
-        chain: The checkpoints.
+        teachers: The checkpoints that label.
         fine_store: Prepared cases at FINE's spacing.
         coarse_store: The same at COARSE's; needed only with two stages.
         median_volumes_ml: Per organ, of the labeled cases; fewer than a hundredth of it counts as absent.
@@ -82,7 +57,7 @@ class Labeler:
 
     def __init__(
         self,
-        chain: Chain,
+        teachers: Teachers,
         fine_store: CaseStore,
         coarse_store: CaseStore,
         median_volumes_ml: Sequence[float],
@@ -95,13 +70,15 @@ class Labeler:
         # A named engine: labels made again, on this machine, are the same labels.
         engine = Engine(select_device(device), precision, "torch")
         stage = functools.partial(StagePredictor, engine=engine, step=step)
-        self.chain = chain
-        self.labels = chain.fine.labels
+        self.teachers = teachers
+        self.labels = teachers.fine.labels
         self.fine_store = fine_store
         self.coarse_store = coarse_store
-        self._final = stage([chain.fine], tta=tta)
-        self._scorer = Scorer(chain.fine, chain.snapshots, median_volumes_ml, chain.made_with, engine=engine, step=step)
-        self._coarse = stage([chain.coarse]) if chain.coarse and chain.fine.plan.region == "organs" else None
+        self._final = stage([teachers.fine], tta=tta)
+        self._scorer = Scorer(
+            teachers.fine, teachers.snapshots, median_volumes_ml, teachers.made_with, engine=engine, step=step
+        )
+        self._coarse = stage([teachers.coarse]) if teachers.coarse and teachers.fine.plan.region == "organs" else None
 
     @property
     def stores(self) -> dict[Stage, CaseStore]:
@@ -139,7 +116,7 @@ class Labeler:
         """In what a scan's grid and body are far from the labeled cases; of its voxels the integrity report speaks."""
         geometry = Geometry(shape_zyx=grid.canonical_shape_zyx, spacing_zyx_mm=grid.canonical_spacing_zyx_mm)
         look = Look(geometry=geometry, channels=(), body_box=grid.body_box)
-        return far_from(self.chain.fine.norms, look, self.chain.fine.channels)
+        return far_from(self.teachers.fine.norms, look, self.teachers.fine.channels)
 
     def _region(self, case_id: str, stored: StoredCase) -> tuple[BoundingBox, tuple[str, ...]]:
         whole = BoundingBox.whole(stored.record.grid.shape_zyx)

@@ -151,32 +151,32 @@ def label_pool(
     """
 
     def is_done(case_id: str) -> bool:
-        return labels.is_current(case_id, labeler.chain.made_with)
+        return labels.is_current(case_id, labeler.teachers.made_with)
 
     is_watched = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
     failures: list[FlaresemiError] = []
-    with Claims(labels.folder.claims) as claims:
-        if shard.helps and not claims.are_exclusive:
-            logger.warning("%s: this file system has no locks; every shard labels its own part alone", claims.path)
-            shard = dataclasses.replace(shard, helps=False)
-        mine = shard.before_others(case_ids)
-        left = [case_id for case_id in mine if not is_done(case_id)]
-        if left and len(left) < len(mine):
-            done = len(mine) - len(left)
-            logger.info("%d of %d cases are labeled already, not yet: %s", done, len(mine), listed(left))
-        turns = claims.hand_out(left, is_done, stop_requested)
-        count = 0
-        for case_id in tqdm(turns, total=len(left), desc="labeling", unit="case", disable=not is_watched):
-            labels.discard_score(case_id)
-            try:
-                labeled = labeler.label(case_id)
-            except FlaresemiError as failure:
-                logger.warning("%s", failure)
-                failures.append(failure)
-                continue
-            labels.write(labeled, labeler.labels.count)
-            count += 1
-        logger.info("labeled %d of %d cases here", count, len(mine))
+    claims = Claims(labels.folder.claims)
+    if shard.helps and not claims.are_exclusive:
+        logger.warning("%s: this file system has no locks; every shard labels its own part alone", claims.path)
+        shard = dataclasses.replace(shard, helps=False)
+    mine = shard.before_others(case_ids)
+    left = [case_id for case_id in mine if not is_done(case_id)]
+    if left and len(left) < len(mine):
+        done = len(mine) - len(left)
+        logger.info("%d of %d cases are labeled already, not yet: %s", done, len(mine), listed(left))
+    turns = claims.hand_out(left, is_done, stop_requested)
+    count = 0
+    for case_id in tqdm(turns, total=len(left), desc="labeling", unit="case", disable=not is_watched):
+        labels.discard_score(case_id)
+        try:
+            labeled = labeler.label(case_id)
+        except FlaresemiError as failure:
+            logger.warning("%s", failure)
+            failures.append(failure)
+            continue
+        labels.write(labeled, labeler.labels.count)
+        count += 1
+    logger.info("labeled %d of %d cases here", count, len(mine))
     _raise_all(failures, len(mine))
     return all(map(is_done, left))
 

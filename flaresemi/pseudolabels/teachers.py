@@ -1,5 +1,6 @@
 """The checkpoints that label: which files they are, and whether they belong to each other and to the plans."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,12 +8,36 @@ from flaresemi.errors import CheckpointError, ConfigError, SelectionError
 from flaresemi.files import content_hash
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint
 from flaresemi.plans import Plans, StagePlan
-from flaresemi.pseudolabels.labeling import Chain
 from flaresemi.records import record_hash
 from flaresemi.workspace import ModelFolder
 
 #: Weights that the final ones are compared with, by percent of the training.
 COMPARED_SNAPSHOTS = (36, 66)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Teachers:
+    """The checkpoints that label: one training's weights over time, and the COARSE model before it.
+
+    Attributes:
+        fine: The weights whose masks are saved (the end of the training).
+        snapshots: Earlier weights of the same training, which they are compared with.
+        coarse: Finds the region; None where FINE works on the whole body.
+        made_with: Hashes of all these files, for the record.
+    """
+
+    fine: Checkpoint
+    snapshots: tuple[Checkpoint, ...]
+    coarse: Checkpoint | None
+    made_with: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.snapshots:
+            raise ValueError("agreement needs at least one snapshot to compare with")
+        if any(snapshot.plan != self.fine.plan for snapshot in self.snapshots):
+            raise ValueError("the snapshots were trained with other plans than the final weights")
+        if self.fine.plan.region == "organs" and self.coarse is None:
+            raise ValueError("FINE works in the organs' box: COARSE is needed to find it")
 
 
 def teacher_files(fine: ModelFolder, coarse: ModelFolder | None) -> tuple[Path, ...]:
@@ -44,7 +69,7 @@ def weights_hash(checkpoints: Sequence[Checkpoint]) -> str:
     return record_hash([checkpoint.weights_hash for checkpoint in checkpoints])
 
 
-def load_teachers(fine: ModelFolder, coarse: ModelFolder | None, plans: Plans, *, tta: bool = False) -> Chain:
+def load_teachers(fine: ModelFolder, coarse: ModelFolder | None, plans: Plans, *, tta: bool = False) -> Teachers:
     """Loads the models of a training that label.
 
     Args:
@@ -61,7 +86,7 @@ def load_teachers(fine: ModelFolder, coarse: ModelFolder | None, plans: Plans, *
     hashes = made_with(fine, coarse, tta=tta)
     final, *snapshots = (_load(path, plans.fine) for path in teacher_files(fine, None))
     found = None if coarse is None else _load(coarse.final, plans.coarse)
-    return Chain(fine=final, snapshots=tuple(snapshots), coarse=found, made_with=hashes)
+    return Teachers(fine=final, snapshots=tuple(snapshots), coarse=found, made_with=hashes)
 
 
 def _hash(path: Path) -> str:

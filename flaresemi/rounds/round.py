@@ -324,10 +324,10 @@ class Round:
         return [self.workspace.round(fold, self.number).observations for fold in self.peers]
 
     def _labeler(self) -> Labeler:
-        chain = load_teachers(*self._teachers, self.plans, tta=self.config.tta)
+        teachers = load_teachers(*self._teachers, self.plans, tta=self.config.tta)
         stores, how = self.prepared.stores, self.execution
         return Labeler(
-            chain, stores[Stage.FINE], stores[Stage.COARSE], self._median_volumes_ml(),
+            teachers, stores[Stage.FINE], stores[Stage.COARSE], self._median_volumes_ml(),
             device=str(how.device), precision=how.precision, tta=self.config.tta,
         )  # fmt: skip
 

@@ -17,7 +17,8 @@ from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import canonical_labels, prepare
 from flaresemi.preprocessing.resampling import resample_image
 from flaresemi.pseudolabels.exporting import export_labels
-from flaresemi.pseudolabels.labeling import Chain, Labeler
+from flaresemi.pseudolabels.labeling import Labeler
+from flaresemi.pseudolabels.teachers import Teachers
 from flaresemi.selection import ExportRecord
 from tests.inference.conftest import LABELS, NEVER, ThresholdNetwork, make_checkpoint, make_plan
 from tests.pseudolabels.test_labeling import MEDIAN_ML, kidney_and_liver
@@ -57,8 +58,8 @@ def label_and_predict(case: Case, folder: Path, spacing: tuple[float, float, flo
         stores[plan.stage] = CaseStore(folder / plan.stage.value)
         record = CaseRecord.unlabeled(case_id="scan", preprocessing_hash="test", grid=prepared.grid(plan))
         stores[plan.stage].write(record, prepared.stage_image(plan), None)
-    chain = Chain(fine=final, snapshots=(final,), coarse=coarse)
-    labeler = Labeler(chain, stores[Stage.FINE], stores[Stage.COARSE], MEDIAN_ML, device="cpu", precision="fp32")
+    teachers = Teachers(fine=final, snapshots=(final,), coarse=coarse)
+    labeler = Labeler(teachers, stores[Stage.FINE], stores[Stage.COARSE], MEDIAN_ML, device="cpu", precision="fp32")
     labels = LabelStore(folder / "labels", stores[Stage.FINE])
     labels.write_labels("scan", labeler.label("scan").label_zyx, LABELS.count, (1, 2, 3))
     segmenter = Segmenter([final], [coarse], device="cpu", precision="fp32", window="patch")

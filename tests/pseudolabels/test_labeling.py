@@ -9,7 +9,8 @@ from flaresemi.errors import PredictionError
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import prepare
-from flaresemi.pseudolabels.labeling import Chain, Labeler
+from flaresemi.pseudolabels.labeling import Labeler
+from flaresemi.pseudolabels.teachers import Teachers
 from tests.inference.conftest import NEVER, ThresholdNetwork, make_body, make_checkpoint, make_image, make_plan
 
 FINE, COARSE = make_plan(Stage.FINE), make_plan(Stage.COARSE, spacing=(6.0, 6.0, 6.0))
@@ -44,14 +45,14 @@ def kidney_and_liver() -> np.ndarray:
 
 def labeler(folder: Path, snapshots: list[tuple[float, float, float]], array_zyx: np.ndarray) -> Labeler:
     organs = (2.0, NEVER, 5.0)  # right kidney above 200 HU, liver above 500 HU, no left kidney
-    chain = Chain(
+    teachers = Teachers(
         fine=make_checkpoint(FINE, organs),
         snapshots=tuple(make_checkpoint(FINE, thresholds) for thresholds in snapshots),
         coarse=make_checkpoint(COARSE, organs),
         made_with=("abc",),
     )
     fine, coarse = stores(folder, array_zyx)
-    return Labeler(chain, fine, coarse, MEDIAN_ML, device="cpu", precision="fp32")
+    return Labeler(teachers, fine, coarse, MEDIAN_ML, device="cpu", precision="fp32")
 
 
 def test_snapshots_that_see_the_same_agree(tmp_path: Path) -> None:
@@ -97,9 +98,9 @@ def test_an_empty_scan_is_searched_whole_and_scores_zero(tmp_path: Path) -> None
 def test_a_chain_needs_something_to_compare_with() -> None:
     fine = make_checkpoint(FINE)
     with pytest.raises(ValueError, match="at least one snapshot"):
-        Chain(fine=fine, snapshots=(), coarse=None)
+        Teachers(fine=fine, snapshots=(), coarse=None)
     with pytest.raises(ValueError, match="COARSE is needed"):
-        Chain(fine=fine, snapshots=(fine,), coarse=None)
+        Teachers(fine=fine, snapshots=(fine,), coarse=None)
 
 
 def test_an_output_that_is_not_finite_names_the_case(tmp_path: Path) -> None:
@@ -112,5 +113,5 @@ def test_a_body_unlike_the_labeled_ones_is_flagged(tmp_path: Path) -> None:
     made = labeler(tmp_path, [(2.0, NEVER, 5.0)], kidney_and_liver())
     assert made.label("scan").score.flags == ()
     norm = Norm(quantity="the body's size along z", unit=" mm", median=400.0, lowest=200.0, highest=800.0)
-    made.chain = dataclasses.replace(made.chain, fine=dataclasses.replace(made.chain.fine, norms=(norm,)))
+    made.teachers = dataclasses.replace(made.teachers, fine=dataclasses.replace(made.teachers.fine, norms=(norm,)))
     assert made.label("scan").score.flags == ("the body's size along z is 120 mm (labeled cases: 400 mm)",)

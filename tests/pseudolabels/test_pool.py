@@ -26,7 +26,7 @@ def test_a_case_without_a_usable_output_does_not_stop_the_others(
     prepared = prepare(make_image(make_body()), "ct")
     for case_id in ("a", "b", "c"):
         for stage, store in made.stores.items():
-            plan = {made.chain.fine.plan.stage: made.chain.fine.plan}.get(stage) or made.chain.coarse.plan  # type: ignore[union-attr]
+            plan = {made.teachers.fine.plan.stage: made.teachers.fine.plan}.get(stage) or made.teachers.coarse.plan  # type: ignore[union-attr]
             record = CaseRecord.unlabeled(case_id=case_id, preprocessing_hash="test", grid=prepared.grid(plan))
             store.write(record, prepared.stage_image(plan), None)
     label = Labeler.label
