@@ -8,7 +8,7 @@ times the iterations of one model.
     a       supervised on the few                       the start of b, c, d
     a-long  the same, as many iterations as d has in all
     b       two rounds on all pseudo-labels, naively: augmented like the real ones, nothing pasted; otherwise like d
-    c       two rounds with --preset seed
+    c       two rounds with --preset flaresemiseg
     d       two rounds with the defaults
     e       supervised on every label of the training cases: the ceiling
 
@@ -46,7 +46,7 @@ ROUNDS: dict[str, tuple[str, ...]] = {
         "--select", "case", "--best-share", "1", "--case-threshold", "0", "--pseudo-augmentation", "standard",
         "--paste-share", "0",
     ),
-    "c": ("--preset", "seed"),
+    "c": ("--preset", "flaresemiseg"),
     "d": (),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What was judged about pseudo-labels: scores per case and organ, and which of them training may use."""
+"""Records of self-training: the scores of pseudo-labels per case and organ, and which of them training uses."""
 
 import dataclasses
 import math
@@ -18,16 +18,16 @@ Threshold = Annotated[float, Range(0, 1e6)]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class OrganScore:
-    """How far one organ of one pseudo-label may be trusted.
+    """The scores of one organ of one pseudo-label.
 
     Attributes:
         agreement: Mean Dice of the saved mask with those of the snapshots, 0 to 1; None where the organ is absent from
             all of them.
-        predicted_dice: What a calibration on real labels expects its Dice to be; None without one, or when absent.
-        volume_ml: Of the saved mask.
+        predicted_dice: Expected Dice by a calibration on real labels; None without one, or when absent.
+        volume_ml: Volume in the saved mask.
         entropy: Mean entropy of the probabilities inside the saved mask, as a share of the largest possible, 0 to 1;
             None when absent.
-        touched_faces: Faces of the region, with image behind them, that the mask reaches.
+        touched_faces: How many faces of the region the mask reaches, not counting those at the border of the image.
     """
 
     agreement: Share | None
@@ -43,7 +43,7 @@ class OrganScore:
 
     @property
     def trust(self) -> float | None:
-        """What it is judged by: the predicted Dice, or else the agreement; None when absent."""
+        """The value that selection compares: the predicted Dice, or else the agreement; None when absent."""
         return self.agreement if self.predicted_dice is None else self.predicted_dice
 
 
@@ -52,10 +52,10 @@ class CaseScore:
     """One row of the score file.
 
     Attributes:
-        score: Mean agreement of the organs that are not absent; 0 when nothing was found at all.
+        score: Mean agreement of the organs that are not absent; 0 when no organ was found.
         organs: By name, in the order of the label set.
-        flags: What was unusual: fallbacks, repairs.
-        made_with: Hashes of the checkpoints that labeled and judged it.
+        flags: Anything unusual, such as fallbacks and repairs.
+        made_with: Hashes of the checkpoints that labeled and scored it.
     """
 
     case_id: str
@@ -70,9 +70,9 @@ class SelectedCase:
     """A pseudo-labeled case that training uses.
 
     Attributes:
-        supervised: Organs that its label map is trusted on, including trusted absences.
+        supervised: Organs for which its label map is trusted, including trusted absences.
         rejected: The other organs, with the reason.
-        weight: Of its loss.
+        weight: Factor of its loss.
     """
 
     case_id: str
@@ -84,17 +84,17 @@ class SelectedCase:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which pseudo-labels a round trains on, and why; a recorded artefact.
+    """Which pseudo-labels a round trains on, and why.
 
     Attributes:
         round: Number of the round, from 1.
         fold: The chain's fold.
         rule: `case`: whole cases by their score; `organ`: each organ on its own.
-        thresholds: The numbers that decided, by name.
+        thresholds: The numbers of the rule, by name.
         selected: Best score first.
         rejected: Cases that are not used, with the reason.
-        notes: What a reader should know, for example that the threshold had to be given up.
-        organ_cuts: `organ`: the least trust that was accepted, by organ.
+        notes: Remarks for the user, for example that too few cases reached the threshold.
+        organ_cuts: `organ`: the threshold that was applied, by organ.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -108,7 +108,7 @@ class Selection:
     organ_cuts: dict[str, Share] = dataclasses.field(default_factory=dict)
 
 
-#: Stands beside exported label maps, and says what they are.
+#: File name of the record beside exported label maps.
 EXPORT_RECORD = "exported.json"
 
 EXPORT_SCHEMA_VERSION = 2
@@ -116,14 +116,14 @@ EXPORT_SCHEMA_VERSION = 2
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRecord:
-    """Which pseudo-labels a folder holds: those of two rounds are never mixed in it, and a student knows its teacher.
+    """The origin of the exported pseudo-labels in a folder, which never holds those of two rounds.
 
     Attributes:
         fold: The chain's fold.
         round: Number of the round, from 1.
-        made_with: Hashes of the checkpoints that drew them.
+        made_with: Hashes of the checkpoints that produced them.
         trained_on: Labeled cases that those models were trained on.
-        selection: What of them may be trusted; None: nothing was judged, they are all the pseudo-labels that there are.
+        selection: Which of them are trusted; None: all pseudo-labels were exported, without a selection.
     """
 
     schema_version: int = EXPORT_SCHEMA_VERSION
@@ -135,7 +135,7 @@ class ExportRecord:
 
     @property
     def teacher(self) -> tuple[object, ...]:
-        """What the label maps follow from, whatever is selected of them."""
+        """What determines the label maps, whichever of them are selected."""
         return self.fold, self.round, self.made_with, self.trained_on
 
 
@@ -174,7 +174,7 @@ def load_scores(path: Path) -> tuple[CaseScore, ...]:
         raise SelectionError(
             f"the score file is damaged: {shown(str(problem), 200)}",
             where=path,
-            fix="delete it: it is made anew from the labeled cases",
+            fix="delete it: it is written again from the scores of the cases",
         ) from None
 
 

@@ -46,7 +46,7 @@ from flaresemi.inference.prediction_records import write_prediction
 from flaresemi.inference.segmentation import Segmentation
 from flaresemi.io.images import Image
 from flaresemi.planning.findings import Finding
-from flaresemi.pseudolabels.reliability import Reliability, told
+from flaresemi.pseudolabels.reliability import Reliability, summary_line
 from flaresemi.ranges import Range
 from flaresemi.records import save_record
 from flaresemi.selection import CaseScore
@@ -249,7 +249,7 @@ def _segment(
     judge = None if extras.reliability is None else _judge(extras.reliability, case.id, judged)
     segmentation = segmenter.segment(image, watch=judge, name=case.id, strict=extras.strict)
     for score in judged:
-        logger.info("%s: %s", case.id, told(score))
+        logger.info("%s: %s", case.id, summary_line(score))
     segmentation = dataclasses.replace(
         segmentation, seconds={"read": waited, **segmentation.seconds}, findings=_about(case, segmentation.findings)
     )

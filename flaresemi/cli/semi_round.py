@@ -130,7 +130,7 @@ def _train_final(training: SelfTraining, command: list[str]) -> None:
 
 
 def _print_next(options: argparse.Namespace, training: SelfTraining, state: ChainState) -> None:
-    """What a user would do now."""
+    """Prints the command that usually comes next."""
     verdict, words = state.verdict, dataset_words(options)
     if verdict is None:
         newest = training.workspace.round_model(training.folds[0], state.rounds, Stage.FINE).root.parent
@@ -144,7 +144,7 @@ def _print_next(options: argparse.Namespace, training: SelfTraining, state: Chai
 
 
 def _again(options: argparse.Namespace, training: SelfTraining) -> list[str]:
-    """The command that goes on with the same choices."""
+    """The command that continues with the same options."""
     words = ["flaresemi_semi_round", *dataset_words(options), "--fold", *training.folds]
     for name in _METHOD:
         value = getattr(options, name, None)
@@ -325,6 +325,10 @@ def _add_actions(what: argparse._ArgumentGroup) -> None:
     )
 
 
+def _preset(name: str) -> str:
+    return "flaresemiseg" if name == "seed" else name  # the old name, accepted in one release more
+
+
 def _add_choices(parser: argparse.ArgumentParser) -> None:
     """Fields of the records that decide a round; what is not given stays with its preset."""
     parser.add_argument(
@@ -333,8 +337,8 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     rule = parser.add_argument_group("selection", "what is not given has the default in brackets")
     defaults, round_defaults, stop_defaults = SelectionRule(), RoundConfig(), StopRule()
     rule.add_argument(
-        "--preset", choices=list(PRESETS), default=argparse.SUPPRESS,
-        help="seed: whole cases, best half first; students from scratch, nothing pasted",
+        "--preset", choices=list(PRESETS), type=_preset, default=argparse.SUPPRESS,
+        help="flaresemiseg: whole cases, best half first; students from scratch, nothing pasted",
     )  # fmt: skip
     rule.add_argument("--select", choices=["case", "organ"], help="judge whole cases, or each organ on its own [organ]")
 

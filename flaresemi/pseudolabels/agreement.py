@@ -1,4 +1,4 @@
-"""How far the snapshots of one training agree on a case: the raw measure of reliability."""
+"""Agreement between the snapshots of one training on a case: the raw measure of reliability."""
 
 from collections.abc import Sequence
 
@@ -6,22 +6,22 @@ import numpy as np
 
 from flaresemi.evaluation.overlap import dice_per_organ
 
-#: An organ with less than this share of its median labeled volume counts as absent: specks are no organ.
+#: An organ with less than this share of its median labeled volume counts as absent: specks are not an organ.
 ABSENT_BELOW = 0.01
 
 
 def organ_agreement(
     saved_zyx: np.ndarray, snapshots_zyx: Sequence[np.ndarray], least_voxels: Sequence[float]
 ) -> tuple[float | None, ...]:
-    """Mean Dice between the mask that is saved and those of the snapshots, organ by organ.
+    """Mean Dice between the saved mask and those of the snapshots, for each organ.
 
-    Absent from both masks of a pair: the pair is skipped. Absent from one: 0. (ST++, arXiv 2106.05095, compares with
-    the last checkpoint; here it is the mask that training will see.)
+    A pair is skipped where both masks lack the organ, and counts 0 where one of them does. ST++ (arXiv 2106.05095)
+    compares with the mask of the last checkpoint; here it is the mask that training will use.
 
     Args:
-        saved_zyx: Label indices of the mask that is saved.
-        snapshots_zyx: Those of the earlier snapshots, of the same shape.
-        least_voxels: Per organ, fewer voxels than these count as absent.
+        saved_zyx: Label indices of the saved mask, (Z, Y, X).
+        snapshots_zyx: Label indices by the earlier snapshots, of the same shape.
+        least_voxels: Per organ, the smallest number of voxels that counts as present.
 
     Returns:
         One value per organ; None where every pair was skipped.

@@ -1,4 +1,4 @@
-"""The Dice that an organ of a pseudo-label probably has, learned on held-out cases whose real labels are known."""
+"""The expected Dice of an organ of a pseudo-label, learned on held-out cases whose real labels are known."""
 
 import dataclasses
 import math
@@ -10,14 +10,14 @@ import numpy as np
 from flaresemi.ranges import Count, Range, Share, VolumeMl
 from flaresemi.selection import CaseScore, OrganScore
 
-#: Of a calibration (in 1 it was fitted over other scores too), and of what it is learned from.
+#: Schema versions of a calibration (version 1 was fitted on further scores, too) and of the observations behind it.
 CALIBRATION_VERSION, OBSERVATIONS_VERSION = 2, 1
 
-#: Fewer observations than these teach nothing beyond agreement itself (chosen).
+#: With fewer observations, agreement itself is the better estimate (chosen).
 LEAST_OBSERVATIONS = 15
 
-#: Strength of the pull of the slope toward none, and of an organ's offset toward zero: an organ seen once is believed
-#: by half. What was tried differs little (benchmarks/results/calibration.md).
+#: Ridge penalties of the slope and of an organ's offset: the offset of an organ seen once is halved. Other values that
+#: were tried differ little (benchmarks/results/calibration.md).
 SLOPE_RIDGE, ORGAN_RIDGE = 1.0, 1.0
 
 _CLIP = 0.01
@@ -28,7 +28,7 @@ Slope = Annotated[float, Range(0, 1000)]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """An organ of a held-out case: what the scores said, and its true Dice."""
+    """An organ of a held-out case: its scores and its true Dice."""
 
     case_id: str
     organ: str
@@ -38,7 +38,7 @@ class Observation:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
-    """What the held-out cases of one fold showed in one round."""
+    """The observations on the held-out cases of one fold in one round."""
 
     schema_version: int = OBSERVATIONS_VERSION
     observations: tuple[Observation, ...]
@@ -48,18 +48,18 @@ class Observations:
 class Calibration:
     """A logistic curve of Dice over the logit of agreement, with an offset per organ.
 
-    It never falls: more agreement is never less to expect. With entropy and volume it is no better
+    It is monotonic: higher agreement never predicts a lower Dice. Adding entropy and volume makes it no better
     (benchmarks/results/calibration.md).
 
     Attributes:
-        intercept: Of the curve.
+        intercept: Of the curve, log odds.
         slope: Of the curve.
-        offsets: Per organ, pulled toward 0.
-        median_ml: Per organ, of the labeled cases; by it agreement knows an absent organ.
+        offsets: Per organ, log odds, shrunk toward 0.
+        median_ml: Per organ, its median volume in the labeled cases, below a share of which it counts as absent.
         observations: How many it was fitted on.
         error: Mean absolute error on cases left out of the fit.
-        error_of_agreement: The same error if agreement itself were the prediction.
-        made_with: Hash of the weights that were judged, see `weights_hash`; empty where an older version wrote it.
+        error_of_agreement: The same error with agreement itself as the prediction.
+        made_with: Hash of the judged weights, see `weights_hash`; empty in files of older versions.
     """
 
     schema_version: int = CALIBRATION_VERSION
@@ -74,18 +74,18 @@ class Calibration:
 
     @property
     def is_better(self) -> bool:
-        """Whether it beat raw agreement on cases that the fit had not seen."""
+        """Whether it is closer to the truth than raw agreement on cases left out of the fit."""
         return self.error < self.error_of_agreement
 
     def predict(self, organ: str, score: OrganScore) -> float | None:
-        """Expected Dice of an organ; None where it is absent from all masks."""
+        """The expected Dice of an organ; None where it is absent from all masks."""
         if score.agreement is None:
             return None
         return _sigmoid(self.intercept + self.slope * _logit(score.agreement) + self.offsets.get(organ, 0.0))
 
 
 def with_predictions(score: CaseScore, calibration: Calibration) -> CaseScore:
-    """The score with the Dice to expect of every organ."""
+    """The score with the expected Dice of every organ."""
     organs = {
         name: dataclasses.replace(organ, predicted_dice=calibration.predict(name, organ))
         for name, organ in score.organs.items()
@@ -94,14 +94,14 @@ def with_predictions(score: CaseScore, calibration: Calibration) -> CaseScore:
 
 
 def calibrate(observations: Sequence[Observation], median_ml: dict[str, float]) -> Calibration | None:
-    """Fits the curve, and judges it by leaving out one case at a time.
+    """Fits the curve and estimates its error by leave-one-case-out cross-validation.
 
     Args:
-        observations: Organs of held-out real cases; those that are absent everywhere are left out.
-        median_ml: Per organ, median volume of the labeled cases, for the record.
+        observations: Organs of held-out real cases; those that are absent from all masks are ignored.
+        median_ml: Per organ, median volume in the labeled cases, for the record.
 
     Returns:
-        None where there are too few observations to learn from.
+        None where there are too few observations.
     """
     present = [each for each in observations if each.score.agreement is not None]
     cases = sorted({each.case_id for each in present})
@@ -120,7 +120,7 @@ def calibrate(observations: Sequence[Observation], median_ml: dict[str, float]) 
 
 
 def _fit(observations: Sequence[Observation], median_ml: dict[str, float]) -> Calibration:
-    """Ridge regression of the logit of Dice, in one linear system; its errors are not known yet."""
+    """Ridge regression of the logit of Dice as one linear system; its errors are NaN."""
     organs = sorted({each.organ for each in observations})
     rows = [
         [1.0, _logit(each.score.agreement or 0.0), *(float(organ == each.organ) for organ in organs)]
@@ -129,7 +129,7 @@ def _fit(observations: Sequence[Observation], median_ml: dict[str, float]) -> Ca
     matrix, target = np.array(rows), np.array([_logit(each.dice) for each in observations])
     penalty = np.diag([0.0, SLOPE_RIDGE, *[ORGAN_RIDGE] * len(organs)])
     intercept, slope, *offsets = np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ target)
-    if slope < 0:  # by chance, as few observations have it
+    if slope < 0:  # by chance, where observations are few
         matrix[:, 1] = 0.0
         intercept, slope, *offsets = np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ target)
     return Calibration(

@@ -1,4 +1,4 @@
-"""Pseudo-labels as files for other programs: on the grids of the user's images, with the user's values."""
+"""Exports pseudo-labels for other programs: on the grids of the user's images, with the user's label values."""
 
 import logging
 import os
@@ -28,26 +28,26 @@ def export_labels(
 ) -> int:
     """Writes CASE.nii.gz for every case that has none in the folder yet.
 
-    What is written is the pseudo-label that training sees, brought back from FINE's voxels class by class: the same
-    way through the same grids as a prediction's logits. A voxel between stage voxels of one label therefore has the
-    label that `flaresemi_predict` gives it; along borders, labels and logits may round differently.
+    The exported label map is the pseudo-label that training uses, resampled from FINE's voxels class by class, through
+    the same grids as a prediction's logits. A voxel between stage voxels of one label therefore has the label that
+    `flaresemi_predict` gives it; along borders, labels and logits may round differently.
 
     Args:
         cases: Unlabeled cases.
         store: Their pseudo-labels on FINE's grid.
         labels: The organs and their values.
-        folder: Where to.
-        record: What they are.
+        folder: The output folder.
+        record: Describes the pseudo-labels; saved beside them.
 
     Returns:
-        How many were written now.
+        The number of files written by this call.
 
     Raises:
-        ConfigError: the folder holds something else.
-        DatasetError: a pseudo-label is missing, or its image is another one by now.
+        ConfigError: the folder holds other files.
+        DatasetError: a pseudo-label is missing, or its image has changed.
     """
     outputs = {case.id: case_file(folder, case.id, ".nii.gz") for case in cases}
-    _begin(folder, outputs, record)
+    _check_folder(folder, outputs, record)
     left = [case for case in cases if not outputs[case.id].exists()]
     for case in tqdm(left, desc="exporting", unit="case", disable=not sys.stderr.isatty()):
         stored = store.open(case.id)
@@ -62,8 +62,8 @@ def export_labels(
     return len(left)
 
 
-def _begin(folder: Path, outputs: dict[str, Path], record: ExportRecord) -> None:
-    """Sees that what stands in the folder is of the same round, and says what of it is selected now."""
+def _check_folder(folder: Path, outputs: dict[str, Path], record: ExportRecord) -> None:
+    """Checks that the folder holds nothing but pseudo-labels of the same round, and saves the record in it."""
     path = folder / EXPORT_RECORD
     if os.path.lexists(path):
         found = load_record(path, ExportRecord, error=ConfigError)
@@ -72,7 +72,7 @@ def _begin(folder: Path, outputs: dict[str, Path], record: ExportRecord) -> None
             return
         what = f"this folder holds the pseudo-labels of round {found.round} of fold {found.fold}"
         if (found.fold, found.round) == (record.fold, record.round):
-            what += ", drawn by other weights"
+            what += ", produced by other weights"
         raise ConfigError(what, where=folder, fix="name another folder, or remove this one")
     there = [output for output in outputs.values() if os.path.lexists(output)]
     if there:

@@ -1,4 +1,4 @@
-"""Labels prepared unlabeled cases with trained checkpoints, and scores the labels; one case at a time."""
+"""Labels prepared unlabeled cases with trained models and scores the result, one case at a time."""
 
 import dataclasses
 import functools
@@ -30,7 +30,8 @@ class LabeledCase:
 
     Attributes:
         label_zyx: Label indices on the whole FINE grid of the case.
-        region: Where FINE worked, in FINE voxels.
+        region: The box that FINE segmented, in FINE voxels.
+        score: How far the label map can be trusted.
     """
 
     label_zyx: np.ndarray
@@ -39,20 +40,20 @@ class LabeledCase:
 
 
 class Labeler:
-    """Labels prepared cases: COARSE once, then the final weights and every snapshot in one and the same region.
+    """Labels prepared cases: COARSE finds the region, then the final weights and every snapshot segment it.
 
-    Since the snapshots share the region, COARSE's misses are invisible to their agreement; an organ that still
-    reaches a face of the region after repair is therefore marked.
+    Since the snapshots share the region, their agreement cannot reveal what COARSE missed; an organ that still reaches
+    a face of the region after its repair is therefore flagged.
 
     Args:
         teachers: The checkpoints that label.
         fine_store: Prepared cases at FINE's spacing.
         coarse_store: The same at COARSE's; needed only with two stages.
-        median_volumes_ml: Per organ, of the labeled cases; fewer than a hundredth of it counts as absent.
+        median_volumes_ml: Per organ, in the labeled cases; less than a hundredth of it counts as absent.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: What the networks compute in.
+        precision: The numeric precision of the networks.
         step: Distance of neighboring windows, as a share of the window.
-        tta: The final weights draw the mean over mirrored images.
+        tta: The final weights segment by the mean over mirrored images.
     """
 
     def __init__(
@@ -67,18 +68,17 @@ class Labeler:
         step: float = 0.5,
         tta: bool = False,
     ) -> None:
-        # A named engine: labels made again, on this machine, are the same labels.
+        # A named engine: labeling again on this machine gives the same labels.
         engine = Engine(select_device(device), precision, "torch")
         stage = functools.partial(StagePredictor, engine=engine, step=step)
         self.teachers = teachers
         self.labels = teachers.fine.labels
         self.fine_store = fine_store
         self.coarse_store = coarse_store
-        self._final = stage([teachers.fine], tta=tta)
-        self._scorer = Scorer(
-            teachers.fine, teachers.snapshots, median_volumes_ml, teachers.made_with, engine=engine, step=step
-        )
-        self._coarse = stage([teachers.coarse]) if teachers.coarse and teachers.fine.plan.region == "organs" else None
+        fine, coarse = teachers.fine, teachers.coarse
+        self._final = stage([fine], tta=tta)
+        self._scorer = Scorer(fine, teachers.snapshots, median_volumes_ml, teachers.made_with, engine=engine, step=step)
+        self._coarse = stage([coarse]) if coarse and fine.plan.region == "organs" else None
 
     @property
     def stores(self) -> dict[Stage, CaseStore]:
@@ -91,7 +91,7 @@ class Labeler:
 
         Raises:
             DatasetError: the case is not prepared, or damaged.
-            ImageError: it takes more memory than is free.
+            ImageError: it needs more memory than is free.
             PredictionError: the networks' output is not finite.
         """
         with about_case(case_id):
@@ -113,7 +113,7 @@ class Labeler:
         return LabeledCase(label_zyx=label, region=drawing.region, score=score)
 
     def _unlike_training(self, grid: StageGrid) -> list[str]:
-        """In what a scan's grid and body are far from the labeled cases; of its voxels the integrity report speaks."""
+        """How a scan's grid and body differ from those of the labeled cases; the integrity report covers its voxels."""
         geometry = Geometry(shape_zyx=grid.canonical_shape_zyx, spacing_zyx_mm=grid.canonical_spacing_zyx_mm)
         look = Look(geometry=geometry, channels=(), body_box=grid.body_box)
         return far_from(self.teachers.fine.norms, look, self.teachers.fine.channels)

@@ -1,4 +1,4 @@
-"""The whole pool of unlabeled cases: labeled once per round, in any number of shards, and put together again."""
+"""Labels the pool of unlabeled cases, once per round and in any number of shards, and merges the results."""
 
 import dataclasses
 import logging
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 class PseudoLabels:
-    """The pseudo-labels of a round on disk: per case a score, and a label map on the grid of every trained stage.
+    """The pseudo-labels of a round on disk: for each case a score, and a label map on the grid of every trained stage.
 
-    A case is done when its score is there, which is written last.
+    The score is written last: a case is done when its score is there.
 
     Args:
-        folder: Of the round.
-        images: Prepared cases of every stage that is trained on pseudo-labels.
+        folder: The folder of the round.
+        images: The prepared cases of every stage that is trained on pseudo-labels.
     """
 
     def __init__(self, folder: RoundFolder, images: Mapping[Stage, CaseStore]) -> None:
@@ -52,9 +52,9 @@ class PseudoLabels:
         return load_record(path, CaseScore, error=SelectionError) if path.is_file() else None
 
     def is_current(self, case_id: str, made_with: tuple[str, ...]) -> bool:
-        """Whether the case was labeled by these checkpoints, as it is prepared now, and its label maps are there.
+        """Whether these checkpoints labeled the case in its current preparation, and its label maps are there.
 
-        No array is read: of thousands of cases this is asked whenever a round goes on.
+        Reads no array, since this is checked for thousands of cases whenever a round is resumed.
 
         Raises:
             FlaresemiError: the case is not prepared, or a record is damaged.
@@ -70,7 +70,8 @@ class PseudoLabels:
         """Writes a label map on the grids of all stages, then its score.
 
         Args:
-            organs: How many the dataset has.
+            labeled: The label map and its score.
+            organs: The number of organs of the dataset.
         """
         case_id = labeled.score.case_id
         for store in self.stores.values():
@@ -80,11 +81,11 @@ class PseudoLabels:
         save_record(self._score_file(case_id), labeled.score)
 
     def discard_score(self, case_id: str) -> None:
-        """An old score shall not vouch for a new label map."""
+        """Removes the score of a case, so that it cannot vouch for a new label map."""
         self._score_file(case_id).unlink(missing_ok=True)
 
     def hash(self, case_ids: Sequence[str]) -> str:
-        """Hash of the label maps and scores of these cases; no array is read.
+        """Hash of the label maps and scores of these cases, from their records alone.
 
         Raises:
             FlaresemiError: a case is not labeled, or a record is damaged.
@@ -100,12 +101,12 @@ class PseudoLabels:
         )
 
     def merged_scores(self, case_ids: Sequence[str], made_with: tuple[str, ...]) -> tuple[CaseScore, ...]:
-        """The scores of all cases, whichever shard made them, sorted by name.
+        """The scores of all cases, from all shards, sorted by case name.
 
-        What killed shards left behind is removed once all cases are there.
+        Once all cases are there, unfinished files of killed shards are removed.
 
         Raises:
-            SelectionError: cases are not labeled yet, or were labeled by other checkpoints; it names them.
+            SelectionError: cases are not labeled yet, or were labeled by other checkpoints; the message names them.
         """
         found = {case_id: self.score(case_id) for case_id in sorted(case_ids)}
         scores = {case_id: score for case_id, score in found.items() if score and score.made_with == made_with}
@@ -132,22 +133,24 @@ def label_pool(
     shard: Shard,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Labels the cases that these checkpoints have not labeled yet, one after the other.
+    """Labels the cases that these checkpoints have not labeled yet, one after another.
 
-    Memory does not grow with the number of cases. Several processes may do this at once: each claims the case that it
+    Memory use does not grow with the number of cases. Several processes may work at once: each claims the case that it
     is labeling.
 
     Args:
-        labels: Where the pseudo-labels go.
-        shard: Which of the cases are for this process, and whether the others are, too, when it has done its own.
-        stop_requested: Asked before every case; True ends the work.
+        labeler: The models.
+        labels: The pseudo-labels of the round.
+        case_ids: All cases of the pool.
+        shard: The part of the cases that this process labels, and whether it then helps with the other parts.
+        stop_requested: Polled before every case; True ends the work.
 
     Returns:
-        True when all cases of the shard are done, whoever did them; False when it was asked to stop before.
+        True when all cases of the shard are done, by whichever process; False when it was asked to stop before.
 
     Raises:
-        FlaresemiError: cases are not prepared, damaged, or the networks' output on them cannot be used; it names them,
-            and comes after all others were labeled.
+        FlaresemiError: cases are not prepared or damaged, or the networks' output on them is not finite. The message
+            names them; it is raised after all other cases were labeled.
     """
 
     def is_done(case_id: str) -> bool:
@@ -182,7 +185,7 @@ def label_pool(
 
 
 def _raise_all(failures: Sequence[FlaresemiError], of: int) -> None:
-    """Raises what was caught, as one error."""
+    """Raises the failures of several cases as one error."""
     if len(failures) == 1:
         raise failures[0]
     if failures:
@@ -193,7 +196,7 @@ def _raise_all(failures: Sequence[FlaresemiError], of: int) -> None:
 
 
 def observe(labeler: Labeler, case_ids: Sequence[str]) -> list[Observation]:
-    """Labels held-out real cases as if they were unlabeled, and compares with their labels, on FINE's grid."""
+    """Labels held-out real cases as if they were unlabeled and compares with their labels, on FINE's grid."""
     observations = []
     for case_id in tqdm(case_ids, desc="calibrating", unit="case", disable=not sys.stderr.isatty()):
         stored = labeler.fine_store.open(case_id)
@@ -214,5 +217,5 @@ def observe(labeler: Labeler, case_ids: Sequence[str]) -> list[Observation]:
 
 
 def write_reliable_series(folder: RoundFolder, selection: Selection) -> None:
-    """The names of the selected cases, one a line, best first: the seed's file."""
+    """Writes the names of the selected cases, one per line, best first: the file that FlareSemiSeg writes."""
     write_text(folder.reliable_series, "".join(f"{case.case_id}\n" for case in selection.selected))

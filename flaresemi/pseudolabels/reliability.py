@@ -1,4 +1,4 @@
-"""How far a prediction may be trusted: the scores of pseudo-labels, for any image."""
+"""The reliability of a prediction: the scores of pseudo-labels, for any image."""
 
 from pathlib import Path
 
@@ -18,15 +18,15 @@ from flaresemi.workspace import ModelFolder
 
 
 class Reliability:
-    """Judges what a trained FINE model draws by its own earlier weights, and tells the Dice to expect.
+    """Scores the segmentations of a FINE model by its own earlier weights, and predicts their Dice.
 
     Args:
-        final: FINE's final checkpoint, in the folder that its training wrote.
-        engine: Runs the networks; that which draws.
+        final: FINE's final checkpoint, in the folder of its training.
+        engine: Runs the networks; the one that segments.
         step: Distance of neighboring windows, as a share of the window.
 
     Raises:
-        CheckpointError: the earlier weights, or what was learned about their scores, are not beside it.
+        CheckpointError: the earlier weights or the calibration of their scores are not beside it.
     """
 
     def __init__(self, final: Path, *, engine: Engine, step: float = 0.5) -> None:
@@ -35,7 +35,7 @@ class Reliability:
         for path in (*files, folder.calibration):
             if not path.is_file():
                 raise CheckpointError(
-                    f"{path.name} is missing, by which the reliability of a prediction is judged", where=folder.root,
+                    f"{path.name} is missing, which --reliability needs", where=folder.root,
                     fix="flaresemi_semi_round --step select writes it; it must be copied with the model",
                 )  # fmt: skip
         checkpoint, *snapshots = (load_checkpoint(path) for path in (final, *files))
@@ -43,7 +43,7 @@ class Reliability:
         if self.calibration.made_with not in ("", weights_hash([checkpoint, *snapshots])):
             raise CheckpointError(
                 "calibration.json was learned for other weights than those beside it", where=folder.root,
-                fix="put the checkpoints back that it belongs to; flaresemi_semi_round --step select learns it anew",
+                fix="put the checkpoints back that it belongs to; flaresemi_semi_round --step select writes it again",
             )  # fmt: skip
         self._scorer = Scorer(
             checkpoint, snapshots, [self.calibration.median_ml[name] for name in checkpoint.labels.names],
@@ -58,25 +58,25 @@ class Reliability:
         fill_c: np.ndarray | None,
         spacing_zyx_mm: FloatTriple,
     ) -> CaseScore:
-        """The score of a drawing; its predicted Dice is None where agreement alone was closer to the truth.
+        """The score of a segmentation; its predicted Dice is None where agreement alone was closer to the truth.
 
         Args:
             case_id: For the record.
-            drawing: Of the final weights.
-            image_czyx: The prepared image in the drawing's region.
-            fill_c: What a region smaller than a window is padded with.
-            spacing_zyx_mm: Of the stage.
+            drawing: The output of the final weights.
+            image_czyx: The prepared image in the region of that output.
+            fill_c: Padding value per channel, for a region smaller than a window.
+            spacing_zyx_mm: Voxel spacing of the stage.
         """
         _, score = self._scorer.score(case_id, drawing, image_czyx, fill_c, spacing_zyx_mm)
         return with_predictions(score, self.calibration) if self.calibration.is_better else score
 
 
-def told(score: CaseScore) -> str:
-    """The score in one line, least reliable organ first."""
+def summary_line(score: CaseScore) -> str:
+    """A score as one line of text, least reliable organ first."""
     calibrated = any(organ.predicted_dice is not None for organ in score.organs.values())
     values = {name: organ.predicted_dice if calibrated else organ.agreement for name, organ in score.organs.items()}
     present = sorted((value, name) for name, value in values.items() if value is not None)
     if not present:
         return "no organ to judge"
-    what = "predicted Dice" if calibrated else "agreement of the snapshots"
-    return f"{what}: " + ", ".join(f"{name} {value:.2f}" for value, name in present)
+    measure = "predicted Dice" if calibrated else "agreement of the snapshots"
+    return f"{measure}: " + ", ".join(f"{name} {value:.2f}" for value, name in present)

@@ -1,4 +1,4 @@
-"""Scores what FINE drew by what earlier weights of the same training draw in the same place."""
+"""Scores a segmentation of FINE by those of earlier weights of the same training in the same region."""
 
 import math
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from flaresemi.selection import CaseScore, OrganScore
 
 
 class Scorer:
-    """The earlier weights of a training as a second and third opinion.
+    """Compares the segmentations of a model with those of earlier weights of its training.
 
     Args:
-        final: The weights that draw.
+        final: The weights that segment.
         snapshots: Earlier weights of the same training.
-        median_volumes_ml: Per organ, of the labeled cases; fewer than a hundredth of it counts as absent.
+        median_volumes_ml: Per organ, in the labeled cases; less than a hundredth of it counts as absent.
         made_with: Hashes of the checkpoints, for the record.
         engine: Runs the networks.
         step: Distance of neighboring windows, as a share of the window.
@@ -54,15 +54,15 @@ class Scorer:
         spacing_zyx_mm: FloatTriple,
         flags: tuple[str, ...] = (),
     ) -> tuple[np.ndarray, CaseScore]:
-        """What is kept of a drawing, and how far it may be trusted.
+        """The mask to save, and its score.
 
         Args:
             case_id: For the record.
-            drawing: Of the final weights.
-            image_czyx: The prepared image in the drawing's region.
-            fill_c: What a region smaller than a window is padded with.
-            spacing_zyx_mm: Of the stage.
-            flags: What was unusual so far.
+            drawing: The output of the final weights.
+            image_czyx: The prepared image in the region of that output.
+            fill_c: Padding value per channel, for a region smaller than a window.
+            spacing_zyx_mm: Voxel spacing of the stage.
+            flags: Anything unusual found before.
 
         Returns:
             Label indices in the region, (Z, Y, X); and the score.
@@ -96,6 +96,6 @@ def _entropy(logits_czyx: torch.Tensor) -> np.ndarray:
     """Entropy of the probabilities as a share of the largest possible, (Z, Y, X) float32."""
     log_sum = torch.logsumexp(logits_czyx, dim=0)
     mean = torch.zeros_like(log_sum)
-    for logit in logits_czyx:  # class by class: no second array of all classes
+    for logit in logits_czyx:  # class by class, to avoid a second array of all classes
         mean += torch.exp(logit - log_sum) * logit
     return ((log_sum - mean) / math.log(logits_czyx.shape[0])).clamp(0, 1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""From scores to the pseudo-labels that a round trains on."""
+"""Selects the pseudo-labels that a round trains on, by their scores."""
 
 import dataclasses
 import math
@@ -13,19 +13,19 @@ from flaresemi.selection import CaseScore, OrganScore, Rule, SelectedCase, Selec
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionRule:
-    """The numbers that decide.
+    """The numbers of the selection.
 
     Attributes:
-        rule: `case`: whole cases by score (the seed's rule); `organ`: each organ on its own.
+        rule: `case`: whole cases by score (FlareSemiSeg's rule); `organ`: each organ on its own.
         best_share: `case`, first round: this share of the cases, best first.
-        case_threshold: `case`, later rounds: scores above it; when fewer than `least_share` of the cases pass, the
-            best share is taken after all.
-        least_share: See above.
-        require_complete: `case`: leave out cases that lack an organ (the completeness filter of the seed's code).
-        organ_threshold: `organ`: least predicted Dice, or agreement where there is no calibration.
-        organ_share: `organ`: the threshold is lower, down to its half, for an organ of which fewer than this share of
-            the cases that have it reach it: one threshold for all leaves out what is hard to draw altogether.
-        volume_factor: `organ`: a volume more than this factor outside the labeled ones is implausible.
+        case_threshold: `case`, later rounds: cases that score above it; if fewer than `least_share` of the cases do,
+            the best share as in the first round.
+        least_share: See `case_threshold`.
+        require_complete: `case`: leave out cases that lack an organ (the completeness filter of FlareSemiSeg's code).
+        organ_threshold: `organ`: minimum predicted Dice, or agreement where there is no calibration.
+        organ_share: `organ`: where fewer than this share of the cases that have an organ reach its threshold, it is
+            lowered, by half at most: one threshold for all would exclude an organ that is hard to segment.
+        volume_factor: `organ`: volumes beyond those of the labeled cases by more than this factor are implausible.
     """
 
     rule: Rule = "organ"
@@ -46,9 +46,9 @@ class LabeledVolumes:
     """Volumes of one organ in the labeled cases that annotate it.
 
     Attributes:
-        least_ml: The smallest where it is present.
+        least_ml: The smallest, where the organ is present.
         most_ml: The largest.
-        absent: In how many of the cases it is absent.
+        absent: The number of cases that lack the organ.
     """
 
     least_ml: float
@@ -59,7 +59,7 @@ class LabeledVolumes:
 def volumes_ml(
     fingerprint: DatasetFingerprint, organs: Sequence[str], case_ids: Collection[str]
 ) -> dict[str, list[float]]:
-    """Volumes by organ in those labeled cases that annotate it; 0 where it is absent."""
+    """Volumes of each organ in the labeled cases that annotate it, ml; 0 where it is absent."""
     volumes: dict[str, list[float]] = {name: [] for name in organs}
     for case in fingerprint.cases:
         if case.case_id not in case_ids:
@@ -72,7 +72,7 @@ def volumes_ml(
 
 
 def labeled_volumes(volumes: Mapping[str, Sequence[float]]) -> dict[str, LabeledVolumes]:
-    """What `volumes_ml` found, in short; organs that are present in no case are left out."""
+    """Summary of the result of `volumes_ml`; organs that no case has are left out."""
     present = {name: [volume for volume in found if volume > 0] for name, found in volumes.items()}
     return {
         name: LabeledVolumes(least_ml=min(found), most_ml=max(found), absent=len(volumes[name]) - len(found))
@@ -90,15 +90,15 @@ def select(
     fold: str,
     barred: Mapping[str, str] | None = None,
 ) -> Selection:
-    """Decides which pseudo-labels the next training may use.
+    """Selects the pseudo-labels that the next training uses.
 
     Args:
-        scores: Of all unlabeled cases.
-        rule: The numbers.
-        volumes: By organ, of the labeled cases; an organ that is missing here was in none of them.
+        scores: The scores of all unlabeled cases.
+        rule: The numbers of the selection.
+        volumes: By organ, in the labeled cases; an organ that is missing here is present in none of them.
         round: Number of the round, from 1.
         fold: The chain's fold.
-        barred: Cases that may not be used however good they are, with the reason.
+        barred: Cases that must not be used whatever their score, with the reason.
 
     Raises:
         SelectionError: there are no scores, or nothing is selected.
@@ -135,7 +135,7 @@ def select(
 
 
 def _ranked(usable: list[CaseScore], barred: Mapping[str, str]) -> list[CaseScore]:
-    """Best score first; there must be one."""
+    """The usable cases, best score first; there must be at least one."""
     if not usable and not barred:
         raise SelectionError(
             "there are no unlabeled cases to select from", fix="add some to the dataset and plan again"
@@ -150,7 +150,7 @@ def _ranked(usable: list[CaseScore], barred: Mapping[str, str]) -> list[CaseScor
 def _select_cases(
     ranked: list[CaseScore], rule: SelectionRule, round: int
 ) -> tuple[list[SelectedCase], dict[str, str], tuple[str, ...]]:
-    """The seed's rule: the best half first, later what scores above the threshold."""
+    """FlareSemiSeg's rule: the best half in the first round, cases that score above the threshold in later ones."""
     notes: tuple[str, ...] = ()
     rejected: dict[str, str] = {}
     candidates = ranked
@@ -184,7 +184,7 @@ def _select_cases(
 def _select_organs(
     ranked: list[CaseScore], rule: SelectionRule, volumes: Mapping[str, LabeledVolumes], cuts: Mapping[str, float]
 ) -> tuple[list[SelectedCase], dict[str, str]]:
-    """Every organ on its own; a case with nothing accepted that is really there is rejected."""
+    """Accepts each organ on its own; a case in which no organ that is present was accepted is rejected."""
     selected: list[SelectedCase] = []
     rejected: dict[str, str] = {}
     for case in ranked:
@@ -207,14 +207,14 @@ def _select_organs(
 
 
 def _organ_cuts(scores: Sequence[CaseScore], rule: SelectionRule) -> dict[str, float]:
-    """By organ: the threshold, or down to its half where `organ_share` of the cases that have it do not reach it."""
+    """The threshold of each organ, lowered by half at most where fewer than `organ_share` of its cases reach it."""
     cuts = {}
     for name in scores[0].organs:
         known = sorted((value for case in scores if (value := case.organs[name].trust) is not None), reverse=True)
         count = math.ceil(rule.organ_share * len(known) - 1e-9)
         cuts[name] = rule.organ_threshold
         if count:
-            reached = math.floor(1000 * known[count - 1]) / 1000  # as reasons and reports can tell it
+            reached = math.floor(1000 * known[count - 1]) / 1000  # to the digits that reasons and reports show
             cuts[name] = min(rule.organ_threshold, max(rule.organ_threshold / 2, reached))
     return cuts
 
@@ -228,10 +228,10 @@ def _lowered(cuts: Mapping[str, float], rule: SelectionRule) -> tuple[str, ...]:
 
 
 def reason_against(organ: OrganScore, volumes: LabeledVolumes | None, rule: SelectionRule, cut: float) -> str | None:
-    """Why an organ of a pseudo-label is not to be trusted; None if it is.
+    """The reason why an organ of a pseudo-label is rejected; None if it is accepted.
 
-    An absence is trusted only where the labels know such patients: the model that overlooks an organ everywhere agrees
-    with itself about it, too.
+    An absence is accepted only where a labeled case lacks the organ too: a model that overlooks an organ everywhere
+    also agrees with itself.
     """
     if volumes is None:
         return "in no labeled case"

@@ -1,4 +1,4 @@
-"""The checkpoints that label: which files they are, and whether they belong to each other and to the plans."""
+"""The checkpoints that label: their files and hashes, and whether they match each other and the plans."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from flaresemi.plans import Plans, StagePlan
 from flaresemi.records import record_hash
 from flaresemi.workspace import ModelFolder
 
-#: Weights that the final ones are compared with, by percent of the training.
+#: Snapshots that the final weights are compared with, in percent of the training.
 COMPARED_SNAPSHOTS = (36, 66)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Teachers:
-    """The checkpoints that label: one training's weights over time, and the COARSE model before it.
+    """The checkpoints that label: FINE's weights at several points of one training, and a COARSE model.
 
     Attributes:
-        fine: The weights whose masks are saved (the end of the training).
-        snapshots: Earlier weights of the same training, which they are compared with.
+        fine: The weights at the end of the training, whose masks are saved.
+        snapshots: Earlier weights of the same training, whose masks are compared with the saved ones.
         coarse: Finds the region; None where FINE works on the whole body.
         made_with: Hashes of all these files, for the record.
     """
@@ -47,7 +47,7 @@ def teacher_files(fine: ModelFolder, coarse: ModelFolder | None) -> tuple[Path, 
 
 
 def made_with(fine: ModelFolder, coarse: ModelFolder | None, *, tta: bool = False) -> tuple[str, ...]:
-    """What decides a pseudo-label: hashes of these files, in this order, and whether mirrored images are segmented too.
+    """Everything that determines a pseudo-label: hashes of these files, in this order, and 'tta' where that is on.
 
     Raises:
         SelectionError: one is missing.
@@ -56,7 +56,7 @@ def made_with(fine: ModelFolder, coarse: ModelFolder | None, *, tta: bool = Fals
 
 
 def judged_weights_hash(fine: ModelFolder) -> str:
-    """Identifies the weights that a calibration is learned for: the final ones and those they are compared with.
+    """Hash of the weights that a calibration is valid for: the final ones and the snapshots compared with them.
 
     Raises:
         CheckpointError: one is missing or damaged.
@@ -70,13 +70,13 @@ def weights_hash(checkpoints: Sequence[Checkpoint]) -> str:
 
 
 def load_teachers(fine: ModelFolder, coarse: ModelFolder | None, plans: Plans, *, tta: bool = False) -> Teachers:
-    """Loads the models of a training that label.
+    """Loads the models that label.
 
     Args:
-        fine: Of the training whose end draws the labels.
-        coarse: Of the COARSE model before it; None where FINE works on the whole body.
-        plans: What the labels are for: the students are trained by them.
-        tta: They will segment mirrored images, too; for the record.
+        fine: The folder of FINE's training.
+        coarse: The folder of COARSE's training; None where FINE works on the whole body.
+        plans: The plans of the workspace, which the students are trained by.
+        tta: Whether they will segment mirrored images, too; for the record.
 
     Raises:
         SelectionError: a file is missing.

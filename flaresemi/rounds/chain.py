@@ -1,4 +1,4 @@
-"""Chains of rounds: they go on from their latest round, remember their best, and know when to stop."""
+"""Chains of rounds: resumed at the latest round, judged on held-out cases, ended by a stop rule."""
 
 import dataclasses
 import itertools
@@ -27,10 +27,10 @@ SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChainState:
-    """Where the chains stand.
+    """The state of the chains of some folds.
 
     Attributes:
-        folds: Whose chains.
+        folds: The folds of the chains.
         rounds: Complete rounds, not counting the supervised start.
         mean_dice: Of the held-out real cases of all folds, from the supervised start on.
         verdict: After the last of them; None where nothing is held out (fold 'all').
@@ -44,16 +44,16 @@ class ChainState:
 
 
 class SelfTraining:
-    """The rounds of one or more folds, judged together.
+    """The chains of one or more folds, judged together.
 
-    Each fold has a chain of its own; the chains share no pseudo-label and no weight, so that no held-out label reaches
-    a model that it judges.
+    Each fold has a chain of its own. The chains share neither pseudo-labels nor weights, so that no held-out label
+    reaches a model that it judges.
 
     Args:
-        workspace: Planned, prepared, with the folds trained.
+        workspace: Planned and prepared, with the folds trained.
         folds: Numbers; or 'all' alone, which holds nothing out and therefore cannot be judged.
-        rule: When to stop.
-        make_round: Makes the round of a fold and number.
+        rule: The stop rule.
+        make_round: Builds the round of a given fold and number.
 
     Raises:
         PlanError: there are no splits.
@@ -75,7 +75,7 @@ class SelfTraining:
 
     @property
     def complete_rounds(self) -> int:
-        """How many rounds are finished in all chains, from the first on."""
+        """The number of rounds that all chains have completed, counted from the first."""
         return min(self._complete(fold) for fold in self.folds)
 
     def _complete(self, fold: str) -> int:
@@ -85,30 +85,29 @@ class SelfTraining:
         return number
 
     def _is_complete(self, folder: RoundFolder) -> bool:
-        """All steps are done, and what they left for those who come after is still there."""
+        """Whether all steps are done and the files that later rounds build on are still there."""
         state = load_state(folder.state)
         kept = (folder.scores, folder.selection, folder.model(Stage.FINE).final)
         is_done = state is not None and state.next_step is None and all(path.is_file() for path in kept)
         return is_done and self._is_judged(folder.model(Stage.FINE), folder.fold)
 
     def _is_judged(self, model: ModelFolder, fold: str) -> bool:
-        """Whether its validation is of the held-out cases as they are prepared now; otherwise it is done again."""
+        """Whether the model was validated on the held-out cases in their current preparation."""
         return was_judged_by(model, case_versions(self._held_out_ids[fold], self.workspace))
 
     def run_next(self, last_step: str | None = None) -> ChainState | None:
-        """Runs, or goes on with, the round after the last complete one, judges, and writes its report.
+        """Runs or resumes the round after the last complete one, judges it, and writes its report.
 
         Args:
-            last_step: End after this step; None: run the whole round.
+            last_step: Stop after this step; None: run the whole round.
 
         Returns:
-            Where the chains stand now; None when a round was asked to stop before its end.
+            The state of the chains; None when a round was asked to stop before its end.
         """
-        self.judge()  # before days of work: the start may never have been validated
-        number = self.complete_rounds + 1
+        number = self.judge().rounds + 1  # before days of work: the start may never have been validated
         self._refuse_other_labels(number - 1)
         rounds = [self.make_round(fold, number) for fold in self.folds]
-        for round in rounds:  # all of them first: a round selects by what the held-out cases of all folds showed
+        for round in rounds:  # all folds first: each selects by a calibration on the held-out cases of all of them
             if round.run(last_step="label") is None:
                 return None
         for round in rounds:
@@ -120,7 +119,7 @@ class SelfTraining:
         return state
 
     def write_reports(self) -> list[Path]:
-        """Writes the page of the last complete round of every chain, again if it is there; nothing is computed.
+        """Writes the report of the last complete round of every chain from what is on disk, replacing an older one.
 
         Returns:
             The files, in the order of the folds; none before the first complete round.
@@ -144,7 +143,7 @@ class SelfTraining:
         """Runs rounds until the stop rule ends the chains.
 
         Returns:
-            The last state; None when training was asked to stop.
+            The final state; None when a round was asked to stop.
 
         Raises:
             ConfigError: nothing is held out.
@@ -162,13 +161,13 @@ class SelfTraining:
         return state
 
     def train_final(self) -> RoundFolder | None:
-        """Trains the models that are kept, on all labels and what the best models of the chains drew.
+        """Trains the final models, on all labels and the pseudo-labels of the chains' best models.
 
         Returns:
             Their folder; None when training was asked to stop.
 
         Raises:
-            SelectionError: no round was an improvement, so that the supervised training is what should be kept.
+            SelectionError: no round was an improvement, so that the supervised models should be kept.
         """
         verdict = self.judge().verdict
         if verdict is None or verdict.best_round == 0:
@@ -180,12 +179,15 @@ class SelfTraining:
         return train_final([self.make_round(fold, verdict.best_round + 1) for fold in self.folds])
 
     def _refuse_other_labels(self, rounds: int) -> None:
-        """Checks that so many complete rounds were labeled by the models before them as they are now.
+        """Checks that the models that labeled the first rounds have not changed since; later rounds build on them.
 
-        Later rounds build on them. That some files of those models are gone is no sign of other models.
+        Deleted files are no sign of a change: nothing needs the models of an earlier round any more.
+
+        Args:
+            rounds: How many complete rounds to check.
 
         Raises:
-            SelectionError: the models before a round were trained again, or replaced.
+            SelectionError: the models that labeled a round were trained again, or replaced.
         """
         two_stage = rounds > 0 and load_plans(self.workspace.plans).two_stage
         for number, fold in itertools.product(range(1, rounds + 1), self.folds):
@@ -197,18 +199,18 @@ class SelfTraining:
                 continue
             if state.made_with != made_with(*teachers, tta=state.config.tta):
                 raise SelectionError(
-                    f"round {number} is complete, but the models that labeled it are others now", where=folder.root,
-                    fix="put them back, or remove this folder and those of later rounds: they are made anew",
+                    f"round {number} is complete, but the models that labeled it have changed since", where=folder.root,
+                    fix="restore them, or remove this folder and those of later rounds to run these rounds again",
                 )  # fmt: skip
 
     def judge(self, *, keep: bool = True) -> ChainState:
-        """Compares all complete rounds on the held-out real cases and keeps the verdict.
+        """Compares all complete rounds on the held-out real cases.
 
         Args:
-            keep: Write it down.
+            keep: Save the verdict in the workspace.
 
         Raises:
-            SelectionError: a round has no validation, or validated other cases than the others.
+            SelectionError: a round was not validated, or on other cases than the rest.
         """
         rounds = self.complete_rounds
         state = ChainState(folds=self.folds, rounds=rounds, mean_dice=(), verdict=None)
@@ -227,14 +229,14 @@ class SelfTraining:
         return state
 
     def _kept(self) -> ChainState | None:
-        """What was judged before; None where the file is missing or damaged: all of it is found out again anyway."""
+        """The saved state; None where the file is missing or damaged, since everything in it is computed again."""
         try:
             return load_record(self.path, ChainState, error=SelectionError)
         except SelectionError:
             return None
 
     def _held_out(self, number: int) -> HeldOutDice:
-        """Of all folds: each case is held out in one of them."""
+        """Scores of a round over all folds: each case is held out in exactly one of them."""
         return {
             case: scores for fold in self.folds for case, scores in held_out_dice(self._summary(fold, number)).items()
         }

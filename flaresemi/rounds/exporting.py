@@ -15,13 +15,14 @@ from flaresemi.selection import ExportRecord, Selection
 def export_round(round: Round, folder: Path, *, selected_only: bool) -> int:
     """Writes the pseudo-labels of a round as CASE.nii.gz on the grids of their images; resumable.
 
-    They are what the round was labeled with, whatever this start's choices are.
+    They are those that the round was labeled with, whatever the current options say.
 
     Returns:
-        How many were written now.
+        The number of files written by this call.
 
     Raises:
-        FlaresemiError: the step that makes them is not done, an image has changed, or the folder holds others.
+        FlaresemiError: the labeling or selection step is not done, an image has changed, or the folder holds other
+            pseudo-labels.
     """
     state = load_state(round.folder.state)
     made_with = state.made_with if state else round.made_with()
@@ -31,7 +32,7 @@ def export_round(round: Round, folder: Path, *, selected_only: bool) -> int:
         wanted = {case.case_id for case in selection.selected}
     if stale := [case_id for case_id in round.unlabeled(made_with) if case_id in wanted]:
         raise SelectionError(
-            f"{len(stale)} case(s) were prepared anew since they were labeled: {listed(stale)}",
+            f"{len(stale)} case(s) were prepared again since they were labeled: {listed(stale)}",
             where=round.folder.root, fix="label them again: flaresemi_semi_round --step label",
         )  # fmt: skip
     cases = [case for case in round.dataset.unlabeled if case.id in wanted]

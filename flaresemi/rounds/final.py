@@ -1,4 +1,4 @@
-"""The models that are kept: trained once on every label and the chains' best pseudo-labels, after the rounds."""
+"""The final models: trained once, after the rounds, on every label and the chains' best pseudo-labels."""
 
 import dataclasses
 import logging
@@ -25,14 +25,14 @@ SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FinalState:
-    """What the final models are made from.
+    """The inputs of the final models.
 
     Attributes:
-        inputs: Hash of all that decides them, but for the real cases.
-        cases: Hash of the real cases, as they were prepared; empty where an older version began.
-        folds: The chains whose pseudo-labels they see.
-        labels_of_round: The round in which the best models drew those.
-        chains: Per pseudo-labeled case, the fold whose label was taken.
+        inputs: Hash of everything that determines them, except the real cases.
+        cases: Hash of the real cases, as they were prepared; empty in states of older versions.
+        folds: The chains whose pseudo-labels they are trained on.
+        labels_of_round: The round in which the best models produced these pseudo-labels.
+        chains: Per pseudo-labeled case, the fold whose label map was chosen.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -46,19 +46,19 @@ class FinalState:
 def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
     """Trains COARSE and FINE on all labeled cases and the pseudo-labels of these rounds; resumable.
 
-    Nothing is held out, so these models have no score of their own: that of the chains stands for them.
+    Nothing is held out, so these models have no score of their own; the chains' score is the best estimate.
 
     Args:
-        rounds: One per chain, all of one number: the round that the best models labeled. Labels and selection are made
-            where they are missing.
+        rounds: One per chain, all with the same number: the round that the best models labeled. It is labeled and
+            selected from first where that is not done.
 
     Returns:
         The folder of the models; None when training was asked to stop.
 
     Raises:
-        FlaresemiError: what the rounds say.
+        FlaresemiError: as raised by the rounds.
     """
-    for last_step in ("label", "select"):  # of all of them: a round selects by what all held-out cases showed
+    for last_step in ("label", "select"):  # all folds label first: each selects by a calibration on all of them
         if any(round.run(last_step=last_step) is None for round in rounds):
             return None
     first = rounds[0]
@@ -72,9 +72,9 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
         chains=chains,
     )  # fmt: skip
     if not folder.state.exists():
-        clear_folder(folder.root, folder.NAMES)  # models of another state may be there, whose removal was cut short
+        clear_folder(folder.root, folder.NAMES)  # left by an interrupted removal of outdated models
     elif not _is_same(load_record(folder.state, FinalState, error=SelectionError), state):
-        logger.warning("what the final models were made from has changed: they are trained again")
+        logger.warning("the inputs of the final models have changed: they are trained again")
         clear_folder(folder.root, folder.NAMES)
     save_record(folder.state, state)
     save_record(folder.selection, selection)
@@ -82,7 +82,7 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
         by_fold = {round.fold: round.labels.stores[stage] for round in rounds}
         if not _train(first, stage, selection, {case_id: by_fold[fold] for case_id, fold in chains.items()}):
             return None
-    if first.calibration_file.exists():  # of models trained alike: these have no held-out cases to learn it from
+    if first.calibration_file.exists():  # the final models have no held-out cases; those of the chain are alike
         fine = folder.model(Stage.FINE)
         calibration = load_record(first.calibration_file, Calibration, error=SelectionError)
         save_record(fine.calibration, dataclasses.replace(calibration, made_with=judged_weights_hash(fine)))
@@ -94,10 +94,10 @@ def _is_same(before: FinalState, now: FinalState) -> bool:
 
 
 def merged(selections: Sequence[Selection]) -> tuple[dict[str, str], Selection]:
-    """One selection of several chains': of each case, the pseudo-label with the best score.
+    """Merges the selections of several chains, with the highest-scoring pseudo-label of each case.
 
     Returns:
-        By case, the fold that it comes from; and the selection.
+        The fold whose pseudo-label was chosen, by case; and the merged selection.
     """
     best: dict[str, tuple[SelectedCase, str]] = {}
     for selection in selections:

@@ -1,4 +1,4 @@
-"""One round of a chain: label the pool, select, train COARSE and FINE on both kinds of labels, validate."""
+"""One round of a chain: label the pool, select, train COARSE and FINE on labels and pseudo-labels, validate."""
 
 import dataclasses
 import functools
@@ -45,9 +45,9 @@ class Execution:
     """How the steps of a round are run.
 
     Attributes:
-        device: Where everything is computed.
-        precision: What the networks compute in.
-        stop_requested: Asked during labeling and training; True saves and stops.
+        device: The device of all computations.
+        precision: The numeric precision of the networks.
+        stop_requested: Polled during labeling and training; True saves and stops.
     """
 
     device: torch.device
@@ -56,11 +56,11 @@ class Execution:
 
 
 class Round:
-    """A round of the chain of one fold. Every step can be run again: what is done from the same inputs is kept.
+    """A round of the chain of one fold. Running it again is safe: a step whose inputs have not changed is kept.
 
-    The chain never sees the labels of its fold: its models were trained without them, and so are the students.
-    Plans, splits and the records of the prepared cases are those of the moment when the round was made: a case that is
-    prepared anew meanwhile is refused when it is opened.
+    The chain never sees the labels of its fold's held-out cases: its models were trained without them, and so are the
+    students. Plans, splits and the versions of the prepared cases are read once; a case that is prepared again in the
+    middle of a round is refused when it is opened.
 
     Args:
         workspace: Planned and prepared, with the fold trained (round 0 is the supervised training).
@@ -68,12 +68,13 @@ class Round:
         fold: The chain's fold.
         number: From 1.
         config: The user's choices.
-        execution: How it is run.
-        peers: Folds whose chains take part, this one among them; what their held-out cases taught about the scores is
-            shared. Default: this fold alone.
+        execution: How the steps are run.
+        peers: All folds whose chains take part, including this one: scores are calibrated on the held-out cases of
+            all of them. Default: this fold alone.
 
     Raises:
-        FlaresemiError: there is nothing to label, no such fold, or the labeled cases are not what was prepared.
+        FlaresemiError: there are no unlabeled cases, there is no such fold, or labeled cases have changed since they
+            were prepared.
     """
 
     def __init__(
@@ -94,9 +95,9 @@ class Round:
             )  # fmt: skip
         self.prepared = load_prepared(workspace)
         self.plans = self.prepared.plans
-        self.split = self.prepared.splits.fold(fold)  # says so if there is no such fold
+        self.split = self.prepared.splits.fold(fold)
         refuse_changed(dataset, dataset.labeled, self.plans, workspace)
-        self.fingerprint = self.prepared.fingerprint or load_fingerprint(workspace.fingerprint)  # says what is wrong
+        self.fingerprint = self.prepared.fingerprint or load_fingerprint(workspace.fingerprint)  # raises
         self.workspace = workspace
         self.dataset = dataset
         self.fold = fold
@@ -112,7 +113,7 @@ class Round:
 
     @functools.cached_property
     def tasks(self) -> Mapping[Stage, TrainingTask]:
-        """The students' trainings.
+        """The students' training tasks, by stage.
 
         Raises:
             FlaresemiError: labeled cases are not prepared.
@@ -121,16 +122,16 @@ class Round:
         return {stage: dataclasses.replace(task, folder=self.folder.model(stage)) for stage, task in found.items()}
 
     def run(self, *, last_step: str = STEPS[-1]) -> RoundState | None:
-        """Runs what is missing, up to and including `last_step`.
+        """Runs the steps that are not done, up to and including `last_step`.
 
         Returns:
-            The state; None when it was asked to stop before its end.
+            The state; None when the round was asked to stop before its end.
         """
         self._labels_hash = None
         models = [self.folder.model(stage) for stage in self.stages]
         remove_leftovers(self.folder.root, *(place for model in models for place in (model.root, model.validation)))
         refuse_changed(self.dataset, self.dataset.unlabeled, self.plans, self.workspace)
-        for stage, task in self.tasks.items():  # their weights were trained without the cases that judge here
+        for stage, task in self.tasks.items():  # they must not have been trained on the cases that judge them
             refuse_other_origin(dataclasses.replace(task, folder=self._teacher(stage)), goes_on=False)
         state = load_state(self.folder.state) or RoundState(
             fold=self.fold, round=self.number, config=self.config, steps={}
@@ -144,7 +145,7 @@ class Round:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """The steps in their order; named as in `STEPS`."""
+        """The steps in order, with the names of `STEPS`."""
         held_out, training = self.real_cases
         labeling = Step(
             name="label", inputs=self._labeling_inputs, cases=held_out, run=self.label,
@@ -162,7 +163,7 @@ class Round:
         return (labeling, selecting, *(self._training_step(stage, training) for stage in Stage), validating)
 
     def _training_step(self, stage: Stage, cases: str) -> Step:
-        """Of every stage, also where the plans have only one: it is done then without any work."""
+        """The step that trains a student; where the plans have no such stage, it does nothing."""
         student = self.folder.model(stage)
         return Step(
             name=f"train {stage.value}", inputs=lambda: self.training_inputs(stage), cases=cases,
@@ -173,14 +174,14 @@ class Round:
 
     @property
     def real_cases(self) -> tuple[str, str]:
-        """Hashes of the held-out cases and of those that are trained on, as they are prepared; empty if unknown."""
+        """Hashes of the held-out and of the training cases, as they are prepared now; empty where that is not known."""
         origin = self.tasks[Stage.FINE].made_from
         return (record_hash(origin.held_out), record_hash(origin.training)) if origin else ("", "")
 
-    # The work of the steps. Each returns False when it was asked to stop.
+    # The work of each step; False when it was asked to stop.
 
     def label(self, shard: Shard = Shard()) -> bool:  # noqa: B008 (frozen)
-        """Labels the pool, or one shard of it, with the models of the round before; the held-out cases as well."""
+        """Labels the pool with the models of the previous round, and the held-out cases; or one shard of the pool."""
         self._labels_hash = None
         labeler, stop_requested = self._labeler(), self.execution.stop_requested
         if not label_pool(labeler, self.labels, self.pool, shard=shard, stop_requested=stop_requested):
@@ -191,7 +192,7 @@ class Round:
         return True
 
     def select(self) -> bool:
-        """Puts the scores together, calibrates them on the held-out cases, and selects."""
+        """Merges the scores, calibrates them on the held-out cases, and selects."""
         scores = self.labels.merged_scores(self.pool, self.made_with())
         medians = dict(zip(self.plans.labels.names, self._median_volumes_ml(), strict=True))
         observed = (load_record(path, Observations, error=SelectionError) for path in self._observation_files())
@@ -220,7 +221,7 @@ class Round:
         return True
 
     def train(self, stage: Stage) -> bool:
-        """Trains a student of one stage on the labeled cases of the fold and the selected pseudo-labels."""
+        """Trains the student of a stage on the fold's labeled training cases and the selected pseudo-labels."""
         if stage not in self.stages:
             return True
         selection = load_record(self.folder.selection, Selection, error=SelectionError)
@@ -228,10 +229,12 @@ class Round:
         return self.fit(self.tasks[stage], selection, labels)
 
     def fit(self, task: TrainingTask, selection: Selection, labels: Mapping[str, LabelStore]) -> bool:
-        """Trains a student, or goes on with it; False when it was asked to stop.
+        """Trains a student, or resumes its training; False when it was asked to stop.
 
         Args:
-            labels: Where the label map of each selected case is, on the stage's grid.
+            task: What to train.
+            selection: The pseudo-labels to train on.
+            labels: The store of each selected case's label map, on the stage's grid.
         """
         semi = SemiSupervision(labels=labels, selection=selection, mixing=self.config.mixing)
         trainer = SemiSupervisedTrainer(
@@ -241,7 +244,7 @@ class Round:
         return trainer.fit(resume=has_state(task.folder))
 
     def validate(self) -> bool:
-        """Predicts the held-out real cases with the students' final weights."""
+        """Segments the held-out real cases with the students' final weights and scores the result."""
         if self.execution.stop_requested():
             return False
         for task in self.tasks.values() if self.split.validation else ():
@@ -252,7 +255,7 @@ class Round:
             logger.info("%s", text)
         return True
 
-    # What decides their results.
+    # The inputs of each step, as hashes. Their order is part of the format of the state file.
 
     def _labeling_inputs(self) -> str:
         plans = inputs_hash(self.plans.fine.hash, self.plans.coarse.hash if self.plans.two_stage else "")
@@ -269,31 +272,30 @@ class Round:
         return inputs_hash(self._selection_inputs(), file_hash(self.folder.selection))
 
     def training_inputs(self, stage: Stage) -> str:
-        """Hash of all that decides a student, but for the real cases."""
+        """Hash of everything that determines a student, except the real cases."""
         if stage not in self.stages:
             return inputs_hash(self._selected(), "not needed")
         config = self.training_config(stage)
-        # Wherever the workspace lies: which weights it starts from, the teachers' hashes tell.
+        # Independent of where the workspace is: the teachers' hashes identify the weights it starts from.
         choices = dataclasses.replace(config, init_from=config.init_from and "previous")
         return inputs_hash(self._selected(), choices, self.config.mixing)
 
     def _validation_inputs(self) -> str:
-        # The weights, not the file: validation writes into it what it found out.
+        # The weights, not the file: validation adds its findings to the file.
         finals = (load_checkpoint(self.folder.model(stage).final) for stage in self.stages)
         return inputs_hash(self._selected(), *(final.weights_hash for final in finals))
 
-    # What the steps work with.
-
     @property
     def calibration_file(self) -> Path:
-        """What the held-out cases taught about the scores: it belongs to the models that label."""
+        """The calibration of the scores, kept beside the models that label."""
         return self._teacher(Stage.FINE).calibration
 
     def training_config(self, stage: Stage) -> TrainingConfig:
-        """That of the supervised training, at its length times `length`, from scratch or from the weights before.
+        """The configuration of the supervised training, `length` times as long, from scratch or the previous weights.
 
-        A shorter one has fewer cheap validations, which would take a large part of its time. Every round has a seed of
-        its own: with one seed, each would draw the same patches of the labeled cases again, which its weights know.
+        A shorter training has proportionally fewer intermediate validations, which would take much of its time. Each
+        round has its own seed: with one seed for all, every round would sample the patches of the labeled cases that
+        its initial weights were trained on.
         """
         record = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
         iterations = max(round(record.schedule.total_iterations * self.config.length), 1)
@@ -305,15 +307,15 @@ class Round:
         )  # fmt: skip
 
     def made_with(self) -> tuple[str, ...]:
-        """What decides a pseudo-label: the checkpoints, and whether mirrored images are segmented too."""
+        """Identifies the labeling models and options, see `teachers.made_with`."""
         return made_with(*self._teachers, tta=self.config.tta)
 
     def unlabeled(self, made_with: tuple[str, ...]) -> list[str]:
-        """Cases that these checkpoints have not labeled as they are prepared now."""
+        """Cases of the pool that these checkpoints have not labeled in their current preparation."""
         return [case_id for case_id in self.pool if not self.labels.is_current(case_id, made_with)]
 
     def _teacher(self, stage: Stage) -> ModelFolder:
-        """The models of the round before."""
+        """The models of the previous round."""
         return self.workspace.round_model(self.fold, self.number - 1, stage)
 
     @property
@@ -333,7 +335,7 @@ class Round:
 
     @functools.cached_property
     def _barred(self) -> dict[str, str]:
-        """Unlabeled cases that would bring a held-out case's group into the training, each with the reason."""
+        """Unlabeled cases that share a group with a held-out case and must not be trained on, each with the reason."""
         relatives = self.dataset.unlabeled_relatives(self.split.validation)
         return {
             case_id: f"of group '{group}', of which fold {self.fold} holds cases out"

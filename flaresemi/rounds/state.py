@@ -1,4 +1,4 @@
-"""What a round has done so far, from what: one JSON file, by which a killed round goes on."""
+"""The record of a round's progress: one JSON file, by which a killed round is resumed."""
 
 import dataclasses
 from pathlib import Path
@@ -18,11 +18,11 @@ STEPS = ("label", "select", "train COARSE", "train FINE", "validate")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RoundConfig:
-    """The user's choices for a round.
+    """The user's settings for a round.
 
     Attributes:
-        tta: Pseudo-labels are the mean over mirrored images.
-        selection: Which pseudo-labels are used.
+        tta: Test-time augmentation: pseudo-labels come from the mean over mirrored images.
+        selection: Which pseudo-labels are trained on.
         mixing: How students mix labeled with pseudo-labeled cases.
         start: Students start from `scratch` or from the weights of the `previous` round.
         length: Iterations of a student, relative to the supervised training of its stage.
@@ -38,11 +38,11 @@ class RoundConfig:
         check_ranges(self)
 
 
-#: The defaults; and the rule of FlareSemiSeg (FLARE22, doi 10.1007/978-3-031-23911-3_1) in every number, whatever
-#: the defaults are.
+#: The defaults; and the settings of FlareSemiSeg (FLARE22, doi 10.1007/978-3-031-23911-3_1), each stated, so that they
+#: do not change with the defaults.
 PRESETS = {
     "default": RoundConfig(),
-    "seed": RoundConfig(
+    "flaresemiseg": RoundConfig(
         tta=False,
         selection=SelectionRule(
             rule="case", best_share=0.5, case_threshold=0.9, least_share=0.1, require_complete=False
@@ -56,13 +56,13 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepState:
-    """One step.
+    """The progress of one step.
 
     Attributes:
-        inputs: Hash of all that decides its result, but for the real cases.
-        cases: Hash of the real cases that it depends on, as they were prepared; empty where an older version began it.
-        seconds: What it took, over all starts.
-        done: Whether it came to its end.
+        inputs: Hash of everything that determines its result, except the real cases.
+        cases: Hash of the real cases that it depends on, as they were prepared; empty in states of older versions.
+        seconds: Its running time, over all starts.
+        done: Whether it was completed.
     """
 
     inputs: str
@@ -73,10 +73,14 @@ class StepState:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RoundState:
-    """All steps of a round that were begun.
+    """The progress of a round.
 
     Attributes:
-        made_with: What the labels are made with: hashes of the checkpoints.
+        fold: The fold of the chain.
+        round: Number of the round, from 1.
+        config: The user's settings.
+        made_with: Hashes of the checkpoints that label, see `teachers.made_with`.
+        steps: The steps that were started, by name.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -96,7 +100,7 @@ class RoundState:
 
 
 def load_state(path: Path) -> RoundState | None:
-    """The state of a round; None when it was never begun.
+    """The state of a round; None when it was never started.
 
     Raises:
         SelectionError: the file is damaged.
@@ -112,7 +116,7 @@ def file_hash(path: Path, fix: str = "finish the training that writes it: flares
     """First 16 hex digits of the SHA-256 of a file.
 
     Raises:
-        SelectionError: it is not there; the message ends with `fix`.
+        SelectionError: it is missing; the message ends with `fix`.
     """
     try:
         return content_hash(path)
@@ -121,5 +125,5 @@ def file_hash(path: Path, fix: str = "finish the training that writes it: flares
 
 
 def inputs_hash(*parts: object) -> str:
-    """Hash of strings, records and nested tuples of them."""
+    """Hash of a sequence of strings, records and nested tuples of them."""
     return record_hash(list(parts))

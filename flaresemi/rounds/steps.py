@@ -1,4 +1,4 @@
-"""The steps of a round: done once from the same inputs, gone on with where they were stopped."""
+"""The steps of a round: run once for the same inputs, resumed where they were stopped."""
 
 import dataclasses
 import logging
@@ -16,12 +16,13 @@ class Step:
     """A step of a round.
 
     Attributes:
-        name: As the state of the round knows it.
-        inputs: Hash of all that decides its result, but for the real cases; to be asked once the steps before are done.
-        cases: Hash of the real cases that decide its result, as they are prepared now.
-        run: Does the work, or what is left of it; False when it was asked to stop.
-        outputs: Whether all that it leaves is there.
-        discard: Removes what must not be taken for its new result, before it is begun anew.
+        name: Its key in the state of the round.
+        inputs: Computes the hash of everything that determines its result, except the real cases. The steps before it
+            must be done.
+        cases: Hash of the real cases that its result depends on, as they are prepared now.
+        run: Does the work, or resumes it; False when it was asked to stop.
+        outputs: Whether all of its outputs exist.
+        discard: Removes outputs of other inputs that must not be mistaken for new ones.
     """
 
     name: str
@@ -33,19 +34,19 @@ class Step:
 
 
 def run_step(step: Step, state: RoundState, path: Path) -> RoundState:
-    """Runs a step, unless it was done from the same inputs and its outputs are there.
+    """Runs a step, unless it was done with the same inputs and its outputs exist.
 
     Args:
-        step: The steps before it are done.
-        state: Of the round.
-        path: Where the state is kept: before the work begins, and when it ends.
+        step: What to run; the steps before it must be done.
+        state: The state of the round so far.
+        path: The state file, written before the work starts and after it ends.
 
     Returns:
-        The state of the round now; the step is not done in it when it was asked to stop.
+        The new state of the round, in which the step is not done if it was asked to stop.
     """
     inputs, before = step.inputs(), state.steps.get(step.name)
     if before is not None and (before.inputs != inputs or before.cases not in ("", step.cases)):
-        logger.warning("round %d: what '%s' was made from has changed: it is done again", state.round, step.name)
+        logger.warning("round %d: the inputs of '%s' have changed: it is run again", state.round, step.name)
         before = None
     elif before is not None and before.done and step.outputs():
         logger.info("round %d: %s is done", state.round, step.name)

@@ -1,4 +1,4 @@
-"""When a chain of rounds has improved, and when it should stop."""
+"""Decides whether a chain of rounds has improved, and when it stops."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from flaresemi.ranges import AtLeastOne, Few, Range, Share, check_ranges
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StopRule:
-    """The numbers that decide.
+    """The stop rule's numbers.
 
     Attributes:
         min_delta: The paired mean Dice over the held-out cases must rise by more than this (and by more than its
@@ -34,12 +34,12 @@ class StopRule:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What is known after a round.
+    """The judgment on a chain after its latest round.
 
     Attributes:
-        best_round: 0 is the supervised start.
+        best_round: Number of the best round; 0 is the supervised start.
         stop: Whether the chain ends here.
-        why: In words, with the numbers.
+        why: The reason in words, with the numbers.
     """
 
     best_round: Few
@@ -52,11 +52,11 @@ HeldOutDice = Mapping[str, Mapping[str, float]]
 
 
 def judge(rounds: Sequence[HeldOutDice], rule: StopRule) -> Verdict:
-    """Judges a chain by its held-out real cases, all pooled.
+    """Judges a chain by its pooled held-out real cases.
 
     Args:
-        rounds: One entry per round, from the supervised start on; the same cases in each.
-        rule: The numbers.
+        rounds: One entry per round, from the supervised start on; all with the same cases.
+        rule: The stop rule.
 
     Raises:
         ValueError: no round, no case, or rounds with different cases.
@@ -71,12 +71,12 @@ def judge(rounds: Sequence[HeldOutDice], rule: StopRule) -> Verdict:
             why = f"round {number}: {organ} fell by {-drop:.3f} below round {best}"
             return Verdict(best_round=best, stop=True, why=why)
         gain, error = paired_gain(rounds[best], rounds[number])
-        told = f"round {number}: {gain:+.4f} ± {error:.4f} against round {best} over {len(rounds[0])} held-out cases"
+        gained = f"round {number}: {gain:+.4f} ± {error:.4f} against round {best} over {len(rounds[0])} held-out cases"
         if gain > rule.min_delta and gain > error:
             best = last_improvement = number
-            why = f"{told}: an improvement"
+            why = f"{gained}: an improvement"
         else:
-            why = f"{told}: no improvement"
+            why = f"{gained}: no improvement"
         if number - last_improvement >= rule.patience:
             return Verdict(best_round=best, stop=True, why=f"{why}, {rule.patience} in a row")
         if number >= rule.max_rounds:

@@ -50,14 +50,14 @@ def test_a_round_from_the_command_line(place: list[str], capsys: pytest.CaptureF
     assert not verdict.exists()  # it looks, and does nothing
 
 
-def test_the_preset_of_the_seed_is_its_rule_from_scratch_and_pastes_nothing(place: list[str]) -> None:
+def test_the_preset_of_flaresemiseg_is_its_rule_from_scratch_and_pastes_nothing(place: list[str]) -> None:
     usual = RoundConfig()
     assert (usual.selection.rule, usual.start) == ("organ", "previous")
     assert usual.mixing.paste_share > 0
     other = ["--select", "organ", "--paste-share", "0.25", "--start", "previous"]
     for words, rule, share, start in (
         ([], "organ", usual.mixing.paste_share, "previous"),
-        (["--preset", "seed"], "case", 0.0, "scratch"),
+        (["--preset", "flaresemiseg"], "case", 0.0, "scratch"),
         (["--preset", "seed", *other], "organ", 0.25, "previous"),
     ):
         file = Workspace(Path(place[3])).round("0", 1).state
@@ -78,7 +78,7 @@ def test_the_printed_command_goes_on_with_the_same_choices(
     following = shlex.split(line.removeprefix("next: flaresemi_semi_round "))
     options = vars(semi_round._parser().parse_args(following))
     assert {name: options[name] for name in ("preset", "best_share", "paste_share", "tta", "patience")} == {
-        "preset": "seed", "best_share": 1.0, "paste_share": 0.25, "tta": True, "patience": 3,
+        "preset": "flaresemiseg", "best_share": 1.0, "paste_share": 0.25, "tta": True, "patience": 3,
     }  # fmt: skip
     # What is exported was made with the choices of the round, whatever is asked for now.
     assert semi_round.main([*place, "--device", "cpu", *words, "--step", "select"]) == 0

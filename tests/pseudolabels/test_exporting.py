@@ -114,7 +114,7 @@ def test_what_is_written_is_kept_and_rounds_are_not_mixed(case: Case, tmp_path: 
     assert export_labels([case], store, LABELS, out, RECORD) == 0
     with pytest.raises(ConfigError, match="round 1 of fold 0"):
         export_labels([case], store, LABELS, out, dataclasses.replace(RECORD, round=2))
-    with pytest.raises(ConfigError, match="drawn by other weights"):
+    with pytest.raises(ConfigError, match="produced by other weights"):
         export_labels([case], store, LABELS, out, dataclasses.replace(RECORD, made_with=("xyz",)))
     (out / "exported.json").unlink()
     with pytest.raises(ConfigError, match="there already"):

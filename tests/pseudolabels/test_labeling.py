@@ -95,7 +95,7 @@ def test_an_empty_scan_is_searched_whole_and_scores_zero(tmp_path: Path) -> None
     assert "searched the whole body" in made.score.flags[0]
 
 
-def test_a_chain_needs_something_to_compare_with() -> None:
+def test_teachers_need_something_to_compare_with() -> None:
     fine = make_checkpoint(FINE)
     with pytest.raises(ValueError, match="at least one snapshot"):
         Teachers(fine=fine, snapshots=(), coarse=None)

@@ -13,7 +13,7 @@ from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage, load_plans
 from flaresemi.pseudolabels.calibration import Calibration
 from flaresemi.pseudolabels.labeling import Labeler
-from flaresemi.pseudolabels.reliability import told
+from flaresemi.pseudolabels.reliability import summary_line
 from flaresemi.pseudolabels.teachers import judged_weights_hash, load_teachers
 from flaresemi.records import save_record
 from flaresemi.selection import CaseScore, OrganScore, load_scores
@@ -142,5 +142,5 @@ def test_the_line_begins_with_the_least_reliable_organ() -> None:
         }
         return CaseScore(case_id="a", score=0.5, organs=organs)
 
-    assert told(score(liver=0.9, spleen=0.0)) == "predicted Dice: spleen 0.00, liver 0.90"
-    assert told(score(liver=None)) == "agreement of the snapshots: liver 0.50"
+    assert summary_line(score(liver=0.9, spleen=0.0)) == "predicted Dice: spleen 0.00, liver 0.90"
+    assert summary_line(score(liver=None)) == "agreement of the snapshots: liver 0.50"

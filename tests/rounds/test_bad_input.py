@@ -161,7 +161,7 @@ def test_a_case_that_is_gone_from_the_dataset(
     written = kept.stat().st_mtime_ns
     added.unlink()
     new_round().run(last_step="select")
-    assert "what 'label' was made from has changed" in caplog.text
+    assert "the inputs of 'label' have changed" in caplog.text
     assert [score.case_id for score in load_scores(folder.scores)] == [dataset.unlabeled[0].id]
     assert kept.stat().st_mtime_ns == written  # the case that is still there is not labeled again
 

@@ -76,7 +76,7 @@ def test_a_complete_round_of_other_models_is_not_built_upon(workspace: Workspace
     save_checkpoint(
         final, dataclasses.replace(checkpoint, weights={name: w + 0.01 for name, w in checkpoint.weights.items()})
     )
-    with pytest.raises(SelectionError, match="round 1 is complete, but the models that labeled it are others now"):
+    with pytest.raises(SelectionError, match="round 1 is complete, but the models that labeled it have changed since"):
         training.run_next()
     assert training.complete_rounds == 1  # nothing is lost
     final.write_bytes(before)

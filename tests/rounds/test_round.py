@@ -24,6 +24,8 @@ from flaresemi.rounds.exporting import export_round
 from flaresemi.rounds.round import Execution, Round
 from flaresemi.rounds.state import STEPS, RoundConfig, inputs_hash, save_state
 from flaresemi.selection import CaseScore, Selection, load_scores
+from flaresemi.training.config import TrainingConfig
+from flaresemi.training.mixing import Mixing
 from flaresemi.training.runs import RunRecord
 from flaresemi.workspace import Workspace
 
@@ -96,13 +98,13 @@ def test_another_pseudo_label_is_selected_and_trained_on_anew(
     store.write_labels(case_id, label, organs, tuple(range(1, organs + 1)))
     again = Round(round_one.workspace, round_one.dataset, "0", 1, TAKE_ALL, ON_CPU)
     again.run(last_step="train FINE")
-    assert "has changed" not in caplog.text  # the same label map, written again
+    assert "have changed" not in caplog.text  # the same label map, written again
     label[0, 0, 0] = 1 - min(label[0, 0, 0], 1)
     store.write_labels(case_id, label, organs, tuple(range(1, organs + 1)))
     again = Round(round_one.workspace, round_one.dataset, "0", 1, TAKE_ALL, ON_CPU)
     again.run(last_step="train FINE")
     for step in ("select", "train FINE"):
-        assert f"what '{step}' was made from has changed: it is done again" in caplog.text
+        assert f"the inputs of '{step}' have changed: it is run again" in caplog.text
 
 
 def test_scans_of_a_held_out_group_are_not_trained_on(round_one: Round, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,10 +124,10 @@ def test_scans_of_a_held_out_group_are_not_trained_on(round_one: Round, caplog: 
         return Round(round_one.workspace, dataclasses.replace(dataset, **grouped), "0", 1, TAKE_ALL, ON_CPU)
 
     assert with_relative(fold.train[0]).run(last_step="select") is not None
-    assert "has changed" not in caplog.text
+    assert "have changed" not in caplog.text
     with pytest.raises(SelectionError, match="no pseudo-label may be used: of group 'p', of which fold 0 holds"):
         with_relative(fold.validation[0]).run(last_step="select")
-    assert "what 'select' was made from has changed" in caplog.text
+    assert "the inputs of 'select' have changed" in caplog.text
 
 
 def test_what_was_not_labeled_as_it_is_prepared_now_is_not_exported(round_one: Round, tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_what_was_not_labeled_as_it_is_prepared_now_is_not_exported(round_one: R
     record = file.read_text(encoding="utf-8")
     known = load_record(file, CaseRecord).source_hash
     file.write_text(record.replace(known, "0" * len(known)), encoding="utf-8")
-    with pytest.raises(SelectionError, match=f"prepared anew since they were labeled: {case_id}"):
+    with pytest.raises(SelectionError, match=f"prepared again since they were labeled: {case_id}"):
         export_round(round_one, tmp_path / "out", selected_only=True)
     file.write_text(record, encoding="utf-8")
     assert export_round(round_one, tmp_path / "out", selected_only=True) == len(round_one.pool)
@@ -153,7 +155,7 @@ def test_replaced_weights_of_the_teacher_begin_the_round_anew(
     state = round_one.run()
     assert state is not None
     assert state.next_step is None
-    assert "has changed: it is done again" in caplog.text
+    assert "the inputs of 'label' have changed: it is run again" in caplog.text
     assert load_scores(round_one.folder.scores)[0].made_with != before[0].made_with
 
 
@@ -165,7 +167,7 @@ def test_replaced_weights_of_a_student_are_validated_anew(round_one: Round, capl
     weights = {name: value + 0.01 for name, value in checkpoint.weights.items()}
     save_checkpoint(student.final, dataclasses.replace(checkpoint, weights=weights))
     round_one.run()
-    assert "what 'validate' was made from has changed: it is done again" in caplog.text
+    assert "the inputs of 'validate' have changed: it is run again" in caplog.text
     assert (student.validation / "made_with.json").read_text(encoding="utf-8") != marker
 
 
@@ -228,7 +230,7 @@ def test_mirrored_opinions_are_other_labels(round_one: Round, caplog: pytest.Log
     plain = load_record(round_one.folder.case_scores / f"{round_one.pool[0]}.json", CaseScore)
     round_one.config = dataclasses.replace(TAKE_ALL, tta=True)
     round_one.run(last_step="label")
-    assert "has changed: it is done again" in caplog.text
+    assert "the inputs of 'label' have changed: it is run again" in caplog.text
     mirrored = load_record(round_one.folder.case_scores / f"{round_one.pool[0]}.json", CaseScore)
     assert mirrored.made_with == (*plain.made_with, "tta")
 
@@ -258,6 +260,10 @@ def test_the_state_says_what_that_of_older_versions_said(round_one: Round) -> No
         "train FINE": (inputs_hash(chosen, config, TAKE_ALL.mixing), training),
         "validate": (inputs_hash(chosen, load_checkpoint(student.final).weights_hash), held_out),
     }
+    # Hashes that older versions wrote of the settings.
+    settings = TrainingConfig(iterations=3, init_from="previous", seed=1), Mixing()
+    assert inputs_hash(*settings) == "9aeb2041cf04e5d6"
+    assert inputs_hash(SelectionRule()) == "d78854ecc0141ccd"
     # Older still: nothing was noted of the real cases.
     steps = {name: dataclasses.replace(step, cases="") for name, step in state.steps.items()}
     save_state(folder.state, dataclasses.replace(state, steps=steps))
