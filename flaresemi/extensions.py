@@ -19,7 +19,7 @@ NETWORKS = "flaresemi.networks"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class Provider:
     """Where something comes from that flaresemi does not hold itself.
 
     Attributes:
@@ -45,7 +45,7 @@ def installed(group: str) -> dict[str, list[importlib.metadata.EntryPoint]]:
 
 def load(
     group: str, name: str, *, own: tuple[str, ...] = (), error: type[FlaresemiError] = ConfigError
-) -> tuple[object, Origin]:
+) -> tuple[object, Provider]:
     """Imports what an installed package calls `name`.
 
     Args:
@@ -73,7 +73,7 @@ def load(
         ) from problem
 
 
-def by_path(path: str) -> tuple[object, Origin]:
+def by_path(path: str) -> tuple[object, Provider]:
     """Imports `package.module:Name`, as the user typed it.
 
     Raises:
@@ -92,11 +92,11 @@ def by_path(path: str) -> tuple[object, Origin]:
     top = module_name.partition(".")[0]
     packages = importlib.metadata.packages_distributions().get(top, [])
     if not packages:
-        return found, Origin(package=module_name, version="")
-    return found, Origin(package=packages[0], version=importlib.metadata.version(packages[0]))
+        return found, Provider(package=module_name, version="")
+    return found, Provider(package=packages[0], version=importlib.metadata.version(packages[0]))
 
 
-def _origin(entry: importlib.metadata.EntryPoint) -> Origin:
+def _origin(entry: importlib.metadata.EntryPoint) -> Provider:
     if entry.dist is None:
-        return Origin(package=entry.module, version="")
-    return Origin(package=entry.dist.name, version=entry.dist.version)
+        return Provider(package=entry.module, version="")
+    return Provider(package=entry.dist.name, version=entry.dist.version)

@@ -78,7 +78,7 @@ class DemoFolder:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Step:
+class Command:
     """One command of the main job."""
 
     program: str
@@ -160,30 +160,30 @@ def _difference(found: DemoRecord, wanted: DemoRecord) -> str:
     return ", ".join(f"{name} {was}, not {now}" for name, (was, now) in pairs.items() if was != now)
 
 
-def _steps(folder: DemoFolder, options: argparse.Namespace) -> Iterator[Step]:
+def _steps(folder: DemoFolder, options: argparse.Namespace) -> Iterator[Command]:
     """The main job, each command such that a second call goes on where the first one ended."""
     data = ("-d", str(folder.data))
     device = ("--device", options.device)
     workers = () if options.workers is None else ("--workers", str(options.workers))
-    yield Step("flaresemi_plan_and_preprocess", plan_and_preprocess.main, (*data, *_PLANS, *workers))
+    yield Command("flaresemi_plan_and_preprocess", plan_and_preprocess.main, (*data, *_PLANS, *workers))
     for stage, length in (("COARSE", options.coarse_time), ("FINE", options.fine_time)):
         words = (stage, "0", *data, "--time-budget", length, *_AUGMENTATION, *device, "--continue")
-        yield Step("flaresemi_train", train.main, words)
+        yield Command("flaresemi_train", train.main, words)
     yield from _score(folder, options, "supervised", folder.workspace.models, ("--overlays", str(options.test)))
     if options.unlabeled:
-        yield Step("flaresemi_semi_round", semi_round.main, (*data, "--fold", "0", *_ROUND, *device))
+        yield Command("flaresemi_semi_round", semi_round.main, (*data, "--fold", "0", *_ROUND, *device))
         yield from _score(folder, options, "after_round_1", folder.workspace.round("0", 1).models)
 
 
 def _score(
     folder: DemoFolder, options: argparse.Namespace, name: str, models: Path, more: tuple[str, ...] = ()
-) -> Iterator[Step]:
+) -> Iterator[Command]:
     """Prediction and evaluation of the test cases."""
     predictions, summary = folder.root / f"predictions_{name}", folder.root / f"summary_{name}.json"
     words = ("-i", str(folder.test_images), "-o", str(predictions), "-m", str(models), "--fold", "0")
-    yield Step("flaresemi_predict", predict.main, (*words, "--device", options.device, "--continue"))
+    yield Command("flaresemi_predict", predict.main, (*words, "--device", options.device, "--continue"))
     words = ("-p", str(predictions), "-r", str(folder.test_labels), "-o", str(summary), "-d", str(folder.data))
-    yield Step("flaresemi_evaluate", evaluate.main, (*words, *more))
+    yield Command("flaresemi_evaluate", evaluate.main, (*words, *more))
 
 
 def _parser() -> StrictParser:

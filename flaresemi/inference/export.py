@@ -64,7 +64,7 @@ class ExportedStage:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
+class ExportDescription:
     """All that is done to an image, for whoever runs the networks with other programs.
 
     Attributes:
@@ -110,7 +110,7 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
         for checkpoint, file in zip(models.fine, models.fine_files, strict=True):
             _copy_reliability(file, partial / _place(checkpoint))
         fine = models.fine[0]
-        description = Description(
+        description = ExportDescription(
             flaresemi=__version__,
             channels=fine.channels,
             labels=fine.labels,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flaresemi.cli import export, predict
-from flaresemi.inference.export import DESCRIPTION, Description
+from flaresemi.inference.export import DESCRIPTION, ExportDescription
 from flaresemi.io.images import read_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.building import build_network
@@ -60,7 +60,7 @@ def test_the_folder_holds_what_prediction_needs_and_no_more(models, tmp_path, ca
     files = {str(path.relative_to(tmp_path / "exported")) for path in (tmp_path / "exported").rglob("*.*")}
     assert files == {DESCRIPTION, "fold_0/FINE/snapshot_100.pt", "fold_0/COARSE/snapshot_100.pt"}
     assert load_checkpoint(tmp_path / "exported/fold_0/FINE/snapshot_100.pt", True).training_state is None
-    description = load_record(tmp_path / "exported" / DESCRIPTION, Description)
+    description = load_record(tmp_path / "exported" / DESCRIPTION, ExportDescription)
     assert list(description.stages) == ["COARSE", "FINE"]
     assert description.keep_largest == ("b",)
     assert description.stages["FINE"].margin_mm == 20.0
