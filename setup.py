@@ -24,6 +24,7 @@ DEPENDENCIES = [
     "matplotlib>=3.9",
     "tensorboard>=2.18",
     "threadpoolctl>=3.5",
+    "Jinja2>=3.1",
     "tqdm>=4.66",
     "packaging>=24.0",
 ]
@@ -65,5 +66,5 @@ setup(
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
         "Typing :: Typed",
     ],
-    package_data={"flaresemi": ["py.typed", "reporting/page.css"]},
+    package_data={"flaresemi": ["py.typed", "reporting/page.css", "reporting/*.html", "rounds/report/*.html"]},
 )

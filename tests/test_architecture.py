@@ -38,6 +38,7 @@ ONLY_IN = {
     "acvl_utils": "inference/",
     "batchgenerators": "training/",
     "matplotlib": "reporting/",
+    "jinja2": "reporting/page.py",
     "tensorboard": "training/",
     "openvino": "networks/openvino.py",
     "cc3d": ("preprocessing/", "inference/", "phantom/", "evaluation/", "pseudolabels/"),
@@ -45,7 +46,12 @@ ONLY_IN = {
 }
 
 #: The import name of a distribution, where the two differ.
-IMPORT_NAMES = {"acvl-utils": "acvl_utils", "connected-components-3d": "cc3d", "scikit-image": "skimage"}
+IMPORT_NAMES = {
+    "Jinja2": "jinja2",
+    "acvl-utils": "acvl_utils",
+    "connected-components-3d": "cc3d",
+    "scikit-image": "skimage",
+}
 
 #: Packages of an extra, imported inside functions where they are there.
 OPTIONAL = {"openvino"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from markupsafe import escape
 
 from flaresemi.errors import SelectionError
 from flaresemi.plans import Stage
@@ -87,7 +88,7 @@ def test_every_organ_has_its_scores_of_every_round(good: Workspace, good_page: t
     for metric in ("dice", "nsd"):
         for organ in GOOD.organs:
             means = [
-                sum(found.values()) / len(found) for each in facts.held_out if (found := each.organ(organ, metric))
+                sum(found.values()) / len(found) for each in facts.held_out if (found := each.by_case(metric, organ))
             ]
             assert f"{organ} {' '.join(f'{mean:.3f}' for mean in means)}" in text
     falls = re.findall(r"pancreas [\d. ]+▼ (−[\d.]+) ± [\d.]+ ▼ (−[\d.]+)", text)
@@ -118,7 +119,7 @@ def test_no_name_from_a_file_becomes_markup(good_page: tuple[Path, str]) -> None
     assert HOSTILE_CASE not in page
     assert HOSTILE_ORGAN not in page
     assert "<organ>" not in page
-    assert html.escape(HOSTILE_CASE) in page
+    assert escape(HOSTILE_CASE) in page
 
 
 def test_the_page_needs_nothing_but_itself(good_page: tuple[Path, str]) -> None:
@@ -126,6 +127,19 @@ def test_the_page_needs_nothing_but_itself(good_page: tuple[Path, str]) -> None:
     assert not re.search(r"https?:|@import|<link(?! rel=\"icon\" href=\"data:,\")|<script src", page)
     assert set(re.findall(r"url\(([^)]*)\)", page)) == {"#hatching"}
     assert len(page) < 4_000_000
+
+
+def test_every_row_of_a_table_has_its_columns(good: Workspace, good_page: tuple[Path, str]) -> None:
+    paths = [good_page[0], read(good, 1)[0]]
+    tables = [table for path in paths for table in re.findall(r"<table.*?</table>", path.read_text("utf-8"), re.DOTALL)]
+    assert len(tables) > 20
+    for table in tables:
+        rows = [
+            sum(int((re.search(r'colspan="(\d+)"', cell) or "11")[1]) for cell in re.findall(r"<t[hd]\b[^>]*>", row))
+            for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
+        ]
+        assert len(rows) > 1, table
+        assert set(rows) == {rows[0]}, table
 
 
 def test_pictures_show_best_worst_and_cut_once_each(good: Workspace, good_page: tuple[Path, str]) -> None:
@@ -209,7 +223,7 @@ def test_a_collapsed_organ_is_the_headline(tmp_path: Path) -> None:
     facts = gather(workspace, "0", 1, rule=rule, verdict=None, folds=("0",))
     verdict = judge([each.values("dice") for each in facts.held_out], rule)
     path = write_report(workspace, "0", 1, rule=rule, verdict=verdict)
-    told = html.escape(f"Round 1 lost what was known: {HOSTILE_ORGAN} collapsed since start.")
+    told = escape(f"Round 1 lost what was known: {HOSTILE_ORGAN} collapsed since start.")
     assert told in path.read_text(encoding="utf-8")
 
 

@@ -3,11 +3,7 @@
 import collections
 
 from flaresemi.planning.findings import load_warnings
-from flaresemi.reporting.page import Column, Html, Tone, details, element, join, notice, paragraph, table
-from flaresemi.rounds.report.facts import RoundFacts, dice, used_organs
-from flaresemi.rounds.report.results import name_of
-from flaresemi.rounds.report.selected import labeled_volumes_ml
-from flaresemi.rounds.stopping import collapsed_organs
+from flaresemi.rounds.report.facts import RoundFacts, name_of
 
 #: Fewer held-out cases than this make even the standard error a guess (chosen).
 _FEW_HELD_OUT = 5
@@ -15,23 +11,20 @@ _FEW_HELD_OUT = 5
 #: COARSE regions that lose more than this of an organ are worth a word (chosen).
 _RECALL = 0.95
 
-#: Cases listed at once; the others are folded away.
-_MOST_ROWS = 20
-
-Caution = tuple[Tone, str]
+#: Tone and text.
+Caution = tuple[str, str]
 
 
-def cautions(facts: RoundFacts) -> Html:
-    """The chapter with the warnings."""
-    general, cases = about_the_round(facts), about_cases(facts)
-    parts: list[Html | None] = [notice(tone, told) for tone, told in general]
-    if not general and not cases:
-        parts.append(notice("good", "Nothing unusual was found."))
-    if cases:
-        parts += [element("h3", "Unlabeled cases to look at"), *_case_tables(facts, cases)]
-    elif facts.scores:
-        parts.append(paragraph("No unlabeled case stands out in spacing, size, intensities, volumes or flags."))
-    return join(parts)
+def cautions(facts: RoundFacts) -> dict[str, object]:
+    """The chapter with the warnings; cases that training has seen come first, then those with most remarks."""
+    used, found = facts.used, about_cases(facts)
+    scores = {case.case_id: case.score for case in facts.scores}
+    order = sorted(found, key=lambda case_id: (-len(used[case_id]), -len(found[case_id]), case_id))
+    cases = [
+        {"case_id": case_id, "score": scores[case_id], "used": len(used[case_id]), "remarks": found[case_id]}
+        for case_id in order
+    ]
+    return {"general": about_the_round(facts), "cases": cases, "pool": len(scores)}
 
 
 def about_the_round(facts: RoundFacts) -> list[Caution]:
@@ -43,10 +36,9 @@ def _about_the_result(facts: RoundFacts) -> list[Caution]:
     if not facts.held_out:
         return [("caution", "No held-out case judges this round.")]
     found: list[Caution] = []
-    since = facts.best_before
-    collapsed = collapsed_organs(dice(facts.held_out[since]), dice(facts.held_out[-1]), facts.rule.collapse)
-    for organ, fall in collapsed.items():
-        found.append(("bad", f"{organ} collapsed: its mean Dice fell by {-fall:.3f} since {name_of(since)}."))
+    for organ, fall in facts.collapsed.items():
+        since = name_of(facts.best_before)
+        found.append(("bad", f"{organ} collapsed: its mean Dice fell by {-fall:.3f} since {since}."))
     held_out = len(facts.held_out[-1].cases)
     if held_out < _FEW_HELD_OUT:
         cases = "case is" if held_out == 1 else "cases are"
@@ -72,7 +64,7 @@ def _about_the_selection(facts: RoundFacts) -> list[Caution]:
             "caution",
             "The scores are agreement alone, which flatters: too few held-out organs to learn the Dice to expect.",
         ))  # fmt: skip
-    used = used_organs(facts)
+    used = facts.used
     present = dict.fromkeys(facts.organs, 0)
     for case in facts.scores:
         for organ in used[case.case_id]:
@@ -92,39 +84,15 @@ def about_cases(facts: RoundFacts) -> dict[str, tuple[str, ...]]:
             if warning.case_id in pool:
                 found[warning.case_id].append(warning.message)
     factor = facts.state.config.selection.volume_factor
-    known = {organ: (min(volumes), max(volumes)) for organ, volumes in labeled_volumes_ml(facts).items() if volumes}
+    known = facts.labeled_volumes
     for case in facts.scores:
         strange = [
-            f"{organ} {volume:.4g} ml (labeled {known[organ][0]:.4g} to {known[organ][1]:.4g})"
+            f"{organ} {volume:.4g} ml (labeled {known[organ].least_ml:.4g} to {known[organ].most_ml:.4g})"
             for organ, score in case.organs.items()
             if organ in known and (volume := score.volume_ml) > 0
-            and not known[organ][0] / factor <= volume <= known[organ][1] * factor
+            and not known[organ].least_ml / factor <= volume <= known[organ].most_ml * factor
         ]  # fmt: skip
         if strange:
             found[case.case_id].append(f"implausible volumes: {', '.join(strange)}")
         found[case.case_id] += case.flags
     return {case_id: tuple(remarks) for case_id, remarks in found.items() if remarks}
-
-
-def _case_tables(facts: RoundFacts, cases: dict[str, tuple[str, ...]]) -> list[Html]:
-    used = used_organs(facts)
-    scores = {case.case_id: case.score for case in facts.scores}
-    columns = [
-        Column(title="Case", numeric=False),
-        Column(title="score"),
-        Column(title="organs used"),
-        Column(title="what is unusual", numeric=False),
-    ]
-    # What training has seen comes first, then what has most remarks.
-    order = sorted(cases, key=lambda case_id: (-len(used[case_id]), -len(cases[case_id]), case_id))
-    rows = [
-        [case_id, f"{scores[case_id]:.3f}", f"{len(used[case_id])} of {len(facts.organs)}",
-         join([element("div", remark) for remark in cases[case_id]])]
-        for case_id in order
-    ]  # fmt: skip
-    told = f"{len(cases)} of {len(facts.scores)} unlabeled cases; those that training has seen come first"
-    parts = [table(columns, rows[:_MOST_ROWS], caption=told)]
-    if len(rows) > _MOST_ROWS:
-        rest = table(columns, rows[_MOST_ROWS:], caption="The other cases")
-        parts.append(details(f"{len(rows) - _MOST_ROWS} more", rest))
-    return parts

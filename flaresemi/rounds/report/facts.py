@@ -14,9 +14,10 @@ from flaresemi.evaluation.summary import load_summary
 from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
 from flaresemi.pseudolabels.calibration import Calibration, Observation, Observations
+from flaresemi.pseudolabels.selecting import LabeledVolumes, labeled_volumes, volumes_ml
 from flaresemi.records import load_record
 from flaresemi.rounds.state import RoundState, load_state
-from flaresemi.rounds.stopping import HeldOutDice, StopRule, Verdict, judge
+from flaresemi.rounds.stopping import StopRule, Verdict, collapsed_organs, judge
 from flaresemi.selection import CaseScore, Selection, load_scores
 from flaresemi.training.validation import CaseResult
 from flaresemi.workspace import ModelFolder, RoundFolder, Workspace
@@ -26,65 +27,45 @@ Metric = Literal["dice", "nsd"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """Scores of the held-out real cases after one round.
-
-    Attributes:
-        cases: By organ, by case.
-    """
+    """Scores of the held-out real cases after one round, by case, by organ."""
 
     cases: dict[str, dict[str, OrganMetrics]]
 
     def values(self, metric: Metric) -> dict[str, dict[str, float]]:
-        """By organ, by case; organs that a case does not annotate are left out."""
+        """By case, by organ; organs that a case does not annotate are left out."""
         return {
             case_id: {name: value for name, score in organs.items() if (value := getattr(score, metric)) is not None}
             for case_id, organs in self.cases.items()
         }
 
-    def case_means(self, metric: Metric) -> dict[str, float]:
-        """Mean over the organs of each case."""
-        return {
-            case_id: float(np.mean(list(found.values()))) for case_id, found in self.values(metric).items() if found
-        }
+    def by_case(self, metric: Metric, organ: str | None = None) -> dict[str, float]:
+        """Of each case that has one: the score of an organ, or the mean over all its organs."""
+        values = self.values(metric)
+        if organ is not None:
+            return {case_id: found[organ] for case_id, found in values.items() if organ in found}
+        return {case_id: float(np.mean(list(found.values()))) for case_id, found in values.items() if found}
 
-    def mean(self, metric: Metric) -> float | None:
-        """Mean over the organs of their mean over the cases; None where nothing was scored."""
-        by_organ: dict[str, list[float]] = {}
-        for found in self.values(metric).values():
-            for name, value in found.items():
-                by_organ.setdefault(name, []).append(value)
-        return float(np.mean([np.mean(values) for values in by_organ.values()])) if by_organ else None
-
-    def organ(self, name: str, metric: Metric) -> dict[str, float]:
-        """One organ by case."""
-        return {case_id: found[name] for case_id, found in self.values(metric).items() if name in found}
+    def mean(self, metric: Metric, organ: str | None = None) -> float | None:
+        """Mean of an organ over the cases, or of all organs' means; None where nothing was scored."""
+        if organ is not None:
+            found = list(self.by_case(metric, organ).values())
+        else:
+            organs = dict.fromkeys(name for organs in self.values(metric).values() for name in organs)
+            found = [mean for name in organs if (mean := self.mean(metric, name)) is not None]
+        return float(np.mean(found)) if found else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A paired difference.
-
-    Attributes:
-        mean: Over the cases.
-        error: Its standard error; None for a single case.
-    """
+    """A paired difference: its mean over the cases, and the standard error of that, None for a single case."""
 
     mean: float
-    error: float | None
+    error: float | None = None
 
     @property
     def is_fall(self) -> bool:
         """Whether it fell by more than its standard error."""
         return self.error is not None and self.mean < -self.error
-
-
-def paired_change(before: dict[str, float], after: dict[str, float]) -> Change | None:
-    """Change over the cases that both have; None where there is none."""
-    changes = [after[case_id] - before[case_id] for case_id in before if case_id in after]
-    if not changes:
-        return None
-    error = float(np.std(changes, ddof=1)) / math.sqrt(len(changes)) if len(changes) > 1 else None
-    return Change(mean=float(np.mean(changes)), error=error)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,14 +148,53 @@ class RoundFacts:
         """Of this chain; 0 is the supervised start."""
         return self.workspace.round_model(self.fold, number, stage)
 
+    @property
+    def collapsed(self) -> dict[str, float]:
+        """Organs that collapsed since the best round before, with the change of their mean Dice."""
+        before, now = (self.held_out[number].values("dice") for number in (self.best_before, -1))
+        return collapsed_organs(before, now, self.rule.collapse)
+
+    def used_of(self, number: int) -> tuple[int, int, int, int]:
+        """Cases that a round used, of how many, and organs of cases, of how many; all 0 without a selection."""
+        selection = self.selections[number - 1]
+        if selection is None:
+            return 0, 0, 0, 0
+        pool = len(selection.selected) + len(selection.rejected)
+        organs = sum(len(case.supervised) for case in selection.selected)
+        return len(selection.selected), pool, organs, pool * len(self.organs)
+
+    @property
+    def used(self) -> dict[str, frozenset[str]]:
+        """Organs of each unlabeled case that the students were trained on; none of a rejected case."""
+        selected = self.selection.selected if self.selection is not None else ()
+        used = {case.case_id: frozenset(case.supervised) for case in selected}
+        return {case.case_id: used.get(case.case_id, frozenset()) for case in self.scores}
+
+    @property
+    def labeled_volumes(self) -> dict[str, LabeledVolumes]:
+        """Volumes in the labeled cases, of the organs that are in any."""
+        case_ids = [case.case_id for case in self.fingerprint.cases]
+        return labeled_volumes(volumes_ml(self.fingerprint, self.organs, case_ids))
+
+    @property
+    def judge(self) -> str:
+        """What the scores of the organs are called."""
+        organs = (organ for case in self.scores for organ in case.organs.values())
+        return "predicted Dice" if any(organ.predicted_dice is not None for organ in organs) else "agreement"
+
     def change(
         self, since: int, metric: Metric = "dice", organ: str | None = None, *, until: int = -1
     ) -> Change | None:
-        """From an earlier round to this one, or to another: of an organ, or of the cases' means."""
-        before, after = self.held_out[since], self.held_out[until]
-        if organ is None:
-            return paired_change(before.case_means(metric), after.case_means(metric))
-        return paired_change(before.organ(organ, metric), after.organ(organ, metric))
+        """From an earlier round to this one, or to another, over the cases that both have; None where there is none.
+
+        Of an organ, or of the cases' means.
+        """
+        before, after = (self.held_out[number].by_case(metric, organ) for number in (since, until))
+        changes = [after[case_id] - before[case_id] for case_id in before if case_id in after]
+        if not changes:
+            return None
+        error = float(np.std(changes, ddof=1)) / math.sqrt(len(changes)) if len(changes) > 1 else None
+        return Change(mean=float(np.mean(changes)), error=error)
 
 
 def gather(
@@ -217,7 +237,7 @@ def gather(
         plans=load_plans(workspace.plans),
         fingerprint=load_fingerprint(workspace.fingerprint),
         held_out=held_out,
-        best_before=judge([dice(each) for each in held_out[:number]], rule).best_round if held_out else 0,
+        best_before=judge([each.values("dice") for each in held_out[:number]], rule).best_round if held_out else 0,
         states=states,
         selections=selections,
         scores=tuple(sorted(scores, key=lambda case: (-case.score, case.case_id))),
@@ -233,16 +253,9 @@ def gather(
     )
 
 
-def dice(held_out: HeldOut) -> HeldOutDice:
-    """What the stop rule judges."""
-    return held_out.values("dice")
-
-
-def used_organs(facts: RoundFacts) -> dict[str, frozenset[str]]:
-    """Organs of each unlabeled case that the students were trained on; none of a rejected case."""
-    selected = facts.selection.selected if facts.selection is not None else ()
-    used = {case.case_id: frozenset(case.supervised) for case in selected}
-    return {case.case_id: used.get(case.case_id, frozenset()) for case in facts.scores}
+def name_of(number: int) -> str:
+    """What the page calls a round."""
+    return "start" if number == 0 else f"round {number}"
 
 
 def _state(workspace: Workspace, fold: str, number: int) -> RoundState:

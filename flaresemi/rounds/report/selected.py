@@ -2,22 +2,10 @@
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from flaresemi.reporting.charts import Axis, Strip, histogram, scatter, strips
-from flaresemi.reporting.page import (
-    Column,
-    Html,
-    bullets,
-    element,
-    figure,
-    join,
-    notice,
-    paragraph,
-    share_bar,
-    table,
-)
-from flaresemi.rounds.report.facts import RoundFacts, used_organs
+from flaresemi.reporting.charts import Axis, Chart, Strip, histogram, scatter, strips
+from flaresemi.rounds.report.facts import RoundFacts
 from flaresemi.selection import Selection
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -26,183 +14,103 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _HALF = (480, 300)
 
 
-def selected(facts: RoundFacts) -> Html:
-    """The chapter on the selection."""
+def selected(facts: RoundFacts) -> dict[str, object]:
+    """The chapter on the selection; nothing where the round left none."""
     selection = facts.selection
     if selection is None or not facts.scores:
-        return notice("caution", "This round left no scores or no selection to report.")
-    return join([
-        paragraph(_rule_told(selection)),
-        *(notice("caution", note) for note in selection.notes),
-        paragraph(_judge_told(facts)),
-        element("h3", "Scores"),
-        element("div", _case_histogram(facts, selection), _worth(facts), class_="columns"),
-        element("h3", "Organ by organ"),
-        _organ_strips(facts),
-        _organ_table(facts),
-        _reasons(facts, selection),
-    ])  # fmt: skip
+        return {}
+    scores = [case.score for case in facts.scores]
+    organs = [reason for case in selection.selected for reason in case.rejected.values()]
+    return {
+        "rule": selection.rule,
+        "thresholds": ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in selection.thresholds.items()),
+        "notes": selection.notes,
+        "calibration": facts.calibration,
+        "judge": facts.judge,
+        "used": len(selection.selected),
+        "rejected": len(selection.rejected),
+        "pool": len(scores),
+        "least": min(scores),
+        "most": max(scores),
+        "median": statistics.median(scores),
+        **_case_histogram(facts, selection),
+        **_worth(facts),
+        "strips": _organ_strips(facts, selection),
+        "has_cuts": bool(selection.organ_cuts),
+        "organs": [_organ(facts, organ) for organ in facts.organs],
+        "case_reasons": kinds(list(selection.rejected.values())),
+        "organ_reasons": kinds(organs),
+        "rejected_organs": len(organs),
+    }
 
 
-def _rule_told(selection: Selection) -> str:
-    thresholds = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in selection.thresholds.items())
-    what = {
-        "organ": "Each organ of each case was judged on its own; what was rejected is not supervised in that case.",
-        "case": "Whole cases were judged by their score.",
-    }[selection.rule]
-    return f"{what} Rule: {thresholds}."
-
-
-def _judge_told(facts: RoundFacts) -> str:
-    calibration = facts.calibration
-    if calibration is None:
-        return "Agreement itself was the judge: there were too few held-out organs to learn the Dice to expect from it."
-    judge = "Agreement itself was the judge: a predicted Dice was learned, but came no closer to the truth. "
-    if calibration.is_better:
-        judge = "The judge was the predicted Dice, learned on held-out real cases from agreement. "
-    return judge + (
-        f"On held-out cases left out of the fit it erred by {calibration.error:.3f} on average, "
-        f"agreement itself by {calibration.error_of_agreement:.3f} ({calibration.observations} organs)."
-    )
-
-
-def _worth(facts: RoundFacts) -> Html | None:
-    """What a score was worth where the real labels are known."""
+def _worth(facts: RoundFacts) -> dict[str, object]:
+    """What a score was worth where the real labels are known: a chart, and how far agreement flatters on average."""
     points = [(each.score.agreement, each.dice) for each in facts.observations if each.score.agreement is not None]
     if not points:
-        return None
+        return {"observations": 0}
     chart = scatter(
         points,
-        Axis(title="agreement of the snapshots", low=0, high=1),
-        Axis(title="true Dice", low=0, high=1),
+        Axis(title="agreement of the snapshots"),
+        Axis(title="true Dice"),
         alt=f"True Dice against agreement for {len(points)} organs of held-out cases",
         size=_HALF,
     )
-    mean = statistics.mean(agreement - dice for agreement, dice in points)
-    direction = "flatters" if mean > 0 else "is too modest"
-    caption = (
-        f"What agreement is worth: {len(points)} organs of held-out real cases, labeled by the same models. Points "
-        f"below the line promise more than they hold; on average agreement {direction} "
-        f"by {abs(mean):.3f}."
-    )
-    return figure(chart, caption)
+    bias = statistics.mean(agreement - dice for agreement, dice in points)
+    return {"observations": len(points), "scatter": chart, "bias": bias}
 
 
-def _case_histogram(facts: RoundFacts, selection: Selection) -> Html:
+def _case_histogram(facts: RoundFacts, selection: Selection) -> dict[str, object]:
+    """The scores of the cases, and the least that was used, where that is the border."""
     names = {case.case_id for case in selection.selected}
     used = [case.score for case in facts.scores if case.case_id in names]
-    refused = [case.score for case in facts.scores if case.case_id not in names]
-    cut = min(used) if selection.rule == "case" and used and refused else None
+    rejected = [case.score for case in facts.scores if case.case_id not in names]
+    cut = min(used) if selection.rule == "case" and used and rejected else None
     chart = histogram(
         used,
-        refused,
-        Axis(title="score of a case: mean agreement of its organs", low=0, high=1),
-        alt=f"Scores of {len(facts.scores)} unlabeled cases; {len(used)} used, {len(refused)} rejected",
+        rejected,
+        Axis(title="score of a case: mean agreement of its organs"),
+        alt=f"Scores of {len(facts.scores)} unlabeled cases; {len(used)} used, {len(rejected)} rejected",
         cut=cut,
         size=_HALF,
     )
-    scores = [case.score for case in facts.scores]
-    told = (
-        f"{len(used)} used, {len(refused)} rejected. Scores from {min(scores):.3f} to {max(scores):.3f}, "
-        f"median {statistics.median(scores):.3f}."
-    )
-    meaning = None if cut is None else f"the least score that was used: {cut:.3f}"
-    return figure(chart, join([told, _legend(meaning)], between=" "))
+    return {"histogram": chart, "cut": cut}
 
 
-def _legend(cut: str | None) -> Html:
-    entries = [element("span", class_="swatch used"), "used ", element("span", class_="swatch refused"), "rejected "]
-    if cut is not None:
-        entries += [element("span", class_="swatch cut"), cut]
-    return element("span", *entries)
-
-
-def _organ_strips(facts: RoundFacts) -> Html:
-    used = used_organs(facts)
-    cuts = facts.selection.organ_cuts if facts.selection is not None else {}
-    rows = []
+def _organ_strips(facts: RoundFacts, selection: Selection) -> Chart:
+    used, rows = facts.used, []
     for organ in facts.organs:
         values = {case.case_id: value for case in facts.scores if (value := case.organs[organ].trust) is not None}
         rows.append(
             Strip(
                 name=organ,
                 used=[value for case_id, value in values.items() if organ in used[case_id]],
-                refused=[value for case_id, value in values.items() if organ not in used[case_id]],
-                cut=cuts.get(organ),
+                rejected=[value for case_id, value in values.items() if organ not in used[case_id]],
+                cut=selection.organ_cuts.get(organ),
             )
         )
-    what = judged_by(facts)
-    chart = strips(rows, Axis(title=what, low=0, high=1), alt=f"Distribution of {what} for each organ")
-    caption = "Every row has its own height."
-    if cuts:
-        caption += " What lies left of its cut, and others for the reasons below, was rejected."
-    return figure(chart, join([caption, _legend("cut" if cuts else None)], between=" "))
+    return strips(rows, Axis(title=facts.judge), alt=f"Distribution of {facts.judge} for each organ")
 
 
-def judged_by(facts: RoundFacts) -> str:
-    """What the organs' scores are called."""
-    predicted = any(organ.predicted_dice is not None for case in facts.scores for organ in case.organs.values())
-    return "predicted Dice" if predicted else "agreement"
+def _organ(facts: RoundFacts, organ: str) -> dict[str, object]:
+    """What was accepted of an organ."""
+    used = facts.used
+    scores = [case.organs[organ] for case in facts.scores]
+    taken = [case.organs[organ] for case in facts.scores if organ in used[case.case_id]]
+    present = [score for score in taken if not score.is_absent]
+    return {
+        "name": organ,
+        "used": len(taken),
+        "absent": len(taken) - len(present),
+        "median": _median([value for score in scores if (value := score.trust) is not None]),
+        "median_used": _median([value for score in taken if (value := score.trust) is not None]),
+        "volume_ml": _median([score.volume_ml for score in present]),
+        "labeled": facts.labeled_volumes.get(organ),
+    }
 
 
-def _organ_table(facts: RoundFacts) -> Html:
-    used, pool = used_organs(facts), len(facts.scores)
-    columns = [
-        Column(title="Organ", numeric=False),
-        Column(title="used"),
-        Column(title="of these absent"),
-        Column(title="all", group=f"median {judged_by(facts)}"),
-        Column(title="used", group=f"median {judged_by(facts)}"),
-        Column(title="median used", group="volume, ml"),
-        Column(title="labeled cases", group="volume, ml"),
-    ]
-    volumes = labeled_volumes_ml(facts)
-    rows = []
-    for organ in facts.organs:
-        scores = {case.case_id: case.organs[organ] for case in facts.scores}
-        taken = [score for case_id, score in scores.items() if organ in used[case_id]]
-        present = [score for score in taken if not score.is_absent]
-        known = volumes[organ]
-        rows.append([
-            organ,
-            share_bar(len(taken) / pool, f"{len(taken)} of {pool}"),
-            len(taken) - len(present),
-            _median([value for score in scores.values() if (value := score.trust) is not None], 3),
-            _median([value for score in taken if (value := score.trust) is not None], 3),
-            _median([score.volume_ml for score in present], 1),
-            f"{min(known):.4g} to {max(known):.4g}" if known else "–",
-        ])  # fmt: skip
-    return table(columns, rows, caption="What was accepted of each organ")
-
-
-def _median(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f}" if values else "–"
-
-
-def labeled_volumes_ml(facts: RoundFacts) -> Mapping[str, list[float]]:
-    """Volumes of each organ in the labeled cases that have it."""
-    volumes: dict[str, list[float]] = {name: [] for name in facts.organs}
-    for case in facts.fingerprint.cases:
-        z, y, x = case.spacing_zyx_mm
-        for name, voxels in zip(facts.organs, case.voxels_per_label, strict=True):
-            if voxels:
-                volumes[name].append(voxels * z * y * x / 1000)
-    return volumes
-
-
-def _reasons(facts: RoundFacts, selection: Selection) -> Html | None:
-    organs = [reason for case in selection.selected for reason in case.rejected.values()]
-    cases = list(selection.rejected.values())
-    if not organs and not cases:
-        return None
-    parts = [element("h3", "Why the others were rejected")]
-    for reasons, told in (
-        (cases, f"{len(cases)} of {len(facts.scores)} cases as a whole:"),
-        (organs, f"{len(organs)} organs of the {len(selection.selected)} used cases:"),
-    ):
-        if reasons:
-            parts += [paragraph(told), bullets(f"{count} × {reason}" for reason, count in kinds(reasons).items())]
-    return join(parts)
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def kinds(reasons: Sequence[str]) -> dict[str, int]:

@@ -5,16 +5,27 @@ from pathlib import Path
 
 from flaresemi import __version__
 from flaresemi.files import write_text
-from flaresemi.reporting.page import Html, Section, element, join, page, paragraph
+from flaresemi.reporting.page import render
 from flaresemi.rounds.report.cases import pictures
-from flaresemi.rounds.report.cautions import about_cases, about_the_round, cautions
-from flaresemi.rounds.report.facts import RoundFacts, gather
+from flaresemi.rounds.report.cautions import cautions
+from flaresemi.rounds.report.facts import RoundFacts, gather, name_of
 from flaresemi.rounds.report.record import curves, parameters, times
-from flaresemi.rounds.report.results import results, verdict_box
+from flaresemi.rounds.report.results import results, verdict
 from flaresemi.rounds.report.selected import selected
 from flaresemi.rounds.stopping import StopRule, Verdict
 from flaresemi.training.runs import now
 from flaresemi.workspace import Workspace
+
+#: Address within the page, which is the template's name too, and title.
+_CHAPTERS = (
+    ("results", "Did it help?"),
+    ("selection", "What was selected"),
+    ("pictures", "Cases in pictures"),
+    ("curves", "Training curves"),
+    ("warnings", "Warnings"),
+    ("time", "Time spent"),
+    ("parameters", "Every parameter"),
+)
 
 
 def write_report(
@@ -51,21 +62,37 @@ def write_report(
 
 
 def _page(facts: RoundFacts) -> str:
-    sections = (
-        Section(name="results", title="Did it help?", body=results(facts)),
-        Section(name="selection", title="What was selected", body=selected(facts)),
-        Section(name="pictures", title="Cases in pictures", body=pictures(facts)),
-        Section(name="curves", title="Training curves", body=curves(facts)),
-        Section(name="warnings", title="Warnings", body=cautions(facts)),
-        Section(name="time", title="Time spent", body=times(facts)),
-        Section(name="parameters", title="Every parameter", body=parameters(facts)),
+    return render(
+        "rounds/report/report.html",
+        title=f"Self-training, round {facts.number} of fold {facts.fold}",
+        chapters=_CHAPTERS,
+        dataset=facts.plans.dataset_name,
+        organs=len(facts.organs),
+        written=now().replace("T", " "),
+        version=__version__,
+        fold=facts.fold,
+        number=facts.number,
+        is_judged=bool(facts.held_out),
+        best_before=facts.best_before,
+        stop=facts.verdict,
+        verdict=verdict(facts),
+        results=results(facts),
+        selected=selected(facts),
+        pictures=pictures(facts),
+        curves=curves(facts),
+        warnings=cautions(facts),
+        times=times(facts),
+        parameters=parameters(facts),
+        name_of=name_of,
+        duration=_duration,
     )
-    return page(f"Self-training, round {facts.number} of fold {facts.fold}", lead=_lead(facts), sections=sections)
 
 
-def _lead(facts: RoundFacts) -> Html:
-    written = now().replace("T", " ")
-    line = f"{facts.plans.dataset_name} · {len(facts.organs)} organs · written {written} · flaresemi {__version__}"
-    told = f"{len(about_the_round(facts))} about the round, {len(about_cases(facts))} about unlabeled cases"
-    link = element("a", "Warnings", href="#warnings")
-    return join([paragraph(line, class_="lead"), verdict_box(facts), paragraph(link, f": {told}.")])
+def _duration(seconds: float | None) -> str:
+    """A time as a person says it; a dash where there is none."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
