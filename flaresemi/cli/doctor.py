@@ -1,6 +1,7 @@
 """flaresemi_doctor: what this machine offers, and what limits flaresemi on it, in one screen."""
 
 import argparse
+import collections
 import os
 import sys
 import textwrap
@@ -41,21 +42,20 @@ def _doctor(options: argparse.Namespace) -> int:
     # Without -w a folder of that name need not be a workspace.
     is_meant = options.workspace is not None or workspace.plans.exists()
     print(f"flaresemi {__version__}")
-    problems = notes = 0
+    count = collections.Counter[str]()
     for check in _checks(workspace, is_meant):
         _print(check)
-        problems += check.verdict == "problem"
-        notes += check.verdict == "note"
-    print(f"\n{problems} problem(s) that would stop a training, {notes} note(s)")
+        count[check.verdict] += 1
+    print(f"\n{count['problem']} problem(s) that would stop a training, {count['note']} note(s)")
     require_printed()
-    return EXIT_USER_ERROR if problems else EXIT_OK
+    return EXIT_USER_ERROR if count["problem"] else EXIT_OK
 
 
 def _checks(workspace: Workspace, is_meant: bool) -> Iterator[Check]:
     yield from machine(workspace.root if is_meant else Path.cwd())
     yield _openvino()
     if is_meant:
-        yield from check_workspace(workspace)
+        yield check_workspace(workspace)
 
 
 def _print(check: Check) -> None:
@@ -71,48 +71,40 @@ def _print(check: Check) -> None:
 
 def _openvino() -> Check:
     if openvino_is_installed():
-        return Check(name="OpenVINO", value="installed: predictions on a CPU are faster by it")
+        return Check("OpenVINO", "installed: predictions on a CPU are faster by it")
     advice = 'predictions on a CPU would be faster: pip install "flaresemi[openvino]"'
-    return Check(name="OpenVINO", value="not installed", verdict="note", advice=advice)
+    return Check("OpenVINO", "not installed", "note", advice)
 
 
-def check_workspace(workspace: Workspace) -> list[Check]:
+def check_workspace(workspace: Workspace) -> Check:
     """Whether a workspace can be written to, and whether this version reads what it holds; arrays are not read."""
-    root = workspace.root
+    name, root = "workspace", workspace.root
     if not root.exists():
-        return [Check(name="workspace", value=f"{root} is not there yet: the first command makes it")]
+        return Check(name, f"{root} is not there yet: the first command makes it")
     if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
-        value = f"{root} is not a folder that can be written to"
-        return [
-            Check(name="workspace", value=value, verdict="problem", advice="change its permissions, or name another")
-        ]
+        advice = "change its permissions, or name another"
+        return Check(name, f"{root} is not a folder that can be written to", "problem", advice)
     count, complaints = 0, []
     for read in _records(workspace):
         count += 1
         try:
             read()
         except FlaresemiError as error:
-            complaints.append(str(error))
+            complaints.append(" ".join(str(error).split()))
     if not complaints:
-        return [Check(name="workspace", value=f"{root}: {count} record(s) and model(s), all readable")]
+        return Check(name, f"{root}: {count} record(s) and model(s), all readable")
+    value = f"{root}: {len(complaints)} of {count} record(s) and model(s) cannot be read"
     more = [f"and {len(complaints) - _SHOWN_COMPLAINTS} more"] if len(complaints) > _SHOWN_COMPLAINTS else []
-    shown = "\n".join([*(" ".join(text.split()) for text in complaints[:_SHOWN_COMPLAINTS]), *more])
-    return [
-        Check(
-            name="workspace", value=f"{root}: {len(complaints)} of {count} record(s) and model(s) cannot be read",
-            verdict="problem", advice=shown,
-        )
-    ]  # fmt: skip
+    return Check(name, value, "problem", "\n".join([*complaints[:_SHOWN_COMPLAINTS], *more]))
 
 
 def _records(workspace: Workspace) -> Iterable[Callable[[], object]]:
     """What reads each record and the head of each model of a workspace."""
-    if workspace.plans.exists():
-        yield partial(load_plans, workspace.plans)
-    if workspace.fingerprint.exists():
-        yield partial(load_fingerprint, workspace.fingerprint)
-    if workspace.splits.exists():
-        yield partial(load_splits, workspace.splits)
+    for path, load in (
+        (workspace.plans, load_plans), (workspace.fingerprint, load_fingerprint), (workspace.splits, load_splits),
+    ):  # fmt: skip
+        if path.exists():
+            yield partial(load, path)
     yield partial(load_decisions, workspace)
     for stage in Stage:
         store = CaseStore(workspace.preprocessed(stage))

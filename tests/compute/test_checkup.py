@@ -1,9 +1,11 @@
 """Made-up machines get the verdict that they deserve."""
 
 import errno
+import os
 import resource
 import shutil
 import sys
+import types
 from collections import namedtuple
 from pathlib import Path
 
@@ -172,3 +174,42 @@ def test_a_disk_that_cannot_be_written_to_is_a_problem(tmp_path: Path, monkeypat
     found = checkup.disk(tmp_path)[1]
     assert found.verdict == "problem"
     assert "Read-only file system" in found.value
+
+
+def test_writing_and_reading_leave_nothing(tmp_path: Path) -> None:
+    write, read = checkup.disk_speed(tmp_path, mib=8)
+    assert write > 0
+    assert read > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        checkup.disk_speed(tmp_path, mib=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slow_disk_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkup, "_LONGEST_SECONDS", 0.0)
+    monkeypatch.setattr(os, "urandom", bytes)
+    assert checkup.disk_speed(tmp_path, mib=10**6) == (0.0, 0.0)
+
+
+def test_a_convolution_of_known_size_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Timer:
+        def __init__(self, statement: str, globals: dict[str, object], num_threads: int) -> None:
+            self.run = lambda: eval(statement, globals)
+            assert num_threads == torch.get_num_threads()
+
+        def blocked_autorange(self, min_run_time: float) -> types.SimpleNamespace:
+            assert self.run().shape == (2, 32, 4, 4, 4)
+            return types.SimpleNamespace(times=[3.0, 1.0, 2.0])
+
+    monkeypatch.setattr("torch.utils.benchmark.Timer", Timer)
+    monkeypatch.setattr(checkup, "_EDGE_VOXELS", 4)
+    gflops = checkup.conv3d_gflops(torch.device("cpu"), torch.float32, channels_last=True)
+    assert gflops == pytest.approx(2 * 27 * 32 * 32 * 2 * 4**3 / 1e9)  # the fastest took a second
