@@ -13,7 +13,7 @@ LOWEST := .lowest-venv
 #: Where there is no CPU build of the lowest torch, another one: make LOWEST_TORCH=torch==2.13.0 test-lowest
 LOWEST_TORCH ?=
 
-.PHONY: help demo test test-lowest lint format docs bench clean
+.PHONY: help demo test test-lowest lint format docs package bench clean
 
 help:
 	@echo "make demo    make a small synthetic dataset in ./$(DEMO) and run the main job on it, end to end"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint    check style and types"
 	@echo "make format  bring the style in order"
 	@echo "make docs    build the documentation site in build/site"
+	@echo "make package  build sdist and wheel in dist, and try them in an environment of their own"
 	@echo "make bench   measure against nnU-Net v2 (sets up a second environment)"
 	@echo "make clean   remove the environment"
 
@@ -48,11 +49,14 @@ docs: $(READY)
 	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs . build/site
 	@cp build/site/README.html build/site/index.html
 
+package:
+	PYTHON=$(PYTHON) .ci/try_package
+
 bench: $(READY)
 	$(BIN)/python benchmarks/against_nnunet.py
 
 clean:
-	rm -rf .venv $(LOWEST) build
+	rm -rf .venv $(LOWEST) build dist
 
 $(READY): setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit('flaresemi needs Python 3.11 or newer, $(PYTHON) is ' + sys.version.split()[0] \

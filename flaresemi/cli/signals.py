@@ -22,7 +22,9 @@ class StopSignals:
         began: When the limit began, as `time.monotonic` of this machine has it; None: now.
     """
 
-    _signals = (signal.SIGTERM, signal.SIGUSR1)
+    _signals = tuple(
+        getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    )  # as the system has
 
     def __init__(self, limit_seconds: float | None = None, *, began: float | None = None) -> None:
         self._received = False
