@@ -16,6 +16,7 @@ DEPENDENCIES = [
     "numpy>=2.0",
     "scipy>=1.13",
     "SimpleITK>=2.4",
+    "pydicom>=3.0",
     "nibabel>=5.3",
     "acvl-utils>=0.2.3",
     "batchgenerators>=0.25.1",

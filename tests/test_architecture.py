@@ -33,7 +33,8 @@ ROWS = {
 
 #: Where a third-party package may be imported: a file or a folder of the package. Others may be imported from row 1 up.
 ONLY_IN = {
-    "SimpleITK": ("io/images.py", "io/image_file.py", "io/dicom.py"),
+    "SimpleITK": ("io/images.py", "io/image_file.py", "io/dicom_voxels.py"),
+    "pydicom": ("io/dicom_elements.py", "io/dicom_voxels.py"),
     "nibabel": "io/",
     "acvl_utils": "inference/",
     "batchgenerators": "training/",
@@ -325,6 +326,7 @@ def test_results_that_are_cited_are_there() -> None:
         ("flaresemi.dataset", ("torch", "SimpleITK", "scipy", "matplotlib")),
         ("flaresemi.workspace", ("torch", "SimpleITK", "scipy", "matplotlib")),
         ("flaresemi.inference", ("torch", "SimpleITK", "scipy")),
+        ("flaresemi.io.images", ("pydicom", "nibabel")),
         ("flaresemi.inference.api", ("flaresemi.training", "batchgenerators", "matplotlib", "tensorboard", "pandas")),
         ("flaresemi.cli.predict", ("flaresemi.training", "batchgenerators", "matplotlib", "tensorboard", "pandas")),
         ("flaresemi.cli.common", ("torch", "SimpleITK", "scipy", "matplotlib")),

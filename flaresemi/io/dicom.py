@@ -1,21 +1,20 @@
-"""DICOM files, one slice each: where each says that it lies, and its voxels. With `images`, alone in knowing SimpleITK.
+"""DICOM files, one slice each: where each says that it lies, and how it has its voxels.
 
 Only what places a slice is read of a file's header. Nothing that identifies a patient is kept, logged or told.
 """
 
 import dataclasses
-import math
-import os
 from collections import defaultdict
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-import SimpleITK as sitk
 
 from flaresemi.errors import ImageError, one_line, shown
 from flaresemi.image_paths import DICOM_START, image_stem, starts_as_dicom, visible_files
 from flaresemi.io import integrity
-from flaresemi.io.dicom_elements import SOP_CLASS, TRANSFER_SYNTAX, Elements, read_elements
+from flaresemi.io.dicom_elements import Elements, read_class, read_elements
+from flaresemi.io.dicom_voxels import Voxels
 from flaresemi.io.voxels import LARGEST
 
 #: Kinds of files that hold one slice, by SOP class: CT, MR, PET, nuclear medicine, secondary capture.
@@ -26,9 +25,6 @@ _SLICE_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "
 _MULTI_FRAME_CLASSES = tuple(
     f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2.1", "2.2", "4.1", "4.4", "130", "128.1")
 )
-
-#: Transfer syntaxes of voxels that are not compressed; of a file without one, too.
-_NATIVE = ("", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 
 #: No lossless compression of slices comes near this; a header that announces more voxels is wrong. Chosen.
 _MOST_COMPRESSION = 1000
@@ -56,10 +52,10 @@ class Slice:
         series_number: As the scanner counted; '?' where it is not told.
         modality: CT, MR, PT and so on.
         image_type: Original or derived, primary or secondary, then what the maker says, like AXIAL or LOCALIZER.
-        size_xy: Columns and rows.
         spacing_xy_mm: Distance of columns and of rows.
         position_xyz_mm: Of the first voxel's center.
         direction: Unit vectors along a row and along a column: six numbers.
+        voxels: How the file has them.
     """
 
     path: Path
@@ -68,10 +64,15 @@ class Slice:
     series_number: str
     modality: str
     image_type: tuple[str, ...]
-    size_xy: tuple[int, int]
     spacing_xy_mm: tuple[float, ...]
     position_xyz_mm: tuple[float, ...]
     direction: tuple[float, ...]
+    voxels: Voxels
+
+    @property
+    def size_xy(self) -> tuple[int, int]:
+        """Columns and rows."""
+        return self.voxels.size_xy
 
     @property
     def name(self) -> str:
@@ -95,58 +96,39 @@ def read_slices(folder: Path) -> tuple[list[Slice], dict[str, list[Path]]]:
             continue
         with integrity.opened(path) as file:
             start = file.read(4096)
-            elements = read_elements(file) if starts_as_dicom(start[:DICOM_START]) else None
-        if elements is not None:
-            found = _read_header(path, elements)
-            if isinstance(found, Slice):
-                slices.append(found)
-            else:
-                others[found].append(path)
+            found = _read_slice(file, path) if starts_as_dicom(start[:DICOM_START]) else None
+        if isinstance(found, Slice):
+            slices.append(found)
+        elif found is not None:
+            others[found].append(path)
         elif path.suffix.lower() == ".dcm" or not start.strip(b"\0"):
             raise _damaged(path)
     return slices, others
 
 
-def fill_volume(volume_zyx: np.ndarray, files: tuple[Path, ...]) -> None:
-    """Reads slices, rescaled by what each file says of itself, into the planes of a volume (HU for a CT).
-
-    Raises:
-        ImageError: a file cannot be decoded.
-    """
-    for plane_yx, path in zip(volume_zyx, files, strict=True):
-        try:
-            image = _reader(path).Execute()
-        except RuntimeError as problem:
-            integrity.raise_shortage(path, problem)
-            raise ImageError(
-                "the voxels of this DICOM file cannot be decoded: damaged, or compressed in an unknown way", where=path,
-                fix=f"copy it again, or {_CONVERT}",
-            ) from None  # fmt: skip
-        plane_yx[...] = sitk.GetArrayViewFromImage(image)[0]
-
-
-def _read_header(path: Path, elements: Elements) -> Slice | str:
+def _read_slice(file: BinaryIO, path: Path) -> Slice | str:
     """A file's slice; or, in a word, what else it is."""
-    reader = _reader(path)
-    if not (elements.fit and _opens(reader)):
-        if elements.meta.get(SOP_CLASS, _SLICE_CLASSES[0]) in _SLICE_CLASSES + _MULTI_FRAME_CLASSES:
+    elements = read_elements(file)
+    if elements is None:
+        if (read_class(file) or _SLICE_CLASSES[0]) in _SLICE_CLASSES + _MULTI_FRAME_CLASSES:
             raise _damaged(path)
         return "not an image"  # a report, a document, contours, the index of a disk
-    size = reader.GetSize()
-    if _text(reader, "0008|0016") in _MULTI_FRAME_CLASSES and size[2] > 1:
+    values, numbers = elements.values, elements.numbers
+    frames = elements.number("NumberOfFrames", "the number of frames", 1.0)
+    if values["SOPClassUID"] in _MULTI_FRAME_CLASSES and frames > 1:
         raise ImageError(
-            f"an enhanced multi-frame DICOM file: {size[2]} slices in one file, whose places cannot be checked here",
+            f"an enhanced multi-frame DICOM file: {frames:g} slices in one file, whose places cannot be checked here",
             where=path, fix=_CONVERT,
         )  # fmt: skip
-    if size[2] > 1:
+    if frames > 1:
         return "several frames in one file"
-    if reader.GetNumberOfComponents() != 1 or _text(reader, "0028|0002") != "1":
+    if values["SamplesPerPixel"] != "1":
         return "color"
-    if _text(reader, "0028|0004") != "MONOCHROME2":  # SimpleITK would turn MONOCHROME1 into its negative
-        return f"photometric interpretation {shown(_text(reader, '0028|0004'), 40)}, expected MONOCHROME2"
-    position = _numbers(reader, path, "0020|0032", "the position of the slice", 3)
-    direction = _numbers(reader, path, "0020|0037", "the orientation of the slice", 6)
-    spacing_yx = _numbers(reader, path, "0028|0030", "the pixel spacing", 2)
+    if values["PhotometricInterpretation"] != "MONOCHROME2":  # MONOCHROME1 is a negative
+        return f"photometric interpretation {shown(values['PhotometricInterpretation'], 40)}, expected MONOCHROME2"
+    position = numbers("ImagePositionPatient", "the position of the slice", 3)
+    direction = numbers("ImageOrientationPatient", "the orientation of the slice", 6)
+    spacing_yx = numbers("PixelSpacing", "the pixel spacing", 2)
     if not (position and direction and spacing_yx):
         return "no position, orientation or spacing"
     across = np.reshape(direction, (2, 3))
@@ -155,33 +137,35 @@ def _read_header(path: Path, elements: Elements) -> Slice | str:
         raise ImageError(
             "the position, the orientation or the spacing of the slice makes no sense", where=path, fix=_CONVERT
         )
-    _check(reader, path, native=elements.meta.get(TRANSFER_SYNTAX, "") in _NATIVE)
     return Slice(
         path=path,
-        series_uid=_text(reader, "0020|000e"),
-        belongs_to=(_text(reader, "0010|0020"), _text(reader, "0020|000d"), _text(reader, "0020|0052")),
-        series_number=shown(_text(reader, "0020|0011"), 40) or "?",
-        modality=shown(_text(reader, "0008|0060"), 40),
-        image_type=tuple(part.strip().upper() for part in _text(reader, "0008|0008").split("\\")),
-        size_xy=(size[0], size[1]),
+        series_uid=values["SeriesInstanceUID"],
+        belongs_to=(values["PatientID"], values["StudyInstanceUID"], values["FrameOfReferenceUID"]),
+        series_number=shown(values["SeriesNumber"], 40) or "?",
+        modality=shown(values["Modality"], 40),
+        image_type=tuple(part.strip().upper() for part in values["ImageType"].split("\\")),
         spacing_xy_mm=spacing_yx[::-1],
         position_xyz_mm=position,
         direction=direction,
+        voxels=_find_voxels(elements, path),
     )
 
 
-def _check(reader: sitk.ImageFileReader, path: Path, *, native: bool) -> None:
-    """Refuses what SimpleITK reads without a word: too few voxels, bits that are not there, and a slope of no sense."""
-    (bits,) = _numbers(reader, path, "0028|0100", "the bits per voxel", 1) or (8.0,)
-    (used,) = _numbers(reader, path, "0028|0101", "the bits that are used", 1) or (bits,)
-    (highest,) = _numbers(reader, path, "0028|0102", "the highest bit", 1) or (used - 1,)
-    if not 1 <= used <= highest + 1 <= bits <= 64:
+def _find_voxels(elements: Elements, path: Path) -> Voxels:
+    """How a file has its voxels; refuses too few of them, bits that are not there, and a slope of no sense."""
+    rows, columns = (int(elements.number(keyword, f"the number of {keyword}", 0)) for keyword in ("Rows", "Columns"))
+    if not (rows and columns):
+        raise _damaged(path)
+    bits = elements.number("BitsAllocated", "the bits per voxel", 8.0)
+    used = elements.number("BitsStored", "the bits that are used", bits)
+    highest = elements.number("HighBit", "the highest bit", used - 1)
+    if bits not in (8, 16, 32) or not 1 <= used <= highest + 1 <= bits:
         raise ImageError(
             f"the bits of a voxel make no sense: {used:g} of {bits:g}, the highest number {highest:g}", where=path,
             fix="export the series again",
         )  # fmt: skip
-    (slope,) = _numbers(reader, path, "0028|1053", "the rescale slope", 1) or (1.0,)
-    (intercept,) = _numbers(reader, path, "0028|1052", "the rescale intercept", 1) or (0.0,)
+    slope = elements.number("RescaleSlope", "the rescale slope", 1.0)
+    intercept = elements.number("RescaleIntercept", "the rescale intercept", 0.0)
     if slope == 0.0:
         raise ImageError("the rescale slope is 0", where=path, fix="export the series again")
     if not abs(slope) * 2**bits <= LARGEST or not abs(intercept) <= _MOST_STEPS * abs(slope):
@@ -189,48 +173,18 @@ def _check(reader: sitk.ImageFileReader, path: Path, *, native: bool) -> None:
             f"the rescale slope {slope:g} and intercept {intercept:g} make no sense: values would be too large for "
             "float32, or rounded to a few", where=path, fix="export the series again",
         )  # fmt: skip
-    announced = math.prod(reader.GetSize()) * int(bits) // 8
-    held = os.path.getsize(path)
-    if announced > held * (1 if native else _MOST_COMPRESSION):
+    announced = rows * columns * int(bits) // 8
+    if announced > elements.held * (_MOST_COMPRESSION if elements.compressed else 1):
         raise ImageError(
-            f"the DICOM file is not whole: its header announces {announced} bytes of voxels, the file has {held}",
-            where=path, fix="copy or download it again",
+            f"the DICOM file is not whole: its header announces {announced} bytes of voxels, the file has "
+            f"{elements.held}", where=path, fix="copy or download it again",
         )  # fmt: skip
+    return Voxels(
+        syntax=elements.syntax, offset=elements.offset, compressed=elements.compressed, in_words=elements.in_words,
+        size_xy=(columns, rows), bits=int(bits), used=int(used), slope=slope, intercept=intercept,
+        signed=elements.number("PixelRepresentation", "the sign of the voxels", 0.0) == 1,
+    )  # fmt: skip
 
 
 def _damaged(path: Path) -> ImageError:
     return ImageError("the DICOM file is damaged or not whole", where=path, fix="copy or download it again")
-
-
-def _reader(path: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    return reader
-
-
-def _opens(reader: sitk.ImageFileReader) -> bool:
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as problem:
-        integrity.raise_shortage(Path(reader.GetFileName()), problem)
-        return False
-    return True
-
-
-def _text(reader: sitk.ImageFileReader, tag: str) -> str:
-    return reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
-
-
-def _numbers(reader: sitk.ImageFileReader, path: Path, tag: str, name: str, count: int) -> tuple[float, ...]:
-    """The numbers of a tag; none where it is absent or empty."""
-    text = _text(reader, tag)
-    if not text:
-        return ()
-    try:
-        values = tuple(float(part) for part in text.split("\\"))
-    except ValueError:
-        values = ()
-    if len(values) != count or not all(map(math.isfinite, values)):
-        raise ImageError(f"{name} (tag {tag.replace('|', ',')}) makes no sense", where=path, fix=_CONVERT)
-    return values

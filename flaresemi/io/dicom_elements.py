@@ -1,111 +1,215 @@
-"""The data elements of a DICOM file: what it says that it is, and whether their lengths fit into it.
+"""The elements of a DICOM file before its voxels, read by pydicom, and where the voxels lie.
 
-The library takes memory for whatever length an element announces, gigabytes for a file of 700 bytes, and keeps it when
-the file turns out to be shorter. So the lengths are looked at first, and no value is read but the identifiers.
-
-Source: DICOM PS3.5, 7.1 and 7.5, and PS3.10, 7.1 (https://dicom.nema.org).
+The library in C++ takes memory for whatever length an element announces, gigabytes for a file of 700 bytes, and keeps
+it. So it never sees a file, and pydicom sees one that gives no more than it holds.
 """
 
+import contextlib
 import dataclasses
+import io
+import logging
+import math
 import os
 import struct
-from typing import BinaryIO
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
+from flaresemi.errors import ImageError
 from flaresemi.image_paths import DICOM_START
+from flaresemi.io import integrity
 
-SOP_CLASS = 0x0002_0002
-TRANSFER_SYNTAX = 0x0002_0010
+#: Binary numbers of two bytes, and text, by the standard's keywords. Source: DICOM PS3.6.
+_BINARY = {
+    "SamplesPerPixel": 0x0028_0002, "Rows": 0x0028_0010, "Columns": 0x0028_0011, "BitsAllocated": 0x0028_0100,
+    "BitsStored": 0x0028_0101, "HighBit": 0x0028_0102, "PixelRepresentation": 0x0028_0103,
+}  # fmt: skip
+_TAGS = _BINARY | {
+    "ImageType": 0x0008_0008, "SOPClassUID": 0x0008_0016, "Modality": 0x0008_0060, "PatientID": 0x0010_0020,
+    "StudyInstanceUID": 0x0020_000D, "SeriesInstanceUID": 0x0020_000E, "SeriesNumber": 0x0020_0011,
+    "ImagePositionPatient": 0x0020_0032, "ImageOrientationPatient": 0x0020_0037, "FrameOfReferenceUID": 0x0020_0052,
+    "PhotometricInterpretation": 0x0028_0004, "NumberOfFrames": 0x0028_0008, "PixelSpacing": 0x0028_0030,
+    "RescaleIntercept": 0x0028_1052, "RescaleSlope": 0x0028_1053,
+}  # fmt: skip
 
 _PIXELS = 0x7FE0_0010
-_ITEM = 0xFFFE_E000
-_END_OF_SEQUENCE = 0xFFFE_E0DD
 _UNDEFINED = 0xFFFF_FFFF
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_LITTLE, _DEFLATED = b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.1.99"
 
-#: Value representations: those whose length takes two bytes, and four.
-_SHORT = (
-    b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
-    b"ST", b"TM", b"UI", b"UL", b"US",
+#: No slice is as large, whatever a deflated file unpacks to. Chosen.
+_MOST_INFLATED = 256 << 20
+
+#: What pydicom raises of files that it cannot make sense of, and what it stumbles over.
+UNREADABLE = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, NotImplementedError, OverflowError,
+    RecursionError, struct.error,
 )  # fmt: skip
-_LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Elements:
-    """What a walk over the elements of a file found.
+    """What a file says.
 
     Attributes:
-        meta: The identifiers of its first group by tag: what it holds, and how it is encoded.
-        fit: No element is longer than the rest of the file, and the first group is as it must be. A byte more is
-            forgiven: some writers forget the last one, which makes a length even.
+        path: The file.
+        values: Its elements by keyword, as text; empty where one is absent.
+        syntax: How it is encoded.
+        in_words: Whether its voxels are words of two bytes, whose order is the file's.
+        offset: First byte of its voxels.
+        held: How many bytes of them are there.
+        compressed: Whether they are a compressed stream.
     """
 
-    meta: dict[int, str]
-    fit: bool
+    path: Path
+    values: dict[str, str]
+    syntax: str
+    in_words: bool
+    offset: int
+    held: int
+    compressed: bool
+
+    def numbers(self, keyword: str, name: str, count: int) -> tuple[float, ...]:
+        """The numbers of an element; none where it is absent or empty.
+
+        Raises:
+            ImageError: they are not as many, or no finite numbers.
+        """
+        text, tag = self.values[keyword], _TAGS[keyword]
+        try:
+            values = tuple(map(float, text.split("\\"))) if text else ()
+        except ValueError:
+            values = (math.nan,)
+        if len(values) not in (0, count) or not all(map(math.isfinite, values)):
+            raise ImageError(
+                f"{name} (tag {tag >> 16:04x},{tag & 0xFFFF:04x}) makes no sense", where=self.path,
+                fix="convert the series to NIfTI first, for instance with dcm2niix",
+            )  # fmt: skip
+        return values
+
+    def number(self, keyword: str, name: str, otherwise: float) -> float:
+        """The one number of an element, or what counts where it is absent or empty; as `numbers`."""
+        return (*self.numbers(keyword, name, 1), otherwise)[0]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Element:
-    tag: int
-    kind: bytes
-    value: int
-    length: int
+class BoundedFile:
+    """A file that takes no memory for more than it holds, whatever it is asked for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.size = file.seek(0, os.SEEK_END)
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+        file.seek(0)
+
+    def read(self, count: int = -1) -> bytes:
+        """At most `count` bytes; of a negative number, the rest."""
+        rest = max(self.size - self.tell(), 0)
+        return self._file.read(rest if count < 0 else min(count, rest))
 
 
-def read_elements(file: BinaryIO) -> Elements:
-    """Walks over all elements, also those in sequences."""
-    size = os.fstat(file.fileno()).st_size
+def unpacked(file: BinaryIO) -> Any:
+    """A file from its start, as a `BoundedFile`; what it unpacks to where all but its first group is deflated.
+
+    Raises:
+        ImageError: it cannot be unpacked.
+    """
     file.seek(0)
-    at = DICOM_START if file.read(DICOM_START)[128:] == b"DICM" else 0
-    meta: dict[int, str] = {}
-    explicit, order, in_meta, in_fragments = True, "<", True, False
-    while at + 8 <= size:
-        head = _at(file, at, 12)
-        if in_meta and head[:2] != b"\x02\x00":
-            in_meta = False
-            syntax = meta.get(TRANSFER_SYNTAX)
-            if syntax == _DEFLATED:
-                break
-            explicit, order = _is_kind(head[4:6]), ">" if syntax == _BIG_ENDIAN else "<"  # some files say it wrong
-        element = _parsed(head, at, order, explicit=explicit)
-        if in_meta and not _is_kind(element.kind):
-            return Elements(meta=meta, fit=False)
-        if element.tag == _END_OF_SEQUENCE:
-            in_fragments = False
-        at = element.value
-        if element.length == _UNDEFINED:
-            if element.kind == b"UN":  # encoded in another way inside
-                break
-            in_fragments = in_fragments or element.tag == _PIXELS
-            continue
-        if at + element.length > size + 1:
-            return Elements(meta=meta, fit=False)
-        if in_meta and element.kind == b"UI":
-            meta[element.tag] = _at(file, at, element.length).decode("ascii", errors="replace").strip(" \0")
-        if element.kind != b"SQ" and (element.tag != _ITEM or in_fragments):
-            at += element.length
-    return Elements(meta=meta, fit=True)
+    start = file.read(1024)
+    if _DEFLATED not in start:
+        return BoundedFile(file)
+    at = DICOM_START if start[128:DICOM_START] == b"DICM" else 0
+    end = at + 12 + int.from_bytes(start[at + 8 : at + 12], "little")  # the first group begins with its length
+    file.seek(end)
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        rest = stream.decompress(file.read(), _MOST_INFLATED)
+        if not stream.eof:
+            raise zlib.error("the compressed stream breaks off, or is larger than any slice")
+    except zlib.error as problem:
+        raise integrity.damaged(integrity.path_of(file), str(problem)) from None
+    return BoundedFile(io.BytesIO(start[:end].replace(_DEFLATED, _LITTLE.ljust(len(_DEFLATED), b"\0")) + rest))
 
 
-def _is_kind(text: bytes) -> bool:
-    return text in _SHORT or text in _LONG
+def read_elements(file: BinaryIO) -> Elements | None:
+    """Reads a file up to its voxels; None where it breaks off, makes no sense or has no voxels.
+
+    Raises:
+        ImageError: as `unpacked`.
+    """
+    from pydicom.encaps import parse_fragments
+
+    opened = unpacked(file)
+    voxels = []
+
+    def at_voxels(tag: int, kind: str | None, length: int) -> bool:
+        if tag == _PIXELS:
+            voxels.append((opened.tell(), length, kind))
+        return tag == _PIXELS
+
+    try:
+        with silenced():
+            dataset = _read_partial(opened, at_voxels, list(_TAGS.values()))
+            values = {keyword: _text(dataset.get_item(tag)) for keyword, tag in _TAGS.items() if tag in dataset}
+            syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+            offset, length, kind = voxels[-1]
+            compressed = length == _UNDEFINED
+            opened.seek(offset if compressed else offset + length)
+            if compressed:
+                parse_fragments(opened)
+    except OSError as problem:
+        if problem.errno is not None:
+            raise
+        return None  # pydicom's own
+    except UNREADABLE:
+        return None
+    if opened.tell() > opened.size + 1:  # some writers forget the last byte, which makes a length even
+        return None
+    held = opened.size - offset if compressed else min(opened.size - offset, length)
+    return Elements(
+        path=integrity.path_of(file), values=dict.fromkeys(_TAGS, "") | values, syntax=syntax, in_words=kind != "OB",
+        offset=offset, held=held, compressed=compressed,
+    )  # fmt: skip
 
 
-def _parsed(head: bytes, at: int, order: str, *, explicit: bool) -> _Element:
-    """An element by its first bytes, in the library's reading: what is no kind has a length of two bytes."""
-    group, number = struct.unpack_from(order + "HH", head)
-    kind = head[4:6] if explicit and group != 0xFFFE else b""
-    if kind in _LONG:
-        start, length = 12, int.from_bytes(head[8:12], "little" if order == "<" else "big")
-    elif kind:
-        start, (length,) = 8, struct.unpack_from(order + "H", head, 6)
-    else:
-        start, (length,) = 8, struct.unpack_from(order + "I", head, 4)
-    return _Element(tag=group << 16 | number, kind=kind, value=at + start, length=length)
+def read_class(file: BinaryIO) -> str:
+    """What a file says in its first group that it is, if that can be read; a UID of the standard."""
+    try:
+        with silenced():
+            meta = _read_partial(unpacked(file), lambda *_: True, []).file_meta
+            return str(meta.get("MediaStorageSOPClassUID", ""))
+    except (OSError, *UNREADABLE):
+        return ""
 
 
-def _at(file: BinaryIO, at: int, count: int) -> bytes:
-    file.seek(at)
-    return file.read(count)
+def _read_partial(file: Any, stop: Callable[..., bool], tags: list[int]) -> Any:
+    from pydicom.errors import BytesLengthException  # only DICOM needs it, and it takes a while to import
+    from pydicom.filereader import read_partial
+
+    try:
+        return read_partial(file, stop, force=True, specific_tags=tags)
+    except BytesLengthException as problem:
+        raise ValueError(str(problem)) from None
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Keeps from the log what pydicom says of odd values, as it tells them."""
+    log = logging.getLogger("pydicom")
+    before, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
+
+
+def _text(item: Any) -> str:
+    content = item.value or b""
+    if not isinstance(content, bytes):
+        raise ValueError("a sequence where a value belongs")
+    if item.tag in _BINARY.values():
+        order: Literal["little", "big"] = "little" if item.is_little_endian else "big"
+        return "\\".join(str(int.from_bytes(content[at : at + 2], order)) for at in range(0, len(content), 2))
+    return content.decode("utf-8", errors="replace").strip(" \0")

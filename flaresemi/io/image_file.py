@@ -16,7 +16,7 @@ from flaresemi.geometry import Geometry
 from flaresemi.image_paths import IMAGE_ENDINGS
 from flaresemi.io import integrity, nifti
 from flaresemi.io.axes import check_axes, make_geometry
-from flaresemi.io.dicom import fill_volume
+from flaresemi.io.dicom_voxels import read_plane
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.segments import Segment, find_segments
 from flaresemi.io.series import find_series
@@ -127,7 +127,8 @@ def _open_series(path: Path) -> ImageFile:
     def fill(volume_zyx: np.ndarray) -> None:
         if series.note:
             logger.info("%s: %s", path, series.note)
-        fill_volume(volume_zyx, series.files)  # slice by slice: no other array of the whole
+        for plane_yx, each in zip(volume_zyx, series.slices, strict=True):  # no other array of the whole
+            plane_yx[...] = read_plane(each.path, each.voxels)
 
     return ImageFile(path=path, source=SourceGrid.of(series.geometry), modality=series.modality, fill_planes=fill)
 

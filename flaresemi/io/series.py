@@ -41,13 +41,13 @@ class Series:
     """A scan as DICOM slices.
 
     Attributes:
-        files: The slices along the grid's third axis.
-        geometry: The grid, as SimpleITK gives it for these files.
+        slices: Along the grid's third axis.
+        geometry: The grid that they form.
         note: What was taken and what was left, where the folder holds more than this series; else empty.
         modality: CT, MR, PT and so on, as its slices say; several where they differ, empty where none says it.
     """
 
-    files: tuple[Path, ...]
+    slices: tuple[Slice, ...]
     geometry: Geometry
     note: str
     modality: str = ""
@@ -75,10 +75,10 @@ def find_series(folder: Path) -> Series:
             fix="name a folder that holds the slices of a CT, MR or PET scan directly in it",
         )  # fmt: skip
     left = _left((group for group in groups.values() if group is not taken), others)
-    files, geometry = _stack(taken, folder)
+    ordered, geometry = _stack(taken, folder)
     note = f"taken: {_about(taken)}; left: {left}" if left else ""
     modality = ", ".join(sorted({each.modality for each in taken if each.modality}))
-    return Series(files=files, geometry=geometry, note=note, modality=modality)
+    return Series(slices=ordered, geometry=geometry, note=note, modality=modality)
 
 
 def _pick(groups: Sequence[list[Slice]]) -> list[Slice] | None:
@@ -115,7 +115,7 @@ def _left(groups: Iterable[Sequence[Slice]], others: dict[str, list[Path]]) -> s
     return "; ".join(parts)
 
 
-def _stack(group: Sequence[Slice], folder: Path) -> tuple[tuple[Path, ...], Geometry]:
+def _stack(group: Sequence[Slice], folder: Path) -> tuple[tuple[Slice, ...], Geometry]:
     """Orders the slices of a series and checks that they form a grid."""
     _refuse_strangers(group)
     first = _refuse_differing(group)
@@ -133,7 +133,7 @@ def _stack(group: Sequence[Slice], folder: Path) -> tuple[tuple[Path, ...], Geom
         np.stack([row, column, _normal(first)], axis=1),
         folder,
     )
-    return tuple(each.path for each in ordered), geometry
+    return tuple(ordered), geometry
 
 
 def _refuse_strangers(group: Sequence[Slice]) -> None:

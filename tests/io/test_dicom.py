@@ -471,4 +471,4 @@ def test_the_library_below_says_nothing_of_the_patient(tmp_path):
 def test_the_order_of_names_and_numbers_does_not_matter(tmp_path):
     paths = Stack(array_zyx=phantom()).write(tmp_path)
     assert sorted(paths) != paths
-    assert find_series(tmp_path).files == tuple(paths)
+    assert [each.path for each in find_series(tmp_path).slices] == paths

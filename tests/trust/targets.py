@@ -24,6 +24,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 import torch
 
@@ -282,7 +283,14 @@ def _check_labels(path: Path) -> None:
 def _made_slices() -> dict[str, bytes]:
     stack = Stack(array_zyx=np.random.default_rng(0).integers(-1000, 1000, (4, 8, 8)).astype(np.int16))
     with _scratch() as folder:
-        return {path.name: path.read_bytes() for path in stack.write(folder)}
+        paths = stack.write(folder)
+        for path, syntax in ((paths[1], "1.2.840.10008.1.2.5"), (paths[2], "1.2.840.10008.1.2.1.99")):
+            dataset = pydicom.dcmread(path)
+            if syntax.endswith(".5"):
+                dataset.compress(syntax, encoding_plugin="pydicom")
+            dataset.file_meta.TransferSyntaxUID = syntax
+            dataset.save_as(path)
+        return {path.name: path.read_bytes() for path in paths}
 
 
 def _read_slices(path: Path) -> None:
