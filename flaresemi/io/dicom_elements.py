@@ -7,7 +7,6 @@ it. So it never sees a file, and pydicom sees one that gives no more than it hol
 import contextlib
 import dataclasses
 import io
-import logging
 import math
 import os
 import struct
@@ -195,7 +194,8 @@ def _read_partial(file: Any, stop: Callable[..., bool], tags: list[int]) -> Any:
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """Keeps from the log what pydicom says of odd values, as it tells them."""
-    log = logging.getLogger("pydicom")
+    from pydicom.config import logger as log
+
     before, log.disabled = log.disabled, True
     try:
         with warnings.catch_warnings():

@@ -281,7 +281,7 @@ def _check_labels(path: Path) -> None:
 
 
 def _made_slices() -> dict[str, bytes]:
-    stack = Stack(array_zyx=np.random.default_rng(0).integers(-1000, 1000, (4, 8, 8)).astype(np.int16))
+    stack = Stack(array_zyx=np.random.default_rng(0).integers(-1000, 1000, (4, 16, 16)).astype(np.int16))
     with _scratch() as folder:
         paths = stack.write(folder)
         for path, syntax in ((paths[1], "1.2.840.10008.1.2.5"), (paths[2], "1.2.840.10008.1.2.1.99")):
