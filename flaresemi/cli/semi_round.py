@@ -304,7 +304,7 @@ def _add_actions(what: argparse._ArgumentGroup) -> None:
     what.add_argument("--rounds", type=count, metavar="N", help="go on until N rounds are complete")
     what.add_argument(
         "--final", action="store_true",
-        help="train the models that are kept, on all labels and the best models' pseudo-labels "
+        help="train the final models, on all labels and the best models' pseudo-labels "
         "(--until-converged does so at its end)",
     )  # fmt: skip
     what.add_argument("--status", action="store_true", help="say where the chain stands, and do nothing")
