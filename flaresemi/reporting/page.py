@@ -5,6 +5,7 @@ Templates and what they include lie beside the code that fills them, and are nam
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def render(template: str, **values: object) -> str:
     return environment().get_template(template).render(values)
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """What all templates have in common."""
     import jinja2  # here: it is needed where a page is written, and nowhere else
