@@ -24,6 +24,7 @@ DEPENDENCIES = [
     "scikit-image>=0.24",
     "matplotlib>=3.9",
     "tensorboard>=2.18",
+    "psutil>=6.0",
     "threadpoolctl>=3.5",
     "Jinja2>=3.1",
     "tqdm>=4.66",

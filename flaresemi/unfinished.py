@@ -102,6 +102,9 @@ def _host() -> str:
 
 
 def _state_and_start(process: int) -> tuple[str, int]:
-    """A letter for what a process does, and when it began, in ticks since the boot; 0 where that is not known."""
+    """A letter for what a process does, and when it began, in ticks since the boot; 0 where that is not known.
+
+    psutil's time of creation is none that lasts: it moves whenever the clock is set.
+    """
     fields = first_line(f"/proc/{process}/stat").rpartition(")")[2].split()  # its name may hold spaces
     return (fields[0], int(fields[19])) if len(fields) > 19 else ("", 0)

@@ -2,7 +2,9 @@
 
 import os
 import resource
+import types
 
+import psutil
 import pytest
 
 from flaresemi.machine import available_cores, free_memory_gib, total_memory_gib
@@ -21,7 +23,7 @@ def large_machine(kernel_files, monkeypatch):
     """64 cores and 256 GiB, of which 200 are free."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    kernel_files["/proc/meminfo"] = f"MemTotal: {256 * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {200 * 2**20} kB\n"
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=256 * GIB, available=200 * GIB))
 
 
 def limit_v2(files, group, *, maximum="max", high="max", used_gib=0.0, cached_gib=0.0):
@@ -42,11 +44,11 @@ def test_a_machine_without_limits():
 
 
 @pytest.mark.parametrize("own", ["0::/\n", "0::/docker/abc\n", "0::/../other\n", ""])
-def test_a_container_sees_its_own_group_at_the_top(kernel_files, own):
+def test_a_container_sees_its_own_group_at_the_top(kernel_files, monkeypatch, own):
     kernel_files["/proc/self/cgroup"] = own
     limit_v2(kernel_files, "/sys/fs/cgroup", maximum=16 * GIB, used_gib=15, cached_gib=10)
     assert (free_memory_gib(), total_memory_gib()) == (11, 16)
-    kernel_files["/proc/meminfo"] = f"MemTotal: {256 * 2**20} kB\nMemAvailable: {4 * 2**20} kB"
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=256 * GIB, available=4 * GIB))
     assert free_memory_gib() == 4
 
 

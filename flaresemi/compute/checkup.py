@@ -194,10 +194,7 @@ def gpus() -> list[Check]:
 
 
 def _driver() -> str:
-    """Version of the NVIDIA driver; empty without one.
-
-    nvidia-ml-py would tell the same; where it is installed, torch imports it at every start.
-    """
+    """Version of the NVIDIA driver; empty without one. torch tells all else, so that nvidia-ml-py is not needed."""
     words = first_line("/proc/driver/nvidia/version").split()
     return next((word for word in words if word[0].isdigit()), "unknown") if words else ""
 

@@ -76,6 +76,9 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        import psutil  # of 25 ms, which not every command needs
+
+        self._process = psutil.Process()
         self._stop = threading.Event()
         self._samples: list[Sample] = []
         self._thread = threading.Thread(target=self._watch, name="meter", daemon=True)
@@ -107,9 +110,8 @@ class Meter:
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
             gpu = (total - free) / 2**20
-        self._samples.append(
-            Sample(seconds=now - self._started, cpu_percent=100 * share, rss_mib=_rss_mib(), gpu_mib=gpu)
-        )
+        rss = self._process.memory_info().rss / 2**20
+        self._samples.append(Sample(seconds=now - self._started, cpu_percent=100 * share, rss_mib=rss, gpu_mib=gpu))
 
 
 class StepClock:
@@ -216,12 +218,3 @@ def peak_rss_mib() -> float:
 
 def _cpu_seconds() -> float:
     return sum(os.times()[:4])
-
-
-def _rss_mib() -> float:
-    """Main memory that the process holds now; where the kernel does not tell, the most that it ever held."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -56,8 +56,11 @@ def test_open_files(monkeypatch: pytest.MonkeyPatch, soft: int, verdict: str) ->
 
 
 @pytest.mark.parametrize(("limit_gib", "verdict"), [(0.5, "problem"), (3, "note"), (64, "ok")])
-def test_a_containers_memory_counts(kernel_files: KernelFiles, limit_gib: float, verdict: str) -> None:
-    kernel_files["/proc/meminfo"] = f"MemTotal: {128 * 2**20} kB\nMemAvailable: {100 * 2**20} kB"
+def test_a_containers_memory_counts(
+    kernel_files: KernelFiles, monkeypatch: pytest.MonkeyPatch, limit_gib: float, verdict: str
+) -> None:
+    machine = types.SimpleNamespace(total=128 * GIB, available=100 * GIB)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: machine)
     kernel_files["/sys/fs/cgroup/memory.max"] = str(int(limit_gib * GIB))
     kernel_files["/sys/fs/cgroup/memory.current"] = "0"
     found = checkup.memory()
