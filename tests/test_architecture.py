@@ -1,6 +1,7 @@
 """The house rules that a machine can check: who may import whom, and what stands only in one place."""
 
 import ast
+import collections
 import dataclasses
 import json
 import re
@@ -272,6 +273,15 @@ def _code_lines(function: ast.FunctionDef) -> int:
     """Lines of the body, without the docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def test_a_class_of_the_package_has_a_name_of_its_own() -> None:
+    places = collections.defaultdict(list)
+    for source in SOURCES:
+        for node in source.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(source.name)
+    assert not {name: where for name, where in places.items() if len(where) > 1}
 
 
 def test_the_page_on_the_layout_names_every_module() -> None:

@@ -37,7 +37,7 @@ _ROUNDING = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
+class SliceSeries:
     """A scan as DICOM slices.
 
     Attributes:
@@ -53,7 +53,7 @@ class Series:
     modality: str = ""
 
 
-def find_series(folder: Path) -> Series:
+def find_series(folder: Path) -> SliceSeries:
     """Finds the scan in a folder of DICOM files, by their headers alone.
 
     Of several series, those that cover less than half of the largest one's volume are left (scouts, bolus tracking);
@@ -78,7 +78,7 @@ def find_series(folder: Path) -> Series:
     ordered, geometry = _stack(taken, folder)
     note = f"taken: {_about(taken)}; left: {left}" if left else ""
     modality = ", ".join(sorted({each.modality for each in taken if each.modality}))
-    return Series(slices=ordered, geometry=geometry, note=note, modality=modality)
+    return SliceSeries(slices=ordered, geometry=geometry, note=note, modality=modality)
 
 
 def _pick(groups: Sequence[list[Slice]]) -> list[Slice] | None:

@@ -29,7 +29,7 @@ _PACKAGES = ("torch", "numpy", "batchgenerators", "SimpleITK", "scipy")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class RunChange:
     """What became another than the record says of the beginning, while a training went on.
 
     Attributes:
@@ -87,7 +87,7 @@ class RunRecord:
     continued: tuple[str, ...] = ()
     decisions: tuple[Decision, ...] = ()
     made_from: Origin | None = None
-    changes: tuple[Change, ...] = ()
+    changes: tuple[RunChange, ...] = ()
 
     @property
     def schedule(self) -> Schedule:
@@ -136,7 +136,7 @@ def gone_on(
     if differing:
         state = load_state(task.folder)
         changes += tuple(
-            Change(iteration=state.iteration, at=now(), name=name, before=before[name], after=after[name])
+            RunChange(iteration=state.iteration, at=now(), name=name, before=before[name], after=after[name])
             for name in differing
         )
         if writes and record.recipe.total_iterations != total:
