@@ -50,7 +50,7 @@ def alike(name: str) -> str:
 
 
 def refuse_alike(names: Iterable[str], *, where: object = None) -> None:
-    """Sees that no two names are `alike`: the files of one would replace those of the other.
+    """Checks that no two names are `alike`: the files of one would replace those of the other.
 
     Raises:
         DatasetError: two are.

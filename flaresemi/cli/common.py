@@ -1,4 +1,4 @@
-"""What every command shares: strict options, log lines on stderr, exit codes and the hint at the next command."""
+"""Common to all commands: strict options, log lines on stderr, exit codes and the hint at the next command."""
 
 import argparse
 import contextlib
@@ -267,7 +267,7 @@ def _log_to_stderr(*, verbose: bool, quiet: bool) -> Iterator[None]:
 
 
 def _only_print(_: argparse.Namespace) -> None:
-    """What is left to do after --help and --version."""
+    """The work of --help and --version: their text is printed already."""
     require_printed()
 
 

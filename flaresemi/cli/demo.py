@@ -38,7 +38,7 @@ _ROUND = ("--rounds", "1", "--length", "0.2")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRecord:
-    """What the data of a demo folder were made with, so that a second call goes on with the same."""
+    """The options that the data of a demo folder were made with, so that a second call goes on with the same."""
 
     schema_version: int = 1
     layout: Literal["flaresemi", "nnU-Net"]

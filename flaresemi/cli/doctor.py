@@ -99,7 +99,7 @@ def check_workspace(workspace: Workspace) -> Check:
 
 
 def _records(workspace: Workspace) -> Iterable[Callable[[], object]]:
-    """What reads each record and the head of each model of a workspace."""
+    """A reader for each record and for the head of each model of a workspace."""
     for path, load in (
         (workspace.plans, load_plans), (workspace.fingerprint, load_fingerprint), (workspace.splits, load_splits),
     ):  # fmt: skip

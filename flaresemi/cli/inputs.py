@@ -1,4 +1,4 @@
-"""What the user names as input and output, as cases and files."""
+"""Inputs and outputs that the user names, as cases and files."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -13,10 +13,10 @@ from typing import Any, TextIO
 
 from flaresemi.errors import FlaresemiError, visible
 
-#: What progress bars tell a terminal: to the start of the line, and up.
+#: Control sequences of progress bars: to the start of the line, and up.
 _BARS = re.compile(r"(\r|\x1b\[A)")
 
-#: What our own texts have beyond ASCII, for terminals that do not.
+#: Replacements for the characters of our own texts beyond ASCII, for terminals that do not.
 _PLAIN = {"±": "+-", "×": "x", "–": "-", "…": "...", "·": "-", "→": "->"}
 
 
@@ -24,7 +24,7 @@ class Outlet:
     """A text stream whose `write` and `flush` do not fail; all else is the stream's.
 
     Args:
-        stream: What is written to.
+        stream: The stream that is written to.
         bars: Progress bars may move the cursor.
 
     Attributes:
@@ -96,7 +96,7 @@ def unfailing_output() -> Iterator[None]:
 
 
 class ReaderLeft(Exception):
-    """What reads standard output, as `head` does, has seen enough."""
+    """The reader of standard output, such as `head`, has closed it."""
 
 
 def require_printed() -> None:

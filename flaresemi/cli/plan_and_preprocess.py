@@ -308,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument(
         "--stages", choices=["auto", "one", "two"], default="auto",
-        help="two: COARSE finds the organs, FINE draws them; one: FINE alone; auto: by the size of the body",
+        help="two: COARSE finds the organs, FINE segments them; one: FINE alone; auto: by the size of the body",
     )  # fmt: skip
     present = plan.add_mutually_exclusive_group()
     present.add_argument("--replan", action="store_true", help="make new plans in place of those that are there")

@@ -41,7 +41,7 @@ from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 from flaresemi.geometry import FloatTriple
 from flaresemi.image_paths import image_stem
 from flaresemi.inference.cascade import Segmenter, Watch
-from flaresemi.inference.drawing import Drawing
+from flaresemi.inference.fine_stage import FineOutput
 from flaresemi.inference.prediction_records import write_prediction
 from flaresemi.inference.segmentation import Segmentation
 from flaresemi.io.images import Image
@@ -161,7 +161,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _reliability(options: argparse.Namespace, segmenter: Segmenter) -> Reliability:
-    """What judges every prediction.
+    """The judge of every prediction.
 
     Raises:
         ConfigError: several folds are averaged.
@@ -176,7 +176,7 @@ def _reliability(options: argparse.Namespace, segmenter: Segmenter) -> Reliabili
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Extras:
-    """What is found out about every case besides its label map.
+    """Results about every case besides its label map.
 
     Attributes:
         reliability: Judges it.
@@ -275,8 +275,10 @@ def _about(case: Case, findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def _judge(reliability: Reliability, case_id: str, judged: list[CaseScore]) -> Watch:
-    def watch(drawing: Drawing, image_czyx: np.ndarray, fill_c: np.ndarray | None, spacing_zyx_mm: FloatTriple) -> None:
-        judged.append(reliability.judge(case_id, drawing, image_czyx, fill_c, spacing_zyx_mm))
+    def watch(
+        output: FineOutput, image_czyx: np.ndarray, fill_c: np.ndarray | None, spacing_zyx_mm: FloatTriple
+    ) -> None:
+        judged.append(reliability.judge(case_id, output, image_czyx, fill_c, spacing_zyx_mm))
 
     return watch
 

@@ -32,7 +32,7 @@ _WARNING_COLUMNS = ("case", "problem", "message", "remedy", "file", "refused")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiency:
-    """What a case cost, from the reading of its image to its label map on the disk.
+    """Time and memory of a case, from the reading of its image to its label map on the disk.
 
     Attributes:
         steps: Seconds of each.
@@ -47,7 +47,7 @@ class Efficiency:
 def remaining_jobs(
     jobs: Sequence[tuple[Case, Path]], options: argparse.Namespace, segmenter: Segmenter
 ) -> list[tuple[Case, Path]]:
-    """The cases to predict: with `--continue` those alone of which these networks have not drawn this very image.
+    """The cases to predict: with `--continue` those alone of which these networks have not segmented this very image.
 
     Raises:
         ConfigError: a file is in the place of a label map that may not be replaced.
@@ -68,7 +68,7 @@ def remaining_jobs(
         remaining.append((case, output))
     if outdated:
         logger.warning(
-            "%d label map(s) were drawn by other weights, with other options or from other images: predicted again",
+            "%d label map(s) were predicted by other weights, with other options or from other images: predicted again",
             outdated,
         )  # fmt: skip
     refuse_foreign(

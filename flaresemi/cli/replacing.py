@@ -1,4 +1,4 @@
-"""What a command may replace: what it can tell to be its own; for the rest it has to be told."""
+"""Files that a command may replace: those that it can tell to be its own; for the rest it has to be told."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ def refuse_foreign(
     """Checks, before anything is computed, that a command may write its files.
 
     Args:
-        files: What will be written.
+        files: Those that will be written.
         is_ours: Whether a file that is there was written by this command. Of a link, what it leads to counts; it is
             the link that is replaced.
         writer: The command.

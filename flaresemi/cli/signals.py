@@ -7,7 +7,7 @@ import types
 
 logger = logging.getLogger(__name__)
 
-#: What a time limit leaves for saving and leaving, at most; of a short limit, a tenth. Chosen.
+#: Time that a limit reserves for saving and leaving, at most; of a short limit, a tenth. Chosen.
 _RESERVE_SECONDS = 60.0
 
 

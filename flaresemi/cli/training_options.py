@@ -18,7 +18,7 @@ def training_parser() -> argparse.ArgumentParser:
     """The parser of flaresemi_train. What is a field of `TrainingConfig` stands in the options only if it was given."""
     parser = StrictParser("flaresemi_train", "Train one stage on one fold.")
     stages = [stage.value for stage in Stage]
-    parser.add_argument("stage", choices=stages, help="COARSE finds the organs, FINE draws them")
+    parser.add_argument("stage", choices=stages, help="COARSE finds the organs, FINE segments them")
     parser.add_argument("fold", type=_fold, help="number of the fold that is held out, or all")
     add_dataset_options(parser)
     former = parser.add_mutually_exclusive_group()

@@ -1,4 +1,4 @@
-"""What flaresemi_train begins with: a new training or one that goes on, its configuration, its pseudo-labels."""
+"""The start of flaresemi_train: a new training or one that goes on, its configuration, its pseudo-labels."""
 
 import argparse
 import dataclasses
@@ -76,7 +76,7 @@ def _refuse_foreign(folder: ModelFolder) -> None:
 def supervision(
     options: argparse.Namespace, task: TrainingTask, workspace: Workspace, ranks: Ranks, *, resume: bool
 ) -> SemiSupervision | None:
-    """What pseudo-labels from elsewhere add, those named or those that a resumed training began with; None: nothing.
+    """The supervision by external labels, those named or those that a resumed training began with; None: by none.
 
     Raises:
         FlaresemiError: they cannot be used, or a resumed training began with others.
@@ -152,7 +152,7 @@ def refuse_other_choices(folder: ModelFolder, begun: object, given: Mapping[str,
 
     Args:
         begun: The record that has these fields.
-        given: What was given, by field.
+        given: The options that were given, by field.
 
     Raises:
         ConfigError: one is another.

@@ -102,7 +102,7 @@ def _pooled(
     try:
         while True:
             for item in waiting:
-                with deaf_children():
+                with signals_blocked():
                     running[pool.submit(function, item)] = item
                 if len(running) >= 2 * workers:
                     break
@@ -140,8 +140,8 @@ def _death(children: set[BaseProcess], workers: int) -> FlaresemiError:
 
 
 @contextlib.contextmanager
-def deaf_children() -> Iterator[None]:
-    """Processes that are started in here do not hear what asks to save and leave, from their first moment on.
+def signals_blocked() -> Iterator[None]:
+    """Blocks the signals that ask to save and leave, in processes started in here from their first moment on.
 
     They must call `obey_parent`. A signal that comes meanwhile reaches this process afterwards.
     """
@@ -177,7 +177,7 @@ def _wait_for_parent() -> None:
 
 
 def _start_worker(mute: bool) -> None:
-    """One thread, deaf to Ctrl-C (the parent hears it and ends its workers), and never without a parent."""
+    """One thread, Ctrl-C ignored (the parent receives it and ends its workers), and never without a parent."""
     obey_parent()
     format_last_resort()
     if mute:

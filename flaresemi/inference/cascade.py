@@ -1,4 +1,4 @@
-"""From an image to its organs: COARSE finds the region, FINE draws in it."""
+"""From an image to its organs: COARSE finds the region, FINE segments in it."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import ImageError, listed
 from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
 from flaresemi.inference.checks import check_prepared, refusal
-from flaresemi.inference.drawing import Drawing, draw, fine_region
+from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
 from flaresemi.inference.models import CheckpointName, kept_largest, load_models
 from flaresemi.inference.postprocessing import keep_largest
 from flaresemi.inference.predictor import StagePredictor, WindowMode
@@ -35,8 +35,9 @@ from flaresemi.room import enough_memory
 logger = logging.getLogger(__name__)
 
 
-#: Sees a drawing, the prepared image in its region (channels, Z, Y, X), what that is padded with, and its spacing.
-Watch = Callable[[Drawing, np.ndarray, np.ndarray | None, FloatTriple], None]
+#: Called with the output of FINE, the prepared image in its region (channels, Z, Y, X), the padding value of each
+#: channel, and the spacing.
+Watch = Callable[[FineOutput, np.ndarray, np.ndarray | None, FloatTriple], None]
 
 
 class SegmenterOptions(TypedDict, total=False):
@@ -54,14 +55,14 @@ class Segmenter:
     """Trained models, ready for any number of images.
 
     Args:
-        fine: Checkpoints that draw, one per fold (their logits are averaged). A stage whose region is the body works
+        fine: Checkpoints that segment, one per fold (their logits are averaged). A stage whose region is the body works
             alone, so COARSE by itself is put here, too.
         coarse: Checkpoints that find the organs; not needed when `fine` works on the whole body, or when every call
             brings the organs' box. Without either, FINE searches the whole body.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         tta: Average over the mirrorings that the networks were trained with: slower, a little better.
         step: Distance of neighbouring windows, as a share of the window.
-        precision: What the networks compute in; `auto` knows the device.
+        precision: Of the networks' computation; `auto` knows the device.
         engine: Who computes; on a CPU `auto` measures what is fastest, see `Engine`.
         window: `auto` lets windows be somewhat larger than the training patch where that computes fewer voxels.
     """
@@ -79,13 +80,13 @@ class Segmenter:
         window: WindowMode = "auto",
     ) -> None:
         if not fine:
-            raise ValueError("a segmenter needs a checkpoint to draw with")
+            raise ValueError("a segmenter needs a checkpoint to segment with")
         self.engine = Engine(select_device(device), precision, engine)
         #: Where `fine` was loaded from; empty when it was not.
         self.fine_files: tuple[Path, ...] = ()
         #: Stage, fold and weights of every network that was loaded.
         self.models: tuple[str, ...] = ()
-        #: What else decides the labels, by name.
+        #: All else that decides the labels, by name.
         self.options = {
             "tta": str(tta), "step": str(step), "keep_largest": ", ".join(kept_largest(fine)),
             "meaning": record_hash([fine[0].body, fine[0].labels, fine[0].channels]),
@@ -181,7 +182,7 @@ class Segmenter:
         name: str = "",
         strict: bool = False,
     ) -> Segmentation:
-        """Finds and draws the organs of an image.
+        """Finds and segments the organs of an image.
 
         An image that training data would be warned of, or that is far from them, is warned of; the warnings are in the
         result, too.
@@ -190,7 +191,7 @@ class Segmenter:
             image: In canonical orientation, as `read_image` gives it.
             organs: Their box in canonical voxels, where it is known; it takes the place of COARSE, and the plan's
                 margin is added to it all the same.
-            watch: Is shown what FINE drew before it is brought back to the image's grid.
+            watch: Is called with the output of FINE before it is brought back to the image's grid.
             name: For the warnings.
             strict: Refuse such an image instead, before any network runs.
 
@@ -215,13 +216,13 @@ class Segmenter:
         with clock("fine"):
             crop = functools.partial(prepared.stage_image, self._fine.plan)
             fill_c = self._padding(prepared, region)
-            drawing = draw(self._fine, crop, region, grid, self.labels, fill_c)
-        notes += drawing.notes
+            output = segment_region(self._fine, crop, region, grid, self.labels, fill_c)
+        notes += output.notes
         if watch is not None:
             with clock("watch"):
-                watch(drawing, crop(drawing.region), fill_c, grid.spacing_zyx_mm)
+                watch(output, crop(output.region), fill_c, grid.spacing_zyx_mm)
         with clock("restore"):
-            indices = self._restore(drawing.logits, drawing.region, grid)
+            indices = self._restore(output.logits, output.region, grid)
         if not indices.any():
             notes.append("no organ found in this image")
         return Segmentation(
@@ -236,7 +237,7 @@ class Segmenter:
     def _region(
         self, prepared: PreparedImage, organs: BoundingBox | None, clock: StepClock
     ) -> tuple[BoundingBox, list[str]]:
-        """The box that FINE draws in first, on its stage grid, and notes."""
+        """The box that FINE segments first, on its stage grid, and notes."""
         plan = self._fine.plan
         grid = prepared.grid(plan)
         whole = BoundingBox.whole(grid.shape_zyx)
@@ -253,7 +254,7 @@ class Segmenter:
         return region, notes
 
     def _padding(self, prepared: PreparedImage, region: BoundingBox) -> np.ndarray | None:
-        """What training pads with, the minimum of each channel over the whole body; None where nothing is padded."""
+        """The padding values of training: each channel's minimum over the whole body; None where nothing is padded."""
         plan = self._fine.plan
         if all(size >= patch for size, patch in zip(region.shape_zyx, plan.patch_zyx, strict=True)):
             return None

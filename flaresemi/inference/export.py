@@ -13,7 +13,7 @@ from flaresemi import __version__
 from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.files import copy_file
 from flaresemi.geometry import FloatTriple, IntTriple
-from flaresemi.inference.drawing import LEAST_REPAIR_MM, MAX_REPAIRS
+from flaresemi.inference.fine_stage import LEAST_REPAIR_MM, MAX_REPAIRS
 from flaresemi.inference.models import LoadedModels, kept_largest
 from flaresemi.inference.predictor import LONGEST_WINDOW_PATCHES
 from flaresemi.inference.regions import SPECK_SHARE, SPECK_VOXELS, TOUCHING_VOXELS
@@ -51,7 +51,7 @@ class ExportedNetwork:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedStage:
-    """What one stage does; see `StagePlan` for the fields that it shares with it."""
+    """One stage of the cascade; see `StagePlan` for the fields that it shares with it."""
 
     networks: tuple[ExportedNetwork, ...]
     region: Literal["body", "organs"]
@@ -87,7 +87,7 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
     What predicts the reliability of a prediction goes along where it is beside a FINE checkpoint.
 
     Args:
-        models: What `load_models` found.
+        models: From `load_models`.
         folder: To be made; it appears when it is complete.
         programs: Also write every network as an OpenVINO program, which needs OpenVINO.
 
@@ -240,8 +240,8 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
         yield (
             "FINE sees the organs' box with `margin_mm` on every face, at least `window_zyx` large. Where an organ "
             f"(not a component that COARSE's rule leaves out) reaches a face with {TOUCHING_VOXELS} voxels and the "
-            f"image goes on, that face moves by max(margin_mm, {LEAST_REPAIR_MM:g} mm) and FINE draws again, at most "
-            f"{MAX_REPAIRS} times."
+            f"image goes on, that face moves by max(margin_mm, {LEAST_REPAIR_MM:g} mm) and FINE segments again, at "
+            f"most {MAX_REPAIRS} times."
         )
     else:
         yield f"{fine.plan.stage.value} sees the whole body."

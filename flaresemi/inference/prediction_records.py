@@ -1,4 +1,4 @@
-"""What stands beside every label map of flaresemi_predict: a record that it is one, and what it was made from.
+"""The record beside every label map of flaresemi_predict: that it is a prediction, and its origin.
 
 A label map is only replaced, or taken for done, where its record says that it was written here and is as it was then:
 one that somebody has corrected since is theirs. It serves every format (the record is a file of its own), shards and
@@ -82,8 +82,8 @@ class PredictionRecord:
             between the two.
         images: One per channel.
         grid: Of the image's file, and so of the label map's.
-        models: What drew it, see `Segmenter.models`.
-        options: What else decides the labels, by name.
+        models: The networks that predicted it, see `Segmenter.models`.
+        options: All else that decides the labels, by name.
         score: How far it may be trusted, where that was asked for.
         findings: Warnings about the image.
     """
@@ -100,7 +100,7 @@ class PredictionRecord:
     findings: tuple[Finding, ...] = ()
 
     def is_current(self, images: Sequence[Path], models: Sequence[str], options: Mapping[str, str]) -> bool:
-        """Whether the same networks would draw the same labels again: from these images, with these options."""
+        """Whether the same networks would predict the same labels again: from these images, with these options."""
         if (self.models, self.options, len(self.images)) != (tuple(models), dict(options), len(images)):
             return False
         try:

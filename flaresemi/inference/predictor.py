@@ -112,7 +112,7 @@ class StagePredictor:
 
         Args:
             image_czyx: Prepared volume at the stage's spacing, (channels, Z, Y, X) float32.
-            fill_c: What to pad a volume with that is smaller than a window; None: its own minimum per channel.
+            fill_c: Padding value per channel of a volume smaller than a window; None: its own minimum per channel.
 
         Returns:
             Logits (labels + 1, Z, Y, X) float32 on the device, or in main memory when they do not fit there; and a

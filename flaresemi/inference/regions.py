@@ -1,4 +1,4 @@
-"""Boxes: where COARSE saw organs, and whether FINE drew them to the end."""
+"""Boxes: where COARSE found organs, and whether FINE segmented them to the end."""
 
 import dataclasses
 

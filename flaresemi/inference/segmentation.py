@@ -1,4 +1,4 @@
-"""What a prediction is, and how it becomes a file on the input's grid."""
+"""A prediction, and how it becomes a file on the input's grid."""
 
 import dataclasses
 from pathlib import Path
@@ -19,8 +19,8 @@ class Segmentation:
         indices_zyx: Organ indices on the whole canonical grid of the image; 0 is background.
         labels: The organs.
         source: The grid of the file that the image came from.
-        findings: What speaks against trusting it: warnings about the image. Empty when nothing does.
-        notes: What a person should know: fallbacks, repairs, retreats. Empty when all went by the book.
+        findings: Reasons not to trust it: warnings about the image.
+        notes: Fallbacks, repairs and retreats that a person should know of.
         seconds: Time per step, in order: read, body, coarse, fine, restore, write; only those that were taken.
     """
 

@@ -61,7 +61,7 @@ def slide(
         window_zyx: Shape of a window.
         step: Distance of neighbouring windows, as a share of the window.
         batch: Windows per call of `forward`.
-        fill_c: What to pad each channel with, which should be what training padded with; None: its minimum.
+        fill_c: Padding value per channel, which should be that of training; None: its minimum.
 
     Returns:
         (outputs, Z, Y, X) float32.

@@ -1,4 +1,4 @@
-"""The pieces of a U-Net: instance norm that is fast in either memory layout, convolution blocks, residual blocks."""
+"""The pieces of a U-Net: instance norm that is fast in either memory format, convolution blocks, residual blocks."""
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ NEGATIVE_SLOPE = 0.01
 class InstanceNorm(nn.Module):
     """Instance norm over (Z, Y, X), scale and shift per channel: the numbers of `nn.InstanceNorm3d(affine=True)`.
 
-    Convolutions are often faster in the channels-last layout, but torch's instance norm copies such a tensor to the
-    contiguous layout and back, which costs what was won (and, for a batch of one, returns a wrong gradient: torch
+    Convolutions are often faster in the channels-last format, but torch's instance norm copies such a tensor to the
+    contiguous one and back, which costs what was won (and, for a batch of one, returns a wrong gradient: torch
     2.13), and its group norm is far slower backward. Batch norm has a fast kernel for it, and batch norm of one sample
     at a time is instance norm.
 
@@ -100,9 +100,9 @@ class ResidualStack(nn.Sequential):
 
 
 def channels_last(image_bczyx: Tensor) -> Tensor:
-    """The same numbers in the channels-last layout, which the layers that follow then keep.
+    """The same numbers in the channels-last memory format, which the layers that follow then keep.
 
-    A single channel lies in memory the same way in both layouts. torch calls it contiguous and would go on that way,
+    A single channel lies in memory the same way in both formats. torch calls it contiguous and would go on that way,
     so it gets the strides that tell it otherwise.
     """
     if image_bczyx.shape[1] > 1:

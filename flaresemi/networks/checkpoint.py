@@ -49,8 +49,8 @@ class Checkpoint:
         weights: The state dict to predict with.
         mirror_axes: Axes (0 = z, 1 = y, 2 = x) that test-time mirroring may flip.
         keep_largest: Names of organs of which only the largest component is kept.
-        norms: What the labeled cases of the dataset look like; empty in older checkpoints.
-        training_state: What continuing needs (optimizer and so on; tensors and plain types); None in files that are
+        norms: The appearance of the dataset's labeled cases; empty in older checkpoints.
+        training_state: The state to resume from (optimizer and so on; tensors and plain types); None in files that are
             for prediction only, or when it was not asked for.
         version: Of the flaresemi that trained it.
     """
@@ -180,7 +180,7 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, *, where: object = 
 
 
 def compare_weights(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
-    """What keeps `weights` from fitting the network: one phrase per tensor, empty when they fit."""
+    """The differences that keep `weights` from fitting the network: one phrase per tensor, empty when they fit."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     problems = [f"'{name}' is missing" for name in expected if name not in found]
@@ -214,7 +214,7 @@ def _read(path: Path) -> object:
         ) from None
 
 
-#: What unpickling raises of content that makes no sense, besides what it is meant to raise.
+#: Exceptions of unpickling malformed content, besides those that it documents.
 _UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
     AssertionError, MemoryError, struct.error, UserWarning,
@@ -303,7 +303,7 @@ _HARMLESS = 10**6
 
 
 def _check_content(header: _Header, weights: object, training_state: object) -> None:
-    """Sees that the weights are tensors, and about as many numbers as the plan needs, before a network is made from it.
+    """Checks that the weights are tensors of about as many numbers as the plan needs, before a network is made of it.
 
     Raises:
         ValueError: they are not.

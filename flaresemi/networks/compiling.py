@@ -31,7 +31,7 @@ def compiled(network: nn.Module, example_bczyx: Tensor, precision: Precision, ba
     Args:
         network: On its device.
         example_bczyx: As large as all that follow; another size would be compiled again.
-        precision: What the network will compute in.
+        precision: Of the network's computation.
         backend: Of torch.compile.
     """
     compiled_network = cast(nn.Module, torch.compile(network, backend=backend))

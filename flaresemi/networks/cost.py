@@ -1,4 +1,4 @@
-"""What a network plan costs: parameters, operations, memory; our U-Net by arithmetic, other networks by measuring.
+"""The cost of a network plan: parameters, operations, memory; our U-Net by arithmetic, other networks by measuring.
 
 Planning a U-Net needs neither torch nor GPU; another network is built without its numbers and run on shapes alone.
 """
@@ -26,10 +26,10 @@ _PARAMETER_BYTES = 4 + 4 + 8 + 2 + 4
 #: Bytes per logit that the loss takes: the logits in fp32, their softmax, the one-hot target and a gradient.
 _LOSS_BYTES = 4 * 4
 
-#: What the libraries take besides. Chosen.
+#: Memory of the libraries besides. Chosen.
 _FIXED_GIB = 0.25
 
-#: What CUDA takes besides: context and kernels. Fits what four networks took (benchmarks/results/gpu_step.md).
+#: Memory of CUDA's context and kernels besides. Fits four measured networks (benchmarks/results/gpu_step.md).
 _CUDA_GIB = 0.6
 
 #: The allocator cannot use every gap between blocks. Chosen.
@@ -125,7 +125,7 @@ def inference_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: in
 
 
 def _measured(plan: NetworkPlan, patch_zyx: IntTriple | None = None) -> "Measured | None":
-    """What one image of a patch costs in a network that the formulas do not know; None for our U-Net.
+    """The measured cost of one patch in a network that the formulas do not know; None for our U-Net.
 
     Args:
         patch_zyx: None: any, since only the parameters count.
@@ -142,7 +142,7 @@ def _measured(plan: NetworkPlan, patch_zyx: IntTriple | None = None) -> "Measure
     return _KNOWN[key]
 
 
-#: What was measured, by network plan and patch: planning asks again and again.
+#: Measured costs by network plan and patch: planning asks again and again.
 _KNOWN: "dict[tuple[str, IntTriple], Measured]" = {}
 
 

@@ -1,4 +1,4 @@
-"""What runs a trained network: torch or OpenVINO, in which precision; the fastest of them by a short check."""
+"""The engine that runs a trained network: torch or OpenVINO, and its precision; the fastest by a short check."""
 
 import itertools
 import logging
@@ -42,7 +42,7 @@ class Engine:
 
     Args:
         device: Where the networks run.
-        precision: What they compute in.
+        precision: Of their computation.
         name: Who computes. OpenVINO runs on the CPU only.
 
     Raises:

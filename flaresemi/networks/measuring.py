@@ -1,4 +1,4 @@
-"""What a network costs, measured on tensors without numbers: for architectures that `cost` has no formula for."""
+"""The cost of a network, measured on the meta device: for architectures that `cost` has no formula for."""
 
 import dataclasses
 import weakref

@@ -191,7 +191,7 @@ def _unet_program(network: UNet) -> Any:
 
 
 def _apply(module: nn.Module, node: Any) -> Any:
-    """What the module computes from the node.
+    """The output node of a module for an input node.
 
     Raises:
         TypeError: a kind of module that no U-Net of ours holds.

@@ -13,7 +13,7 @@ class UNet(nn.Module):
     Attributes:
         deep_supervision: True: `forward` returns the logits of every decoder level, for training. False (the default):
             the full resolution only.
-        channels_last: True: a GPU computes in the channels-last layout where gradients are wanted, a CPU always does.
+        channels_last: Whether a GPU computes in the channels-last format where gradients are wanted; a CPU always does.
             False (the default): only a CPU does.
 
     Source: Çiçek et al., arXiv 1606.06650; strides in convolutions, transposed convolutions with kernel = stride,

@@ -24,7 +24,7 @@ _WAVE_AMPLITUDE_MM = 2.2
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """What one solid paints.
+    """Intensity and label that one solid is painted with.
 
     Attributes:
         hu: Mean Hounsfield units.
@@ -46,11 +46,11 @@ class Structure:
     """Solids that are computed together and painted one after the other, over what was painted before.
 
     Attributes:
-        name: What it is.
+        name: Of the structure.
         box: Two corners (x, y, z) in template mm between which all its solids lie; None: everywhere.
         step_mm: Distance between the points at which the solids are computed; between them is interpolated.
         solids: From positions in the template to one array per layer, negative inside, in mm.
-        layers: What each solid paints, in order.
+        layers: One per solid, in the order in which they are painted.
         bends: Whether it bends with the patient; scaled it is in any case.
     """
 
@@ -91,7 +91,7 @@ class Patient:
     """One patient.
 
     Attributes:
-        seed: What everything is drawn from.
+        seed: Of all that is random in the patient.
         phase: Phase of the contrast injection.
         missing: Names of organs that were removed or never grown.
         scale_xyz: Size relative to the template.

@@ -105,5 +105,5 @@ def intersection(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
 
 
 def difference(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
-    """What is in `a` and not in `b`, with a rounded edge of about `blend_mm`."""
+    """The difference of `a` and `b`, with a rounded edge of about `blend_mm`."""
     return intersection(a, -b, blend_mm)

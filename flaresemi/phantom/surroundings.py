@@ -1,4 +1,4 @@
-"""What lies between the organs and has no label: bowel, vessels, heart, muscles, lesions. It is there to mislead."""
+"""The unlabeled surroundings of the organs: bowel, vessels, heart, muscles, lesions. It is there to mislead."""
 
 import numpy as np
 

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, keep: bool) -> Plans:
-    """Reads the plans and sees whether they were made from these labeled cases.
+    """Reads the plans and checks whether they were made from these labeled cases.
 
     Args:
         keep: Take them for the present cases all the same.

@@ -11,7 +11,7 @@ from flaresemi.compute.device import select_device
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import about_case
 from flaresemi.geometry import BoundingBox, Geometry, StageGrid
-from flaresemi.inference.drawing import draw, fine_region
+from flaresemi.inference.fine_stage import fine_region, segment_region
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
 from flaresemi.inference.sliding_window import most_likely
@@ -105,12 +105,12 @@ class Labeler:
         flags = (*flags, *self._unlike_training(grid))
         fill_c = np.array(stored.record.channel_minima, np.float32)
         crop = functools.partial(_crop, stored)
-        drawing = draw(self._final, crop, region, grid, self.labels, fill_c)
-        image = crop(drawing.region)
-        saved, score = self._scorer.score(case_id, drawing, image, fill_c, grid.spacing_zyx_mm, flags)
+        output = segment_region(self._final, crop, region, grid, self.labels, fill_c)
+        image = crop(output.region)
+        saved, score = self._scorer.score(case_id, output, image, fill_c, grid.spacing_zyx_mm, flags)
         label = np.zeros(grid.shape_zyx, saved.dtype)
-        label[drawing.region.slices] = saved
-        return LabeledCase(label_zyx=label, region=drawing.region, score=score)
+        label[output.region.slices] = saved
+        return LabeledCase(label_zyx=label, region=output.region, score=score)
 
     def _unlike_training(self, grid: StageGrid) -> list[str]:
         """How a scan's grid and body differ from those of the labeled cases; the integrity report covers its voxels."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from flaresemi.errors import CheckpointError
 from flaresemi.geometry import FloatTriple
-from flaresemi.inference.drawing import Drawing
+from flaresemi.inference.fine_stage import FineOutput
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.networks.engine import Engine
 from flaresemi.pseudolabels.calibration import Calibration, with_predictions
@@ -53,7 +53,7 @@ class Reliability:
     def judge(
         self,
         case_id: str,
-        drawing: Drawing,
+        output: FineOutput,
         image_czyx: np.ndarray,
         fill_c: np.ndarray | None,
         spacing_zyx_mm: FloatTriple,
@@ -62,12 +62,12 @@ class Reliability:
 
         Args:
             case_id: For the record.
-            drawing: The output of the final weights.
+            output: The output of the final weights.
             image_czyx: The prepared image in the region of that output.
             fill_c: Padding value per channel, for a region smaller than a window.
             spacing_zyx_mm: Voxel spacing of the stage.
         """
-        _, score = self._scorer.score(case_id, drawing, image_czyx, fill_c, spacing_zyx_mm)
+        _, score = self._scorer.score(case_id, output, image_czyx, fill_c, spacing_zyx_mm)
         return with_predictions(score, self.calibration) if self.calibration.is_better else score
 
 

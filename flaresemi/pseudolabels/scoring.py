@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from flaresemi.geometry import FloatTriple
-from flaresemi.inference.drawing import Drawing
+from flaresemi.inference.fine_stage import FineOutput
 from flaresemi.inference.postprocessing import keep_largest
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.sliding_window import most_likely
@@ -48,7 +48,7 @@ class Scorer:
     def score(
         self,
         case_id: str,
-        drawing: Drawing,
+        output: FineOutput,
         image_czyx: np.ndarray,
         fill_c: np.ndarray | None,
         spacing_zyx_mm: FloatTriple,
@@ -58,7 +58,7 @@ class Scorer:
 
         Args:
             case_id: For the record.
-            drawing: The output of the final weights.
+            output: The output of the final weights.
             image_czyx: The prepared image in the region of that output.
             fill_c: Padding value per channel, for a region smaller than a window.
             spacing_zyx_mm: Voxel spacing of the stage.
@@ -68,8 +68,8 @@ class Scorer:
             Label indices in the region, (Z, Y, X); and the score.
         """
         organs = self.labels.count
-        saved = most_likely(drawing.logits)
-        entropy = organ_entropy(_entropy(drawing.logits), keep_largest(saved, self._keep_largest), organs)
+        saved = most_likely(output.logits)
+        entropy = organ_entropy(_entropy(output.logits), keep_largest(saved, self._keep_largest), organs)
         others = [most_likely(snapshot.logits(image_czyx, fill_c)[0]) for snapshot in self._snapshots]
         voxel_ml = math.prod(spacing_zyx_mm) / 1000
         agreement = organ_agreement(saved, others, [ABSENT_BELOW * ml / voxel_ml for ml in self.median_volumes_ml])
@@ -82,11 +82,11 @@ class Scorer:
                     agreement=agreement[index],
                     volume_ml=float(voxels[index] * voxel_ml),
                     entropy=entropy[index],
-                    touched_faces=sum(index + 1 in face.organs for face in drawing.touched),
+                    touched_faces=sum(index + 1 in face.organs for face in output.touched),
                 )
                 for index, name in enumerate(self.labels.names)
             },
-            flags=(*flags, *drawing.notes),
+            flags=(*flags, *output.notes),
             made_with=self.made_with,
         )
         return saved, score

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Dataset
 
-from flaresemi.compute.parallel import deaf_children
+from flaresemi.compute.parallel import signals_blocked
 from flaresemi.errors import FlaresemiError, shown
 from flaresemi.machine import available_cores
 from flaresemi.system_errors import lacks_memory
@@ -28,7 +28,7 @@ def load_batches(sampler: Dataset, addresses: AddressSampler, workers: int, *, p
     Raises:
         FlaresemiError: what the sampler raised, wherever it ran.
     """
-    with deaf_children():  # their parent saves and leaves, and ends them
+    with signals_blocked():  # their parent saves and leaves, and ends them
         batches = iter(build_loader(sampler, addresses, workers, pin=pin))
     for batch in batches:
         if isinstance(batch, FlaresemiError):

@@ -213,7 +213,7 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
 
 
 def check_prepared(store: CaseStore, case_ids: Sequence[str], wanted: str) -> None:
-    """Sees that cases are prepared as the plans want it.
+    """Checks that cases are prepared as the plans want it.
 
     Args:
         wanted: The stage's `preprocessing_hash`.

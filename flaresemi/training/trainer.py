@@ -21,7 +21,7 @@ from flaresemi.errors import ConfigError, FlaresemiError
 from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from flaresemi.networks.compiling import compiled
-from flaresemi.networks.layout import trains_channels_last
+from flaresemi.networks.memory_format import trains_channels_last
 from flaresemi.records import save_record, to_plain
 from flaresemi.training import runs
 from flaresemi.training.augmentation import STRENGTHS, Augmentation

@@ -132,7 +132,7 @@ def test_a_corrected_held_out_case_is_judged_by_again(
     assert load_checkpoint(place.model / "snapshot_100.pt").weights_hash == weights
 
 
-def test_an_edited_label_map_of_the_validation_is_drawn_again(whole: Whole, tmp_path: Path) -> None:
+def test_an_edited_label_map_of_the_validation_is_segmented_again(whole: Whole, tmp_path: Path) -> None:
     place = Place(whole, tmp_path)
     label_map = place.model / "validation" / f"{place.held_out}.nii.gz"
     before = sitk.GetArrayFromImage(sitk.ReadImage(str(label_map)))
@@ -205,7 +205,7 @@ def test_a_prediction_that_goes_on(name: str, whole: Whole, tmp_path: Path, capf
     if name == "nothing":
         assert "1 of 1 cases have their label map already" in said
     else:
-        assert "1 label map(s) were drawn by other weights, with other options or from other images" in said
+        assert "1 label map(s) were predicted by other weights, with other options or from other images" in said
         assert "1 label map(s) written" in said
     anew = place.out.rename(tmp_path / "gone_on")
     assert place.run("predict", *words) == 0

@@ -83,7 +83,7 @@ def test_images_smaller_than_a_patch_and_without_a_body(fakes, shape, value):
     assert np.array_equal(segmentation.indices_zyx, array > 200)
 
 
-def test_an_organ_cut_off_by_its_box_is_drawn_again(fakes, scan):
+def test_an_organ_cut_off_by_its_box_is_segmented_again(fakes, scan):
     scan[12:24, 18:30, 6:36] = 300.0  # reaches far to the right, where COARSE sees only the core
     scan[15:20, 20:26, 24:32] = 600.0
     fine = fakes.checkpoint(fakes.plan(Stage.FINE, patch=(8, 8, 8), margin_mm=24.0), FINE_THRESHOLDS)
@@ -91,8 +91,8 @@ def test_an_organ_cut_off_by_its_box_is_drawn_again(fakes, scan):
     segmentation = Segmenter([fine], [coarse]).segment(fakes.image(scan))
     assert np.array_equal(segmentation.indices_zyx, expected_indices(scan))
     assert segmentation.notes == (
-        "FINE drew up to the region's right face (right kidney): extended there by 24 mm and drawn again",
-        "FINE drew up to the region's right face (right kidney): extended there by 24 mm and drawn again",
+        "FINE's segmentation reaches the region's right face (right kidney): extended there by 24 mm, segmented again",
+        "FINE's segmentation reaches the region's right face (right kidney): extended there by 24 mm, segmented again",
     )
 
 
@@ -107,7 +107,7 @@ def test_repairs_end_after_two_and_say_what_may_be_missing(fakes):
     assert (drawn.start[2], drawn.stop[2]) == (52 - 3 * 4, 68 + 3 * 4)
     assert len(segmentation.notes) == 3
     assert segmentation.notes[-1] == (
-        "FINE drew up to the region's right face (right kidney), left face (right kidney) even then: "
+        "FINE's segmentation reaches the region's right face (right kidney), left face (right kidney) even then: "
         "it may be cut off there"
     )
 

@@ -1,4 +1,4 @@
-"""The norm is torch's instance norm in every layout, and convolutions keep the layout they are given."""
+"""The norm is torch's instance norm in every memory format, and convolutions keep the one they are given."""
 
 import pytest
 import torch
@@ -18,31 +18,31 @@ def norms(channels: int) -> tuple[InstanceNorm, nn.InstanceNorm3d]:
     return ours, reference
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_norm_equals_torch_instance_norm_with_its_gradients(layout: torch.memory_format, batch: int) -> None:
+def test_norm_equals_torch_instance_norm_with_its_gradients(memory_format: torch.memory_format, batch: int) -> None:
     torch.manual_seed(0)
     ours, reference = norms(5)
-    image = (torch.randn(batch, 5, 4, 6, 7) * 30 + 100).contiguous(memory_format=layout)
+    image = (torch.randn(batch, 5, 4, 6, 7) * 30 + 100).contiguous(memory_format=memory_format)
     upstream = torch.randn_like(image)
     results = []
-    # torch's own gets the contiguous layout: its gradient for a channels-last batch of one is wrong (torch 2.13).
-    for norm, input_layout in ((ours, layout), (reference, torch.contiguous_format)):
-        leaf = image.clone(memory_format=input_layout).requires_grad_()
+    # torch's own gets the contiguous format: its gradient for a channels-last batch of one is wrong (torch 2.13).
+    for norm, input_format in ((ours, memory_format), (reference, torch.contiguous_format)):
+        leaf = image.clone(memory_format=input_format).requires_grad_()
         output = norm(leaf)
-        output.backward(upstream.contiguous(memory_format=input_layout))
+        output.backward(upstream.contiguous(memory_format=input_format))
         results.append((output, leaf.grad, norm.weight.grad, norm.bias.grad))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
-    assert results[0][0].is_contiguous(memory_format=layout)
+    assert results[0][0].is_contiguous(memory_format=memory_format)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-def test_norm_in_bf16_has_fp32_statistics(layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_norm_in_bf16_has_fp32_statistics(memory_format: torch.memory_format) -> None:
     # 40³ voxels far from 0: statistics summed in bf16 would be off by far more than the rounding of the result.
     torch.manual_seed(0)
     ours, reference = norms(3)
-    image = (torch.randn(2, 3, 40, 40, 40) + 5).bfloat16().contiguous(memory_format=layout)
+    image = (torch.randn(2, 3, 40, 40, 40) + 5).bfloat16().contiguous(memory_format=memory_format)
     with torch.autocast("cpu", torch.bfloat16):
         output = ours(image)
     assert output.dtype == torch.bfloat16
@@ -71,7 +71,7 @@ def test_channels_last_holds_the_same_numbers_and_lasts_through_convolutions(cha
     assert torch.equal(same, image)
     precision = Precision(torch.device("cpu"))  # what this processor computes in
     if batch == 1 and precision.dtype is None:
-        pytest.skip("in fp32 torch computes small convolutions of a batch of one by a kernel that leaves the layout")
+        pytest.skip("in fp32 torch computes small convolutions of a batch of one by a kernel that leaves the format")
     with precision.autocast():
         output = ConvNorm(channels, 4, (3, 3, 3))(same)
     assert output.is_contiguous(memory_format=torch.channels_last_3d)

@@ -40,7 +40,7 @@ def test_layout_of_the_input_does_not_matter(plan: NetworkPlan) -> None:
 
 
 def test_cpu_runs_channels_last_from_the_first_layer_on(make_plan: Callable[..., NetworkPlan]) -> None:
-    # One convolution that falls back to the contiguous layout slows down all that follow.
+    # One convolution that falls back to the contiguous memory format slows down all that follow.
     network = build_network(make_plan())
     lost: list[str] = []
 
@@ -49,7 +49,7 @@ def test_cpu_runs_channels_last_from_the_first_layer_on(make_plan: Callable[...,
             lost.append(type(module).__name__)
 
     for module in network.modules():
-        # A head has nothing behind it. On one thread torch computes kernels of one voxel in the contiguous layout.
+        # A head has nothing behind it. On one thread torch computes kernels of one voxel in the contiguous format.
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and module not in network.heads:
             module.register_forward_hook(check)
     with Precision(torch.device("cpu")).autocast():  # what this processor computes in

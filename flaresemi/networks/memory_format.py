@@ -1,4 +1,4 @@
-"""The memory layout in which a network is trained on a GPU."""
+"""The memory format in which a network is trained on a GPU."""
 
 import logging
 
@@ -10,13 +10,13 @@ from flaresemi.networks.blocks import ConvNorm, channels_last
 
 logger = logging.getLogger(__name__)
 
-#: Largest relative difference between the layouts that counts as rounding. Four layers without activations differ by a
+#: Largest relative difference between the formats that counts as rounding. Four layers without activations differ by a
 #: few hundredths when every one rounds to bf16 otherwise; a wrong kernel is off by about 1.
 _ROUNDING = 0.1
 
 
 def trains_channels_last(device: torch.device, precision: Precision) -> bool:
-    """Whether a training on this GPU should compute in the channels-last layout: in bf16, where its numbers are right.
+    """Whether a training on this GPU should compute in the channels-last format: in bf16, where its numbers are right.
 
     A training step of a large network is about four times as fast in it, and a forward pass of several windows slower.
     In fp16 and fp32 only a small network has been compared, whose steps take as long in either.
@@ -27,19 +27,19 @@ def trains_channels_last(device: torch.device, precision: Precision) -> bool:
         return False
     try:
         if agrees(device, precision):
-            logger.info("training in the channels-last layout")
+            logger.info("training in the channels-last memory format")
             return True
         reason = "its numbers are not those of the contiguous one"
     except RuntimeError as problem:  # a kernel that is not there
         reason = str(problem).strip().splitlines()[0]
-    logger.warning("training in the contiguous layout, since in the channels-last one, on this GPU: %s", reason)
+    logger.warning("training in the contiguous memory format, since in the channels-last one, on this GPU: %s", reason)
     return False
 
 
 def agrees(device: torch.device, precision: Precision) -> bool:
-    """Whether the layers of a network give the same results and gradients in both layouts, for batches of one and two.
+    """Whether the layers of a network give the same results and gradients in both formats, for batches of one and two.
 
-    Kernels differ by layout, and not all that torch has had were right (see `blocks.InstanceNorm`).
+    Kernels differ by format, and not all that torch has had were right (see `blocks.InstanceNorm`).
 
     Raises:
         RuntimeError: torch cannot compute a layer there.

@@ -1,4 +1,4 @@
-"""A GPU trains in the channels-last layout only where that gives the same numbers."""
+"""A GPU trains in the channels-last memory format only where that gives the same numbers."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from flaresemi.compute.precision import Precision
-from flaresemi.networks import layout
+from flaresemi.networks import memory_format
 from flaresemi.networks.blocks import InstanceNorm
 from flaresemi.networks.building import build_network
-from flaresemi.networks.layout import agrees, trains_channels_last
+from flaresemi.networks.memory_format import agrees, trains_channels_last
 from flaresemi.plans import NetworkPlan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -28,13 +28,13 @@ def test_both_layouts_agree_here_and_nothing_random_is_used_up(name: str, monkey
 
 
 def test_rounding_is_no_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = layout._numbers
+    numbers = memory_format._numbers
 
     def other_rounding(*given: object, last: bool) -> list[torch.Tensor]:
         precision = Precision(CPU, "bf16" if last else "fp32")
         return numbers(*given[:3], precision, last=last)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(layout, "_numbers", other_rounding)
+    monkeypatch.setattr(memory_format, "_numbers", other_rounding)
     assert agrees(CPU, Precision(CPU, "bf16"))
 
 
@@ -56,19 +56,19 @@ def test_a_gpu_trains_channels_last_in_bf16_where_that_is_right(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     half, full = Precision(CPU, "bf16"), Precision(CPU, "fp32")
-    monkeypatch.setattr(layout, "agrees", lambda *_: True)
+    monkeypatch.setattr(memory_format, "agrees", lambda *_: True)
     assert not trains_channels_last(CPU, half)
     assert not trains_channels_last(GPU, full)
     assert trains_channels_last(GPU, half)
     assert caplog.text == ""
-    monkeypatch.setattr(layout, "agrees", lambda *_: False)
+    monkeypatch.setattr(memory_format, "agrees", lambda *_: False)
     assert not trains_channels_last(GPU, half)
     assert "its numbers are not those of the contiguous one" in caplog.text
 
     def missing(*_: object) -> bool:
         raise RuntimeError("no engine\nfor this")
 
-    monkeypatch.setattr(layout, "agrees", missing)
+    monkeypatch.setattr(memory_format, "agrees", missing)
     assert not trains_channels_last(GPU, half)
     assert caplog.text.endswith("on this GPU: no engine\n")
 

@@ -12,7 +12,7 @@ from flaresemi.inference.regions import TouchedFace, at_least, extended, touched
 from flaresemi.labels import LabelSet
 from flaresemi.plans import StagePlan
 
-#: How often a region is extended when FINE draws up to its faces.
+#: How often a region is extended when the segmentation reaches its faces.
 MAX_REPAIRS = 2
 
 #: A face is moved by the plan's margin, but at least by this much (chosen: a margin of 0 must not stop the repair).
@@ -20,8 +20,8 @@ LEAST_REPAIR_MM = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
-    """What a stage drew.
+class FineOutput:
+    """The logits of FINE in a region.
 
     Attributes:
         logits: Background and organs, (labels + 1, *region.shape_zyx).
@@ -37,7 +37,7 @@ class Drawing:
 
 
 def fine_region(organs: BoundingBox | None, plan: StagePlan, grid: StageGrid) -> BoundingBox | None:
-    """Where FINE draws first: the organs' box with its margin, at least one patch large where the body goes on.
+    """The region that FINE segments first: the organs' box and its margin, at least a patch where the body goes on.
 
     Args:
         organs: Their box in canonical voxels.
@@ -54,7 +54,7 @@ def fine_region(organs: BoundingBox | None, plan: StagePlan, grid: StageGrid) ->
     return at_least(margin, plan.patch_zyx, grid.shape_zyx)
 
 
-def draw(
+def segment_region(
     predictor: StagePredictor,
     crop: Callable[[BoundingBox], np.ndarray],
     region: BoundingBox,
@@ -62,13 +62,13 @@ def draw(
     labels: LabelSet,
     fill_c: np.ndarray | None,
     repairs: int = MAX_REPAIRS,
-) -> Drawing:
-    """Draws in a region; where an organ reaches a face with image behind it, extends that face and draws again.
+) -> FineOutput:
+    """Segments a region; where an organ reaches a face with image behind it, extends that face and segments again.
 
     Args:
         crop: Gives the prepared image in a box of stage voxels, (channels, *box.shape_zyx) float32.
         region: Where to begin.
-        fill_c: What to pad with where the body is smaller than a window.
+        fill_c: Padding value per channel where the body is smaller than a window.
         repairs: How often the region may still be extended.
 
     Raises:
@@ -79,18 +79,18 @@ def draw(
     logits, retreats = predictor.logits(crop(region), fill_c)
     faces = touched_faces(logits, region, grid.shape_zyx)
     if not faces:
-        return Drawing(logits=logits, region=region, touched=(), notes=retreats)
+        return FineOutput(logits=logits, region=region, touched=(), notes=retreats)
     if repairs == 0:
         note = f"{_named(faces, labels)} even then: it may be cut off there"
-        return Drawing(logits=logits, region=region, touched=faces, notes=(*retreats, note))
+        return FineOutput(logits=logits, region=region, touched=faces, notes=(*retreats, note))
     del logits  # two of them need not fit
     margin = max(predictor.plan.margin_mm, LEAST_REPAIR_MM)
-    note = f"{_named(faces, labels)}: extended there by {margin:g} mm and drawn again"
+    note = f"{_named(faces, labels)}: extended there by {margin:g} mm, segmented again"
     larger = extended(region, faces, margin, grid.spacing_zyx_mm, grid.shape_zyx)
-    again = draw(predictor, crop, larger, grid, labels, fill_c, repairs - 1)
+    again = segment_region(predictor, crop, larger, grid, labels, fill_c, repairs - 1)
     return dataclasses.replace(again, notes=(*retreats, note, *again.notes))
 
 
 def _named(faces: tuple[TouchedFace, ...], labels: LabelSet) -> str:
     parts = [f"{face.name} face ({', '.join(labels.names[organ - 1] for organ in face.organs)})" for face in faces]
-    return f"FINE drew up to the region's {', '.join(parts)}"
+    return f"FINE's segmentation reaches the region's {', '.join(parts)}"
