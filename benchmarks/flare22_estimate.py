@@ -89,7 +89,7 @@ def _stage_line(preset: str, stage: Stage, plans: Plans, cost: Estimate, device:
     one = cost.coarse if stage is Stage.COARSE else cost.fine
     spacing = " × ".join(f"{value:.3g}" for value in plan.spacing_zyx_mm)
     patch = " × ".join(map(str, plan.patch_zyx))
-    hours = cost.training_hours(stage, ITERATIONS, tflops)
+    hours = ITERATIONS * one.training_step_tflop / tflops / 3600
     return (
         f"| {preset} | {stage.value} | {spacing} | {patch} | {plan.batch_size} | {one.training_gib:.1f} GiB "
         f"| {one.training_step_tflop:.2g} | {hours:.1f} | {device}, {tflops:.0f} TFLOP/s |"
@@ -97,9 +97,10 @@ def _stage_line(preset: str, stage: Stage, plans: Plans, cost: Estimate, device:
 
 
 def _cost_line(preset: str, tflops: float, cost: Estimate) -> str:
+    seconds = (cost.coarse.prediction_tflop + cost.fine.prediction_tflop) / tflops
     return (
         f"| {preset} | {cost.disk_gib:.0f} GiB | {cost.preprocessing_core_hours:.1f} h "
-        f"| {cost.worker_gib:.1f} GiB | {cost.prediction_seconds(tflops):.1f} s a case |"
+        f"| {cost.worker_gib:.1f} GiB | {seconds:.1f} s a case |"
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from flaresemi.geometry import BoundingBox, Geometry, IntTriple, StageGrid, resampled_shape
+from flaresemi.geometry import BoundingBox, Geometry, StageGrid, resampled_shape
 from flaresemi.networks.cost import forward_gflop, inference_memory_gib, training_memory_gib
 from flaresemi.planning.preparation import gib_to_prepare
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, StagePlan
@@ -69,15 +69,6 @@ class Estimate:
         """All that preprocessing writes."""
         return self.coarse.disk_gib + self.fine.disk_gib
 
-    def training_hours(self, stage: Stage, iterations: int, tflops: float) -> float:
-        """Time of a training on a device that sustains `tflops` (10¹² operations a second) in convolutions."""
-        one = self.coarse if stage is Stage.COARSE else self.fine
-        return iterations * one.training_step_tflop / tflops / 3600
-
-    def prediction_seconds(self, tflops: float) -> float:
-        """Network time of a case; reading, resampling and writing come on top."""
-        return (self.coarse.prediction_tflop + self.fine.prediction_tflop) / tflops
-
     @property
     def text(self) -> str:
         """A few lines for a person."""
@@ -93,8 +84,8 @@ class Estimate:
                 continue  # a single stage: COARSE is neither trained nor used
             lines.append(
                 f"  {one.stage.value:<8}  training: {size_text(one.training_gib)} of GPU memory, "
-                f"{_tflop(one.training_step_tflop)} a step; prediction: {size_text(one.prediction_gib)}, "
-                f"{_tflop(one.prediction_tflop)} a case"
+                f"{one.training_step_tflop:.3g} TFLOP a step; prediction: {size_text(one.prediction_gib)}, "
+                f"{one.prediction_tflop:.3g} TFLOP a case"
             )
         return "\n".join(lines)
 
@@ -117,15 +108,16 @@ def estimate(
         raise ValueError("nothing to estimate: no images")
     fingerprint = fingerprint.cropped(plans.body)
     share = _body_share(fingerprint)
-    seconds = sum(_preparing_seconds(image, plans, share, True) for image in labeled)
-    seconds += sum(_preparing_seconds(image, plans, share, False) for image in unlabeled)
+    coarse, fine = (_stage(plans, stage, fingerprint, labeled, unlabeled) for stage in (Stage.COARSE, Stage.FINE))
+    seconds = [_preparing_seconds(image, plans, share, True) for image in labeled]
+    seconds += [_preparing_seconds(image, plans, share, False) for image in unlabeled]
     return Estimate(
         labeled=len(labeled),
         unlabeled=len(unlabeled),
         worker_gib=max(gib_to_prepare(image, plans) for image in images),
-        preprocessing_core_hours=seconds / 3600,
-        coarse=_stage(plans, Stage.COARSE, fingerprint, labeled, unlabeled),
-        fine=_stage(plans, Stage.FINE, fingerprint, labeled, unlabeled),
+        preprocessing_core_hours=sum(seconds) / 3600,
+        coarse=coarse,
+        fine=fine,
     )
 
 
@@ -141,7 +133,7 @@ def oversized(
     """
     share, found = _body_share(fingerprint), {}
     for case_id, image in images.items():
-        stages = [math.prod(_stage_shape(image, plan)) * share for plan in (plans.coarse, plans.fine)]
+        stages = [_stage_voxels(image, plan) * share for plan in (plans.coarse, plans.fine)]
         stored = 2 * len(plans.channels) * sum(stages) / 2**30  # in float16, while preparing in float32 besides
         resampled = 6 * len(plans.channels) * max(stages) / 2**30
         if stored > disk_gib or resampled > memory_gib:
@@ -151,13 +143,13 @@ def oversized(
 
 def largest(plans: Plans, images: Mapping[str, Geometry]) -> str:
     """The image that takes most, and what becomes of it."""
-    case_id = max(images, key=lambda case_id: math.prod(_stage_shape(images[case_id], plans.fine)))
+    case_id = max(images, key=lambda case_id: _stage_voxels(images[case_id], plans.fine))
     return f"the largest is case '{case_id}': {_becomes(images[case_id], plans)}"
 
 
 def _becomes(image: Geometry, plans: Plans) -> str:
-    whole = BoundingBox.whole(image.shape_zyx)
-    return becomes(StageGrid.at_spacing(image.shape_zyx, image.spacing_zyx_mm, whole, plans.fine.spacing_zyx_mm))
+    shape, spacing = image.shape_zyx, image.spacing_zyx_mm
+    return becomes(StageGrid.at_spacing(shape, spacing, BoundingBox.whole(shape), plans.fine.spacing_zyx_mm))
 
 
 def windows_per_axis(size: int, window: int) -> int:
@@ -174,7 +166,7 @@ def _stage(
 ) -> StageEstimate:
     plan = plans.stage(stage)
     share = _body_share(fingerprint)
-    voxels = [sum(math.prod(_stage_shape(image, plan)) for image in images) * share for images in (labeled, unlabeled)]
+    voxels = [sum(_stage_voxels(image, plan) for image in images) * share for images in (labeled, unlabeled)]
     label_bytes = 1 if plans.labels.count < 256 else 2
     image_bytes = 2 * len(plans.channels)
     gflop = forward_gflop(plan.network, plan.patch_zyx)
@@ -195,24 +187,20 @@ def _windows(plan: StagePlan, fingerprint: DatasetFingerprint) -> float:
     for case in fingerprint.cases:
         box = case.body_box
         if plan.region == "organs" and case.foreground_box is not None:
-            box = (
-                case.foreground_box.grown(plan.margin_mm, case.spacing_zyx_mm, case.shape_zyx).intersection(box) or box
-            )
+            organs = case.foreground_box.grown(plan.margin_mm, case.spacing_zyx_mm, case.shape_zyx)
+            box = organs.intersection(box) or box
         shape = resampled_shape(box.shape_zyx, case.spacing_zyx_mm, plan.spacing_zyx_mm)
-        total += math.prod(windows_per_axis(size, window) for size, window in zip(shape, plan.patch_zyx, strict=True))
+        total += math.prod(map(windows_per_axis, shape, plan.patch_zyx))
     return total / max(1, len(fingerprint.cases))
 
 
 def _preparing_seconds(image: Geometry, plans: Plans, share: float, has_label: bool) -> float:
-    channels = len(plans.channels)
     voxels = math.prod(image.shape_zyx) / 1e6
-    stages = sum(math.prod(_stage_shape(image, plans.stage(stage))) for stage in Stage) * share / 1e6
-    seconds = _SECONDS_PER_CASE + channels * (
-        voxels * _SECONDS_PER_IMAGE_MEGAVOXEL + stages * _SECONDS_PER_STAGE_MEGAVOXEL
-    )
+    stages = sum(_stage_voxels(image, plans.stage(stage)) for stage in Stage) * share / 1e6
+    seconds = len(plans.channels) * (voxels * _SECONDS_PER_IMAGE_MEGAVOXEL + stages * _SECONDS_PER_STAGE_MEGAVOXEL)
     if has_label:
         seconds += voxels * _SECONDS_PER_LABEL_MEGAVOXEL + stages * _SECONDS_PER_STAGE_LABEL_MEGAVOXEL
-    return seconds
+    return _SECONDS_PER_CASE + seconds
 
 
 def _body_share(fingerprint: DatasetFingerprint) -> float:
@@ -221,13 +209,9 @@ def _body_share(fingerprint: DatasetFingerprint) -> float:
     return sum(shares) / len(shares) if shares else 1.0
 
 
-def _stage_shape(image: Geometry, plan: StagePlan) -> IntTriple:
-    return resampled_shape(image.shape_zyx, image.spacing_zyx_mm, plan.spacing_zyx_mm)
+def _stage_voxels(image: Geometry, plan: StagePlan) -> int:
+    return math.prod(resampled_shape(image.shape_zyx, image.spacing_zyx_mm, plan.spacing_zyx_mm))
 
 
 def _hours(value: float) -> str:
     return f"{value:.1f} hours" if value >= 1 else f"{max(1, round(value * 60))} minutes"
-
-
-def _tflop(value: float) -> str:
-    return f"{value:.3g} TFLOP"
