@@ -1,4 +1,4 @@
-"""What comes before and after the computing, done meanwhile: one item is read ahead, one is finished behind."""
+"""Input and output beside the computation: one item is read ahead, one is finished behind."""
 
 import concurrent.futures
 import time

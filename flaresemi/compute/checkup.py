@@ -1,4 +1,4 @@
-"""What this machine offers and what limits it, judged: one check per line."""
+"""Preflight: checks of what the machine offers and what limits it, each in a line with what to do about it."""
 
 import dataclasses
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""What a piece of work costs in time, processor, main memory and GPU memory, sampled while it runs."""
+"""The cost of a piece of work: time, processor, main memory and GPU memory, sampled while it runs."""
 
 import contextlib
 import dataclasses
@@ -40,7 +40,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a piece of work cost.
+    """The cost of a piece of work.
 
     Attributes:
         seconds: Running time.
@@ -189,7 +189,7 @@ Clock = Callable[[str], contextlib.AbstractContextManager[None]]
 
 
 def no_clock(step: str) -> contextlib.AbstractContextManager[None]:
-    """A clock that does not look."""
+    """A clock that measures nothing."""
     return contextlib.nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""What a dataset will cost before anything is computed: disk, main memory, time, GPU memory."""
+"""Estimates of what a dataset will cost, before anything is computed: disk, main memory, time, GPU memory."""
 
 import dataclasses
 import math
@@ -48,7 +48,7 @@ class StageEstimate:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What lies ahead of a dataset with its plans. Figures, not promises: good to about a factor of 1.5.
+    """Estimated cost of a dataset with its plans: not promised, but good to about a factor of 1.5.
 
     Attributes:
         labeled: Cases with a label map.

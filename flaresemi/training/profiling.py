@@ -1,4 +1,7 @@
-"""Where the time of this very training goes: some of its steps, part by part, and what would make them faster."""
+"""Where the time of this very training goes: some of its steps, part by part, and what would make them faster.
+
+A clock and not torch.profiler, which tells one operator from another, but sees no loader process.
+"""
 
 import contextlib
 import dataclasses
@@ -29,15 +32,6 @@ _MARGIN = 1.1
 #: A share of the step that is worth a word. Chosen.
 _NOTABLE = 0.15
 
-_TOLD = {
-    "wait": "waiting for data",
-    "transfer": "transfer",
-    "forward": "forward",
-    "loss": "loss",
-    "backward": "backward",
-    "optimizer": "optimizer",
-}
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TimedBatch(Batch):
@@ -54,7 +48,7 @@ class TimedBatch(Batch):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What some steps cost, per step of one process.
+    """Cost of some training steps, per step of one process.
 
     Attributes:
         device: Its name.
@@ -118,8 +112,7 @@ class Profile:
     def verdict(self) -> str:
         """One sentence: what limits, and which option to change."""
         if self.workers == 0:
-            share = self.parts["wait"] / self.seconds
-            if share < _NOTABLE:
+            if (share := self.parts["wait"] / self.seconds) < _NOTABLE:
                 return self._computing_verdict()
             return (
                 f"the loader limits: patches are prepared between the steps, {share:.0%} of the time; "
@@ -134,9 +127,8 @@ class Profile:
 
     def _more_patches(self) -> str:
         wanted = math.ceil(self.workers * _MARGIN * self.computing_rate / self.loader_rate)
-        spare = max(self.cores - self.processes, 1)  # a core per process is left to the training itself
-        possible = min(wanted, spare)
-        if possible > self.workers:
+        # A core per process is left to the training itself.
+        if (possible := min(wanted, max(self.cores - self.processes, 1))) > self.workers:
             return f"try --loader-workers {possible}"
         if self.read[0] > self.augment[0]:
             return "reading takes most of it: put the workspace on a faster disk"
@@ -149,8 +141,7 @@ class Profile:
 
     def _computing_verdict(self) -> str:
         told = f"the network limits, with {self.network_share:.0%} of the step"
-        rest = (self.parts["optimizer"] + self.parts["transfer"]) / self.seconds
-        if rest > _NOTABLE:
+        if (rest := (self.parts["optimizer"] + self.parts["transfer"]) / self.seconds) > _NOTABLE:
             return (
                 f"the network limits, but optimizer and transfer take {rest:.0%} of the step; "
                 f"--batch-size {2 * self.batch_size * self.processes} shares them among more patches"
@@ -179,7 +170,7 @@ class Profile:
             for name, (wall, cpu) in (("read", self.read), ("augment", self.augment))
         ]
         lines += ["", f"{'a step, in the training':<26}{'wall ms':>10}{'share':>10}"]
-        rows = {_TOLD[part]: self.parts[part] for part in PARTS}
+        rows = {"waiting for data" if part == "wait" else part: self.parts[part] for part in PARTS}
         rows |= {"rest": self.seconds - sum(self.parts.values()), "whole step": self.seconds}
         lines += [f"  {name:<24}{1000 * taken:>10.1f}{taken / self.seconds:>10.1%}" for name, taken in rows.items()]
         lines += ["", f"{self.patches_per_second:.3g} patches/s; network (forward, backward): {self.network_share:.0%}"]
