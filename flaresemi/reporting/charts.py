@@ -75,15 +75,15 @@ class Strip:
 
 
 class Chart:
-    """A plot with the shapes in it, in pixels from the upper left corner; what is later in this list lies above.
+    """A plot and its shapes, in pixels from the upper left corner; each has a kind, which is a class of `page.css`.
 
     Attributes:
-        grid: Straight lines, each its start, its end and its kind: a class of the style sheet, as of all shapes.
+        levels: Values of the y axis with a line across the plot and a text at its left: its numbers, at first.
+        text_rise: How far above its line such a text stands.
         boxes: Left, top, width, height, kind.
-        lines: As `grid`.
+        lines: Start, end, kind.
         curves: Points, kind.
         dots: Center, kind.
-        texts: Place, text, anchor ("middle" or "end").
     """
 
     def __init__(self, x: Axis, y: Axis, *, alt: str, size: tuple[int, int], left: int = _LEFT) -> None:
@@ -98,22 +98,12 @@ class Chart:
         """
         self.x, self.y, self.alt, self.left = x, y, alt, left
         self.width, self.height = size
-        self.grid: list[tuple[Point, Point, str]] = []
+        self.levels = [(tick, f"{tick:g}") for tick in y.ticks(5)]
+        self.text_rise = -4
         self.boxes: list[tuple[float, float, float, float, str]] = []
         self.lines: list[tuple[Point, Point, str]] = []
         self.curves: list[tuple[list[Point], str]] = []
         self.dots: list[tuple[Point, str]] = []
-        self.texts: list[tuple[Point, str, str]] = []
-        bottom = self.height - _BOTTOM
-        for tick in x.ticks():
-            place, _ = self.at(tick, y.low)
-            self.grid.append(((place, bottom), (place, bottom + 4), "axis"))
-            self.texts.append(((place, bottom + 17), f"{tick:g}", "middle"))
-
-    @property
-    def middle(self) -> Point:
-        """The middle of the plot."""
-        return (self.left + self.width - _RIGHT) / 2, (self.height - _BOTTOM + _TOP) / 2
 
     def at(self, x: float, y: float) -> Point:
         """The place of two values."""
@@ -121,19 +111,6 @@ class Chart:
             round(self.left + self.x.share(x) * (self.width - self.left - _RIGHT), 1),
             round(self.height - _BOTTOM - self.y.share(y) * (self.height - _TOP - _BOTTOM), 1),
         )
-
-    def rule(self, y: float, label: str, kind: str = "grid", *, above: float = -4) -> None:
-        """Adds a line at a height, from side to side, with a text at its left, so many pixels above it."""
-        left, right = self.at(self.x.low, y), self.at(self.x.high, y)
-        self.grid.append((left, right, kind))
-        self.texts.append(((left[0] - 7, left[1] - above), label, "end"))
-
-    def scale(self) -> "Chart":
-        """Adds numbers and lines along the axis that runs up."""
-        for tick in self.y.ticks(5):
-            self.rule(tick, f"{tick:g}")
-        self.rule(self.y.low, "", "axis")
-        return self
 
     def bars(
         self, used: Sequence[float], rejected: Sequence[float], *, bins: int, base: float = 0, unit: float | None = None
@@ -167,7 +144,7 @@ def _counts(groups: Sequence[Sequence[float]], x: Axis, bins: int) -> tuple[np.n
 
 def line_chart(series: Sequence[Series], x: Axis, y: Axis, *, alt: str, size: tuple[int, int]) -> Chart:
     """Lines over common axes."""
-    chart = Chart(x, y, alt=alt, size=size).scale()
+    chart = Chart(x, y, alt=alt, size=size)
     for each in series:
         points = [chart.at(*point) for point in each.points]
         chart.curves.append((points, each.kind))
@@ -178,7 +155,7 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, *, alt: str, size: tu
 
 def scatter(points: Sequence[Point], x: Axis, y: Axis, *, alt: str, size: tuple[int, int]) -> Chart:
     """Points, with the line on which both values are the same."""
-    chart = Chart(x, y, alt=alt, size=size).scale()
+    chart = Chart(x, y, alt=alt, size=size)
     low, high = max(x.low, y.low), min(x.high, y.high)
     chart.lines.append((chart.at(low, low), chart.at(high, high), "diagonal"))
     chart.dots += [(chart.at(*point), "point") for point in points]
@@ -192,7 +169,7 @@ def histogram(
     bins = 25
     counts, _ = _counts((used, rejected), x, bins)
     y = Axis(title="cases", high=max(int(counts.sum(axis=0).max()), 1) * 1.05, is_whole=True)
-    chart = Chart(x, y, alt=alt, size=size).scale()
+    chart = Chart(x, y, alt=alt, size=size)
     chart.bars(used, rejected, bins=bins, unit=1)
     if cut is not None:
         chart.lines.append((chart.at(cut, 0), chart.at(cut, y.high), "cut"))
@@ -204,8 +181,9 @@ def strips(rows: Sequence[Strip], x: Axis, *, alt: str, width: int = 700) -> Cha
     size = (width, 30 * len(rows) + _TOP + _BOTTOM)
     left = 24 + 7 * max((len(row.name) for row in rows), default=0)
     chart = Chart(x, Axis(title="", high=len(rows)), alt=alt, size=size, left=left)
-    for base, row in zip(reversed(range(len(rows))), rows, strict=True):
-        chart.rule(base, row.name, above=6)
+    chart.levels = [(base, row.name) for base, row in enumerate(reversed(rows))]
+    chart.text_rise = 6
+    for base, row in enumerate(reversed(rows)):
         chart.bars(row.used, row.rejected, bins=40, base=base)
         if row.cut is not None:
             chart.lines.append((chart.at(row.cut, base), chart.at(row.cut, base + 0.87), "cut"))

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -68,8 +68,7 @@ class Change:
         return self.error is not None and self.mean < -self.error
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Recall:
+class Recall(NamedTuple):
     """The share of an organ of a held-out case that lies in the region that COARSE finds."""
 
     case_id: str
@@ -200,15 +199,7 @@ class RoundFacts:
 def gather(
     workspace: Workspace, fold: str, number: int, *, rule: StopRule, verdict: Verdict | None, folds: Sequence[str]
 ) -> RoundFacts:
-    """Reads what a complete round left.
-
-    Args:
-        workspace: Where everything lies.
-        fold: The chain's fold.
-        number: Of the round, from 1.
-        rule: When the chain ends.
-        verdict: On this round, or None.
-        folds: Chains whose held-out cases judge together.
+    """Reads what a complete round left; the arguments are attributes of the `RoundFacts`.
 
     Raises:
         SelectionError: the round was never begun, or a file of it is damaged.
@@ -293,7 +284,7 @@ def _recall(coarse: ModelFolder) -> tuple[Recall, ...]:
         if (path := case_file(coarse.validation, case.case_id, ".json")).is_file()
     }
     return tuple(
-        Recall(case_id=case_id, organ=organ, share=share)
+        Recall(case_id, organ, share)
         for case_id, result in results.items()
         for organ, share in (result.recall or {}).items()
     )
