@@ -1,1 +1,1 @@
-"""What a person looks at: overlays and curves. Reads images and records only."""
+"""Pictures and pages for people: overlays, training curves, charts. Reads images and records only."""

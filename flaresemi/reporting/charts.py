@@ -1,7 +1,7 @@
-"""Charts as shapes at their pixels, which `charts.html` writes as SVG and `page.css` colors.
+"""The geometry of charts, in pixels; `charts.html` writes them as SVG, `page.css` colors them.
 
-Not by matplotlib: its SVG of the same charts is three to sixteen times as long, takes up to seconds instead of
-milliseconds, and brings fonts and colors of its own, so that it would follow neither a dark screen nor paper.
+matplotlib's SVG of the same charts is two to sixteen times as long, takes up to seconds instead of milliseconds, and
+brings its own fonts and colors, so it would follow neither a dark screen nor paper.
 """
 
 import dataclasses
@@ -12,19 +12,19 @@ import numpy as np
 
 Point = tuple[float, float]
 
-#: Room around the plot for numbers and titles, pixels.
+#: Margins around the plot for numbers and titles, pixels.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 42
 
-#: Series that look unlike each other; with more, looks repeat.
+#: Distinguishable styles; with more series, they repeat.
 _LOOKS = 6
 
-#: More points than this are joined without a mark on each.
+#: Longer lines have no markers.
 _MOST_MARKS = 30
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One axis of a chart: what it measures, where it begins and ends, and whether only integers have a meaning."""
+    """One axis of a chart: its title and limits, and whether only integers are meaningful."""
 
     title: str
     low: float = 0.0
@@ -32,13 +32,13 @@ class Axis:
     is_whole: bool = False
 
     def share(self, value: float) -> float:
-        """How far along the axis a value lies, 0 to 1."""
+        """The position of a value along the axis, 0 to 1."""
         if self.high <= self.low:
             return 0.5
         return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
 
     def ticks(self, most: int = 6) -> list[float]:
-        """Round numbers along the axis, few enough to be read."""
+        """Round numbers along the axis, few enough to be legible."""
         rough = (self.high - self.low) / most
         if rough <= 0:
             return [self.low]
@@ -52,7 +52,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line of a chart: its name, its points, its color and dashes (from 0 on), and whether it matters less."""
+    """One line of a chart: its name, points and style (color and dashes, from 0), and whether it is secondary."""
 
     name: str
     points: Sequence[Point]
@@ -66,7 +66,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Strip:
-    """One row of a chart of strips: a name, its values, used and rejected, and the border between them."""
+    """One row of a strip chart: its name, the used and the rejected values, and the threshold between them."""
 
     name: str
     used: Sequence[float]
@@ -78,8 +78,8 @@ class Chart:
     """A plot and its shapes, in pixels from the upper left corner; each has a kind, which is a class of `page.css`.
 
     Attributes:
-        levels: Values of the y axis with a line across the plot and a text at its left: its numbers, at first.
-        text_rise: How far above its line such a text stands.
+        levels: Values of the y axis with a grid line and a label at its left; by default, the ticks.
+        text_rise: Distance of these labels above their lines.
         boxes: Left, top, width, height, kind.
         lines: Start, end, kind.
         curves: Points, kind.
@@ -90,11 +90,11 @@ class Chart:
         """Begins a chart.
 
         Args:
-            x: The axis that runs to the right.
-            y: The axis that runs up.
+            x: The horizontal axis.
+            y: The vertical axis.
             alt: What the chart shows, in words.
             size: Width and height.
-            left: Room at the left of the plot.
+            left: Margin at the left of the plot.
         """
         self.x, self.y, self.alt, self.left = x, y, alt, left
         self.width, self.height = size
@@ -106,7 +106,7 @@ class Chart:
         self.dots: list[tuple[Point, str]] = []
 
     def at(self, x: float, y: float) -> Point:
-        """The place of two values."""
+        """The pixel at two values."""
         return (
             round(self.left + self.x.share(x) * (self.width - self.left - _RIGHT), 1),
             round(self.height - _BOTTOM - self.y.share(y) * (self.height - _TOP - _BOTTOM), 1),
@@ -115,14 +115,14 @@ class Chart:
     def bars(
         self, used: Sequence[float], rejected: Sequence[float], *, bins: int, base: float = 0, unit: float | None = None
     ) -> None:
-        """Adds a bar for every bin: how many values lie where, those that were rejected on those that were used.
+        """Adds a stacked bar per bin: the rejected values on top of the used ones.
 
         Args:
             used: Values that were accepted.
             rejected: Values that were not.
             bins: Along the x axis.
-            base: Where the bars stand, on the y axis.
-            unit: Height of one value, on the y axis; None: so that the highest bar fills 0.8.
+            base: Bottom of the bars, on the y axis.
+            unit: Height of one value, on the y axis; None: the highest bar is 0.8 high.
         """
         counts, edges = _counts((used, rejected), self.x, bins)
         unit = unit or 0.8 / max(counts.sum(axis=0).max(), 1)
@@ -137,7 +137,7 @@ class Chart:
 
 
 def _counts(groups: Sequence[Sequence[float]], x: Axis, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many values of each group lie in which bin, and the edges of the bins."""
+    """Counts per group and bin, and the edges of the bins."""
     edges = np.linspace(x.low, x.high, bins + 1)
     return np.array([np.histogram(np.clip(values, x.low, x.high), edges)[0] for values in groups]), edges
 
@@ -154,7 +154,7 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, *, alt: str, size: tu
 
 
 def scatter(points: Sequence[Point], x: Axis, y: Axis, *, alt: str, size: tuple[int, int]) -> Chart:
-    """Points, with the line on which both values are the same."""
+    """Points, with the line of equality."""
     chart = Chart(x, y, alt=alt, size=size)
     low, high = max(x.low, y.low), min(x.high, y.high)
     chart.lines.append((chart.at(low, low), chart.at(high, high), "diagonal"))
@@ -165,7 +165,7 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, *, alt: str, size: tuple[
 def histogram(
     used: Sequence[float], rejected: Sequence[float], x: Axis, *, alt: str, cut: float | None, size: tuple[int, int]
 ) -> Chart:
-    """How many values lie where, with the border between both kinds, unless it lies at no one value."""
+    """A stacked histogram, with the threshold between used and rejected values where there is a single one."""
     bins = 25
     counts, _ = _counts((used, rejected), x, bins)
     y = Axis(title="cases", high=max(int(counts.sum(axis=0).max()), 1) * 1.05, is_whole=True)
@@ -177,7 +177,7 @@ def histogram(
 
 
 def strips(rows: Sequence[Strip], x: Axis, *, alt: str, width: int = 700) -> Chart:
-    """A small histogram per row, one below the other, each to its own height."""
+    """A small histogram per row, each to its own scale."""
     size = (width, 30 * len(rows) + _TOP + _BOTTOM)
     left = 24 + 7 * max((len(row.name) for row in rows), default=0)
     chart = Chart(x, Axis(title="", high=len(rows)), alt=alt, size=size, left=left)

@@ -1,4 +1,4 @@
-"""Label maps drawn over the image, in three planes: what one looks at before believing a number."""
+"""Label maps over the image, in three planes: look at them before believing a number."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _PLANES = ("axial", "coronal", "sagittal")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Plane:
-    """One slice as it hangs on the wall: head or nose up, the patient's right (or nose) on the left.
+    """One slice in radiological display: head or nose up, the patient's right (or nose) on the left.
 
     Attributes:
         filled: Indices that are drawn as areas.
@@ -137,10 +137,13 @@ def review_picture(
     for array in (used_zyx, rejected_zyx):
         if array.shape != image_zyx.shape:
             raise ValueError(f"arrays of one shape expected, found {array.shape} and {image_zyx.shape}")
-    drawn = np.maximum(used_zyx, rejected_zyx)
-    organs = int(drawn.max())
-    looked_at = (drawn == focus).astype(np.uint8) if focus is not None and (drawn == focus).any() else drawn
-    planes = _cut(image_zyx, [used_zyx, rejected_zyx], busiest_slices(looked_at, int(looked_at.max())), spacing_zyx_mm)
+    label_zyx = np.maximum(used_zyx, rejected_zyx)
+    organs = int(label_zyx.max())
+    target_zyx = label_zyx
+    if focus is not None and (label_zyx == focus).any():
+        target_zyx = (label_zyx == focus).astype(np.uint8)
+    position = busiest_slices(target_zyx, int(target_zyx.max()))
+    planes = _cut(image_zyx, [used_zyx, rejected_zyx], position, spacing_zyx_mm)
     widths = _widths(planes, _REVIEW_INCHES)
     figure = new_figure(figsize=(sum(widths), _REVIEW_INCHES + 0.3), facecolor="black", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)  # type: ignore[call-arg, union-attr]
@@ -157,9 +160,9 @@ def review_picture(
 
 
 def busiest_slices(indices_zyx: np.ndarray, organs: int) -> IntTriple:
-    """Per axis, the slice that cuts most organs, and among those the one where they are largest.
+    """Per axis, the slice through most organs, and among those the one where they are largest.
 
-    Each organ's area counts relative to its own largest, so that small organs have a say. Without any organ: the
+    Each organ's area counts relative to its own largest, so that small organs count too. Without any organ: the
     middle.
     """
     position = [size // 2 for size in indices_zyx.shape]

@@ -24,7 +24,7 @@ def render(template: str, **values: object) -> str:
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """What all templates have in common."""
+    """The settings and filters of all templates."""
     import jinja2  # here: it is needed where a page is written, and nowhere else
 
     made = jinja2.Environment(
@@ -39,5 +39,5 @@ def environment() -> jinja2.Environment:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many digits after the point; a dash where there is none."""
+    """A number with this many decimals; a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""What all pictures have in common: every text in them stands as it is, whatever it looks like to matplotlib."""
+"""Shared by all pictures: text is shown literally, whatever it looks like to matplotlib."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.rounds.report.cases import choose
 from flaresemi.rounds.report.cautions import about_cases, about_the_round
 from flaresemi.rounds.report.facts import RoundFacts, gather
-from flaresemi.rounds.report.selected import kinds
+from flaresemi.rounds.report.selected import count_reasons
 from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.state import RoundConfig
 from flaresemi.rounds.stopping import StopRule, Verdict, judge
@@ -188,8 +188,8 @@ def test_rejected_organs_are_named_with_their_reason(good: Workspace, good_page:
 
 def test_like_reasons_are_counted_together() -> None:
     reasons = ["agreement 0.512 below 0.8", "agreement 0.7 below 0.8", "reaches out of the region"]
-    assert kinds(reasons) == {"agreement … below 0.8": 2, "reaches out of the region": 1}
-    assert kinds(["3 ml, labeled cases have 5 to 9"]) == {"3 ml, labeled cases have 5 to 9": 1}
+    assert count_reasons(reasons) == {"agreement … below 0.8": 2, "reaches out of the region": 1}
+    assert count_reasons(["3 ml, labeled cases have 5 to 9"]) == {"3 ml, labeled cases have 5 to 9": 1}
 
 
 def test_unusual_unlabeled_cases_are_warned_of_and_no_others(good: Workspace) -> None:

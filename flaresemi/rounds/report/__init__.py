@@ -1,1 +1,1 @@
-"""The page that a round leaves for a person: did it help, what was selected, and can it be trusted."""
+"""The report of a round, for a person: whether it helped, what was selected, whether to trust it."""

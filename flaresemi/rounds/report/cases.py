@@ -36,7 +36,7 @@ def pictures(facts: RoundFacts) -> dict[str, list[dict[str, object]]]:
 
 
 def choose(facts: RoundFacts) -> dict[str, list[Shown]]:
-    """Which cases are shown, under which title; none twice."""
+    """The cases to show, by title; none twice."""
     selection = facts.selection
     if selection is None:
         return {}
@@ -87,7 +87,7 @@ def _around_the_organ_cut(facts: RoundFacts, selection: Selection, ranked: list[
 
 
 def _described(facts: RoundFacts, shown: Shown) -> dict[str, object]:
-    """Picture, name, score and fate of a case; which organs were used, and why others were rejected."""
+    """A case: its picture, score and outcome, the organs that were used, and why others were rejected."""
     score, selection = shown.score, facts.selection
     used = facts.used[score.case_id]
     chosen = next((case for case in selection.selected if case.case_id == score.case_id), None) if selection else None
@@ -109,7 +109,7 @@ def _described(facts: RoundFacts, shown: Shown) -> dict[str, object]:
 
 
 def _picture(facts: RoundFacts, shown: Shown) -> dict[str, object]:
-    """A JPEG in base 64 and its width and height, or the problem that kept it from being made."""
+    """A JPEG in base 64 with its width and height, or the problem that prevented it."""
     case_id = shown.score.case_id
     try:
         stored = facts.pseudo_labels.open(case_id)

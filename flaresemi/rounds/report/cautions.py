@@ -1,4 +1,4 @@
-"""What should make a reader hesitate: about the round, and about single unlabeled cases."""
+"""Warnings about the round and about single unlabeled cases."""
 
 import collections
 

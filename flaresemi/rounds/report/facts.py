@@ -1,4 +1,4 @@
-"""Everything that a round left on disk and its page tells; read once, computed by nobody here."""
+"""Everything that the report shows of a round, read from disk once; nothing is recomputed."""
 
 import dataclasses
 import math
@@ -69,7 +69,7 @@ class Change:
 
 
 class Recall(NamedTuple):
-    """The share of an organ of a held-out case that lies in the region that COARSE finds."""
+    """The share of an organ of a held-out case inside the region that COARSE finds."""
 
     case_id: str
     organ: str
@@ -78,15 +78,15 @@ class Recall(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RoundFacts:
-    """What is known of a round and of those before it.
+    """All that is known of a round and of those before it.
 
     Attributes:
         workspace: Where everything lies.
         fold: The chain's fold.
         folds: Chains whose held-out cases judge together.
         number: Of the round, from 1.
-        rule: When the chain ends.
-        verdict: On this round; None where no held-out case could judge it.
+        rule: When the chain stops.
+        verdict: On this round; None where there is no held-out case.
         plans: Of the dataset.
         fingerprint: Of the labeled cases.
         held_out: From the supervised start to this round; empty without held-out cases.
@@ -96,8 +96,8 @@ class RoundFacts:
         scores: Of this round's pseudo-labels, best first.
         calibration: Of the scores; None where there were too few held-out cases.
         observations: Scores of held-out cases, with their true Dice.
-        recall: What this round's COARSE keeps of the organs of the fold's held-out cases; empty without COARSE.
-        not_found: Files that should be there and are not, in words.
+        recall: Recall of this round's COARSE region on the fold's held-out cases; empty without COARSE.
+        not_found: Missing files and the consequence, in words.
     """
 
     workspace: Workspace
@@ -177,7 +177,7 @@ class RoundFacts:
 
     @property
     def judge(self) -> str:
-        """What the scores of the organs are called."""
+        """The quantity that the organs are scored by."""
         organs = (organ for case in self.scores for organ in case.organs.values())
         return "predicted Dice" if any(organ.predicted_dice is not None for organ in organs) else "agreement"
 
@@ -245,7 +245,7 @@ def gather(
 
 
 def name_of(number: int) -> str:
-    """What the page calls a round."""
+    """A round's name on the page."""
     return "start" if number == 0 else f"round {number}"
 
 

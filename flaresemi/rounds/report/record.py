@@ -1,4 +1,4 @@
-"""How the round was made: training curves, time, and every parameter."""
+"""Training curves, time spent and every parameter of a round."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ def curves(facts: RoundFacts) -> dict[str, dict[str, object]]:
 
 
 def _stage_curves(facts: RoundFacts, stage: Stage) -> dict[str, object]:
-    """The charts, and the series that the legend names."""
+    """The charts, and the series of their legend."""
     histories = {number: read_history(facts.model(number, stage).history) for number in range(facts.number + 1)}
     loss, dice = (_series(facts, histories, key) for key in ("loss", "validation_mean"))
     charts = [_chart(loss, "training loss", None, stage)] if any(histories.values()) else []
@@ -62,7 +62,7 @@ def times(facts: RoundFacts) -> list[dict[str, object]]:
 
 
 def parameters(facts: RoundFacts) -> dict[str, object]:
-    """The chapter with every number that decided something: groups of names and values, and the checkpoints' hashes."""
+    """The chapter with every parameter: groups of names and values, and the checkpoints' hashes."""
     groups = [
         ("Round", f"Choices of round {facts.number} (round.json)", flat(to_plain(facts.state.config))),
         ("Stop rule", "When the chain ends", flat(to_plain(facts.rule))),
@@ -76,7 +76,7 @@ def parameters(facts: RoundFacts) -> dict[str, object]:
 
 
 def _checkpoints(facts: RoundFacts) -> list[tuple[str, str, str]]:
-    """What each is, its hash, its file."""
+    """Description, hash and file of each."""
     labeled_by = facts.scores[0].made_with if facts.scores else ()
     rows = [("labeled this round's cases", found, "") for found in labeled_by]
     for stage in reversed(facts.stages):
@@ -109,11 +109,11 @@ def flat(plain: object, at: str = "") -> list[tuple[str, str]]:
         inside = [flat(value, f"{at}.{name}" if at else str(name)) for name, value in plain.items()]
         return [line for lines in inside for line in lines]
     if isinstance(plain, list):
-        return [(at, ", ".join(map(_told, plain)) or "none")]
-    return [(at, _told(plain))]
+        return [(at, ", ".join(map(_as_text, plain)) or "none")]
+    return [(at, _as_text(plain))]
 
 
-def _told(value: object) -> str:
+def _as_text(value: object) -> str:
     if value is None:
         return "not set"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Did the round help? The verdict, and the held-out real cases behind it."""
+"""The verdict on a round, and the held-out real cases behind it."""
 
 from flaresemi.plans import Stage
 from flaresemi.reporting.charts import Axis, Series, line_chart
@@ -8,8 +8,8 @@ from flaresemi.rounds.report.facts import Change, Metric, RoundFacts, name_of
 _METRICS: tuple[tuple[str, Metric], ...] = (("Dice", "dice"), ("NSD", "nsd"))
 
 
-def verdict(facts: RoundFacts) -> dict[str, object]:
-    """The first thing to read: helped or not, by how much, what fell beyond doubt, and what comes next."""
+def summary(facts: RoundFacts) -> dict[str, object]:
+    """The summary at the top: whether the round helped and by how much, the organs that clearly fell, key figures."""
     tone, headline = _headline(facts)
     since = {organ: facts.change(facts.best_before, organ=organ) for organ in facts.organs} if facts.held_out else {}
     return {
@@ -41,7 +41,7 @@ def _headline(facts: RoundFacts) -> tuple[str, str]:
 
 
 def _figures(facts: RoundFacts) -> list[tuple[str, object, str]]:
-    """Key figures: what each is, its value, and what to compare it with."""
+    """Key figures: name, value, and what to compare it with."""
     rows: list[tuple[str, object, str]] = []
     if facts.held_out:
         for title, metric in _METRICS:
@@ -100,7 +100,7 @@ def results(facts: RoundFacts) -> dict[str, object]:
 
 
 def _round(facts: RoundFacts, number: int) -> dict[str, object]:
-    """What a round reached, what it was trained on, what it took."""
+    """A round's scores, its training labels and its duration."""
     return {
         "name": name_of(number),
         "is_best": facts.verdict is not None and facts.verdict.best_round == number,

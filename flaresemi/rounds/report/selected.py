@@ -1,4 +1,4 @@
-"""What was selected: the scores, where the cut fell, and what was accepted of every organ."""
+"""The selection: scores, thresholds, and what was accepted of every organ."""
 
 import re
 import statistics
@@ -10,7 +10,7 @@ from flaresemi.selection import Selection
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
-#: Width and height of charts that stand side by side.
+#: Width and height of charts side by side.
 _HALF = (480, 300)
 
 
@@ -34,18 +34,18 @@ def selected(facts: RoundFacts) -> dict[str, object]:
         "most": max(scores),
         "median": statistics.median(scores),
         **_case_histogram(facts, selection),
-        **_worth(facts),
+        **_agreement_against_dice(facts),
         "strips": _organ_strips(facts, selection),
         "has_cuts": bool(selection.organ_cuts),
         "organs": [_organ(facts, organ) for organ in facts.organs],
-        "case_reasons": kinds(list(selection.rejected.values())),
-        "organ_reasons": kinds(organs),
+        "case_reasons": count_reasons(list(selection.rejected.values())),
+        "organ_reasons": count_reasons(organs),
         "rejected_organs": len(organs),
     }
 
 
-def _worth(facts: RoundFacts) -> dict[str, object]:
-    """What a score was worth where the real labels are known: a chart, and how far agreement flatters on average."""
+def _agreement_against_dice(facts: RoundFacts) -> dict[str, object]:
+    """Agreement against the true Dice of held-out cases: a chart, and the mean bias of agreement."""
     points = [(each.score.agreement, each.dice) for each in facts.observations if each.score.agreement is not None]
     if not points:
         return {"observations": 0}
@@ -61,7 +61,7 @@ def _worth(facts: RoundFacts) -> dict[str, object]:
 
 
 def _case_histogram(facts: RoundFacts, selection: Selection) -> dict[str, object]:
-    """The scores of the cases, and the least that was used, where that is the border."""
+    """The scores of the cases, and the lowest that was used, where that is the threshold."""
     names = {case.case_id for case in selection.selected}
     used = [case.score for case in facts.scores if case.case_id in names]
     rejected = [case.score for case in facts.scores if case.case_id not in names]
@@ -93,7 +93,7 @@ def _organ_strips(facts: RoundFacts, selection: Selection) -> Chart:
 
 
 def _organ(facts: RoundFacts, organ: str) -> dict[str, object]:
-    """What was accepted of an organ."""
+    """How often an organ was accepted, its scores and its volumes."""
     used = facts.used
     scores = [case.organs[organ] for case in facts.scores]
     taken = [case.organs[organ] for case in facts.scores if organ in used[case.case_id]]
@@ -113,8 +113,8 @@ def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def kinds(reasons: Sequence[str]) -> dict[str, int]:
-    """How often which reason stood, the most frequent first; numbers that differ between the like are left out."""
+def count_reasons(reasons: Sequence[str]) -> dict[str, int]:
+    """Counts of like reasons, the most frequent first; numbers that differ among them are left out."""
     found: dict[str, list[list[str]]] = {}
     for reason in reasons:
         found.setdefault(_NUMBER.sub("…", reason), []).append(_NUMBER.findall(reason))

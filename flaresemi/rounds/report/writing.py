@@ -1,4 +1,4 @@
-"""The page as a whole: what is read, in which order, and the file it becomes."""
+"""Writes the report of a round."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from flaresemi.rounds.report.cases import pictures
 from flaresemi.rounds.report.cautions import cautions
 from flaresemi.rounds.report.facts import RoundFacts, gather, name_of
 from flaresemi.rounds.report.record import curves, parameters, times
-from flaresemi.rounds.report.results import results, verdict
+from flaresemi.rounds.report.results import results, summary
 from flaresemi.rounds.report.selected import selected
 from flaresemi.rounds.stopping import StopRule, Verdict
 from flaresemi.training.runs import now
@@ -37,9 +37,9 @@ def write_report(
     verdict: Verdict | None,
     folds: Sequence[str] = (),
 ) -> Path:
-    """Writes the page of a complete round, atomically; again whenever asked, since nothing is computed.
+    """Writes the page of a complete round, atomically; it can be written again at any time, since nothing is computed.
 
-    The page needs nothing but itself: style and pictures are inside, and nothing is fetched.
+    The page is self-contained: style and pictures are inside, and nothing is fetched.
 
     Args:
         workspace: Where everything lies.
@@ -74,8 +74,8 @@ def _page(facts: RoundFacts) -> str:
         number=facts.number,
         is_judged=bool(facts.held_out),
         best_before=facts.best_before,
-        stop=facts.verdict,
-        verdict=verdict(facts),
+        verdict=facts.verdict,
+        summary=summary(facts),
         results=results(facts),
         selected=selected(facts),
         pictures=pictures(facts),
@@ -89,7 +89,7 @@ def _page(facts: RoundFacts) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    """A time as a person says it; a dash where there is none."""
+    """A duration in words; a dash where there is none."""
     if seconds is None:
         return "–"
     if seconds < 60:
