@@ -1,4 +1,4 @@
-"""What other installed packages add: trainers and networks, by the entry points that those packages declare.
+"""What other installed packages add to flaresemi, by the entry points that those packages declare.
 
 A name from a file or an option is looked up among the entry points of its group and nowhere else: what can be loaded is
 what somebody installed for flaresemi. `by_path` imports a module by name, and takes only what the user typed.
@@ -17,10 +17,19 @@ TRAINERS = "flaresemi.trainers"
 #: Builders of networks: (NetworkPlan, **arguments) to a torch module.
 NETWORKS = "flaresemi.networks"
 
+#: Augmentation by name: a `flaresemi.training.augmentation.Strength`.
+AUGMENTATIONS = "flaresemi.augmentations"
+
+#: Readers of image files, by the ending without its dot: (Path) to a `flaresemi.io.image_file.ImageFile`.
+READERS = "flaresemi.readers"
+
+#: Metrics: (prediction, reference, spacing) of one organ to a number, see `flaresemi.evaluation.metrics`.
+METRICS = "flaresemi.metrics"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Provider:
-    """Where something comes from that flaresemi does not hold itself.
+class Package:
+    """Who holds what flaresemi does not hold itself.
 
     Attributes:
         package: Name of the installed package; the module where no package says that it holds it.
@@ -45,7 +54,7 @@ def installed(group: str) -> dict[str, list[importlib.metadata.EntryPoint]]:
 
 def load(
     group: str, name: str, *, own: tuple[str, ...] = (), error: type[FlaresemiError] = ConfigError
-) -> tuple[object, Provider]:
+) -> tuple[object, Package]:
     """Imports what an installed package calls `name`.
 
     Args:
@@ -61,19 +70,19 @@ def load(
             fix=f"known here: {', '.join(sorted({*own, *known})) or 'none'}; install the package that declares it",
         )
     if len(known[name]) > 1:
-        packages = ", ".join(str(_origin(entry)) for entry in known[name])
+        packages = ", ".join(str(_package(entry)) for entry in known[name])
         raise error(f"several packages have '{name}' in {group}: {packages}", fix="uninstall all but one of them")
     (entry,) = known[name]
     try:
-        return entry.load(), _origin(entry)
+        return entry.load(), _package(entry)
     except (ImportError, AttributeError) as problem:
         raise error(
-            f"'{name}' of {_origin(entry)} cannot be imported: {shown(str(problem), 200)}",
+            f"'{name}' of {_package(entry)} cannot be imported: {shown(str(problem), 200)}",
             fix="repair or reinstall that package",
         ) from problem
 
 
-def by_path(path: str) -> tuple[object, Provider]:
+def by_path(path: str) -> tuple[object, Package]:
     """Imports `package.module:Name`, as the user typed it.
 
     Raises:
@@ -89,14 +98,24 @@ def by_path(path: str) -> tuple[object, Provider]:
             f"'{shown(path)}' cannot be imported: {shown(str(problem), 200)}",
             fix="give package.module:Name of something installed, or set PYTHONPATH to the folder that holds it",
         ) from problem
-    top = module_name.partition(".")[0]
-    packages = importlib.metadata.packages_distributions().get(top, [])
-    if not packages:
-        return found, Provider(package=module_name, version="")
-    return found, Provider(package=packages[0], version=importlib.metadata.version(packages[0]))
+    return found, package_of(module_name)
 
 
-def _origin(entry: importlib.metadata.EntryPoint) -> Provider:
+def declared_by(group: str, name: str) -> Package | None:
+    """The package that declares `name`; None where none does, or several do. Nothing is imported."""
+    entries = installed(group).get(name, [])
+    return _package(entries[0]) if len(entries) == 1 else None
+
+
+def package_of(module_name: str) -> Package:
+    """The installed package that holds a module; the module itself, without a version, where none says so."""
+    found = importlib.metadata.packages_distributions().get(module_name.partition(".")[0], [])
+    if not found:
+        return Package(package=module_name, version="")
+    return Package(package=found[0], version=importlib.metadata.version(found[0]))
+
+
+def _package(entry: importlib.metadata.EntryPoint) -> Package:
     if entry.dist is None:
-        return Provider(package=entry.module, version="")
-    return Provider(package=entry.dist.name, version=entry.dist.version)
+        return Package(package=entry.module, version="")
+    return Package(package=entry.dist.name, version=entry.dist.version)

@@ -1,9 +1,11 @@
 """What stands for an image on disk: a file by its ending, or a folder that holds the DICOM slices of a series."""
 
+import functools
 import logging
 import os
 from pathlib import Path
 
+from flaresemi.extensions import READERS, installed
 from flaresemi.files import open_regular
 from flaresemi.system_errors import is_shortage
 
@@ -11,6 +13,13 @@ logger = logging.getLogger(__name__)
 
 #: File name endings that are read as images, longest first.
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+
+
+@functools.cache
+def image_endings() -> tuple[str, ...]:
+    """All endings that are read as images: ours, and those that installed packages read."""
+    return (*IMAGE_ENDINGS, *sorted({f".{name.lower()}" for name in installed(READERS)} - set(IMAGE_ENDINGS)))
+
 
 #: How 3D Slicer names a segmentation, which is a label map and never an image.
 SEGMENTATION_ENDING = ".seg.nrrd"
@@ -27,7 +36,7 @@ def image_stem(path: Path) -> str | None:
 
     Of a segmentation of 3D Slicer, CASE.seg.nrrd, it is CASE.
     """
-    for ending in (SEGMENTATION_ENDING, *IMAGE_ENDINGS):
+    for ending in (SEGMENTATION_ENDING, *image_endings()):
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
     return None

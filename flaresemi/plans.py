@@ -299,7 +299,7 @@ class Plans:
     channels: tuple[str, ...]
     labels: LabelSet
     fingerprint_hash: str
-    preset: Literal["small", "base", "large"]
+    preset: Literal["small", "base", "large", "resenc_m", "mednext"]
     memory_gib: MemoryGib
     body: BodyRule
     fine: StagePlan

@@ -28,6 +28,7 @@ class Range:
 
 #: A part of a whole, a probability, Dice.
 Share = Annotated[float, Range(0, 1)]
+OtherMetric = Annotated[float, Range(-1e30, 1e30)]
 OpenShare = Annotated[float, Range(0, 1, above=True, below=True)]
 ShareBelowOne = Annotated[float, Range(0, 1, below=True)]
 #: By how much a share has changed.

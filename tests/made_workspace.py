@@ -10,8 +10,11 @@ def shrink(workspace: Path) -> None:
     plans = json.loads(path.read_text(encoding="utf-8"))
     for stage in ("fine", "coarse"):
         network = plans[stage]["network"]
+        levels = min(3, len(network["features"]))
         for name in ("kernels", "strides"):
-            network[name] = network[name][:3]
-        network |= {"features": [4, 8, 8], "decoder_convs": [1, 1], "encoder_convs": [1, 1, 1]}
+            network[name] = network[name][:levels]
+        network |= {
+            "features": [4, 8, 8][:levels], "decoder_convs": [1] * (levels - 1), "encoder_convs": [1] * levels
+        }  # fmt: skip
         plans[stage]["patch_zyx"] = [32, 32, 32]
     path.write_text(json.dumps(plans), encoding="utf-8")

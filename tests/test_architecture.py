@@ -74,7 +74,7 @@ ENVIRONMENT = (
 #: Reasons to think, not numbers to meet: what is longer and one thing all the same is in `LONGER`, with why.
 LINES_OF_A_MODULE = 400
 LINES_OF_A_FUNCTION = 60
-LONGER: dict[str, str] = {}
+LONGER: dict[str, str] = {"training/trainer.py": "the loop, its hooks and the state that it goes on from"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from flaresemi.cli.output import ReaderLeft, require_printed, unfailing_output
 from flaresemi.errors import ConfigError, FlaresemiError, listed, shown, visible
 from flaresemi.log_lines import LineFormatter
 from flaresemi.machine import raise_file_limit
-from flaresemi.records import closest
+from flaresemi.records import closest, parse_json
 from flaresemi.system_errors import explained
 from flaresemi.workspace import Workspace
 
@@ -147,6 +147,34 @@ def add_field_option(
         default=argparse.SUPPRESS,
         help=f"{text} [{value}]",
     )  # fmt: skip
+
+
+def add_trainer_options(group: argparse._ArgumentGroup) -> None:
+    """`--trainer` and `--trainer-setting`; they stand in the options only if they were given."""
+    group.add_argument(
+        "--trainer", default=argparse.SUPPRESS, metavar="NAME",
+        help="who trains: a name that an installed package declares, or package.module:Class [default]",
+    )  # fmt: skip
+    group.add_argument(
+        "--trainer-setting", dest="trainer_settings", action=AddSetting, default=argparse.SUPPRESS,
+        metavar="NAME=VALUE", help="a choice of that trainer; once for each",
+    )  # fmt: skip
+
+
+class AddSetting(argparse.Action):
+    """Adds NAME=VALUE to a dict; a value that is a JSON number or truth value is one, all others are texts."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        name, equals, text = values.partition("=")
+        if not name or not equals:
+            raise argparse.ArgumentError(self, f"must be NAME=VALUE: found '{shown(values, 40)}'")
+        value: object = text
+        with contextlib.suppress(ValueError):
+            read = parse_json(text)
+            value = read if isinstance(read, bool | int | float) else text
+        setattr(namespace, self.dest, (getattr(namespace, self.dest, None) or {}) | {name: value})
 
 
 def flag_of(name: str) -> str:

@@ -62,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
         help="organs to score in the reference's slices only, instead of those that are declared so (none: no organ)",
     )  # fmt: skip
     parser.add_argument(
+        "--metric", dest="metrics", action="append", default=[], metavar="NAME",
+        help="a further metric, by the name that an installed package declares; once for each",
+    )  # fmt: skip
+    parser.add_argument(
         "--official", action="store_true",
         help="as the organizers' scripts: leave out the last slice of a z-range, NSD 0 below Dice 0.2, four digits",
     )  # fmt: skip
@@ -105,6 +109,7 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> None:
         labels,
         annotated=annotated,
         official=options.official,
+        metrics=options.metrics,
         allow_missing=options.allow_missing,
         workers=options.workers,
         images={case_id: channels[0] for case_id, channels in (images or {}).items()},

@@ -7,7 +7,7 @@ from flaresemi.case_names import case_file, check_name, refuse_alike
 from flaresemi.dataset import LAYOUTS, Case, find_images
 from flaresemi.errors import ConfigError, ImageError, listed, shown
 from flaresemi.files import read_text
-from flaresemi.image_paths import holds_slices, image_name, image_stem, named_images, visible_files
+from flaresemi.image_paths import IMAGE_ENDINGS, holds_slices, image_name, image_stem, named_images, visible_files
 from flaresemi.inference.prediction_records import load_prediction
 from flaresemi.io.image_file import image_ending
 from flaresemi.phantom.dataset import TEST_LABELS
@@ -68,7 +68,7 @@ def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
 def output_paths(cases: Sequence[Case], source: Path, output: Path) -> list[Path]:
     """Where the label map of each case goes: into a folder, named like the case with the ending of its image.
 
-    That of a DICOM series is a .nii.gz file.
+    That of a DICOM series, or of a file that another package reads, is a .nii.gz file.
 
     Raises:
         ConfigError: an image file is named as the output of a folder or list.
@@ -80,6 +80,7 @@ def output_paths(cases: Sequence[Case], source: Path, output: Path) -> list[Path
     if output.exists() and not output.is_dir():
         raise ConfigError("the output exists and is no folder", where=output)
     endings = [".nii.gz" if case.images[0].is_dir() else image_ending(case.images[0]) for case in cases]
+    endings = [ending if ending in IMAGE_ENDINGS else ".nii.gz" for ending in endings]
     return [case_file(output, case.id, ending) for case, ending in zip(cases, endings, strict=True)]
 
 

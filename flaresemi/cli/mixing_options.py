@@ -11,9 +11,8 @@ from flaresemi.training.mixing import Mixing
 def add_mixing_options(group: argparse._ArgumentGroup) -> None:
     """A flag for each field of `Mixing`."""
     default = Mixing()
-    strengths = ("none", "standard", "strong")
     add_field_option(group, "pseudo_share", default, "share of the patches from pseudo-labeled cases")
-    add_field_option(group, "pseudo_augmentation", default, "strength for pseudo-labeled cases", choices=strengths)
+    add_field_option(group, "pseudo_augmentation", default, "--augmentation of the pseudo-labeled cases")
     add_field_option(group, "paste_share", default, "share of the patches with a box from the other kind of case")
     add_field_option(group, "fine_tune", default, "share of the iterations, at the end, on real labels alone")
 

@@ -10,7 +10,15 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from flaresemi.cli.common import StrictParser, add_dataset_options, dataset_words, open_workspace, print_next, run
+from flaresemi.cli.common import (
+    AddSetting,
+    StrictParser,
+    add_dataset_options,
+    dataset_words,
+    open_workspace,
+    print_next,
+    run,
+)
 from flaresemi.cli.numbers import count, number
 from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
@@ -28,6 +36,7 @@ from flaresemi.planning.inspection import inspect_dataset
 from flaresemi.planning.planner import choose_body, make_plans
 from flaresemi.planning.preparation import Task, pending, prepare_dataset, write_lists
 from flaresemi.planning.present_plans import present_plans
+from flaresemi.planning.presets import PRESETS
 from flaresemi.planning.splits import DEFAULT_FOLDS, DEFAULT_SEED, Splits, load_or_make_splits
 from flaresemi.plans import DatasetFingerprint, MemoryGib, Plans, Stage, load_plans
 from flaresemi.ranges import Seed
@@ -138,6 +147,8 @@ def _plans(options: argparse.Namespace, fingerprint: DatasetFingerprint, workspa
                 ("--preset", options.preset, "auto"),
                 ("--gpu-memory-gib", options.gpu_memory_gib, None),
                 ("--stages", options.stages, "auto"),
+                ("--network", options.network, None),
+                ("--network-argument", options.network_arguments, None),
             )
             if value != default
         ]
@@ -149,7 +160,10 @@ def _plans(options: argparse.Namespace, fingerprint: DatasetFingerprint, workspa
         return plans
     preset, why = _preset(options.preset)
     try:
-        plans = make_plans(fingerprint, preset=preset, memory_gib=options.gpu_memory_gib, stages=options.stages)  # type: ignore[arg-type]
+        plans = make_plans(
+            fingerprint, preset=preset, memory_gib=options.gpu_memory_gib, stages=options.stages,  # type: ignore[arg-type]
+            architecture=options.network, arguments=options.network_arguments,
+        )  # fmt: skip
     except ValueError as problem:
         raise PlanError(
             f"no plans can be made for this dataset: {problem}", where=options.dataset,
@@ -300,8 +314,16 @@ def _parser() -> argparse.ArgumentParser:
     add_dataset_options(parser)
     plan = parser.add_argument_group("plans", "count when plans.json is made: the first time, or with --replan")
     plan.add_argument(
-        "--preset", choices=["auto", "small", "base", "large"], default="auto",
+        "--preset", choices=["auto", *PRESETS], default="auto",
         help="network family; auto: base where a CUDA GPU is visible, else small",
+    )  # fmt: skip
+    plan.add_argument(
+        "--network", metavar="NAME",
+        help="who builds FINE's network: unet, mednext, or a name that an installed package declares [the preset's]",
+    )  # fmt: skip
+    plan.add_argument(
+        "--network-argument", dest="network_arguments", action=AddSetting, metavar="NAME=VALUE",
+        help="an argument of that network; once for each",
     )  # fmt: skip
     plan.add_argument(
         "--gpu-memory-gib", type=number(MemoryGib), default=None, metavar="G", help="memory for training [the preset's]"

@@ -14,6 +14,7 @@ from flaresemi.cli.common import (
     add_dataset_options,
     add_field_option,
     add_time_limit_option,
+    add_trainer_options,
     dataset_words,
     flag_of,
     open_workspace,
@@ -39,7 +40,9 @@ from flaresemi.rounds.exporting import export_round
 from flaresemi.rounds.round import Execution, Round
 from flaresemi.rounds.state import PRESETS, STEPS, RoundConfig, load_state
 from flaresemi.rounds.stopping import StopRule
+from flaresemi.training.augmentation import strength_of
 from flaresemi.training.mixing import Mixing
+from flaresemi.training.trainers import trainer_class
 from flaresemi.workspace import Workspace
 
 logger = logging.getLogger("flaresemi.cli.semi_round")  # also when run with python -m
@@ -48,7 +51,7 @@ logger = logging.getLogger("flaresemi.cli.semi_round")  # also when run with pyt
 _FEW_LABELS = 25
 #: Options that are fields of a record, and stand among the options only if they were given.
 _RULE = ("organ_threshold", "organ_share", "volume_factor", "best_share", "case_threshold", "require_complete")
-_STUDENTS = ("start", "length", "tta")
+_STUDENTS = ("start", "length", "tta", "trainer", "trainer_settings")
 _STOP = ("patience", "min_delta", "max_rounds")
 _METHOD = ("preset", "select", *_RULE, *(field.name for field in dataclasses.fields(Mixing)), *_STUDENTS, *_STOP)
 _STOPPED = "stopped and saved; the same command goes on"
@@ -195,6 +198,10 @@ def _folds(workspace: Workspace) -> tuple[str, ...]:
 def _round_config(options: argparse.Namespace) -> RoundConfig:
     """The options, on top of what the preset says."""
     usual = PRESETS[getattr(options, "preset", "default")]
+    if "trainer" in options:
+        trainer_class(options.trainer)  # now, and not after the pool is labeled
+    if options.__dict__.get("pseudo_augmentation", "none") != "none":
+        strength_of(options.pseudo_augmentation)
     rule = {"rule": options.select} if options.select else {}
     return dataclasses.replace(
         usual,
@@ -356,6 +363,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     add_mixing_options(students)
     add_field_option(students, "start", round_defaults, "weights to start from", choices=["scratch", "previous"])
     add_field_option(students, "length", round_defaults, "iterations, relative to the supervised training")
+    add_trainer_options(students)
     stop = parser.add_argument_group("stop rule")
     add_field_option(stop, "patience", stop_defaults, "rounds without an improvement before the chain ends")
     add_field_option(stop, "min_delta", stop_defaults, "mean Dice that counts as an improvement")

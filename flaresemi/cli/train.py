@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -33,12 +32,10 @@ from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import ConfigError
 from flaresemi.locking import working_alone
 from flaresemi.plans import Stage
-from flaresemi.training.config import TrainingConfig
 from flaresemi.training.distillation import caution
 from flaresemi.training.profiling import profile
-from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import TrainingTask, load_task
-from flaresemi.training.trainer import Trainer
+from flaresemi.training.trainers import make_trainer
 from flaresemi.training.validation import validate
 from flaresemi.workspace import Workspace
 
@@ -88,7 +85,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
             semi = supervision(options, task, workspace, ranks, resume=resume)
             config = configuration(task.folder, options, resume=resume)
             clear(task.folder, options, ranks)
-            trainer = _trainer(
+            trainer = make_trainer(
                 task, config, semi, device=device, ranks=ranks, command=command, stop_requested=signals.requested
             )
             if not (resume and is_complete(task.folder, config)) and not trainer.fit(resume=resume):
@@ -99,10 +96,6 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
                 raise StoppedEarly("trained and saved; the same command with --continue validates on whole images")
         if ranks.is_main:
             _finish(options, workspace, trainer.task, device, config.precision)
-
-
-def _trainer(task: TrainingTask, config: TrainingConfig, semi: SemiSupervision | None, **settings: Any) -> Trainer:
-    return Trainer(task, config, **settings) if semi is None else SemiSupervisedTrainer(task, config, semi, **settings)
 
 
 def _profile(options: argparse.Namespace, task: TrainingTask, device: torch.device, ranks: Ranks) -> None:
@@ -117,7 +110,7 @@ def _profile(options: argparse.Namespace, task: TrainingTask, device: torch.devi
             fix="leave --pseudo-labels out: the networks cost the same",
         )
     config = configuration(task.folder, options, resume=options.resume and task.folder.run_record.exists())
-    told = profile(Trainer(task, config, device=device, ranks=ranks), options.profile).table()
+    told = profile(make_trainer(task, config, device=device, ranks=ranks), options.profile).table()
     if ranks.is_main:
         print(told)
         require_printed()

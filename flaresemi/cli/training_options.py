@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from flaresemi.cli.common import StrictParser, add_dataset_options, add_time_limit_option, duration
+from flaresemi.cli.common import StrictParser, add_dataset_options, add_time_limit_option, add_trainer_options, duration
 from flaresemi.cli.mixing_options import add_mixing_options
 from flaresemi.cli.numbers import count, field_type, number
 from flaresemi.plans import Stage
@@ -95,7 +95,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--foreground-share", "share of patches that are centered on an organ")
     add("--region-jitter-mm", "jitter of the faces of the organs' box (two stages)")
     add("--outside-share", "share of patches from anywhere in the body (two stages)")
-    add("--augmentation", "strength", choices=["none", "standard", "strong"])
+    add("--augmentation", "none, standard, strong, or a name that an installed package declares")
     chosen.add_argument(
         "--mirror-axes", type=_axes, default=argparse.SUPPRESS, metavar="x|zyx|none",
         help="axes that are flipped; x swaps left and right organs [x]",
@@ -111,6 +111,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--init-from", "checkpoint to take the first weights from", metavar="CHECKPOINT")
     add("--seed", "of everything random")
+    add_trainer_options(chosen)
 
 
 def _fold(text: str) -> str:

@@ -4,16 +4,17 @@ Source: FLARE22's rules and scripts, https://github.com/JunMa11/FLARE.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from scipy import ndimage
 
+from flaresemi.evaluation.metrics import Metric, measure
 from flaresemi.evaluation.overlap import dice
 from flaresemi.evaluation.surface import surface_distances
 from flaresemi.geometry import FloatTriple
 from flaresemi.labels import Label, LabelSet
-from flaresemi.ranges import DistanceMm, Share, VolumeMl
+from flaresemi.ranges import DistanceMm, OtherMetric, Share, VolumeMl
 
 #: Below this Dice the official script does not compute the surface Dice and calls it 0. (As published for FLARE24; for
 #: FLARE23 the floor is 0.1, and the script in FLARE22's folder has none.)
@@ -33,6 +34,7 @@ class OrganMetrics:
         hd95_mm: Distance within which 95 percent of both surfaces lie; None also where a mask is empty.
         reference_ml: Volume of the organ in the whole reference; None where the case does not annotate it.
         prediction_ml: Volume of the organ in the whole prediction.
+        more: Metrics of other packages, by name; None as they say, and where `dice` is.
     """
 
     dice: Share | None
@@ -40,6 +42,7 @@ class OrganMetrics:
     hd95_mm: DistanceMm | None
     reference_ml: VolumeMl | None
     prediction_ml: VolumeMl
+    more: dict[str, OtherMetric | None] = dataclasses.field(default_factory=dict)
 
 
 def evaluate_case(
@@ -51,6 +54,7 @@ def evaluate_case(
     default_tolerance_mm: float,
     annotated: Collection[str] | None = None,
     official: bool = False,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> tuple[OrganMetrics, ...]:
     """Scores every organ of one case.
 
@@ -67,6 +71,7 @@ def evaluate_case(
         annotated: Names of the organs that the reference annotates; None: all. The others are not scored.
         official: Do as the organizers' scripts do: leave out the last slice of a z-range, call the NSD 0 where Dice
             is below 0.2, round scores to four digits.
+        metrics: Of other packages, by name; they get the whole masks, whatever `z_range` says.
 
     Returns:
         A score per organ, in the order of the label set.
@@ -99,6 +104,9 @@ def evaluate_case(
                 hd95_mm=hd95_mm,
                 reference_ml=np.count_nonzero(reference) * voxel_ml if scored else None,
                 prediction_ml=np.count_nonzero(prediction) * voxel_ml,
+                more=measure(metrics or {}, prediction, reference, spacing_zyx_mm)
+                if scored
+                else dict.fromkeys(metrics or {}),
             )
         )
     return tuple(scores)

@@ -14,6 +14,7 @@ from flaresemi.case_names import check_name, refuse_alike
 from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.errors import DatasetError, ImageError
 from flaresemi.evaluation.flare import OrganMetrics, evaluate_case
+from flaresemi.evaluation.metrics import load_metrics
 from flaresemi.image_paths import IMAGE_ENDINGS, image_stem
 from flaresemi.io.images import LabelMap, read_grid, read_label_map
 from flaresemi.io.segments import EXPORT, RENUMBER, contradictions
@@ -138,6 +139,7 @@ def score_cases(
     default_tolerance_mm: float,
     official: bool = False,
     workers: int | None = None,
+    metrics: Sequence[str] = (),
 ) -> tuple[CaseScores, ...]:
     """Scores pairs of files in parallel, in the order of `pairs`.
 
@@ -148,12 +150,21 @@ def score_cases(
     if workers is None and sum(voxels) < _WORTH_PROCESSES:
         workers = 1
     count = worker_count(0.5 + max(voxels, default=0) * _BYTES_PER_VOXEL / 2**30, workers)
-    score = functools.partial(score_pair, labels=labels, default_tolerance_mm=default_tolerance_mm, official=official)
+    score = functools.partial(
+        score_pair, labels=labels, default_tolerance_mm=default_tolerance_mm, official=official, metrics=tuple(metrics)
+    )
     scored = {pair.case_id: scores for pair, scores in parallel_map(score, pairs, workers=count, progress="evaluation")}
     return tuple(scored[pair.case_id] for pair in pairs)
 
 
-def score_pair(pair: CasePair, *, labels: LabelSet, default_tolerance_mm: float, official: bool = False) -> CaseScores:
+def score_pair(
+    pair: CasePair,
+    *,
+    labels: LabelSet,
+    default_tolerance_mm: float,
+    official: bool = False,
+    metrics: Sequence[str] = (),
+) -> CaseScores:
     """Reads and scores one case; officially, in the order in which the reference's file has its slices.
 
     Raises:
@@ -183,6 +194,7 @@ def score_pair(pair: CasePair, *, labels: LabelSet, default_tolerance_mm: float,
         default_tolerance_mm=default_tolerance_mm,
         annotated=pair.annotated,
         official=official,
+        metrics=load_metrics(metrics),
     )
     return CaseScores(case_id=pair.case_id, organs=dict(zip(labels.names, scores, strict=True)))
 

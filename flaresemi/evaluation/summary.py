@@ -13,7 +13,7 @@ from flaresemi.evaluation.flare import OrganMetrics
 from flaresemi.evaluation.folders import CaseScores, default_tolerance_mm, match_cases, score_cases, stored_otherwise
 from flaresemi.files import open_regular
 from flaresemi.labels import LabelSet
-from flaresemi.ranges import DistanceMm, Few, Share
+from flaresemi.ranges import DistanceMm, Few, OtherMetric, Share
 from flaresemi.records import load_record, save_record
 from flaresemi.tables import write_table
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 
 #: Of the table: case, organ, and its scores.
-_COLUMNS = ("case", "organ", *(field.name for field in dataclasses.fields(OrganMetrics)))
+_COLUMNS = ("case", "organ", *(field.name for field in dataclasses.fields(OrganMetrics) if field.name != "more"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,7 @@ class OrganSummary:
         dice: None where no case was scored.
         nsd: The same.
         hd95_mm: Over the cases where neither mask is empty; None where there is none.
+        more: Means of other packages' metrics, over the cases where they give a number.
     """
 
     name: str
@@ -63,6 +64,7 @@ class OrganSummary:
     dice: Statistics | None
     nsd: Statistics | None
     hd95_mm: Statistics | None
+    more: dict[str, OtherMetric | None] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("dice", "nsd"):
@@ -102,7 +104,7 @@ class Summary:
     cautions: tuple[str, ...] = ()
 
 
-def evaluate_folders(
+def evaluate_folders(  # noqa: PLR0913 (nearly all are options, by keyword)
     predictions: Path | Mapping[str, Path],
     references: Path | Mapping[str, Path],
     labels: LabelSet,
@@ -113,6 +115,7 @@ def evaluate_folders(
     tolerance_mm: float | None = None,
     workers: int | None = None,
     images: Mapping[str, Path] | None = None,
+    metrics: Sequence[str] = (),
 ) -> Summary:
     """Scores the predictions of many cases.
 
@@ -127,6 +130,7 @@ def evaluate_folders(
             median spacing of the references.
         workers: Processes; None: as many as cores and free memory allow, where there is work for them.
         images: The image of each case, where it is known: programs that write label maps may take it to lie elsewhere.
+        metrics: Names of metrics that installed packages declare.
 
     Raises:
         DatasetError: a folder is not there or holds no label map, a prediction is missing, two files stand for one
@@ -148,7 +152,9 @@ def evaluate_folders(
     if tolerance_mm is None:
         tolerance_mm = default_tolerance_mm([pair.reference for pair in found.pairs])
     pairs = [dataclasses.replace(pair, image=(images or {}).get(pair.case_id)) for pair in found.pairs]
-    scores = score_cases(pairs, labels, default_tolerance_mm=tolerance_mm, official=official, workers=workers)
+    scores = score_cases(
+        pairs, labels, default_tolerance_mm=tolerance_mm, official=official, workers=workers, metrics=metrics
+    )
     summary = summarize(scores, labels, default_tolerance_mm=tolerance_mm, official=official, missing=found.missing)
     if official and (others := stored_otherwise(found.pairs)):
         caution = (
@@ -186,6 +192,7 @@ def summarize(
                 dice=_statistics(scores, "dice"),
                 nsd=_statistics(scores, "nsd"),
                 hd95_mm=_statistics(scores, "hd95_mm"),
+                more={name: _mean_of([score.more[name] for score in scores]) for name in _other_metrics(scores)},
             )
         )
     return Summary(
@@ -221,11 +228,12 @@ def _cautions(organs: Sequence[OrganSummary], cases: Sequence[CaseScores]) -> It
 def save_summary(path: Path, summary: Summary) -> None:
     """Writes a summary as JSON, and beside it, ending .csv, one row per case and organ. Both atomically."""
     path = Path(path)
-    columns = _COLUMNS[2:]
-    rows = [list(_COLUMNS)]
+    columns, others = _COLUMNS[2:], _other_metrics([score for case in summary.cases for score in case.organs.values()])
+    rows = [[*_COLUMNS, *others]]
     for case in summary.cases:
         for organ, score in case.organs.items():
-            rows.append([case.case_id, organ, *(_rounded(getattr(score, column)) for column in columns)])
+            values = [getattr(score, column) for column in columns] + [score.more.get(name) for name in others]
+            rows.append([case.case_id, organ, *map(_rounded, values)])
     write_table(path.with_suffix(".csv"), rows)
     save_record(path, summary)
 
@@ -233,7 +241,7 @@ def save_summary(path: Path, summary: Summary) -> None:
 def is_score_table(path: Path) -> bool:
     """Whether a file is a table of scores that `save_summary` wrote, by its first line."""
     with open(path, "rb", opener=open_regular) as file:
-        return file.readline(1000).strip() == ",".join(_COLUMNS).encode()
+        return file.readline(1000).strip().startswith(",".join(_COLUMNS).encode())
 
 
 def load_summary(path: Path) -> Summary:
@@ -247,7 +255,8 @@ def load_summary(path: Path) -> Summary:
 
 def table(summary: Summary) -> str:
     """A summary for a terminal: a row per organ, then the means, then what to know about them."""
-    rows = [("", "cases", "present", "Dice", "median", "NSD", "HD95 mm")]
+    others = list(summary.organs[0].more) if summary.organs else []
+    rows = [("", "cases", "present", "Dice", "median", "NSD", "HD95 mm", *others)]
     for organ in summary.organs:
         rows.append(
             (
@@ -258,13 +267,16 @@ def table(summary: Summary) -> str:
                 f"{organ.dice.median:.3f}" if organ.dice else "-",
                 _spread(organ.nsd, 3),
                 _spread(organ.hd95_mm, _decimals(organ.hd95_mm.mean if organ.hd95_mm else None)),
+                *(_figure(organ.more.get(name)) for name in others),
             )
         )
     hd95_mm = _figure(summary.mean_hd95_mm, _decimals(summary.mean_hd95_mm))
-    means = [("mean over organs", "", "", _figure(summary.mean_dice), "", _figure(summary.mean_nsd), hd95_mm)]
+    means_of_others = [_figure(_mean_of([organ.more.get(name) for organ in summary.organs])) for name in others]
+    last_columns = (hd95_mm, *means_of_others)
+    means = [("mean over organs", "", "", _figure(summary.mean_dice), "", _figure(summary.mean_nsd), *last_columns)]
     if any(organ.present < organ.cases for organ in summary.organs):
         present = _figure(summary.mean_dice_present), "", _figure(summary.mean_nsd_present)
-        means.append(("mean where present", "", "", *present, hd95_mm))
+        means.append(("mean where present", "", "", *present, *last_columns))
     widths = [max(len(row[column]) for row in rows + means) for column in range(len(rows[0]))]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows + means]
     rule = "-" * max(map(len, lines))
@@ -309,6 +321,15 @@ def _statistics(scores: Sequence[OrganMetrics], metric: str) -> Statistics | Non
         sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         median=float(np.median(values)),
     )
+
+
+def _other_metrics(scores: Sequence[OrganMetrics]) -> list[str]:
+    return list(dict.fromkeys(name for score in scores for name in score.more))
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _mean(statistics: Sequence[Statistics | None]) -> float | None:

@@ -4,16 +4,19 @@ import contextlib
 import dataclasses
 import logging
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
 
-from flaresemi.errors import ImageError
+from flaresemi import extensions
+from flaresemi.errors import FlaresemiError, ImageError, shown
 from flaresemi.geometry import Geometry
-from flaresemi.image_paths import IMAGE_ENDINGS
+from flaresemi.image_paths import IMAGE_ENDINGS, image_endings
 from flaresemi.io import integrity, nifti
 from flaresemi.io.axes import check_axes, make_geometry
 from flaresemi.io.dicom_voxels import read_plane
@@ -99,6 +102,9 @@ def open_image(path: Path) -> Iterator[ImageFile]:
         return
     ending = image_ending(path)
     with integrity.opened(path) as file:
+        if ending not in IMAGE_ENDINGS:
+            yield _open_with_other_package(ending, path)
+            return
         if ending in NIFTI_ENDINGS:
             yield _open_nifti(file, path)
             return
@@ -112,13 +118,47 @@ def image_ending(path: Path) -> str:
     """The ending that says a file's format, in lower case.
 
     Raises:
-        ImageError: it is none of `IMAGE_ENDINGS`.
+        ImageError: it is none of `image_endings`.
     """
     name = Path(path).name.lower()
-    for ending in IMAGE_ENDINGS:
+    for ending in image_endings():
         if name.endswith(ending):
             return ending
-    raise ImageError("not an image file by its name", where=path, fix=f"images end with {', '.join(IMAGE_ENDINGS)}")
+    raise ImageError("not an image file by its name", where=path, fix=f"images end with {', '.join(image_endings())}")
+
+
+#: What reading a broken file raises, in Python and the usual libraries.
+_BY_READERS = (
+    ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
+
+
+def _open_with_other_package(ending: str, path: Path) -> ImageFile:
+    reader, package = extensions.load(extensions.READERS, ending[1:], error=ImageError)
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (FlaresemiError, OSError, MemoryError):
+            raise
+        except _BY_READERS as problem:
+            raise ImageError(f"{package} cannot read it: {shown(str(problem), 200)}", where=path) from problem
+
+    opened = call(reader, path)  # type: ignore[arg-type]
+    if not isinstance(opened, ImageFile) or opened.stored is None:
+        raise ImageError(f"the reader of {package} gave no ImageFile whose voxels can be asked for", where=path)
+    expected, stored = (opened.layers, *opened.source.geometry.shape_zyx), opened.stored
+
+    def checked() -> np.ndarray:
+        array = np.asarray(call(stored))
+        if array.shape != expected or array.dtype.kind not in "iuf":
+            raise ImageError(
+                f"the reader of {package} gave {array.dtype} numbers of shape {array.shape}, expected {expected}",
+                where=path,
+            )
+        return array
+
+    return dataclasses.replace(opened, stored=checked)
 
 
 def _open_series(path: Path) -> ImageFile:

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 
 from flaresemi.errors import ImageError
 from flaresemi.geometry import Geometry
+from flaresemi.image_paths import IMAGE_ENDINGS
 from flaresemi.io import integrity, nifti
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.image_file import NIFTI_ENDINGS, ImageFile, image_ending, last_line, open_image
@@ -172,6 +173,8 @@ def write_label_map(path: Path, values_zyx: np.ndarray, source: SourceGrid) -> N
     """
     path = Path(path)
     ending = image_ending(path)
+    if ending not in IMAGE_ENDINGS:
+        raise ImageError("files of this kind are only read", where=path, fix="name the label map CASE.nii.gz")
     if values_zyx.shape != source.canonical.shape_zyx:
         raise ValueError(f"label map of shape {values_zyx.shape} for a grid of {source.canonical.shape_zyx}")
     if values_zyx.dtype.kind not in "iub":

@@ -47,6 +47,27 @@ def build_network(plan: NetworkPlan) -> nn.Module:
     return network
 
 
+def refuse_other_network(network: nn.Module, plan: NetworkPlan, *, what: str) -> None:
+    """Checks that a network has the weights of the plan's, so that whoever reads its checkpoint can build it.
+
+    Args:
+        what: Who made the network, for the message.
+
+    Raises:
+        ConfigError: it has others.
+    """
+    planned = build_on_meta(plan).state_dict()
+    own = network.state_dict()
+    differing = [name for name in {**planned, **own} if getattr(own.get(name), "shape", None) != getattr(
+        planned.get(name), "shape", None)]  # fmt: skip
+    if differing:
+        raise ConfigError(
+            f"{what} builds another network than the plan says ({len(differing)} weights differ, the first is "
+            f"{shown(differing[0])}), and prediction could not build it again",
+            fix=f"declare it in {extensions.NETWORKS}, and name it in plans.json as the architecture",
+        )
+
+
 def build_on_meta(plan: NetworkPlan) -> nn.Module:
     """The network with shapes and without numbers, whatever its size."""
     with torch.device("meta"):

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import typing
 
+from flaresemi.errors import ConfigError, shown
 from flaresemi.geometry import IntTriple
 from flaresemi.plans import NetworkPlan
 from flaresemi.records import dumps
@@ -57,8 +58,8 @@ class _Layer:
 
 def parameter_count(plan: NetworkPlan) -> int:
     """Trainable numbers of the network, all segmentation heads included; exact."""
-    if measured := _measured(plan):
-        return measured.parameters
+    if plan.architecture != "unet":
+        return _parameters_of_others(plan)
     return sum(layer.parameters for layer in _layers(plan))
 
 
@@ -124,26 +125,41 @@ def inference_memory_gib(plan: NetworkPlan, patch_zyx: IntTriple, batch_size: in
     return total * _FRAGMENTATION / _GIB + (_CUDA_GIB if on_gpu else _FIXED_GIB)
 
 
-def _measured(plan: NetworkPlan, patch_zyx: IntTriple | None = None) -> "Measured | None":
-    """The measured cost of one patch in a network that the formulas do not know; None for our U-Net.
+def _parameters_of_others(plan: NetworkPlan) -> int:
+    from flaresemi.networks.building import build_on_meta
 
-    Args:
-        patch_zyx: None: any, since only the parameters count.
+    key = dumps(plan)
+    if key not in _PARAMETERS:
+        _PARAMETERS[key] = sum(parameter.numel() for parameter in build_on_meta(plan).parameters())
+    return _PARAMETERS[key]
+
+
+def _measured(plan: NetworkPlan, patch_zyx: IntTriple) -> "Measured | None":
+    """What one image of a patch costs in a network that the formulas do not know; None for our U-Net.
+
+    Raises:
+        ConfigError: that network cannot be run on such a patch.
     """
     if plan.architecture == "unet":
         return None
     from flaresemi.networks.building import build_on_meta
     from flaresemi.networks.measuring import measure
 
-    patch = patch_zyx or plan.divisor_zyx
-    key = dumps(plan), patch
+    key = dumps(plan), patch_zyx
     if key not in _KNOWN:
-        _KNOWN[key] = measure(build_on_meta(plan), (1, plan.input_channels, *patch))
+        network = build_on_meta(plan)
+        try:
+            _KNOWN[key] = measure(network, (1, plan.input_channels, *patch_zyx))
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as problem:  # of whoever wrote the network
+            raise ConfigError(
+                f"the network '{plan.architecture}' cannot be run on a patch of {patch_zyx}: {shown(str(problem), 200)}"
+            ) from problem
     return _KNOWN[key]
 
 
 #: Measured costs by network plan and patch: planning asks again and again.
 _KNOWN: "dict[tuple[str, IntTriple], Measured]" = {}
+_PARAMETERS: dict[str, int] = {}
 
 
 def _layers(plan: NetworkPlan) -> list[_Layer]:

@@ -18,7 +18,6 @@ class Measured:
     """Costs of one network and input.
 
     Attributes:
-        parameters: Trainable numbers.
         gflop: Operations of the convolutions and matrix products of a forward pass with deep supervision, 10⁹; a
             multiplication with its addition counts 2.
         kept: Numbers that such a pass keeps for backward, the input included, the parameters not.
@@ -27,7 +26,6 @@ class Measured:
         logits: Numbers of the logits of all levels.
     """
 
-    parameters: int
     gflop: float
     kept: int
     largest: int
@@ -61,7 +59,6 @@ def measure(network: nn.Module, input_bczyx: tuple[int, ...]) -> Measured:
     with torch.no_grad(), _Live() as live:
         network(image)
     return Measured(
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
         gflop=counter.get_total_flops() / 1e9,
         kept=sum(storage.nbytes() for storage in kept.values()) // _FP32_BYTES,
         largest=live.largest // _FP32_BYTES,

@@ -1,7 +1,9 @@
 """From a fingerprint to plans: every number with its reason, the same on every machine."""
 
+import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from flaresemi.errors import PlanError
@@ -9,7 +11,17 @@ from flaresemi.planning import reasons
 from flaresemi.planning.presets import PRESETS, PresetName
 from flaresemi.planning.regions import LOST_SHARE, measure_extents
 from flaresemi.planning.sizing import Sizer
-from flaresemi.plans import BodyRule, DatasetFingerprint, IntensityPlan, Plans, Stage, StagePlan, body_rule, is_ct
+from flaresemi.plans import (
+    BodyRule,
+    DatasetFingerprint,
+    IntensityPlan,
+    NetworkArgument,
+    Plans,
+    Stage,
+    StagePlan,
+    body_rule,
+    is_ct,
+)
 from flaresemi.sides import mirroring_told
 
 logger = logging.getLogger(__name__)
@@ -29,25 +41,34 @@ def make_plans(
     preset: PresetName = "small",
     memory_gib: float | None = None,
     stages: StagesName = "auto",
+    architecture: str | None = None,
+    arguments: Mapping[str, NetworkArgument] | None = None,
 ) -> Plans:
     """Decides spacings, patches, batches and networks of both stages.
 
     Args:
         memory_gib: GPU memory that training may take; None: what the preset was made for.
         stages: `auto`: one where the median body holds at most 1.5 FINE patches, else two.
+        architecture: Who builds FINE's network, on the preset's levels and features; None: as the preset says.
+        arguments: Of that builder; None: those of the preset, or none for another architecture.
 
     Raises:
         PlanError: the fingerprint has no case, or nothing fits into the memory.
     """
     if not fingerprint.cases:
         raise PlanError("no labeled case to plan from", where=fingerprint.dataset_name)
-    memory = float(PRESETS[preset].memory_gib if memory_gib is None else memory_gib)
+    family = PRESETS[preset]
+    if architecture is not None or arguments is not None:
+        family = dataclasses.replace(
+            family, architecture=architecture or family.architecture, arguments=arguments or {}
+        )
+    memory = float(family.memory_gib if memory_gib is None else memory_gib)
     if not (memory > 0 and math.isfinite(memory)):
         raise PlanError(f"GPU memory must be a positive number of GiB, found {memory}", where="--gpu-memory-gib")
     body, body_reason = choose_body(fingerprint)
     measured, fingerprint = fingerprint, fingerprint.cropped(body)
     extents = measure_extents(fingerprint, MARGIN_MM)
-    sizer = Sizer(fingerprint, PRESETS[preset], memory, extents)
+    sizer = Sizer(fingerprint, family, memory, extents)
     two, stages_reason = _choose_stages(sizer, stages)
     fine = sizer.fine(_organs_mm(sizer) if two else extents.body_mm)
     coarse = sizer.coarse(fine)
@@ -86,7 +107,7 @@ def make_plans(
             reasons=reasons.coarse(sizer, coarse, fine.region_gflop) | {"intensities": intensities_reason},
         ),
         reasons={
-            "preset": reasons.preset(PRESETS[preset], preset),
+            "preset": reasons.preset(family, preset),
             "memory_gib": reasons.memory(preset, memory, memory_gib is None),
             "body": body_reason,
             "stages": stages_reason,

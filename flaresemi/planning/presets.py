@@ -1,9 +1,12 @@
 """The network families that a user can ask for."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
-PresetName = Literal["small", "base", "large"]
+from flaresemi.plans import NetworkArgument
+
+PresetName = Literal["small", "base", "large", "resenc_m", "mednext"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +20,8 @@ class Preset:
         encoder_convs: Convolutions (plain) or blocks (residual) per level.
         decoder_convs: Convolutions per decoder level.
         memory_gib: GPU memory that training may take when the user names none.
+        architecture: Who builds FINE's network from its plan, see `NetworkPlan`. COARSE is a U-Net always.
+        arguments: Of that builder.
         voxels_per_step: Voxels of patch times batch in one training step, at that memory; None: as many as fit.
     """
 
@@ -27,10 +32,13 @@ class Preset:
     decoder_convs: int
     memory_gib: float
     voxels_per_step: int | None = None
+    architecture: str = "unet"
+    arguments: Mapping[str, NetworkArgument] = dataclasses.field(default_factory=dict)
 
 
-#: Source: `base` has the features and depth of nnU-Net's default network, `large` the blocks of its ResEnc-L
-#: (arXiv 2404.09556). `small` is chosen: half a million voxels train in about half a second on two CPU cores with bf16
+#: Source: `base` has the features and depth of nnU-Net's default network; `large` and `resenc_m` have the blocks of its
+#: ResEnc-L and -M, which differ in the memory that they are made for (arXiv 2404.09556); `mednext` those of MedNeXt-S
+#: (arXiv 2303.09975). `small` is chosen: half a million voxels train in about half a second on two CPU cores with bf16
 #: (benchmarks/network_step.py).
 PRESETS: dict[PresetName, Preset] = {
     "small": Preset(
@@ -58,4 +66,15 @@ PRESETS: dict[PresetName, Preset] = {
         decoder_convs=1,
         memory_gib=24.0,
     ),
+    "mednext": Preset(
+        block="plain",
+        features=(32, 64, 128, 256, 512),
+        coarse_features=(16, 32, 64, 128, 160),
+        encoder_convs=(2, 2, 2, 2, 2),
+        decoder_convs=2,
+        memory_gib=16.0,
+        architecture="mednext",
+        arguments={"expansion": 2},
+    ),
 }
+PRESETS["resenc_m"] = dataclasses.replace(PRESETS["large"], memory_gib=9.0)

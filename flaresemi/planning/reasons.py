@@ -65,7 +65,8 @@ def coarse(sizer: Sizer, stage: SizedStage, fine_gflop: float) -> dict[str, str]
 
 def preset(chosen: Preset, name: str) -> str:
     """What the preset stands for."""
-    text = f"{name}: {chosen.block} blocks, {chosen.features[0]} to {chosen.features[-1]} features"
+    blocks = f"{chosen.block} blocks" if chosen.architecture == "unet" else f"the network '{chosen.architecture}'"
+    text = f"{name}: {blocks}, {chosen.features[0]} to {chosen.features[-1]} features"
     if chosen.voxels_per_step is not None:
         text += f", at most {chosen.voxels_per_step:,} voxels per training step so that two CPU cores can train it"
     return text

@@ -136,7 +136,10 @@ class Sizer:
         return size
 
     def _fine_network(self, topology: Topology) -> NetworkPlan:
-        return self._network(topology, self.preset.features, self.preset.block)
+        network = self._network(topology, self.preset.features, self.preset.block)
+        return dataclasses.replace(
+            network, architecture=self.preset.architecture, arguments=dict(self.preset.arguments)
+        )
 
     def _network(
         self, topology: Topology, features: tuple[int, ...], block: Literal["plain", "residual"]

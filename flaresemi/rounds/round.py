@@ -31,8 +31,9 @@ from flaresemi.selection import Selection, save_scores
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.resuming import has_state
 from flaresemi.training.runs import RunRecord, refuse_other_origin
-from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
+from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask, load_prepared
+from flaresemi.training.trainers import make_trainer
 from flaresemi.training.validation import validate
 from flaresemi.unfinished import remove_leftovers
 from flaresemi.workspace import ModelFolder, Workspace
@@ -237,7 +238,7 @@ class Round:
             labels: The store of each selected case's label map, on the stage's grid.
         """
         semi = SemiSupervision(labels=labels, selection=selection, mixing=self.config.mixing)
-        trainer = SemiSupervisedTrainer(
+        trainer = make_trainer(
             task, self.training_config(task.plan.stage), semi,
             device=self.execution.device, stop_requested=self.execution.stop_requested,
         )  # fmt: skip
@@ -303,7 +304,7 @@ class Round:
         validations = math.ceil(record.config.validations * min(self.config.length, 1.0))
         return dataclasses.replace(
             record.config, epochs=None, time_budget_seconds=None, iterations=iterations, init_from=start,
-            validations=validations, seed=record.config.seed + self.number,
+            validations=validations, seed=record.config.seed + self.number, **self.config.chosen_trainer,
         )  # fmt: skip
 
     def made_with(self) -> tuple[str, ...]:

@@ -2,10 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from flaresemi.errors import SelectionError
 from flaresemi.files import content_hash
+from flaresemi.plans import NetworkArgument
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.ranges import Few, Range, Seconds, check_ranges
 from flaresemi.records import load_record, record_hash, save_record
@@ -26,6 +27,8 @@ class RoundConfig:
         mixing: How students mix labeled with pseudo-labeled cases.
         start: Students start from `scratch` or from the weights of the `previous` round.
         length: Iterations of a student, relative to the supervised training of its stage.
+        trainer: Who trains the students, see `TrainingConfig`; None: who trained the supervised models.
+        trainer_settings: Of that trainer.
     """
 
     tta: bool = False
@@ -33,9 +36,18 @@ class RoundConfig:
     mixing: Mixing = dataclasses.field(default_factory=Mixing)
     start: Literal["scratch", "previous"] = "previous"
     length: Annotated[float, Range(0, 1000, above=True)] = 1.0
+    trainer: str | None = None
+    trainer_settings: dict[str, NetworkArgument] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    @property
+    def chosen_trainer(self) -> dict[str, Any]:
+        """The fields of a training's configuration that this replaces."""
+        if self.trainer is None:
+            return {"trainer_settings": self.trainer_settings} if self.trainer_settings else {}
+        return {"trainer": self.trainer, "trainer_settings": self.trainer_settings}
 
 
 #: The defaults; and the settings of FlareSemiSeg (FLARE22, doi 10.1007/978-3-031-23911-3_1), each stated, so that they

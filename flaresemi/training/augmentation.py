@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from batchgenerators.augmentations.spatial_transformations import augment_spatial
@@ -15,18 +17,29 @@ from batchgenerators.transforms.color_transforms import (
 from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
 from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 
+from flaresemi import extensions
+from flaresemi.errors import ConfigError
 from flaresemi.geometry import FloatTriple, IntTriple
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Strength:
-    """How often and how far a patch is changed. Angles in degrees."""
+    """How often and how far a patch is changed.
+
+    Attributes:
+        rotation_degrees: Largest angle about an axis.
+        scaling: Smallest and largest factor.
+        intensity_factor: What nnU-Net's probabilities of the intensity transforms are multiplied by, up to 0.5.
+        more: Makes further transforms of intensities, called like those of batchgenerators with `data` (B, C, Z, Y, X),
+            giving a dict that has it. They draw from numpy's global generator.
+    """
 
     rotation_probability: float
     rotation_degrees: float
     scaling_probability: float
     scaling: tuple[float, float]
     intensity_factor: float
+    more: Callable[[], Sequence[Callable[..., dict[str, Any]]]] | None = None
 
 
 #: `standard` has nnU-Net's ranges and probabilities; `strong` (for pseudo-labeled cases) changes more, more often.
@@ -40,6 +53,20 @@ STRENGTHS = {
 }
 
 
+def strength_of(name: str) -> Strength:
+    """The strength of a name: ours, or one that an installed package declares.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name in STRENGTHS:
+        return STRENGTHS[name]
+    found, package = extensions.load(extensions.AUGMENTATIONS, name, own=("none", *STRENGTHS))
+    if not isinstance(found, Strength):
+        raise ConfigError(f"'{name}' of {package} is no flaresemi.training.augmentation.Strength")
+    return found
+
+
 class Augmentation:
     """Rotation, scaling, noise, blur, brightness, contrast, low resolution, gamma and left/right-safe mirroring.
 
@@ -47,7 +74,7 @@ class Augmentation:
         patch_zyx: Shape of what comes out.
         spacing_zyx_mm: Of the patch: when the slices are more than three times as thick as the pixels, rotation stays
             in the plane.
-        strength: A key of `STRENGTHS`.
+        strength: A name that `strength_of` knows.
         mirror_axes: Axes that are flipped half of the time.
         mirror_permutation: Label index after a left-right flip, for each index.
     """
@@ -61,12 +88,12 @@ class Augmentation:
         mirror_permutation: tuple[int, ...],
     ) -> None:
         self.patch_zyx = patch_zyx
-        self.strength = STRENGTHS[strength]
+        self.strength = strength_of(strength)
         self.mirror_axes = mirror_axes
         self.mirror_permutation = np.array(mirror_permutation)
         self.swaps_labels = list(mirror_permutation) != list(range(len(mirror_permutation)))
         self.in_plane = spacing_zyx_mm[0] > 3 * min(spacing_zyx_mm[1:])
-        self.intensity = _intensity_transforms(self.strength.intensity_factor)
+        self.intensity = _intensity_transforms(self.strength)
 
     @property
     def input_zyx(self) -> IntTriple:
@@ -126,8 +153,26 @@ class Augmentation:
         return image[0] + base, np.rint(label[0, 0]).astype(label_zyx.dtype)
 
 
-def _intensity_transforms(factor: float) -> Compose:
-    """nnU-Net's intensity transforms, their probabilities multiplied by `factor` (at most 0.5)."""
+class SecondView:
+    """Another look of a patch: its intensities are transformed (again), its voxels stay where they are.
+
+    Args:
+        strength: A name that `strength_of` knows: how often which transform.
+    """
+
+    def __init__(self, strength: str) -> None:
+        self.intensity = _intensity_transforms(strength_of(strength))
+
+    def __call__(self, image_czyx: np.ndarray, seed: int) -> np.ndarray:
+        """The other look, of the same shape and type; the image stays as it is, the same seed gives the same look."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        return np.ascontiguousarray(self.intensity(data=image_czyx[None].copy())["data"][0], np.float32)
+
+
+def _intensity_transforms(strength: Strength) -> Compose:
+    """nnU-Net's intensity transforms, as often as the strength says, and its own."""
+    factor = strength.intensity_factor
 
     def probability(standard: float) -> float:
         return min(standard * factor, 0.5)
@@ -146,5 +191,6 @@ def _intensity_transforms(factor: float) -> Compose:
             ),
             GammaTransform((0.7, 1.5), True, per_channel=True, retain_stats=True, p_per_sample=probability(0.1)),
             GammaTransform((0.7, 1.5), False, per_channel=True, retain_stats=True, p_per_sample=probability(0.3)),
+            *(strength.more() if strength.more else ()),
         ]
     )  # fmt: skip

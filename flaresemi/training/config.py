@@ -8,7 +8,7 @@ import torch
 from flaresemi.errors import ConfigError
 from flaresemi.machine import total_memory_gib
 from flaresemi.networks.cost import training_memory_gib
-from flaresemi.plans import StagePlan
+from flaresemi.plans import NetworkArgument, StagePlan
 from flaresemi.ranges import (
     AtLeastOne,
     Axis,
@@ -21,6 +21,7 @@ from flaresemi.ranges import (
     ShareBelowOne,
     check_ranges,
 )
+from flaresemi.records import CAME_LATER
 
 #: nnU-Net's training length (1000 epochs of 250 iterations), the default here.
 DEFAULT_ITERATIONS = 250_000
@@ -71,7 +72,7 @@ class TrainingConfig:
         region_jitter_mm: FINE in the organs' box: each face of the box moves by up to this much, as COARSE will err.
         outside_share: FINE in the organs' box: share of patches from anywhere in the body, so that FINE knows what lies
             about a box that is too large or in the wrong place, and the body where COARSE found nothing.
-        augmentation: `none`, `standard` (nnU-Net's strengths) or `strong`.
+        augmentation: `none`, `standard` (nnU-Net's strengths), `strong`, or a name that an installed package declares.
         mirror_axes: Axes that patches are flipped on: 0 z, 1 y, 2 x. Flipping x swaps left and right organs.
         validations: Cheap validations spread over the training; 0: none.
         validation_cases: Cases of the fold that the cheap validation looks at; 0: all.
@@ -82,6 +83,8 @@ class TrainingConfig:
         compile: Run the network through torch.compile, where that works.
         init_from: Checkpoint file whose weights the training starts from; None: random ones.
         seed: Everything random follows from it.
+        trainer: Who trains: `default`, a name that an installed package has declared, or `package.module:Class`.
+        trainer_settings: Fields of the trainer's own `Settings`, by name.
     """
 
     epochs: AtLeastOne | None = None
@@ -99,7 +102,7 @@ class TrainingConfig:
     foreground_share: Share = 0.5
     region_jitter_mm: Annotated[float, Range(0, 500)] = 10.0
     outside_share: Share = 0.1
-    augmentation: Literal["none", "standard", "strong"] = "standard"
+    augmentation: str = "standard"
     mirror_axes: tuple[Axis, ...] = (2,)
     validations: Few = 10
     validation_cases: Few = 8
@@ -110,6 +113,8 @@ class TrainingConfig:
     compile: bool = False
     init_from: str | None = None
     seed: Seed = 0
+    trainer: str = dataclasses.field(default="default", metadata=CAME_LATER)
+    trainer_settings: dict[str, NetworkArgument] = dataclasses.field(default_factory=dict, metadata=CAME_LATER)
 
     def __post_init__(self) -> None:
         check_ranges(self)

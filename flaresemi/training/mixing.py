@@ -1,7 +1,6 @@
 """How a training mixes labeled with pseudo-labeled cases."""
 
 import dataclasses
-from typing import Literal
 
 from flaresemi.ranges import OpenShare, Share, ShareBelowOne, check_ranges
 
@@ -12,7 +11,7 @@ class Mixing:
 
     Attributes:
         pseudo_share: Share of the patches that come from pseudo-labeled cases (0.5: one of each, the seed's 1:1).
-        pseudo_augmentation: Strength of their augmentation; labeled cases keep that of the training.
+        pseudo_augmentation: Strength of their augmentation, by its name; labeled cases keep that of the training.
         paste_share: Share of the patches that get a box of a patch of the other kind of case.
         fine_tune: Share of the training, at its end, that sees labeled cases alone.
 
@@ -21,7 +20,7 @@ class Mixing:
     """
 
     pseudo_share: OpenShare = 0.5
-    pseudo_augmentation: Literal["none", "standard", "strong"] = "strong"
+    pseudo_augmentation: str = "strong"
     paste_share: Share = 0.5
     fine_tune: ShareBelowOne = 0.0
 

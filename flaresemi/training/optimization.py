@@ -1,5 +1,8 @@
 """What changes the weights of a network: optimizer, scaled gradients, averaged weights; and their state."""
 
+import copy
+import functools
+
 import torch
 from torch import nn
 
@@ -54,6 +57,15 @@ class Optimization:
             if self.average:
                 self.average.update(self.network, iteration)
 
+    @functools.cached_property
+    def averaged_network(self) -> nn.Module:
+        """A network that runs with `weights` as they are at the time, not to be trained."""
+        network = copy.deepcopy(self.network)
+        for name, value in network.state_dict(keep_vars=True).items():
+            value.data = self.weights[name]
+        network.deep_supervision = False  # type: ignore[assignment]
+        return network.eval().requires_grad_(False)
+
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         """Those to predict with: the average where there is one."""
@@ -67,10 +79,11 @@ class Optimization:
             "scaler": self.precision.scaler.state_dict(),
         }
 
-    def load(self, state: dict[str, dict], weights: dict[str, torch.Tensor], device: torch.device) -> None:
+    def load(self, state: dict[str, dict], weights: dict[str, torch.Tensor]) -> None:
         """Takes up a state, and the weights that were saved beside it."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
         if self.average:
-            self.average.weights = {name: value.to(device) for name, value in weights.items()}
+            for name, value in self.average.weights.items():  # in place: a network may run with them
+                value.copy_(weights[name])

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from flaresemi.compute.device import device_name, synchronize
 from flaresemi.compute.metering import StepClock, no_clock, peak_rss_mib
 from flaresemi.machine import available_cores
-from flaresemi.training.sampling import Batch, PatchSampler
+from flaresemi.training.sampling import Batch, Samples
 from flaresemi.training.trainer import Trainer
 
 #: Steps that are run first and not counted: they start the loader and warm up. Chosen.
@@ -230,7 +230,7 @@ def profile(trainer: Trainer, steps: int) -> Profile:
 class _TimedSampler(Dataset):
     """Draws the samples of another sampler and tells what they cost."""
 
-    def __init__(self, sampler: PatchSampler) -> None:
+    def __init__(self, sampler: Samples) -> None:
         self.sampler = sampler
 
     def __getitem__(self, address: tuple[int, int]) -> TimedBatch:

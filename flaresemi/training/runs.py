@@ -7,12 +7,15 @@ import json
 import logging
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flaresemi import __version__
 from flaresemi.errors import CheckpointError, ConfigError
+from flaresemi.extensions import AUGMENTATIONS, NETWORKS, Package, declared_by, package_of
 from flaresemi.networks.checkpoint import Checkpoint
+from flaresemi.plans import NetworkPlan
 from flaresemi.ranges import AtLeastOne, IterationsSoFar
 from flaresemi.records import from_plain, load_json, load_record, parse_json, save_record, to_plain
 from flaresemi.training.config import Recipe, TrainingConfig, lengthened
@@ -64,6 +67,7 @@ class RunRecord:
         continued: When the run was resumed.
         made_from: What it stands on; None in records of older versions.
         changes: What of all this became another when it was resumed, and when; the fields have the newest values.
+        packages: What of the training flaresemi does not hold itself (`trainer`, `network`, `augmentation`), and who
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -88,6 +92,7 @@ class RunRecord:
     decisions: tuple[Decision, ...] = ()
     made_from: Origin | None = None
     changes: tuple[RunChange, ...] = ()
+    packages: dict[str, Package] = dataclasses.field(default_factory=dict)
 
     @property
     def schedule(self) -> Schedule:
@@ -127,7 +132,9 @@ def gone_on(
 
     Raises:
         CheckpointError: there is no whole state to go on from.
+        ConfigError: another package is to go on with it.
     """
+    _compare_packages(record.packages, facts["packages"], task.folder.run_record)
     recipe = lengthened(record.recipe, config, total)
     facts |= {"versions": package_versions(), "flaresemi": __version__}
     before, after = _flat(record), _flat(dataclasses.replace(record, config=config, recipe=recipe, **facts))
@@ -147,9 +154,39 @@ def gone_on(
     )  # fmt: skip
 
 
+def used_packages(trainer: type, network: NetworkPlan, augmentation: str) -> dict[str, Package]:
+    """Who holds the parts of a training that are not flaresemi's own."""
+    found = {
+        "trainer": package_of(trainer.__module__),
+        "network": declared_by(NETWORKS, network.architecture),
+        "augmentation": declared_by(AUGMENTATIONS, augmentation),
+    }
+    return {part: package for part, package in found.items() if package is not None and package.package != "flaresemi"}
+
+
+def _compare_packages(before: Mapping[str, Package], now: Mapping[str, Package], where: Path) -> None:
+    """Checks that the packages of a training that goes on are those that it began with; says it where versions differ.
+
+    Raises:
+        ConfigError: another package holds a part now.
+    """
+    for part in sorted(before.keys() | now.keys()):
+        was, is_now = before.get(part), now.get(part)
+        if (was and was.package) != (is_now and is_now.package):
+            raise ConfigError(
+                f"the {part} of this training comes from {is_now or 'flaresemi'}; it began with {was or 'flaresemi'}",
+                where=where, fix="install that package again, or begin anew with --restart",
+            )  # fmt: skip
+        if was != is_now:
+            logger.warning("the %s of this training comes from %s; it began with %s", part, is_now, was)
+
+
 def _flat(record: RunRecord) -> dict[str, str]:
     """What may become another while a training goes on, by name, as text."""
-    whole = {name: getattr(record, name) for name in ("flaresemi", "versions", "device", "processes", "precision")}
+    whole = {
+        name: getattr(record, name)
+        for name in ("flaresemi", "versions", "device", "processes", "precision", "packages")
+    }
     parts = {f"{part}.{name}": value for part in ("config", "recipe")
              for name, value in to_plain(getattr(record, part)).items()}  # type: ignore[attr-defined] # fmt: skip
     return {name: json.dumps(to_plain(value), sort_keys=True) for name, value in (whole | parts).items()}

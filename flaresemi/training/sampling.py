@@ -1,7 +1,7 @@
 """Which patch of which case: sample j of iteration i depends on (seed, i, j) alone."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -16,7 +16,7 @@ from flaresemi.io.case_store import CaseStore, OpenCases, StoredCase
 from flaresemi.log_lines import format_last_resort
 from flaresemi.plans import StagePlan
 from flaresemi.system_errors import explained
-from flaresemi.training.augmentation import Augmentation
+from flaresemi.training.augmentation import Augmentation, SecondView
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +28,10 @@ class TrainingCase:
         supervised: Indices of the organs that its label map may be trusted on.
         share: How often it is drawn, relative to the others.
         weight: Of its loss.
-        augmentation: Strength of its augmentation: `none` or a key of `augmentation.STRENGTHS`.
+        augmentation: Strength of its augmentation: `none` or what `strength_of` knows.
         last_iteration: It is not drawn any more from this iteration on; None: to the end.
         is_pseudo: Its label map is a pseudo-label.
+        is_labeled: False: no label map is asked for; the sample is background alone, of weight 0.
     """
 
     case_id: str
@@ -40,6 +41,7 @@ class TrainingCase:
     augmentation: str = "standard"
     last_iteration: int | None = None
     is_pseudo: bool = False
+    is_labeled: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,24 +52,50 @@ class Batch:
         image_bczyx: float32.
         label_bzyx: Label indices.
         supervised_bc: Which channels each sample supervises; background always.
-        weight_b: Loss weights.
+        weight_b: Loss weights; 0 for unlabeled samples.
+        labeled_b: Which samples have a label map.
+        second_bczyx: A second view of the same voxels, other in its intensities alone; where no second view is asked
+            for, the image.
     """
 
     image_bczyx: np.ndarray
     label_bzyx: np.ndarray
     supervised_bc: np.ndarray
     weight_b: np.ndarray
+    labeled_b: np.ndarray
+    second_bczyx: np.ndarray
 
     def pin_memory(self) -> Self:
         """The same batch in memory that a GPU copies from by itself, without holding up this process.
 
         torch's loader calls this, in a thread of its own.
         """
-        image, label = (torch.from_numpy(array).pin_memory().numpy() for array in (self.image_bczyx, self.label_bzyx))
-        return dataclasses.replace(self, image_bczyx=image, label_bzyx=label)
+        image, label = _pinned(self.image_bczyx), _pinned(self.label_bzyx)
+        second = image if self.second_bczyx is self.image_bczyx else _pinned(self.second_bczyx)
+        return dataclasses.replace(self, image_bczyx=image, label_bzyx=label, second_bczyx=second)
 
 
-class PatchSampler(Dataset):
+def _pinned(array: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(array).pin_memory().numpy()
+
+
+class Samples(Dataset):
+    """What a training draws from.
+
+    Attributes:
+        cases: All that it draws from.
+        clock: Stands around the steps `read` and `augment` of a sample.
+    """
+
+    cases: tuple[TrainingCase, ...]
+    clock: Clock
+
+    def __getitem__(self, address: tuple[int, int]) -> Batch:
+        """The sample of an iteration at a position of the global batch, as a batch of one: always the same."""
+        raise NotImplementedError
+
+
+class PatchSampler(Samples):
     """Random patches, addressed by (iteration, position in the global batch).
 
     Args:
@@ -79,12 +107,8 @@ class PatchSampler(Dataset):
         region_jitter_mm: Jitter of each face of the organs' box.
         outside_share: Share of patches drawn from anywhere in the body, where the stage works in the organs' box.
         augmentations: By strength name; a missing one means none.
+        second_view: Makes the second view of a patch that is augmented already; None: none is made.
         seed: Of everything drawn here.
-
-    Attributes:
-        clock: Stands around the steps `read` and `augment` of a sample.
-        paste_share: Share of patches that get a box of another one (`pasted`): a labeled case's that of a
-            pseudo-labeled case, and the other way round, as long as both are drawn.
     """
 
     def __init__(
@@ -96,7 +120,8 @@ class PatchSampler(Dataset):
         foreground_share: float,
         region_jitter_mm: float,
         outside_share: float,
-        augmentations: dict[str, Augmentation],
+        augmentations: Mapping[str, Augmentation],
+        second_view: SecondView | None = None,
         seed: int,
     ) -> None:
         self.store = store
@@ -105,30 +130,28 @@ class PatchSampler(Dataset):
         self.foreground_share = foreground_share
         self.region_jitter_mm = region_jitter_mm
         self.outside_share = outside_share
-        self.paste_share = 0.0
         self.augmentations = augmentations
+        self.second_view = second_view
         self.seed = seed
-        self.clock: Clock = no_clock
+        self.clock = no_clock
         self._shares = np.array([case.share for case in cases], float)
         self._last = np.array([np.inf if case.last_iteration is None else case.last_iteration for case in cases])
-        self._is_pseudo = np.array([case.is_pseudo for case in cases])
         self._opened = OpenCases(store)
 
     def __getitem__(self, address: tuple[int, int]) -> Batch:
         iteration, position = address
-        generator = np.random.default_rng((self.seed, iteration, position))
-        chances = self.probabilities(iteration)
-        index = generator.choice(len(self.cases), p=chances)
-        patch = self._draw(self.cases[index], generator)
-        if not self.paste_share or generator.random() >= self.paste_share:
-            return patch
-        others = np.where(self._is_pseudo != self._is_pseudo[index], chances, 0.0)
-        if not others.any():
-            return patch
-        other = self.cases[generator.choice(len(self.cases), p=others / others.sum())]
-        return pasted(patch, self._draw(other, generator), generator)
+        return self.sample(self.probabilities(iteration), np.random.default_rng((self.seed, iteration, position)))
 
-    def _draw(self, case: TrainingCase, generator: np.random.Generator) -> Batch:
+    def sample(self, chances: np.ndarray, generator: np.random.Generator) -> Batch:
+        """One sample.
+
+        Args:
+            chances: How probably each case is drawn.
+            generator: Of everything random in it.
+        """
+        return self.draw(self.cases[generator.choice(len(self.cases), p=chances)], generator)
+
+    def draw(self, case: TrainingCase, generator: np.random.Generator) -> Batch:
         """A random patch of a case, as a batch of one."""
         stored = self._opened[case.case_id]
         augmentation = self.augmentations.get(case.augmentation)
@@ -136,15 +159,24 @@ class PatchSampler(Dataset):
         with self.clock("read"):
             start = self._patch_start(stored, case, generator, read_shape)
             image, label = stored.read_patch(start, read_shape)
-        if label is None:
+        if label is None and case.is_labeled:
             raise DatasetError(f"case '{case.case_id}' has no label map to train on", where=stored.folder)
+        if label is None or not case.is_labeled:
+            label = np.zeros(image.shape[1:], np.uint8)
         if augmentation:
             fill = np.array(stored.record.channel_minima, np.float32)
             with self.clock("augment"):
                 image, label = augmentation(image, label, fill, int(generator.integers(2**32)))
+        second = view = image[None]
+        if self.second_view:
+            with self.clock("augment"):
+                second = self.second_view(image, int(generator.integers(2**32)))[None]
         supervised = np.zeros(self.plan.network.output_channels, bool)
         supervised[[0, *case.supervised]] = True
-        return Batch(image[None], label[None], supervised[None], np.array([case.weight], np.float32))
+        weight = case.weight if case.is_labeled else 0.0
+        return Batch(
+            view, label[None], supervised[None], np.array([weight], np.float32), np.array([case.is_labeled]), second
+        )  # fmt: skip
 
     def probabilities(self, iteration: int) -> np.ndarray:
         """How probably each case is drawn in an iteration."""
@@ -168,22 +200,33 @@ class PatchSampler(Dataset):
         return draw_start(region, self.plan.patch_zyx, read_shape, center, generator)
 
 
-def pasted(patch: Batch, other: Batch, generator: np.random.Generator) -> Batch:
-    """A patch with a box of another one at the same place, image and label: a third to two thirds of each axis.
+class LabeledAndUnlabeled(Samples):
+    """Two samplers in every step: of each rank's samples, the first ones are labeled, the others are not.
 
-    An organ is supervised where it is in both. The weight stays: seven eighths of the voxels are the patch's, on
-    average.
-
-    Source: after Bai et al., "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023,
-    arXiv 2305.00673, where the box has two thirds of each axis.
+    Args:
+        labeled: Draws the first `labeled_per_step`.
+        unlabeled: Draws the other `unlabeled_per_step`, by addresses of its own.
+        labeled_per_step: Samples of one rank and step.
+        unlabeled_per_step: The same.
     """
-    shape = np.array(patch.label_bzyx.shape[1:])
-    size = np.maximum((shape * generator.uniform(1 / 3, 2 / 3, 3)).astype(int), 1)
-    start = generator.integers(0, shape - size + 1)
-    z, y, x = (slice(int(first), int(first + length)) for first, length in zip(start, size, strict=True))
-    image, label = patch.image_bczyx.copy(), patch.label_bzyx.copy()
-    image[..., z, y, x], label[..., z, y, x] = other.image_bczyx[..., z, y, x], other.label_bzyx[..., z, y, x]
-    return Batch(image, label, patch.supervised_bc & other.supervised_bc, patch.weight_b)
+
+    def __init__(
+        self, labeled: PatchSampler, unlabeled: PatchSampler, labeled_per_step: int, unlabeled_per_step: int
+    ) -> None:
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+        self.per_step = (labeled_per_step, unlabeled_per_step)
+        self.cases = (*labeled.cases, *unlabeled.cases)
+        self.clock = no_clock
+
+    def __getitem__(self, address: tuple[int, int]) -> Batch:
+        iteration, position = address
+        self.labeled.clock = self.unlabeled.clock = self.clock
+        rank, place = divmod(position, sum(self.per_step))
+        labeled, unlabeled = self.per_step
+        if place < labeled:
+            return self.labeled[(iteration, rank * labeled + place)]
+        return self.unlabeled[(iteration, rank * unlabeled + place - labeled)]
 
 
 def training_region(
@@ -294,8 +337,14 @@ def _collate(samples: list[Batch | FlaresemiError]) -> Batch | FlaresemiError:
             return sample
         drawn.append(sample)
     kind = type(drawn[0])
-    columns = ([getattr(sample, field.name) for sample in drawn] for field in dataclasses.fields(kind))
-    return kind(*(np.concatenate(column) for column in columns))
+    columns = {
+        field.name: np.concatenate([getattr(sample, field.name) for sample in drawn])
+        for field in dataclasses.fields(kind)
+        if field.name != "second_bczyx"
+    }
+    if all(sample.second_bczyx is sample.image_bczyx for sample in drawn):
+        return kind(**columns, second_bczyx=columns["image_bczyx"])
+    return kind(**columns, second_bczyx=np.concatenate([sample.second_bczyx for sample in drawn]))
 
 
 def _start_worker(_: int) -> None:

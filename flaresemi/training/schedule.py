@@ -141,7 +141,7 @@ def build_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> tor
 
 
 class AveragedWeights:
-    """Exponential moving average of a network's floating-point weights."""
+    """Exponential moving average of a network's floating-point weights; what counts something is taken over."""
 
     def __init__(self, network: torch.nn.Module, decay: float) -> None:
         self.decay = decay
@@ -151,5 +151,9 @@ class AveragedWeights:
     def update(self, network: torch.nn.Module, iteration: int) -> None:
         """Moves the average toward the network; early on it follows closely (decay (1 + i) / (10 + i))."""
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
-        own = list(self.weights.values())
-        torch._foreach_lerp_(own, list(network.state_dict().values()), 1 - decay)
+        pairs = [(self.weights[name], value) for name, value in network.state_dict().items()]
+        moving = [(own, value) for own, value in pairs if own.is_floating_point()]
+        torch._foreach_lerp_([own for own, _ in moving], [value for _, value in moving], 1 - decay)
+        for own, value in pairs:
+            if not own.is_floating_point():
+                own.copy_(value)

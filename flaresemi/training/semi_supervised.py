@@ -1,7 +1,7 @@
 """Training on labeled and pseudo-labeled cases together: a trainer that replaces hooks, and nothing of the loop."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flaresemi.errors import ConfigError, SelectionError
@@ -9,6 +9,7 @@ from flaresemi.io.case_store import CaseStore, LabelStore, StoredCase
 from flaresemi.selection import Selection
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.mixing import Mixing
+from flaresemi.training.pasting import PastingSampler
 from flaresemi.training.sampling import PatchSampler, TrainingCase
 from flaresemi.training.task import Teaching, TrainingTask
 from flaresemi.training.trainer import Trainer
@@ -110,8 +111,7 @@ class SemiSupervisedTrainer(Trainer):
             dataclasses.replace(case, share=for_pseudo) for case in pseudo
         ]
 
-    def build_sampler(self) -> PatchSampler:
+    def case_sampler(self, cases: Sequence[TrainingCase], **settings: Any) -> PatchSampler:
         """Random patches, some with a box of the other kind of case."""
-        sampler = super().build_sampler()
-        sampler.paste_share = self.semi.mixing.paste_share
-        return sampler
+        share = self.semi.mixing.paste_share
+        return super().case_sampler(cases, **{"kind": PastingSampler, "paste_share": share, **settings})

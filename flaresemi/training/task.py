@@ -212,6 +212,13 @@ def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
     return load_prepared(workspace).task(stage, fold)
 
 
+def unlabeled_cases(task: TrainingTask) -> tuple[str, ...]:
+    """The names of the prepared cases without a label map, by the same plans as the labeled ones."""
+    wanted = task.store.record(task.training[0]).preprocessing_hash
+    records = map(task.store.record, task.store.case_ids())
+    return tuple(record.case_id for record in records if not record.has_label and record.preprocessing_hash == wanted)
+
+
 def check_prepared(store: CaseStore, case_ids: Sequence[str], wanted: str) -> None:
     """Checks that cases are prepared as the plans want it.
 

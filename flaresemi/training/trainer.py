@@ -1,14 +1,16 @@
 """The training loop. A subclass replaces what it wants to change: each `build_` hook returns something."""
 
 import copy
+import dataclasses
 import functools
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,13 +20,13 @@ from flaresemi.compute.distributed import Ranks
 from flaresemi.compute.metering import Clock, RunningTime, no_clock
 from flaresemi.compute.precision import Precision
 from flaresemi.errors import ConfigError, FlaresemiError
-from flaresemi.networks.building import build_network
+from flaresemi.networks.building import build_network, refuse_other_network
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from flaresemi.networks.compiling import compiled
 from flaresemi.networks.memory_format import trains_channels_last
-from flaresemi.records import save_record, to_plain
+from flaresemi.records import from_plain, save_record, to_plain
 from flaresemi.training import runs
-from flaresemi.training.augmentation import STRENGTHS, Augmentation
+from flaresemi.training.augmentation import Augmentation
 from flaresemi.training.budget import ENDLESS, TIMED_STEPS, TimeBudget, kept_schedule
 from flaresemi.training.config import Recipe, TrainingConfig, local_batch_size, refuse_beyond_memory, resolve
 from flaresemi.training.history import Row, append_row, cut_history
@@ -33,11 +35,16 @@ from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 from flaresemi.training.monitoring import Monitor, progress, quick_validation
 from flaresemi.training.optimization import Optimization
 from flaresemi.training.resuming import load_state, save_state
-from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, TrainingCase
+from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, Samples, TrainingCase
 from flaresemi.training.schedule import Schedule, build_optimizer
-from flaresemi.training.task import TrainingTask, tell_gaps
+from flaresemi.training.task import TrainingTask, tell_gaps, unlabeled_cases
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NoSettings:
+    """The choices of a trainer that has none of its own."""
 
 
 class Trainer:
@@ -55,8 +62,12 @@ class Trainer:
         stop_requested: Asked after every step; True saves the state and ends the loop.
 
     Attributes:
+        settings: The choices of this kind of trainer, a `Settings`.
         clock: Stands around the parts of a step: wait, transfer, forward, loss, backward, optimizer.
     """
+
+    #: What a subclass lets the user choose: a frozen dataclass whose fields have types, ranges and defaults.
+    Settings: ClassVar[type] = NoSettings
 
     def __init__(
         self,
@@ -72,6 +83,9 @@ class Trainer:
             raise ConfigError(f"fold {task.fold} has no training cases", fix="label more cases, or train fold 'all'")
         self.task = task
         self.config = config
+        self.settings: Any = from_plain(
+            self.Settings, config.trainer_settings, source=f"trainer '{config.trainer}'", error=ConfigError
+        )
         self.device = device
         self.ranks = ranks
         self.command = command
@@ -82,6 +96,7 @@ class Trainer:
         self.sampler = self.build_sampler()
         torch.manual_seed(config.seed)
         self.network = self.build_network()
+        refuse_other_network(self.network, task.plan.network, what=f"trainer '{config.trainer}'")
         self.network.to(device)
         self.network.deep_supervision = config.deep_supervision  # type: ignore[assignment]
         self.network.channels_last = trains_channels_last(device, self.precision)  # type: ignore[assignment]
@@ -102,7 +117,29 @@ class Trainer:
             for case_id in self.task.training
         ]
 
+    def unlabeled_cases(self) -> list[TrainingCase]:
+        """All prepared cases without a label map, as samples in their own right, for trainers that learn from them.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        found = unlabeled_cases(self.task)
+        if not found:
+            raise ConfigError(
+                f"trainer '{self.config.trainer}' learns from unlabeled cases, and none is prepared",
+                where=self.task.store.folder,
+                fix="put them into unlabeled_image or imagesUn and run flaresemi_plan_and_preprocess again",
+            )
+        strength = self.config.augmentation
+        return [
+            TrainingCase(case_id=case_id, supervised=(), augmentation=strength, is_labeled=False) for case_id in found
+        ]
+
     def build_network(self) -> nn.Module:
+        """The network of the plan; another one, which prediction could not build, comes from another plan.
+
+        Here is the place for other first weights.
+        """
         return build_network(self.task.plan.network)
 
     def build_loss(self) -> nn.Module:
@@ -123,6 +160,25 @@ class Trainer:
     def build_stopwatch(self) -> AbstractContextManager[Callable[[], float]]:
         """What tells the seconds that a time budget is spent by."""
         return RunningTime() if self.config.time_budget_seconds is not None else nullcontext(time.monotonic)
+
+    def build_sampler(self) -> Samples:
+        """What gives the samples: `sampler[(iteration, position in the global batch)]` is a `Batch` of one."""
+        return self.case_sampler(self.training_cases())
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of this rank in every step."""
+        return self.batch_size
+
+    def after_step(self) -> None:
+        """What is to be done after every step of the optimizer, when `averaged_network` has followed."""
+
+    def own_state(self) -> dict:
+        """What a resumed training needs besides weights, optimizer and iteration: tensors, numbers and texts."""
+        return {}
+
+    def load_own_state(self, state: dict) -> None:
+        """Takes up what `own_state` gave."""
 
     def training_step(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Forward pass and loss of a batch; a scalar to differentiate."""
@@ -205,6 +261,7 @@ class Trainer:
         rate = self.schedule.learning_rate(self.iteration)
         self.iteration += 1
         self.optimization.step(loss, rate, self.iteration, self.clock)
+        self.after_step()
         self.epoch_losses.append(loss.detach())
 
     def _end_epoch(self, seconds: float) -> Row:
@@ -222,7 +279,7 @@ class Trainer:
             "loss": loss,
             "learning_rate": self.schedule.learning_rate(self.iteration - 1),
             "seconds": round(seconds, 3),
-            "patches_per_second": round(epoch_iterations * self.batch_size * self.ranks.world_size / seconds, 3),
+            "patches_per_second": round(epoch_iterations * self.samples_per_step * self.ranks.world_size / seconds, 3),
         }
         if self.ranks.is_main:
             if self._is_validating:
@@ -237,11 +294,8 @@ class Trainer:
 
     def _validate(self) -> Row:
         cases = self.task.validation[: self.config.validation_cases or None]
-        network = copy.deepcopy(self.network)
-        network.load_state_dict(self.optimization.weights)
-        network.deep_supervision = False  # type: ignore[assignment]
         dice = quick_validation(
-            network.eval(), self.task.store, cases, self.task.plan, self.task.labels, self.device, self.precision
+            self.averaged_network, self.task.store, cases, self.task.plan, self.task.labels, self.device, self.precision
         )
         mean = sum(dice.values()) / len(dice) if dice else 0.0
         if mean > self.best_validation:
@@ -250,8 +304,8 @@ class Trainer:
         return {"validation_dice": dice, "validation_mean": mean}
 
     def _batches(self, first: int, last: int) -> Iterator[Batch]:
-        rank = self.ranks.rank
-        positions = range(rank * self.batch_size, (rank + 1) * self.batch_size)
+        rank, count = self.ranks.rank, self.samples_per_step
+        positions = range(rank * count, (rank + 1) * count)
         addresses = AddressSampler(range(first, last), positions)
         return load_batches(self.sampler, addresses, self.loader_workers, pin=self.device.type == "cuda")
 
@@ -261,17 +315,30 @@ class Trainer:
         asked = self.config.loader_workers
         return usual_workers(self.device, self.ranks.world_size) if asked is None else asked
 
-    def build_sampler(self) -> PatchSampler:
-        """The random patches that training sees."""
-        cases = self.training_cases()
-        strengths = sorted({case.augmentation for case in cases} & set(STRENGTHS))
+    def case_sampler(
+        self, cases: Sequence[TrainingCase], *, kind: type[PatchSampler] = PatchSampler, **settings: Any
+    ) -> PatchSampler:
+        """Random patches of these cases, as this training draws and augments them.
+
+        Args:
+            settings: Of the sampler, besides those that follow from the training.
+        """
+        strengths = sorted({case.augmentation for case in cases} - {"none"})
         augmentations = {strength: self.build_augmentation(strength) for strength in strengths}
-        return PatchSampler(
-            self.task.store, cases, self.task.plan, foreground_share=self.config.foreground_share,
+        return kind(
+            store=self.task.store, cases=cases, plan=self.task.plan, foreground_share=self.config.foreground_share,
             region_jitter_mm=self.config.region_jitter_mm, outside_share=self.config.outside_share,
             augmentations={strength: made for strength, made in augmentations.items() if made is not None},
-            seed=self.config.seed,
+            **({"seed": self.config.seed} | settings),
         )  # fmt: skip
+
+    @property
+    def averaged_network(self) -> nn.Module:
+        """The network with the averaged weights, always the newest: to run, as a teacher, not to train.
+
+        Without averaging (`ema_decay` 0) it has the weights of the network itself.
+        """
+        return self.optimization.averaged_network
 
     @functools.cached_property
     def _runnable(self) -> nn.Module:
@@ -294,12 +361,13 @@ class Trainer:
     def _settle(self, resume: bool) -> Schedule:
         """Fixes the length of the run and writes, or reads back, its record."""
         record = runs.recorded_run(self.task) if resume else None
+        packages = runs.used_packages(type(self), self.task.plan.network, self.config.augmentation)
         if record is not None:
             total = self.config.fixed_iterations if self.config != record.config else record.recipe.total_iterations
             record = runs.gone_on(
                 self.task, record, self.config, total or record.recipe.total_iterations, writes=self.ranks.is_main,
                 device=device_name(self.device), processes=self.ranks.world_size, precision=self.precision.name,
-                decisions=record.decisions if self.budget.decides else (),
+                decisions=record.decisions if self.budget.decides else (), packages=packages,
             )  # fmt: skip
         else:
             schedule = self._schedule_anew(resume)
@@ -307,6 +375,7 @@ class Trainer:
                 self.task, self.config, schedule.recipe, decisions=schedule.decisions, command=self.command,
                 training_cases=tuple(case.case_id for case in self.sampler.cases), device=device_name(self.device),
                 trainer=type(self).__name__, processes=self.ranks.world_size, precision=self.precision.name,
+                packages=packages,
             )  # fmt: skip
         if self.ranks.is_main:
             save_record(self.task.folder.run_record, record)
@@ -340,6 +409,7 @@ class Trainer:
             After every step its batch and its seconds, from the wait for the data to the end of all computation.
         """
         weights, scaler = copy.deepcopy(self.network.state_dict()), self.precision.scaler.state_dict()
+        own = copy.deepcopy(self.own_state())
         self._equip(Schedule(self._resolve(self.config.fixed_iterations or steps)))
         batches = self._batches(0, steps)
         try:
@@ -353,6 +423,7 @@ class Trainer:
         finally:
             self.network.load_state_dict(weights)
             self.precision.scaler.load_state_dict(scaler)
+            self.load_own_state(own)
             self.iteration, self.epoch_losses = 0, []
 
     def _save_snapshot(self, percent: int) -> None:
@@ -378,6 +449,7 @@ class Trainer:
             **self.optimization.state(),
             "epoch_losses": losses.cpu(),
             "best_validation": self.best_validation,
+            "own": self.own_state(),
             "config": json.dumps(to_plain(self.config)),
             "made_from": json.dumps(to_plain(self.task.made_from)),
             "taught_by": json.dumps(to_plain(self.task.taught_by)),
@@ -388,7 +460,8 @@ class Trainer:
 
     def _load_state(self) -> None:
         checkpoint, state = runs.load_latest(self.task)
-        self.optimization.load(state, checkpoint.weights, self.device)
+        self.optimization.load(state, checkpoint.weights)
+        self.load_own_state(state.get("own", {}))
         self.epoch_losses = list(state["epoch_losses"].to(self.device))
         self.best_validation = state["best_validation"]
         self.iteration = checkpoint.iteration

@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from flaresemi.geometry import BoundingBox
 from flaresemi.io.case_store import CaseStore
 from flaresemi.training import sampling
-from flaresemi.training.augmentation import STRENGTHS, Augmentation
+from flaresemi.training.augmentation import STRENGTHS, Augmentation, SecondView
+from flaresemi.training.pasting import PastingSampler, pasted
 from flaresemi.training.sampling import (
     AddressSampler,
     Batch,
+    LabeledAndUnlabeled,
     PatchSampler,
     TrainingCase,
     build_loader,
     draw_start,
-    pasted,
     training_region,
 )
 from tests.training.conftest import LABELS, stage_plan
@@ -36,7 +37,8 @@ def sampler(store: CaseStore, **changes: object) -> PatchSampler:
         "seed": 3,
     }
     plan = changes.pop("plan", plan)  # type: ignore[assignment]
-    return PatchSampler(store, changes.pop("cases", CASES), plan, **(choices | changes))  # type: ignore[arg-type]
+    kind = changes.pop("kind", PatchSampler)
+    return kind(store, changes.pop("cases", CASES), plan, **(choices | changes))  # type: ignore[arg-type]
 
 
 def test_a_sample_depends_on_its_address_alone(store: CaseStore) -> None:
@@ -76,14 +78,17 @@ def test_unsupervised_organs_are_declared_so(store: CaseStore) -> None:
     assert batch.weight_b.tolist() == [0.5]
 
 
+def one_sample(image: np.ndarray, label: np.ndarray, supervised: list[bool], weight: float) -> Batch:
+    return Batch(
+        image, label, np.array([supervised]), np.full(1, weight, np.float32), np.array([True]), image
+    )  # fmt: skip
+
+
 def test_a_box_of_another_patch_is_pasted_with_its_label() -> None:
     shape = (12, 30, 21)
-    every = np.array([[True, True, True]])
-    patch = Batch(np.zeros((1, 2, *shape), np.float32), np.zeros((1, *shape), np.uint8), every, np.ones(1, np.float32))
-    other = Batch(
-        np.ones((1, 2, *shape), np.float32), np.ones((1, *shape), np.uint8), np.array([[True, False, True]]),
-        np.full(1, 0.5, np.float32),
-    )  # fmt: skip
+    zeros, ones = np.zeros((1, 2, *shape), np.float32), np.ones((1, 2, *shape), np.float32)
+    patch = one_sample(zeros, np.zeros((1, *shape), np.uint8), [True, True, True], 1.0)
+    other = one_sample(ones, np.ones((1, *shape), np.uint8), [True, False, True], 0.5)
     places = set()
     for seed in range(50):
         made = pasted(patch, other, np.random.default_rng(seed))
@@ -94,6 +99,7 @@ def test_a_box_of_another_patch_is_pasted_with_its_label() -> None:
         assert (made.image_bczyx == made.label_bzyx[:, None]).all()
         assert made.supervised_bc.tolist() == [[True, False, True]]
         assert made.weight_b.tolist() == [1.0]
+        assert made.second_bczyx is made.image_bczyx
         places.add(tuple(inside.min(axis=0)))
     assert len(places) > 40
     assert not patch.image_bczyx.any()  # the patch itself is untouched
@@ -103,8 +109,7 @@ def test_boxes_come_from_the_other_kind_of_case_while_both_are_drawn(store: Case
     labeled = TrainingCase(case_id="case_0", supervised=(1, 2))
     pseudo = TrainingCase(case_id="case_1", supervised=(2,), weight=0.5, last_iteration=100, is_pseudo=True)
     plain = sampler(store, cases=(labeled, pseudo))
-    with_boxes = sampler(store, cases=(labeled, pseudo))
-    with_boxes.paste_share = 1.0
+    with_boxes = sampler(store, cases=(labeled, pseudo), kind=PastingSampler, paste_share=1.0)
     for address in [(iteration, 0) for iteration in (0, 1, 2, 3, 98, 99)]:
         before, after = plain[address], with_boxes[address]
         assert after.weight_b == before.weight_b  # the same case, with something of the other one
@@ -219,3 +224,46 @@ def test_a_batch_for_a_gpu_is_pinned_and_the_same(store: CaseStore, monkeypatch:
     addresses = AddressSampler(range(2), range(2))
     assert build_loader(sampler(store), addresses, 0, pin=True).pin_memory
     assert not build_loader(sampler(store), addresses, 0).pin_memory
+
+
+def test_the_second_view_shows_the_same_voxels_otherwise(store: CaseStore) -> None:
+    plain, seen_twice = sampler(store), sampler(store, second_view=SecondView("strong"))
+    changed = 0
+    for address in [(iteration, 0) for iteration in range(8)]:
+        before, after = plain[address], seen_twice[address]
+        np.testing.assert_array_equal(before.image_bczyx, after.image_bczyx)
+        np.testing.assert_array_equal(before.label_bzyx, after.label_bzyx)
+        assert before.second_bczyx is before.image_bczyx
+        np.testing.assert_array_equal(after.second_bczyx, seen_twice[address].second_bczyx)
+        assert after.second_bczyx.shape == after.image_bczyx.shape
+        changed += not np.array_equal(after.second_bczyx, after.image_bczyx)
+        inside = after.label_bzyx[0] > 0
+        if inside.sum() > 50:  # the balls are where they were: still told from the rest by their brightness
+            look = after.second_bczyx[0, 0]
+            assert abs(np.corrcoef(look.ravel(), after.image_bczyx[0, 0].ravel())[0, 1]) > 0.5
+    assert changed > 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_copies_the_second_view_only_where_there_is_one(store: CaseStore, workers: int) -> None:
+    addresses = AddressSampler(range(1), range(2))
+    (plain,) = build_loader(sampler(store), addresses, workers)
+    assert plain.second_bczyx is plain.image_bczyx
+    (twice,) = build_loader(sampler(store, second_view=SecondView("strong")), addresses, workers)
+    assert not np.array_equal(twice.second_bczyx, twice.image_bczyx)
+
+
+def test_unlabeled_samples_stand_behind_the_labeled_ones_of_their_rank(store: CaseStore) -> None:
+    hidden = dataclasses.replace(CASES[2], supervised=(), is_labeled=False)
+    labeled, unlabeled = sampler(store, cases=CASES[:2]), sampler(store, cases=(hidden,))
+    both = LabeledAndUnlabeled(labeled, unlabeled, 2, 1)
+    assert [case.case_id for case in both.cases] == ["case_0", "case_1", "case_2"]
+    for position, (part, own) in enumerate(
+        [(labeled, 0), (labeled, 1), (unlabeled, 0), (labeled, 2), (labeled, 3), (unlabeled, 1)]
+    ):
+        got, expected = both[(7, position)], part[(7, own)]
+        np.testing.assert_array_equal(got.image_bczyx, expected.image_bczyx)
+        assert got.labeled_b.tolist() == [part is labeled]
+    assert not unlabeled[(7, 0)].label_bzyx.any()  # its label map is there, and is not looked at
+    assert unlabeled[(7, 0)].weight_b.tolist() == [0.0]
+    assert unlabeled[(7, 0)].supervised_bc.tolist() == [[True, False, False]]
