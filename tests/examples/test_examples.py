@@ -28,6 +28,7 @@ from tests.made_workspace import shrink
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ("network", "loss", "augmentation", "mean_teacher", "reader", "metric")
 CPU = ("--device", "cpu", "--precision", "fp32")
+TORCH = ("--engine", "torch")  # the same numbers, whatever is faster here
 
 #: What each is named by: the options of the plans, and those of the training.
 TRAININGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -97,10 +98,11 @@ def test_an_example_trains_is_killed_resumes_predicts_is_exported_and_does_a_rou
     assert record["changes"] == []
 
     images, trained = str(phantom_dataset / "unlabeled_image"), ["-m", str(workspace / "models")]
-    assert predict.main(["-i", images, "-o", str(tmp_path / "predicted"), *trained, *CPU]) == 0
+    assert predict.main(["-i", images, "-o", str(tmp_path / "predicted"), *trained, *CPU, *TORCH]) == 0
     assert export.main([*trained, "-o", str(tmp_path / "exported")]) == 0
     exported = ["-m", str(tmp_path / "exported")]
-    assert predict.main(["-i", images, "-o", str(tmp_path / "by_export"), *exported, *CPU]) == 0
+    assert predict.main(["-i", images, "-o", str(tmp_path / "by_export"), *exported, *CPU, *TORCH]) == 0
+    assert list((tmp_path / "exported").rglob("*.xml"))
     for path in sorted((tmp_path / "predicted").glob("*.nii.gz")):
         one, other = (read_label_map(each).array_zyx for each in (path, tmp_path / "by_export" / path.name))
         assert np.array_equal(one, other)

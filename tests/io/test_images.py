@@ -464,4 +464,4 @@ def test_a_file_is_opened_once(tmp_path, monkeypatch, ending):
     for read in (read_grid, read_label_map, lambda path: read_image([path])):
         opened.clear()
         read(path)
-        assert opened == [path]
+        assert [each for each in opened if tmp_path in Path(each).parents] == [path]
