@@ -1,11 +1,7 @@
 """The voxels of DICOM slices: as numbers from the file, or decoded from a file that is written anew around a stream."""
 
-import contextlib
 import dataclasses
 import io
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -102,23 +98,8 @@ def _decoded(stream: bytes, voxels: Voxels) -> np.ndarray:
     anew.PixelData = encapsulate([*generate_frames(stream, number_of_frames=1)])
     anew["PixelData"].VR, anew["PixelData"].is_undefined_length = "OB", True
     anew.save_as(written)
-    with _as_file(written.getbuffer()) as path:
+    with integrity.as_file(written.getbuffer()) as path:
         reader = sitk.ImageFileReader()
         reader.SetImageIO("GDCMImageIO")
         reader.SetFileName(path)
         return sitk.GetArrayFromImage(reader.Execute())
-
-
-@contextlib.contextmanager
-def _as_file(content: memoryview) -> Iterator[str]:
-    """A path that holds this; in memory, where the system has such files, so that no folder need be writable."""
-    if hasattr(os, "memfd_create"):
-        with open(os.memfd_create("slice"), "wb") as file:
-            file.write(content)
-            file.flush()
-            yield f"/proc/self/fd/{file.fileno()}"
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "slice.dcm"
-        path.write_bytes(content)
-        yield str(path)

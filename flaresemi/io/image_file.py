@@ -188,12 +188,15 @@ def _open_nifti(file: BinaryIO, path: Path) -> ImageFile:
 
 def _open_with_text_header(header: TextHeader, voxels: BinaryIO, path: Path) -> ImageFile:
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as problem:
-        integrity.raise_shortage(path, problem)
-        raise ImageError(f"the header cannot be read: {last_line(problem)}", where=path) from None
+    reader.SetImageIO("NrrdImageIO" if image_ending(path) == ".nrrd" else "MetaImageIO")
+    with integrity.as_file(header.text.encode("ascii", errors="replace")) as copy:  # no character is longer
+        reader.SetFileName(copy)
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as problem:
+            integrity.raise_shortage(path, problem)
+            said = last_line(problem).replace(copy, path.name)
+            raise ImageError(f"the header cannot be read: {said}", where=path) from None
     layers = reader.GetNumberOfComponents()
     dtype = _check_voxels(path, reader, header)
     header.voxels.check(voxels, layers * math.prod(reader.GetSize()), dtype)

@@ -6,6 +6,7 @@ that is named .nii.gz, without an error.
 
 import contextlib
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,21 @@ def raise_shortage(path: Path, problem: RuntimeError) -> None:
 def path_of(file: BinaryIO) -> Path:
     """The path that a file was opened by."""
     return Path(file.name)
+
+
+@contextlib.contextmanager
+def as_file(content: bytes | memoryview) -> Iterator[str]:
+    """A path that holds this; in memory, where the system has such files, so that no folder need be writable."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("image"), "wb") as file:
+            file.write(content)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(content)
+        yield str(path)
 
 
 def is_gzip(file: BinaryIO) -> bool:

@@ -1,7 +1,9 @@
 """MetaImage (.mha, .mhd) and NRRD files: where their voxels lie, and the voxels, decompressed once; units of length.
 
-The library reads what their headers say of the grid; the voxels it is not trusted with: it follows a header to any
-file of the machine, and takes memory for whatever size is announced.
+The library reads what headers say of the grid, from a copy of the lines that say it. With files it is not trusted: it
+follows a header to any other file, and takes memory for whatever size is announced. pynrrd would not help: it takes a
+header apart, but leaves its meaning (spaces, spacings, axes that are none) to its user, knows no limits, and refuses
+headers that others read.
 """
 
 import dataclasses
@@ -37,8 +39,11 @@ _MILLIMETRES = {
 _HEADER_LIMIT = 16 << 20
 
 #: The library writes past the end of its messages about a longer line of an NRRD header, and dies (seen from 1100
-#: characters on). A comment, the content and a pair of key and value do not get there, whatever their length.
+#: characters on). A comment, the content and a pair of key and value are not shown to it, whatever their length.
 _NRRD_LINE_LIMIT = 500
+
+#: Where voxels lie is none of the library's business.
+_NRRD_FILE_FIELDS = ("data file", "datafile", "byte skip", "byteskip", "line skip", "lineskip")
 
 _ONE_FILE = "write one {} file that holds its voxels itself"
 
@@ -112,9 +117,11 @@ class TextHeader:
         voxel_mm: Millimetres per unit of the sizes of a voxel along the file's first axes, where those are told alone.
         layer_axis: Which of the file's axes (its first is 0) counts layers of voxels, and nothing in the patient.
         pairs: Keys and values that a program has left for itself.
+        text: The header as the library may see it: without what leads to other files, and whatever is not the format's.
     """
 
     voxels: VoxelStream
+    text: str
     world_mm: FloatTriple = (1.0, 1.0, 1.0)
     voxel_mm: FloatTriple = (1.0, 1.0, 1.0)
     layer_axis: int | None = None
@@ -130,54 +137,62 @@ def read_text_header(file: BinaryIO) -> TextHeader:
     """
     path = integrity.path_of(file)
     if path.name.lower().endswith(".nrrd"):
-        fields, pairs = _nrrd_fields(file, path)
+        fields, pairs, text = _nrrd_fields(file, path)
         return TextHeader(
             voxels=_nrrd_stream(path, fields, file.tell()),
+            text=text,
             world_mm=_nrrd_units(path, fields, "space units"),
             voxel_mm=_nrrd_units(path, fields, "units"),
             layer_axis=_nrrd_layer_axis(fields),
             pairs=pairs,
         )
-    fields = _meta_fields(file, path)
+    fields, text = _meta_fields(file, path)
     unit = _millimetres(fields.get("DistanceUnits", ""), path)
-    return TextHeader(voxels=_meta_stream(path, fields, file.tell()), world_mm=(unit, unit, unit))
+    return TextHeader(voxels=_meta_stream(path, fields, file.tell()), text=text, world_mm=(unit, unit, unit))
 
 
-def _meta_fields(file: BinaryIO, path: Path) -> dict[str, str]:
+def _meta_fields(file: BinaryIO, path: Path) -> tuple[dict[str, str], str]:
     fields: dict[str, str] = {}
+    text = ""
     for line in _lines(file, path):
         parts = re.split("[=:]", line, maxsplit=1)  # as MetaIO, which knows both, and capital letters from small ones
         if len(parts) == 1:
             break
         fields[parts[0].strip()] = parts[1].strip()
         if "ElementDataFile" in fields:
-            return fields
+            return fields, f"{text}ElementDataFile = LOCAL\n"
+        text += f"{line}\n"
     raise ImageError("not a MetaImage file: its header has no ElementDataFile", where=path)
 
 
-def _nrrd_fields(file: BinaryIO, path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The fields of the format, by their names in lower case; and pairs of key and value as they are."""
-    if file.read(4) != b"NRRD":
-        raise ImageError("not an NRRD file", where=path)
+def _nrrd_fields(file: BinaryIO, path: Path) -> tuple[dict[str, str], dict[str, str], str]:
+    """The fields of the format, by their names in lower case; pairs of key and value; and the lines of the format."""
     fields: dict[str, str] = {}
     pairs: dict[str, str] = {}
-    for line in _lines(file, path):
+    lines = _lines(file, path)
+    text = f"{next(lines)}\n"
+    if not text.startswith("NRRD"):
+        raise ImageError("not an NRRD file", where=path)
+    for line in lines:
         if not line:
             break
         key, colon, value = line.partition(":")
-        if line.startswith("#"):
-            continue
-        if value.startswith("="):
+        name = key.strip().lower()
+        if value.startswith("=") and not line.startswith("#"):
             pairs[key] = value[1:]
-            continue
-        if len(line) > _NRRD_LINE_LIMIT and key.strip().lower() != "content":
-            raise ImageError(
-                f"a line of its header has {len(line)} characters, expected at most {_NRRD_LINE_LIMIT}: "
-                f"'{shown(line)}'", where=path,
-            )  # fmt: skip
-        if colon:
-            fields[key.strip().lower()] = value.strip()
-    return fields, pairs  # a detached header may end without an empty line
+        elif not line.startswith("#") and name != "content":
+            if len(line) > _NRRD_LINE_LIMIT:
+                raise ImageError(
+                    f"a line of its header has {len(line)} characters, expected at most {_NRRD_LINE_LIMIT}: "
+                    f"'{shown(line)}'", where=path,
+                )  # fmt: skip
+            if colon and name in fields:
+                raise ImageError(f"its header says '{shown(name)}' twice", where=path)
+            if colon:
+                fields[name] = value.strip()
+            if name not in _NRRD_FILE_FIELDS:
+                text += f"{line}\n"
+    return fields, pairs, f"{text}\n"  # a detached header may end without an empty line
 
 
 def _nrrd_units(path: Path, fields: dict[str, str], key: str) -> FloatTriple:
@@ -214,6 +229,10 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
     while line := file.readline(_HEADER_LIMIT):
         if file.tell() > _HEADER_LIMIT:
             raise ImageError("not an image file: its text header has no end", where=path)
+        if b"\0" in line:
+            raise ImageError(
+                "its text header holds bytes that are no text", where=path, fix="copy or download it again"
+            )
         yield line.decode("utf-8", errors="replace").strip()
 
 

@@ -454,14 +454,20 @@ def test_voxels_larger_than_any_body_are_refused(tmp_path, spacing):
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
-def test_a_file_is_opened_once(tmp_path, monkeypatch, ending):
+def test_a_file_is_opened_once_and_never_by_the_library(tmp_path, monkeypatch, ending):
     path = tmp_path / f"a{ending}"
     write_reference(path, np.zeros((3, 4, 5), np.uint8))
     opened, really_open = [], builtins.open
     monkeypatch.setattr(
         "builtins.open", lambda file, *args, **more: opened.append(file) or really_open(file, *args, **more)
     )
+    named, name = [], sitk.ImageFileReader.SetFileName
+    monkeypatch.setattr(
+        sitk.ImageFileReader, "SetFileName", lambda reader, file: named.append(file) or name(reader, file)
+    )
     for read in (read_grid, read_label_map, lambda path: read_image([path])):
         opened.clear()
         read(path)
-        assert [each for each in opened if tmp_path in Path(each).parents] == [path]
+        ours = [each for each in opened if not isinstance(each, int) and tmp_path in Path(each).parents]
+        assert ours == [path]
+    assert str(path) not in named

@@ -92,6 +92,9 @@ def test_headers_that_announce_the_world_allocate_nothing(tmp_path, volume):
         ("a.mha", (b"a = " + b"x" * (1 << 20) + b"\n") * 20, "no end"),
         ("a.mhd", b"NDims = 3\nDimSize = 2 2 2\nElementDataFile = LIST\n", "several files"),
         ("a.nrrd", b"NRRD0004\nencoding: raw\n\n", "no dimension"),
+        ("a.nrrd", b"NRRD0004\ndata file: a.raw\nData File: b.raw\n\n", "says 'data file' twice"),
+        ("a.nrrd", b"NRRD0004\ndimension: 3\nspace origin: (1\0,2,3)\n\n", "bytes that are no text"),
+        ("a.mha", b"NDims = 3\nOffset = 1\0 2 3\nElementDataFile = LOCAL\n", "bytes that are no text"),
         ("a.nrrd", b"NRRD0004\ndimension: 3\nencoding: raw\nbyte skip: many\n\n", "whole number"),
     ],
 )
@@ -233,7 +236,19 @@ def test_lines_that_the_library_dies_of_are_refused(tmp_path, line):
         read_image([tmp_path / "a.nrrd"])
 
 
-def test_comments_and_keys_of_an_nrrd_file_may_be_long(tmp_path):
-    lines = "\n".join(["#" + "a" * 5000, "content: " + "b" * 5000, "Segment0_Name:=" + "c: " * 5000])
+def test_comments_and_keys_of_an_nrrd_file_may_be_long_and_lines_have_no_more_bytes_than_characters(
+    tmp_path, monkeypatch
+):
+    shown, as_file = [], integrity.as_file
+    monkeypatch.setattr(integrity, "as_file", lambda content: shown.append(content) or as_file(content))
+    lines = "\n".join(
+        [
+            "#" + "a" * 5000,
+            "content: " + "b" * 5000,
+            "Segment0_Name:=" + "c: " * 5000,
+            'labels: "' + "µ" * 450 + '" "" ""',
+        ]
+    )
     (tmp_path / "a.nrrd").write_bytes(NRRD % b"little" + lines.encode() + b"\nencoding: raw\n\n" + NUMBERS.tobytes())
     np.testing.assert_array_equal(read_image([tmp_path / "a.nrrd"]).array_czyx[0], NUMBERS)
+    assert len(shown) == 1 and max(map(len, shown[0].splitlines())) <= 500
