@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -213,7 +214,10 @@ def peak_rss_mib() -> float:
     """The most main memory that this process has held so far."""
     # getrusage would also count what the parent held when it started this process.
     kib = counters("/proc/self/status").get("VmHWM:")
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if kib is None else kib) / 1024
+    if kib is None:
+        unit_bytes = 1 if sys.platform == "darwin" else 1024
+        return unit_bytes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return kib / 1024
 
 
 def _cpu_seconds() -> float:

@@ -1,11 +1,15 @@
+import resource
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
 import torch
 
 from flaresemi.compute.device import available_cores
-from flaresemi.compute.metering import Meter, Sample, summed_up
+from flaresemi.compute.metering import Meter, Sample, peak_rss_mib, summed_up
+from tests.made_kernel import KernelFiles
 
 CPU = torch.device("cpu")
 
@@ -55,3 +59,16 @@ def test_memory_that_was_held_is_seen() -> None:
 def test_an_error_inside_is_not_swallowed() -> None:
     with pytest.raises(ValueError, match="inside"), Meter(CPU):
         raise ValueError("inside")
+
+
+@pytest.mark.parametrize(("system", "unit_bytes"), [("linux", 1024), ("darwin", 1)])
+def test_the_peak_where_the_kernel_writes_no_files(
+    kernel_files: KernelFiles, monkeypatch: pytest.MonkeyPatch, system: str, unit_bytes: int
+) -> None:
+    assert 50 < peak_rss_mib() < 1e5
+    held = types.SimpleNamespace(ru_maxrss=300 * 2**20 // unit_bytes)
+    monkeypatch.setattr(resource, "getrusage", lambda _: held)
+    monkeypatch.setattr(sys, "platform", system)
+    assert peak_rss_mib() == 300
+    kernel_files["/proc/self/status"] = "VmHWM:\t  204800 kB\n"
+    assert peak_rss_mib() == 200
