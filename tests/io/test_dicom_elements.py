@@ -88,14 +88,14 @@ def test_a_deflated_file_that_is_damaged_or_a_bomb(tmp_path: Path, monkeypatch: 
     recoded(paths[0], DEFLATED)
     whole = paths[0].read_bytes()
     paths[0].write_bytes(whole[:-200])
-    with pytest.raises(ImageError, match="damaged"):
+    with pytest.raises(ImageError, match="breaks off"):
         read_image([tmp_path])
     monkeypatch.setattr("flaresemi.io.dicom_elements._MOST_INFLATED", 1 << 20)
     start = whole[: 144 + int.from_bytes(whole[140:144], "little")]  # the first group, whose length it says itself
     packer = zlib.compressobj(wbits=-15)
     paths[0].write_bytes(start + packer.compress(bytes(64 << 20)) + packer.flush())
     tracemalloc.start()
-    with pytest.raises(ImageError, match="damaged"):
+    with pytest.raises(ImageError, match="larger than any slice"):
         read_image([tmp_path])
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
@@ -118,6 +118,14 @@ def test_no_memory_is_taken_for_a_length_that_lies(tmp_path: Path, nested: bool)
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
     assert caught.value.where == str(paths[1])
+
+
+def test_a_first_group_whose_length_is_no_number(tmp_path: Path) -> None:
+    path = Stack(array_zyx=ARRAY).write(tmp_path)[1]
+    content = path.read_bytes()
+    path.write_bytes(content[:138] + struct.pack("<H", 3) + content[140:])  # of four bytes
+    with pytest.raises(ImageError, match="damaged or not whole"):
+        read_image([tmp_path])
 
 
 def test_a_bounded_file_gives_what_there_is() -> None:
