@@ -1,5 +1,8 @@
 """Faults of many kinds at random moments of every command: is anything lost, and does the next start go on?
 
+Three of the kinds are generic: any file that a command left is exchanged for the same file of another dataset with the
+same names, any output is somebody else's file already, any number of any record is out of every range.
+
 A phantom dataset of 48³ voxels with tiny networks. Each injection runs a command with a fault, then once more without;
 it counts as lossless when the first ended as it should (killed, or exit code 2 and one clear message), the second with
 exit code 0, and the files are those that one undisturbed start leaves (weights, label maps and prepared cases bit for
@@ -8,13 +11,15 @@ Result: results/faults.md.
 """
 
 import dataclasses
+import json
 import os
 import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import running
 
@@ -49,7 +54,13 @@ class Lab:
     """
 
     root: Path
+    seed: int = 7
     cpu_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def twin(self) -> "Lab":
+        """The same of another dataset, whose cases have the same names."""
+        return Lab(self.root / "twin", seed=8)
 
     @property
     def place(self) -> Path:
@@ -92,10 +103,14 @@ class Lab:
 
     def prepare(self, bench: running.Bench) -> None:
         """Runs every command once without a fault."""
-        if "whole" not in bench.steps:
+        if self.seed == 7:
+            self.twin.root.mkdir(exist_ok=True)
+            self.twin.prepare(bench)
+        whole = "whole" if self.seed == 7 else "whole twin"
+        if whole not in bench.steps:
             for path in self.root.glob("[dspr]*"):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else None
-            write_phantom_dataset(self.data, labeled=3, unlabeled=2, test=1, size=(40, 48, 48), seed=7)
+            write_phantom_dataset(self.data, labeled=3, unlabeled=2, test=1, size=(40, 48, 48), seed=self.seed)
             used = {}
             for command in COMMANDS:
                 found = self.before(command)
@@ -108,8 +123,8 @@ class Lab:
                 if end.code:
                     raise SystemExit(end.said)
                 used[command] = end.cpu_seconds
-            bench.record("whole", cpu_seconds=used)
-        self.cpu_seconds = bench.steps["whole"]["cpu_seconds"]
+            bench.record(whole, cpu_seconds=used)
+        self.cpu_seconds = bench.steps[whole]["cpu_seconds"]
 
     def lost(self, command: str) -> list[str]:
         """What differs from an undisturbed start; what killed writers left beside label maps is no loss."""
@@ -183,6 +198,84 @@ def cut_off(lab: Lab, command: str, chance: random.Random) -> str:
     return trouble and f"{inside}: {trouble}"
 
 
+def exchanged(lab: Lab, command: str, chance: random.Random) -> str:
+    """Killed or complete, and a file that is there is that of another dataset; afterwards it is put back.
+
+    Refused, or made again, or not needed: what is used without a word shows in what is left.
+    """
+    lab.run(command, lab.place, kill_after=chance.uniform(0.3, 1.5) * lab.cpu_seconds[command])
+    other = lab.twin.after(command)
+    files = {path: other / path.relative_to(lab.place) for path in _written(lab.place)}
+    files = {path: twin for path, twin in files.items() if twin.is_file() and twin.read_bytes() != path.read_bytes()}
+    if not files:
+        return ""
+    path = chance.choice(sorted(files))
+    return _with_content(lab, command, path, files[path].read_bytes())
+
+
+def wild_number(lab: Lab, command: str, chance: random.Random) -> str:
+    """Killed or complete, and a number of a record is none that makes sense; afterwards it is put back."""
+    lab.run(command, lab.place, kill_after=chance.uniform(0.3, 1.5) * lab.cpu_seconds[command])
+    records = [path for path in _written(lab.place) if path.suffix == ".json"]
+    if not records:
+        return ""
+    path = chance.choice(records)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    places = list(_numbers(content))
+    if not places:
+        return ""
+    holder, key = chance.choice(places)
+    holder[key] = chance.choice([float("nan"), float("inf"), float("-inf"), -1e300, 1e300])
+    return _with_content(lab, command, path, json.dumps(content).encode())
+
+
+def foreign_output(lab: Lab, command: str, chance: random.Random) -> str:
+    """Somebody else's file stands where the command wants to write; afterwards it is moved away."""
+    found = lab.before(command)
+    outputs = [path.relative_to(lab.after(command)) for path in _written(lab.after(command))]
+    inside = chance.choice([name for name in outputs if found is None or not (found / name).exists()])
+    path = lab.place / inside
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"years of work")
+    end = lab.run(command, lab.place)
+    if not path.is_file() or path.read_bytes() != b"years of work":
+        return f"{inside} was replaced; exit code {end.code}"
+    path.unlink()
+    for folder in path.relative_to(lab.place).parents:  # those that were made for it
+        if not any((lab.place / folder).iterdir()) and lab.place / folder != lab.place:
+            (lab.place / folder).rmdir()
+    return _clear(end, "did not write", "no record", path.name, path.parent.name)
+
+
+def _written(place: Path) -> list[Path]:
+    """The files of a place but for logs and what is not finished."""
+    files = sorted(path for path in place.rglob("*") if path.is_file() and ".partial-" not in path.name)
+    return [path for path in files if not ({"logs", "lists"} & set(path.relative_to(place).parts))]
+
+
+def _numbers(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Where the numbers of parsed JSON stand: the list or dict, and the index or key."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield content, key
+        yield from _numbers(value)
+
+
+def _with_content(lab: Lab, command: str, path: Path, content: bytes) -> str:
+    """Runs a command while a file holds something else; what is wrong with how it ended."""
+    before = path.read_bytes()
+    path.write_bytes(content)
+    end = lab.run(command, lab.place)
+    is_untouched = path.is_file() and path.read_bytes() == content
+    if is_untouched:
+        path.write_bytes(before)
+    if end.code == 0:
+        return ""
+    trouble = _clear(end, *path.relative_to(lab.place).parts, path.stem)
+    return trouble and f"{path.relative_to(lab.place)}: {trouble}"
+
+
 def read_only_data(lab: Lab, command: str, _: random.Random) -> str:
     before = listing(lab.data)
     with read_only(lab.data, lab.root / "read_only" / "data") as mounted:
@@ -251,6 +344,9 @@ FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "a raw image cut off": (unreadable, ("plan_and_preprocess", "predict")),
     "file times of other years": (clock_jumps, ALL),
     "workspace moved": (moved, ALL),
+    "a written file exchanged": (exchanged, ALL),
+    "a number out of range": (wild_number, ALL),
+    "somebody else's file as output": (foreign_output, ALL),
     "started twice": (started_twice, ("plan_and_preprocess", "train", "semi_round")),
 }
 
@@ -270,13 +366,14 @@ def main() -> None:
     parser = running.parser(__doc__ or "")
     parser.add_argument("--injections", type=int, default=3, help="per fault and command")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fault", choices=list(FAULTS), action="append", help="this one alone; once for each")
     options = parser.parse_args()
     bench = running.Bench("faults", options.work)
     lab = Lab(bench.work)
     lab.prepare(bench)
     for number in range(options.injections):  # in rounds, so that a run that is stopped has seen every fault
         for name, (fault, commands) in FAULTS.items():
-            for command in commands:
+            for command in commands if name in (options.fault or FAULTS) else ():
                 step = f"{name}, {command}, {number}"
                 if step not in bench.steps:
                     lab.fresh(command)

@@ -81,6 +81,15 @@ def load_record(path: Path, cls: type[Record], *, error: type[FlaresemiError] = 
     return from_plain(cls, load_json(path, error=error), source=path, error=error)
 
 
+def holds_record(path: Path, cls: type) -> bool:
+    """Whether a file is a record of this kind."""
+    try:
+        load_record(path, cls)
+    except FlaresemiError:
+        return False
+    return True
+
+
 def load_json(path: Path, *, error: type[FlaresemiError] = PlanError, fix: str = _AGAIN) -> object:
     """Parses a JSON file, refusing duplicate keys, NaN and trailing text with the file's name in the message.
 

@@ -13,7 +13,7 @@ from flaresemi import flare22
 from flaresemi.case_names import case_file
 from flaresemi.cli.common import StrictParser, print_next, run
 from flaresemi.cli.numbers import count
-from flaresemi.cli.replacing import holds_record, refuse_foreign
+from flaresemi.cli.replacing import refuse_foreign
 from flaresemi.dataset import declared_labels, find_images, load_dataset
 from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.evaluation.folders import GRID_TOLERANCE, CasePair, CaseScores, match_cases, read_pair
@@ -21,7 +21,7 @@ from flaresemi.evaluation.summary import Summary, evaluate_folders, is_score_tab
 from flaresemi.io.images import read_image
 from flaresemi.labels import LabelSet
 from flaresemi.plans import load_plans
-from flaresemi.records import closest
+from flaresemi.records import closest, holds_record
 from flaresemi.reporting.overlay import is_overlay, save_overlay
 
 #: Pictures that the hint at the end asks for.

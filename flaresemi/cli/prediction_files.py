@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flaresemi.case_names import case_file
-from flaresemi.cli.replacing import holds_record, refuse_foreign
+from flaresemi.cli.replacing import refuse_foreign
 from flaresemi.compute.metering import Cost
 from flaresemi.dataset import Case
 from flaresemi.errors import ImageError, SelectionError
@@ -18,6 +18,7 @@ from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.prediction_records import PredictionRecord, is_prediction, load_prediction, record_file
 from flaresemi.io.images import read_label_map
 from flaresemi.planning.findings import Finding
+from flaresemi.records import holds_record
 from flaresemi.selection import CaseScore, load_scores, save_scores
 from flaresemi.tables import read_table, write_table
 

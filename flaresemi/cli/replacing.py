@@ -4,8 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from flaresemi.errors import ConfigError, FlaresemiError, listed
-from flaresemi.records import load_record
+from flaresemi.errors import ConfigError, listed
 
 
 def refuse_foreign(
@@ -39,12 +38,3 @@ def refuse_foreign(
             where=foreign[0].parent,
             fix=f"name another place with {name}; --overwrite replaces them",
         )
-
-
-def holds_record(path: Path, cls: type) -> bool:
-    """Whether a file is a record of this kind."""
-    try:
-        load_record(path, cls)
-    except FlaresemiError:
-        return False
-    return True

@@ -11,11 +11,10 @@ import torch
 
 from flaresemi.cli.common import flag_of
 from flaresemi.cli.mixing_options import given_mixing
-from flaresemi.cli.replacing import holds_record
 from flaresemi.compute.distributed import Ranks
 from flaresemi.dataset import Dataset, load_dataset
-from flaresemi.errors import CheckpointError, ConfigError, DatasetError, listed
-from flaresemi.files import clear_folder, entries
+from flaresemi.errors import CheckpointError, ConfigError, DatasetError
+from flaresemi.files import clear_folder
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.planning.preparation import refuse_changed
@@ -23,7 +22,7 @@ from flaresemi.plans import load_plans
 from flaresemi.training.config import MAY_CHANGE, TrainingConfig
 from flaresemi.training.distillation import begin_teaching, caution, prepare_labels
 from flaresemi.training.resuming import has_state, load_state
-from flaresemi.training.runs import RunRecord, recorded_config, recorded_teaching
+from flaresemi.training.runs import recorded_config, recorded_teaching, refuse_foreign_files
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
 from flaresemi.unfinished import remove_leftovers
@@ -53,24 +52,8 @@ def resumes(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks, devi
             fix="--continue goes on with it, --restart discards it and begins anew",
         )
     if not exists and not options.restart:
-        _refuse_foreign(folder)
+        refuse_foreign_files(folder)
     return bool(exists and options.resume)
-
-
-def _refuse_foreign(folder: ModelFolder) -> None:
-    """Checks that a training which begins anew replaces nothing but what a killed start left.
-
-    Raises:
-        ConfigError: files are there that no training of ours, which writes its record first, can have left.
-    """
-    written = [path for path in entries(folder.root, ModelFolder.NAMES) if path != folder.logs]
-    if written and not holds_record(folder.run_record, RunRecord):
-        raise ConfigError(
-            f"there are files that flaresemi did not write in this folder, or no record of the training that did: "
-            f"{listed([path.name for path in written])}",
-            where=folder.root,
-            fix="see what they are, and move them away; --restart removes them",
-        )
 
 
 def supervision(

@@ -30,7 +30,7 @@ from flaresemi.rounds.steps import Step, run_step
 from flaresemi.selection import Selection, save_scores
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.resuming import has_state
-from flaresemi.training.runs import RunRecord, refuse_other_origin
+from flaresemi.training.runs import RunRecord, refuse_foreign_files, refuse_other_origin
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask, load_prepared
 from flaresemi.training.trainers import make_trainer
@@ -170,6 +170,7 @@ class Round:
             name=f"train {stage.value}", inputs=lambda: self.training_inputs(stage), cases=cases,
             run=lambda: self.train(stage),
             outputs=lambda: stage not in self.stages or student.final.is_file(),
+            refuse_foreign=lambda: refuse_foreign_files(student),
             discard=lambda: clear_folder(student.root, student.NAMES),
         )  # fmt: skip
 

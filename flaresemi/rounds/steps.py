@@ -22,6 +22,7 @@ class Step:
         cases: Hash of the real cases that its result depends on, as they are prepared now.
         run: Does the work, or resumes it; False when it was asked to stop.
         outputs: Whether all of its outputs exist.
+        refuse_foreign: Checks, before its first run, that nobody else's files are in the place of its outputs.
         discard: Removes outputs of other inputs that must not be mistaken for new ones.
     """
 
@@ -30,6 +31,7 @@ class Step:
     cases: str
     run: Callable[[], bool]
     outputs: Callable[[], bool]
+    refuse_foreign: Callable[[], None] = lambda: None
     discard: Callable[[], None] = lambda: None
 
 
@@ -51,6 +53,8 @@ def run_step(step: Step, state: RoundState, path: Path) -> RoundState:
     elif before is not None and before.done and step.outputs():
         logger.info("round %d: %s is done", state.round, step.name)
         return state
+    if step.name not in state.steps:
+        step.refuse_foreign()
     if before is None:
         step.discard()
     now = StepState(inputs=inputs, cases=step.cases, seconds=before.seconds if before else 0.0)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from flaresemi import __version__
-from flaresemi.errors import CheckpointError, ConfigError
+from flaresemi.errors import CheckpointError, ConfigError, listed
 from flaresemi.extensions import AUGMENTATIONS, NETWORKS, Package, declared_by, package_of
+from flaresemi.files import entries
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.plans import NetworkPlan
 from flaresemi.ranges import AtLeastOne, IterationsSoFar
-from flaresemi.records import from_plain, load_json, load_record, parse_json, save_record, to_plain
+from flaresemi.records import from_plain, holds_record, load_json, load_record, parse_json, save_record, to_plain
 from flaresemi.training.config import Recipe, TrainingConfig, lengthened
 from flaresemi.training.resuming import load_state
 from flaresemi.training.schedule import Decision, Schedule, marks
@@ -211,6 +212,22 @@ def recorded_run(task: TrainingTask) -> RunRecord | None:
             fix="put the plans back, or start it anew with --restart",
         )  # fmt: skip
     return record
+
+
+def refuse_foreign_files(folder: ModelFolder) -> None:
+    """Checks that a training which begins anew replaces nothing but what a killed start left.
+
+    Raises:
+        ConfigError: files are there that no training of ours, which writes its record first, can have left.
+    """
+    written = [path for path in entries(folder.root, ModelFolder.NAMES) if path != folder.logs]
+    if written and not holds_record(folder.run_record, RunRecord):
+        raise ConfigError(
+            f"there are files that flaresemi did not write in this folder, or no record of the training that did: "
+            f"{listed([path.name for path in written])}",
+            where=folder.root,
+            fix="see what they are, and move them away; --restart removes them",
+        )
 
 
 def record_decisions(task: TrainingTask, decisions: tuple[Decision, ...]) -> None:

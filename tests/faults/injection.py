@@ -24,7 +24,7 @@ from flaresemi.io.images import read_label_map
 from flaresemi.networks.checkpoint import load_checkpoint
 
 #: Where these stand, times and places are written, which differ from start to start.
-TIMES = {"seconds", "patches_per_second", "started", "continued", "git_revision", "command", "mtime_ns"}
+TIMES = {"seconds", "patches_per_second", "started", "continued", "git_revision", "command", "mtime_ns", "init_from"}
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(

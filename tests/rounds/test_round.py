@@ -11,7 +11,7 @@ import torch
 
 from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import load_dataset
-from flaresemi.errors import DatasetError, SelectionError
+from flaresemi.errors import ConfigError, DatasetError, SelectionError
 from flaresemi.files import content_hash
 from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
@@ -297,3 +297,15 @@ def test_a_case_that_is_prepared_anew_in_mid_round_is_refused(round_one: Round) 
     store.write(case.record, np.array(case.image_czyx) + 1, np.array(case.label_zyx))
     with pytest.raises(DatasetError, match=f"case '{case_id}' was made anew while it was in use here"):
         round_one.run()
+
+
+def test_a_round_does_not_train_over_somebody_elses_files(round_one: Round) -> None:
+    round_one.run(last_step="select")
+    student = round_one.folder.model(Stage.FINE)
+    student.root.mkdir(parents=True)
+    student.snapshot(36).write_bytes(b"years of work")
+    with pytest.raises(ConfigError, match=r"did not write in this folder.*snapshot_036\.pt"):
+        round_one.run()
+    assert student.snapshot(36).read_bytes() == b"years of work"
+    student.snapshot(36).unlink()
+    assert round_one.run() is not None
