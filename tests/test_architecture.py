@@ -354,6 +354,13 @@ def test_importing_prints_nothing_and_warns_of_nothing(module: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@each_source
+def test_every_command_runs_with_python_m_too(source: Source) -> None:
+    names = {node.name for node in source.tree.body if isinstance(node, ast.FunctionDef)}
+    if source.package == "cli" and "main" in names:
+        assert 'if __name__ == "__main__":\n    sys.exit(main())\n' in source.path.read_text(encoding="utf-8")
+
+
 def _loaded_modules(module: str) -> set[str]:
     program = f"import json, sys; import {module}; print(json.dumps(list(sys.modules)))"
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,3 +45,7 @@ def _export(options: argparse.Namespace) -> None:
     export_models(models, options.output, programs=not options.no_programs)
     logger.info("written to %s", options.output)
     print_next(["flaresemi_predict", "-m", str(options.output), "-i", "IMAGES", "-o", "PREDICTIONS"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

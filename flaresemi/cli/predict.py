@@ -296,3 +296,7 @@ def _summary(failures: Sequence[tuple[Case, FlaresemiError]], total: int) -> Fla
         where="\n       ".join(shown),
         fix="mend or remove these files, then start again with --continue",
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
