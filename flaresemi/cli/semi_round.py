@@ -333,7 +333,10 @@ def _add_actions(what: argparse._ArgumentGroup) -> None:
 
 
 def _preset(name: str) -> str:
-    return "flaresemiseg" if name == "seed" else name  # the old name, accepted in one release more
+    if name != "seed":
+        return name
+    logger.warning("--preset seed is deprecated and goes in 0.2: say --preset flaresemiseg")
+    return "flaresemiseg"
 
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:

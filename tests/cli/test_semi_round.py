@@ -69,6 +69,13 @@ def test_the_preset_of_flaresemiseg_is_its_rule_from_scratch_and_pastes_nothing(
         assert (config.selection.rule, config.mixing.paste_share, config.start) == (rule, share, start)
 
 
+def test_the_old_name_of_a_preset_works_and_says_the_new_one(caplog: pytest.LogCaptureFixture) -> None:
+    parser = semi_round._parser()
+    assert parser.parse_args(["--preset", "seed"]).preset == "flaresemiseg"
+    assert "deprecated" in caplog.text and "--preset flaresemiseg" in caplog.text
+    assert "{default,flaresemiseg}" in parser.format_help()
+
+
 def test_the_printed_command_goes_on_with_the_same_choices(
     place: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
