@@ -102,10 +102,13 @@ def judge(few: Few, number: int, arm: str, round_number: int) -> list[Judged]:
             predicted = calibration.predict(name, score) if calibration else None
             judged.append(
                 Judged(
-                    draw=number, round=round_number, organ=name, dice=dice(real, drawn, organ, z_range[organ - 1]),
+                    draw=number,
+                    round=round_number,
+                    organ=name,
+                    dice=dice(real, drawn, organ, z_range[organ - 1]),
                     measures=measures(score, predicted, medians[name]),
                 )
-            )  # fmt: skip
+            )
     return judged
 
 
@@ -146,10 +149,12 @@ def learned(
         for organ, name in enumerate(plans.labels.names, start=1):
             observations.append(
                 Observation(
-                    case_id=case_id, organ=name, score=labeled.score.organs[name],
+                    case_id=case_id,
+                    organ=name,
+                    score=labeled.score.organs[name],
                     dice=dice(real, labeled.label_zyx, organ, z_range[organ - 1]),
                 )
-            )  # fmt: skip
+            )
     return calibrate(observations, medians)
 
 
@@ -157,9 +162,11 @@ def tables(judged: list[Judged]) -> list[str]:
     organs = list(dict.fromkeys(each.organ for each in judged))
     names = list(judged[0].measures)
     lines = [
-        "Spearman's rank correlation with the true Dice, mean over draws:", "",
-        "| organ | cases | true Dice | " + " | ".join(names) + " |", "|---|---:|---:|" + "---:|" * len(names),
-    ]  # fmt: skip
+        "Spearman's rank correlation with the true Dice, mean over draws:",
+        "",
+        "| organ | cases | true Dice | " + " | ".join(names) + " |",
+        "|---|---:|---:|" + "---:|" * len(names),
+    ]
     means: dict[str, list[float]] = {name: [] for name in names}
     for organ in organs:
         cells = []
@@ -174,10 +181,12 @@ def tables(judged: list[Judged]) -> list[str]:
         "| **mean** | | | " + " | ".join(f"**{np.mean(means[n]):.2f}**" if means[n] else "–" for n in names) + " |"
     )
     lines += [
-        "", "Mean true Dice of what is kept, by the share that is kept (within each draw and organ, best first):", "",
+        "",
+        "Mean true Dice of what is kept, by the share that is kept (within each draw and organ, best first):",
+        "",
         "| | " + " | ".join(f"{coverage:.0%}" for coverage in COVERAGES) + " |",
         "|---|" + "---:|" * len(COVERAGES),
-    ]  # fmt: skip
+    ]
     for name in (*names, "true Dice"):
         lines.append(f"| {name} | " + " | ".join(f"{kept(judged, name, c):.4f}" for c in COVERAGES) + " |")
     for name in ("predicted Dice", "agreement"):

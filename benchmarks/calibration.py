@@ -55,10 +55,13 @@ def main() -> None:
         for number in (1, 2)
     }
     lines = [
-        "# What the Dice to expect is learned from: rank correlation / mean absolute error", "",
-        f"{running.when_and_what()}. After the features: strength of the pull of slopes and of organs' offsets.", "",
-        "| curve over | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets),
-    ]  # fmt: skip
+        "# What the Dice to expect is learned from: rank correlation / mean absolute error",
+        "",
+        f"{running.when_and_what()}. After the features: strength of the pull of slopes and of organs' offsets.",
+        "",
+        "| curve over | " + " | ".join(sets) + " |",
+        "|---|" + "---:|" * len(sets),
+    ]
     for curve in curves:
         cells = ["{:.2f} / {:.4f}".format(*judge(curve, *each)) for each in sets.values()]
         lines.append(f"| {curve.told()} | " + " | ".join(cells) + " |")

@@ -73,9 +73,21 @@ def _step_seconds(bench: running.Bench, arm: str, stage: str) -> float:
         for steps in TIMED:
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             bench.command(
-                f"{step} {steps}", "flaresemi_train", stage, "0", "-d", bench.work / "data", "-w", timing,
-                "--iterations", steps, "--validations", 0, "--no-validation", "--restart",
-            )  # fmt: skip
+                f"{step} {steps}",
+                "flaresemi_train",
+                stage,
+                "0",
+                "-d",
+                bench.work / "data",
+                "-w",
+                timing,
+                "--iterations",
+                steps,
+                "--validations",
+                0,
+                "--no-validation",
+                "--restart",
+            )
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         bench.record(step, cpu_seconds=(taken[1] - taken[0]) / (TIMED[1] - TIMED[0]))
@@ -89,17 +101,29 @@ def _arm(bench: running.Bench, arm: str, lengths: dict[str, int], cases: int) ->
     for stage, steps in lengths.items():
         bench.command(f"{arm} {stage}", "flaresemi_train", stage, "0", *place, "--iterations", steps, "--continue")
     seconds = bench.command(
-        f"{arm} predict", "flaresemi_predict", "-i", data / "test_image", "-o", predictions, *place, "--fold", "0",
+        f"{arm} predict",
+        "flaresemi_predict",
+        "-i",
+        data / "test_image",
+        "-o",
+        predictions,
+        *place,
+        "--fold",
+        "0",
         "--continue",
-    )  # fmt: skip
+    )
     bench.command(
         f"{arm} evaluate", "flaresemi_evaluate", "-p", predictions, "-r", data / "test_mask", "-o", summary, "-d", data
     )
     return [
-        f"## {arm} stage{'s' if arm == 'two' else ''}", "",
-        f"Prediction: {seconds / cases:.1f} s a case (whole command over {cases}).", "",
-        running.summary_table(summary), "", *(_recall(bench.work / arm) if arm == "two" else ()),
-    ]  # fmt: skip
+        f"## {arm} stage{'s' if arm == 'two' else ''}",
+        "",
+        f"Prediction: {seconds / cases:.1f} s a case (whole command over {cases}).",
+        "",
+        running.summary_table(summary),
+        "",
+        *(_recall(bench.work / arm) if arm == "two" else ()),
+    ]
 
 
 def _recall(workspace: Path) -> list[str]:

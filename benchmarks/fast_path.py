@@ -54,9 +54,12 @@ def main() -> None:
     parts = [f"# the fast way against the slow one: {name}", ""]
     for arm in options.arms:
         models = trained / arm / "models"
-        parts += [f"## {'two stages' if arm == 'two' else 'one stage'}", "",
-                  "| | mean Dice | against slow | mean NSD | against slow | worst organ, Dice | seconds, all cases |",
-                  "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+        parts += [
+            f"## {'two stages' if arm == 'two' else 'one stage'}",
+            "",
+            "| | mean Dice | against slow | mean NSD | against slow | worst organ, Dice | seconds, all cases |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+        ]
         loaded = load_models(models)
         rows = {"slow": f"{arm} slow"}
         slow = SlowSegmenter(loaded.fine, loaded.coarse, engine="torch", precision="fp32", step=0.5, window="patch")

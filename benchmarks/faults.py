@@ -88,9 +88,14 @@ class Lab:
         return (*usual, "-d", data, "-w", place)
 
     def run(
-        self, command: str, place: Path, kill_after: float | None = None, data: Path | None = None, more: Words = (),
+        self,
+        command: str,
+        place: Path,
+        kill_after: float | None = None,
+        data: Path | None = None,
+        more: Words = (),
         kill_worker_after: float | None = None,
-    ) -> End:  # fmt: skip
+    ) -> End:
         words = (*self.words(command, place, data), *more)
         return run_command(words, self.root / "log", kill_after=kill_after, kill_worker_after=kill_worker_after)
 
@@ -324,8 +329,11 @@ def moved(lab: Lab, command: str, chance: random.Random) -> str:
 
 def started_twice(lab: Lab, command: str, _: random.Random) -> str:
     """Another process, this one, holds the lock."""
-    part = {"plan_and_preprocess": ("preprocessed",), "train": ("models", "fold_0", "FINE"), "semi_round": (
-        "rounds", "fold_0")}[command]  # fmt: skip
+    part = {
+        "plan_and_preprocess": ("preprocessed",),
+        "train": ("models", "fold_0", "FINE"),
+        "semi_round": ("rounds", "fold_0"),
+    }[command]
     before = listing(lab.place) if lab.place.exists() else {}
     with working_alone(Workspace(lab.place).lock(*part), ["the first"]):
         end = lab.run(command, lab.place)

@@ -92,13 +92,19 @@ class Yardstick:
 
 YARDSTICKS = {
     "ct": Yardstick(
-        name="few_ct", dataset="openkbp", z_range=("spinal cord", "esophagus"), test=0, labeled=4, development=10,
-        iterations=1200, batch=2,
+        name="few_ct",
+        dataset="openkbp",
+        z_range=("spinal cord", "esophagus"),
+        test=0,
+        labeled=4,
+        development=10,
+        iterations=1200,
+        batch=2,
     ),
     "mr": Yardstick(
         name="few_mr", dataset="hippocampus", z_range=(), test=5, labeled=4, development=40, iterations=1600, batch=2
     ),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,9 +250,18 @@ class Few:
         self._share_labels(number, workspace)
         for round_number in range(1, rounds + 1):
             self.bench.command(
-                f"{number} {arm} round {round_number}", "flaresemi_semi_round", "-d", self.folder(number) / "data",
-                "-w", workspace, "--fold", "all", "--rounds", round_number, *words,
-            )  # fmt: skip
+                f"{number} {arm} round {round_number}",
+                "flaresemi_semi_round",
+                "-d",
+                self.folder(number) / "data",
+                "-w",
+                workspace,
+                "--fold",
+                "all",
+                "--rounds",
+                round_number,
+                *words,
+            )
             round_folder = workspace / "rounds" / "fold_all" / f"round_{round_number}"
             steps = running.load_json(round_folder / "round.json")["steps"]
             seconds += sum(step["seconds"] for step in steps.values())
@@ -263,9 +278,25 @@ class Few:
             workspace = self._copy(number, arm, with_models=False)
         length = self.yardstick.iterations * (1 + rounds if arm == "a-long" else 1)
         seconds = self.bench.command(
-            f"{number} {arm}", "flaresemi_train", "FINE", fold, "-d", data, "-w", workspace, "--iterations", length,
-            "--batch-size", self.yardstick.batch, "--seed", number, "--validations", 0, "--no-validation", "--continue",
-        )  # fmt: skip
+            f"{number} {arm}",
+            "flaresemi_train",
+            "FINE",
+            fold,
+            "-d",
+            data,
+            "-w",
+            workspace,
+            "--iterations",
+            length,
+            "--batch-size",
+            self.yardstick.batch,
+            "--seed",
+            number,
+            "--validations",
+            0,
+            "--no-validation",
+            "--continue",
+        )
         return workspace / "models" / f"fold_{fold}", seconds
 
     def _copy(self, number: int, arm: str, *, with_models: bool) -> Path:
@@ -297,13 +328,28 @@ class Few:
         for part in self._parts(test):
             predictions, summary = folder / "predictions" / f"{part} {arm}", folder / f"{part} {arm}.json"
             self.bench.command(
-                f"{number} {arm} predict {part}", "flaresemi_predict", "-i", folder / part / "imagesTr",
-                "-o", predictions, "-m", models, "--continue",
-            )  # fmt: skip
+                f"{number} {arm} predict {part}",
+                "flaresemi_predict",
+                "-i",
+                folder / part / "imagesTr",
+                "-o",
+                predictions,
+                "-m",
+                models,
+                "--continue",
+            )
             self.bench.command(
-                f"{number} {arm} evaluate {part}", "flaresemi_evaluate", "-p", predictions,
-                "-r", folder / part / "labelsTr", "-o", summary, "-d", folder / "data",
-            )  # fmt: skip
+                f"{number} {arm} evaluate {part}",
+                "flaresemi_evaluate",
+                "-p",
+                predictions,
+                "-r",
+                folder / part / "labelsTr",
+                "-o",
+                summary,
+                "-d",
+                folder / "data",
+            )
             made = f"{running.when_and_what()}; {running.machine()}"
             self.scores.add(number, arm, part, summary, hours=hours, made=made)
 

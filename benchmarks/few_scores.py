@@ -82,9 +82,10 @@ def table(arms: dict[str, dict[int, Scored]], last: str) -> list[str]:
     organs = list(next(iter(next(iter(arms["a"].values())).cases.values())))
     lines = [
         f"| arm | draws | hours a draw | mean Dice | mean NSD | Dice − a (95 %) | {last} − Dice (95 %) | "
-        + " | ".join(organs) + " |",
+        + " | ".join(organs)
+        + " |",
         "|---|---|---:|---:|---:|---|---|" + "---:|" * len(organs),
-    ]  # fmt: skip
+    ]
     for arm, draws in arms.items():
         each = list(draws.values())
         dice, nsd = (np.mean([scored.mean(metric) for scored in each]) for metric in (0, 1))

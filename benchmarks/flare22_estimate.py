@@ -72,9 +72,14 @@ def _fingerprint() -> DatasetFingerprint:
         "annotated": (True,) * count,
     }
     intensities = IntensityStatistics(
-        percentile_00_5=-970.0, percentile_05=-60.0, percentile_50=100.0, percentile_95=200.0, percentile_99_5=290.0,
-        mean=80.0, sd=140.0,
-    )  # fmt: skip
+        percentile_00_5=-970.0,
+        percentile_05=-60.0,
+        percentile_50=100.0,
+        percentile_95=200.0,
+        percentile_99_5=290.0,
+        mean=80.0,
+        sd=140.0,
+    )
     return DatasetFingerprint(
         dataset_name="FLARE22",
         channels=("CT",),

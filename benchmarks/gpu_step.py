@@ -85,10 +85,11 @@ def main() -> None:
     options = parser.parse_args()
     device = select_device(options.device)
     lines = [
-        "# A step on a GPU", "",
+        "# A step on a GPU",
+        "",
         f"{running.when_and_what()}; {device_name(device)}, torch {torch.__version__}; median of {options.steps} "
         f"steps after {WARM_UP}.",
-    ]  # fmt: skip
+    ]
     for name in options.networks:
         plan = plan_of(name)
         lines += ["", *heading(name, plan, device)]
@@ -109,9 +110,12 @@ def plan_of(name: str) -> StagePlan:
     plan = ask("small")[0].fine
     features = PRESETS["small"].coarse_features
     network = dataclasses.replace(
-        plan.network, output_channels=8, features=features, kernels=((3, 3, 3),) * len(features),
+        plan.network,
+        output_channels=8,
+        features=features,
+        kernels=((3, 3, 3),) * len(features),
         strides=((1, 1, 1), *((2, 2, 2),) * (len(features) - 2), (2, 1, 2)),
-    )  # fmt: skip
+    )
     return dataclasses.replace(plan, network=network, patch_zyx=(80, 40, 80), batch_size=2)
 
 
@@ -122,12 +126,14 @@ def heading(name: str, plan: StagePlan, device: torch.device) -> list[str]:
     forward = inference_memory_gib(plan.network, plan.patch_zyx, windows)
     return [
         f"## {name}: {plan.batch_size} patches of {patch}, {plan.network.block}, features "
-        f"{', '.join(map(str, plan.network.features))}", "",
+        f"{', '.join(map(str, plan.network.features))}",
+        "",
         f"Estimated memory: a step {1024 * estimated:.0f} MiB, a forward pass of {windows} window(s) "
-        f"{1024 * forward:.0f} MiB.", "",
+        f"{1024 * forward:.0f} MiB.",
+        "",
         "| variant | step, ms | patches/s | TFLOP/s | memory, MiB | forward pass, ms | windows/s | memory, MiB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]  # fmt: skip
+    ]
 
 
 def row(plan: StagePlan, variant: Variant, device: torch.device, steps: int) -> str:

@@ -48,16 +48,23 @@ def main() -> None:
     tries = parser.parse_args().tries
     torch.set_num_threads(available_cores())
     lines = [
-        "# one window against the processor's limit", "",
-        f"{datetime.date.today().isoformat()}; {running.machine()}. Fastest of {tries}.", "",
-    ]  # fmt: skip
+        "# one window against the processor's limit",
+        "",
+        f"{datetime.date.today().isoformat()}; {running.machine()}. Fastest of {tries}.",
+        "",
+    ]
     precisions = ["bf16", "fp32"] if cpu_has_bf16() else ["fp32"]
     for name, features, kernels, strides, window in NETWORKS:
         plan = NetworkPlan(
-            block="plain", input_channels=1, output_channels=14, features=features,
-            kernels=tuple(map(tuple, kernels)), strides=tuple(map(tuple, strides)),
-            encoder_convs=(2,) * len(features), decoder_convs=(2,) * (len(features) - 1),
-        )  # fmt: skip
+            block="plain",
+            input_channels=1,
+            output_channels=14,
+            features=features,
+            kernels=tuple(map(tuple, kernels)),
+            strides=tuple(map(tuple, strides)),
+            encoder_convs=(2,) * len(features),
+            decoder_convs=(2,) * (len(features) - 1),
+        )
         network = build_network(plan).eval().requires_grad_(False)
         image = torch.randn(1, 1, *window)
         gflop = forward_gflop(plan, window)
@@ -65,8 +72,10 @@ def main() -> None:
         for precision in precisions:
             limit, table = layers(network, image, precision, tries)
             lines += [f"### {precision}", "", *table, "", "| | seconds | GFLOP/s | share of the limit |"]
-            lines += ["|---|---:|---:|---:|", f"| all convolutions, each at its best | {limit:.3f} | "
-                      f"{gflop / limit:.0f} | 100 % |"]  # fmt: skip
+            lines += [
+                "|---|---:|---:|---:|",
+                f"| all convolutions, each at its best | {limit:.3f} | {gflop / limit:.0f} | 100 % |",
+            ]
             for engine, forward in engines(network, precision).items():
                 taken = fastest(functools.partial(forward, image), tries)
                 lines.append(f"| {engine} | {taken:.3f} | {gflop / taken:.0f} | {limit / taken:.0%} |")

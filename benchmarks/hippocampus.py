@@ -18,9 +18,17 @@ def main() -> None:
         place = ("-d", data, "-w", workspace)
         bench.command(f"seed {seed} plan", "flaresemi_plan_and_preprocess", *place, "--preset", "small")
         bench.command(
-            f"seed {seed} FINE", "flaresemi_train", "FINE", "0", *place, "--seed", seed,
-            "--time-budget", f"{options.minutes:g}m", "--continue",
-        )  # fmt: skip
+            f"seed {seed} FINE",
+            "flaresemi_train",
+            "FINE",
+            "0",
+            *place,
+            "--seed",
+            seed,
+            "--time-budget",
+            f"{options.minutes:g}m",
+            "--continue",
+        )
         summary = workspace / "models" / "fold_0" / "FINE" / "validation" / "summary.json"
         parts += [f"## seed {seed}", "", running.summary_table(summary), ""]
         bench.report("\n".join(parts))

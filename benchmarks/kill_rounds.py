@@ -42,9 +42,24 @@ def main() -> None:
     bench = running.Bench("kill_rounds", options.work)
     data, start = bench.work / "demo" / "data", bench.work / "start"
     bench.command(
-        "data", "flaresemi_demo", "-o", bench.work / "demo", "--only-data", "--size", "tiny", "--labeled", 8,
-        "--unlabeled", 8, "--test", 0, "--seed", 5, "--workers", 1,
-    )  # fmt: skip
+        "data",
+        "flaresemi_demo",
+        "-o",
+        bench.work / "demo",
+        "--only-data",
+        "--size",
+        "tiny",
+        "--labeled",
+        8,
+        "--unlabeled",
+        8,
+        "--test",
+        0,
+        "--seed",
+        5,
+        "--workers",
+        1,
+    )
     bench.command("plan", "flaresemi_plan_and_preprocess", "-d", data, "-w", start, "--stages", "two", "--workers", 1)
     if "shrink" not in bench.steps:
         shrink(start / "plans.json")
@@ -158,9 +173,14 @@ def compare(whole: Path, killed: Path) -> tuple[dict[str, int], list[str]]:
 
 def kind(name: str) -> str:
     for part, what in {
-        "labels/": "pseudo-labels", "case_scores/": "scores of cases", "snapshot_": "weights", "checkpoint_": "weights",
-        "validation/": "validation", "selection.json": "selection", "reliable": "selection",
-    }.items():  # fmt: skip
+        "labels/": "pseudo-labels",
+        "case_scores/": "scores of cases",
+        "snapshot_": "weights",
+        "checkpoint_": "weights",
+        "validation/": "validation",
+        "selection.json": "selection",
+        "reliable": "selection",
+    }.items():
         if part in name:
             return what
     return "records"

@@ -75,11 +75,13 @@ def label(bench: running.Bench, name: str, count: int, launcher: str, fate: Fate
             array = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
             processes = [
                 subprocess.Popen(
-                    program, stdout=file, stderr=subprocess.STDOUT,
+                    program,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
                     env=os.environ | array | {"SLURM_ARRAY_TASK_ID": str(number)},
                 )
                 for number in range(count)
-            ]  # fmt: skip
+            ]
         victim, is_over = None, fate is None
         while any(process.poll() is None for process in processes):
             if victim is None and not is_over:
@@ -97,8 +99,13 @@ def label(bench: running.Bench, name: str, count: int, launcher: str, fate: Fate
         raise SystemExit(f"{name}: the scores could not be put together")
     times = [path.stat().st_mtime for path in (round_folder(workspace) / "case_scores").glob("*.json")]
     shares = [int(each) for each in re.findall(r"labeled (\d+) of \d+ cases here", log.read_text(encoding="utf-8"))]
-    bench.record(name, seconds=seconds, labeling=max(times) - min(times), shares=sorted(shares, reverse=True),
-                 cases=[score.case_id for score in load_scores(round_folder(workspace) / "scores.csv")])  # fmt: skip
+    bench.record(
+        name,
+        seconds=seconds,
+        labeling=max(times) - min(times),
+        shares=sorted(shares, reverse=True),
+        cases=[score.case_id for score in load_scores(round_folder(workspace) / "scores.csv")],
+    )
 
 
 def one_at_work(processes: list[subprocess.Popen], launcher: str, workspace: Path) -> int | None:
@@ -148,13 +155,15 @@ def kill(pid: int) -> bool:
 def report(bench: running.Bench, cases: int, variants: list[str]) -> None:
     reference = workspace_of(bench, variants[0]) / "rounds"
     lines = [
-        f"# {cases} unlabeled cases, shared by processes", "",
+        f"# {cases} unlabeled cases, shared by processes",
+        "",
         "Each variant has its own workspace; afterwards the scores are put together. Files: label maps, scores,",
         "observations and selection, compared byte by byte with those of one rank. The machine was busy with other",
-        "work: times are upper bounds, and there is no speedup to be seen with more processes than free cores.", "",
+        "work: times are upper bounds, and there is no speedup to be seen with more processes than free cores.",
+        "",
         "| variant | command, s | cases, s | by rank 0, or each task | labeled once | files equal | different |",
         "|---|---:|---:|---|---:|---:|---:|",
-    ]  # fmt: skip
+    ]
     trouble = []
     for name in variants:
         step = bench.steps[name]

@@ -33,10 +33,13 @@ def main() -> None:
 def text(folder: Path, seconds: float) -> str:
     costs = [json.loads(file.read_text(encoding="utf-8"))["cost"] for file in sorted(folder.glob("case_*.json"))]
     lines = [
-        f"# {len(costs)} CTs of 512×512×{SLICES[0]} to {SLICES[1]} in one command", "",
-        f"{seconds:.0f} s in all, {seconds / len(costs):.1f} s a case.", "",
-        "| cases | seconds of a case, mean | largest memory, MiB |", "|---|---:|---:|",
-    ]  # fmt: skip
+        f"# {len(costs)} CTs of 512×512×{SLICES[0]} to {SLICES[1]} in one command",
+        "",
+        f"{seconds:.0f} s in all, {seconds / len(costs):.1f} s a case.",
+        "",
+        "| cases | seconds of a case, mean | largest memory, MiB |",
+        "|---|---:|---:|",
+    ]
     for start in range(0, len(costs), PHANTOMS):  # each row: the same ten phantoms
         part = costs[start : start + PHANTOMS]
         mean = sum(cost["seconds"] for cost in part) / len(part)

@@ -55,10 +55,15 @@ VARIANTS = tuple(
 def network_plan() -> NetworkPlan:
     levels = len(FEATURES)
     return NetworkPlan(
-        block="plain", input_channels=1, output_channels=8, features=FEATURES, kernels=((3, 3, 3),) * levels,
+        block="plain",
+        input_channels=1,
+        output_channels=8,
+        features=FEATURES,
+        kernels=((3, 3, 3),) * levels,
         strides=((1, 1, 1),) + ((2, 2, 2),) * (levels - 1),
-        encoder_convs=(2,) * levels, decoder_convs=(2,) * (levels - 1),
-    )  # fmt: skip
+        encoder_convs=(2,) * levels,
+        decoder_convs=(2,) * (levels - 1),
+    )
 
 
 def make_network(variant: Variant) -> UNet:

@@ -70,14 +70,41 @@ def prepare(bench: running.Bench, workspace: Path, cases: int, distinct: int) ->
     """
     data = bench.work / "demo" / "data"
     bench.command(
-        "data", "flaresemi_demo", "-o", bench.work / "demo", "--only-data", "--size", "tiny", "--labeled", 4,
-        "--unlabeled", distinct, "--test", 0, "--seed", 9, "--workers", 1,
-    )  # fmt: skip
+        "data",
+        "flaresemi_demo",
+        "-o",
+        bench.work / "demo",
+        "--only-data",
+        "--size",
+        "tiny",
+        "--labeled",
+        4,
+        "--unlabeled",
+        distinct,
+        "--test",
+        0,
+        "--seed",
+        9,
+        "--workers",
+        1,
+    )
     if "noise" not in bench.steps:
         add_noise(data / "unlabeled_image", cases)
         bench.record("noise")
-    bench.command("prepare", "flaresemi_plan_and_preprocess", "-d", data, "-w", workspace, "--preset", "small",
-                  "--stages", "one", "--workers", 1)  # fmt: skip
+    bench.command(
+        "prepare",
+        "flaresemi_plan_and_preprocess",
+        "-d",
+        data,
+        "-w",
+        workspace,
+        "--preset",
+        "small",
+        "--stages",
+        "one",
+        "--workers",
+        1,
+    )
     if "shrink" not in bench.steps:
         shrink(workspace / "plans.json")
         bench.record("shrink")
@@ -172,18 +199,26 @@ def text(
         f"# {cases} unlabeled cases",
         "",
         "Seconds per case, hundred by hundred (the machine was busy with other work: upper bounds):",
-        "", "| step | least | median | most | second half / first half |", "|---|---:|---:|---:|---:|",
-        row("prepare", prepared), row("label and score", labeled),
-        "", f"* Label and score, all {cases}: {steps['label']['seconds']:.0f} s.",
+        "",
+        "| step | least | median | most | second half / first half |",
+        "|---|---:|---:|---:|---:|",
+        row("prepare", prepared),
+        row("label and score", labeled),
+        "",
+        f"* Label and score, all {cases}: {steps['label']['seconds']:.0f} s.",
         f"* The same command again, when all is done: **{again:.1f} s**.",
         f"* Select (scores read, held-out cases looked up, 50 % taken): {steps['select']['seconds']:.1f} s.",
         f"* Two shards against one go: {same} files equal byte for byte, **{len(different)} different**.",
-        "", "| cases labeled | peak memory, MiB |", "|---:|---:|",
+        "",
+        "| cases labeled | peak memory, MiB |",
+        "|---:|---:|",
         *(f"| {mark} | {peak:.0f} |" for mark, peak in steps["label"]["memory_mib"].items()),
-        "", "Seconds per case of each hundred:", "",
+        "",
+        "Seconds per case of each hundred:",
+        "",
         f"* prepare: {', '.join(f'{value:.2f}' for value in prepared)}",
         f"* label and score: {', '.join(f'{value:.2f}' for value in labeled)}",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines + ["", *(f"* different: {name}" for name in different[:20])])
 
 

@@ -133,8 +133,25 @@ class Commands:
         output = str(self.work / "output")
         if side == "nnU-Net":
             program = str(self.python.parent / "nnUNetv2_predict_from_modelfolder")
-            return [program, "-i", str(image.parent), "-o", output, "-m", str(self._model(side)), "-f", "0", "-device",
-                    "cpu", "--disable_tta", "-npp", "1", "-nps", "1", "--disable_progress_bar"]  # fmt: skip
+            return [
+                program,
+                "-i",
+                str(image.parent),
+                "-o",
+                output,
+                "-m",
+                str(self._model(side)),
+                "-f",
+                "0",
+                "-device",
+                "cpu",
+                "--disable_tta",
+                "-npp",
+                "1",
+                "-nps",
+                "1",
+                "--disable_progress_bar",
+            ]
         if side == "same windows":
             task = {**NETWORK, "model": str(self._model(side)), "image": str(image), "output": f"{output}/case.nii.gz"}
             return [*self._side(side, sys.executable), "predict_whole", json.dumps(task)]
@@ -170,12 +187,14 @@ def measured(command: list[str]) -> dict:
 
 def table(rows: list[dict]) -> str:
     lines = [
-        "# prediction against nnU-Net v2", "",
+        "# prediction against nnU-Net v2",
+        "",
         f"{running.machine()}; {against_nnunet.NNUNET}, no mirroring. Whole processes, taking turns; median over "
-        f"{max(row['repeat'] for row in rows) + 1} run(s). Peak memory: of the largest process.", "",
+        f"{max(row['repeat'] for row in rows) + 1} run(s). Peak memory: of the largest process.",
+        "",
         "| scan | side | seconds | times as fast | peak RSS, MiB | share | date | where the time went |",
         "|---|---|---:|---:|---:|---:|---|---|",
-    ]  # fmt: skip
+    ]
     for scan in SCANS:
         of_scan = [row for row in rows if row["scan"] == scan]
         reference = [row for row in of_scan if row["side"] == "nnU-Net"]

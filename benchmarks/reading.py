@@ -62,13 +62,17 @@ def text(steps: dict[str, dict], labeled: int, unlabeled: int, differ: list[str]
     ]
     for kind, count in files.items():
         rows.append((f"a file of {kind}: decompressed", lambda run, k=kind, n=count: f"{run['streams'][k] / n:g}"))
-        rows.append((f"a file of {kind}: read, times its size",
-                     lambda run, k=kind: f"{run['bytes'][k] / run['sizes'][k]:.2f}"))  # fmt: skip
+        rows.append(
+            (f"a file of {kind}: read, times its size", lambda run, k=kind: f"{run['bytes'][k] / run['sizes'][k]:.2f}")
+        )
     lines = [
-        f"# Reading {labeled} labeled and {unlabeled} unlabeled scans of 512×512 by about {SIZE[0]} slices", "",
-        f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns),
-        *(f"| {name} | {' | '.join(show(steps[column]) for column in columns)} |" for name, show in rows), "",
-    ]  # fmt: skip
+        f"# Reading {labeled} labeled and {unlabeled} unlabeled scans of 512×512 by about {SIZE[0]} slices",
+        "",
+        f"| | {' | '.join(columns)} |",
+        "|---|" + "---:|" * len(columns),
+        *(f"| {name} | {' | '.join(show(steps[column]) for column in columns)} |" for name, show in rows),
+        "",
+    ]
     if differ is not None:
         lines.append(f"Files of the workspace that differ: {', '.join(differ) or 'none'}.")
     return "\n".join(lines)
@@ -149,10 +153,13 @@ def count(data: Path, workspace: Path) -> None:
     if code:
         raise SystemExit(code)
     facts = {
-        "wall": time.perf_counter() - began[0], "processor": time.process_time() - began[1],
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "bytes": read, "streams": streams,
+        "wall": time.perf_counter() - began[0],
+        "processor": time.process_time() - began[1],
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "bytes": read,
+        "streams": streams,
         "sizes": {kind: sum(path.stat().st_size for path in (data / kind).iterdir()) for kind in KINDS},
-    }  # fmt: skip
+    }
     print(json.dumps(facts))
 
 

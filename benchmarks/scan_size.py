@@ -34,8 +34,16 @@ def main() -> None:
 
 def predict(image: Path, model: Path, output: Path) -> dict:
     """Runs the command; seconds, peak memory and the seconds of its steps."""
-    command = [str(Path(sys.executable).parent / "flaresemi_predict"), "-i", str(image), "-o", str(output),
-               "-m", str(model), "--measure"]  # fmt: skip
+    command = [
+        str(Path(sys.executable).parent / "flaresemi_predict"),
+        "-i",
+        str(image),
+        "-o",
+        str(output),
+        "-m",
+        str(model),
+        "--measure",
+    ]
     started = time.monotonic()
     process = os.posix_spawn(command[0], command, os.environ)
     _, status, usage = os.wait4(process, 0)
@@ -46,21 +54,28 @@ def predict(image: Path, model: Path, output: Path) -> dict:
     efficiency = json.loads((output / "efficiency" / f"{case}.json").read_text(encoding="utf-8"))
     organs = np.unique(read_image([output / f"{case}.nii.gz"]).array_czyx).size - 1
     return {
-        "seconds": seconds, "peak_mib": usage.ru_maxrss / 1024, "steps": efficiency["steps"], "organs": organs,
-    }  # fmt: skip
+        "seconds": seconds,
+        "peak_mib": usage.ru_maxrss / 1024,
+        "steps": efficiency["steps"],
+        "organs": organs,
+    }
 
 
 def text(found: dict[int, dict | None]) -> str:
     steps = list(next(facts for facts in found.values() if facts)["steps"])
     lines = [
-        f"# One CT of {EDGE}×{EDGE}, two stages, 14 classes: time and memory by its slices", "",
+        f"# One CT of {EDGE}×{EDGE}, two stages, 14 classes: time and memory by its slices",
+        "",
         "Input: the image as float32, which is what a scan with a rescale slope needs; output: labels of one byte a "
-        "voxel. The rest of the peak is what the program, its libraries, the networks and FINE's region take.", "",
-        "Measured " + "; ".join(sorted({facts["made"] for facts in found.values() if facts})) + ".", "",
+        "voxel. The rest of the peak is what the program, its libraries, the networks and FINE's region take.",
+        "",
+        "Measured " + "; ".join(sorted({facts["made"] for facts in found.values() if facts})) + ".",
+        "",
         "| slices | whole command, s | peak memory, MiB | input + output, MiB | the rest, MiB | organs found | "
-        + " | ".join(f"{step}, s" for step in steps) + " |",
+        + " | ".join(f"{step}, s" for step in steps)
+        + " |",
         "|---:|---:|---:|---:|---:|---:|" + "---:|" * len(steps),
-    ]  # fmt: skip
+    ]
     for slices, facts in found.items():
         if facts:
             needed = slices * EDGE * EDGE * 5 / 2**20

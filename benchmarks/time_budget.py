@@ -71,7 +71,8 @@ def facts(folder: Path) -> dict[str, object]:
     state = load_checkpoint(model.latest, with_training_state=True).training_state or {}
     return {
         "seconds": json.loads(str(state["budget"]))["spent_seconds"],
-        "first": schedule.decisions[0].total_iterations if schedule.decisions and not schedule.decisions[0].iteration
+        "first": schedule.decisions[0].total_iterations
+        if schedule.decisions and not schedule.decisions[0].iteration
         else record.recipe.total_iterations,
         "steps": rows[-1]["iteration"],
         "decisions": len(schedule.decisions),
@@ -79,7 +80,7 @@ def facts(folder: Path) -> dict[str, object]:
         "snapshots": [schedule.place(step) / record.recipe.total_iterations for step in snapshots],
         "rates": [max(float(str(row["learning_rate"])) for row in rows), float(str(rows[-1]["learning_rate"]))],
         "validation": [row["validation_mean"] for row in rows if "validation_mean" in row][-1],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -92,14 +93,16 @@ def main() -> None:
     place = ("-d", data, "-w", workspace)
     bench.command("plan", "flaresemi_plan_and_preprocess", *place, "--preset", "small", "--stages", "one")
     lines = [
-        f"# A budget of {options.seconds:g} s", "",
+        f"# A budget of {options.seconds:g} s",
+        "",
         "Hippocampus, FINE, fold 0; in busy times two processes per core compute beside the training. Seconds are "
         "those of the training (reading, steps, validations, checkpoints), without the start of the program and the "
-        "validation on whole images after it.", "",
+        "validation on whole images after it.",
+        "",
         "| run | seconds | of the budget | steps, as it looked at first | steps | decisions | progress "
         "| snapshots at | highest and last learning rate | validation Dice |",
         "|---|---:|---:|---:|---:|---:|---:|---|---|---:|",
-    ]  # fmt: skip
+    ]
     for name, load in LOADS.items():
         if name not in bench.steps:
             words = [

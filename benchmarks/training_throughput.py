@@ -190,18 +190,22 @@ def report(rows: list[dict]) -> str:
     for row in rows:
         versions |= row["versions"]
     lines = [
-        "# Training throughput against nnU-Net v2", "",
+        "# Training throughput against nnU-Net v2",
+        "",
         f"{datetime.date.today().isoformat()}; {running.machine()}; "
-        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()) if name != "torch") + ".", "",
+        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()) if name != "torch")
+        + ".",
+        "",
         f"openkbp, {batch} patches of {'×'.join(map(str, patch))} per step, {rows[0]['threads']} thread(s), {WORKERS} "
         f"process that prepares patches; {rows[0]['steps']} steps after {rows[0]['warm_up']} that warm up, "
         f"{max(row['repeat'] for row in rows) + 1} process(es) per line, the sides taking turns; load average before "
         f"them {min(loads):.1f} to {max(loads):.1f}. Network: forward and backward. Peak RSS with workers: and the "
-        "memory that only the processes below it hold.", "",
+        "memory that only the processes below it hold.",
+        "",
         "| side | parameters | patches/s (median, range) | times as fast | waiting for data | network | peak RSS, MiB "
         "| with workers | date, flaresemi |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
-    ]  # fmt: skip
+    ]
     found: dict[str, list[dict]] = {}
     for row in rows:
         found.setdefault(row["side"], []).append(row)

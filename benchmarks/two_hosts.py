@@ -22,9 +22,24 @@ from pool_scale import prepare
 STEPS = 12
 #: SGD: where a gradient is next to nothing, Adam's first steps depend on how it was rounded.
 TRAINING = (
-    "--iterations", STEPS, "--iterations-per-epoch", 2, "--optimizer", "sgd", "--validations", 0, "--device", "cpu",
-    "--precision", "fp32", "--loader-workers", 0, "--checkpoint-minutes", 0, "--no-validation",
-)  # fmt: skip
+    "--iterations",
+    STEPS,
+    "--iterations-per-epoch",
+    2,
+    "--optimizer",
+    "sgd",
+    "--validations",
+    0,
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+    "--loader-workers",
+    0,
+    "--checkpoint-minutes",
+    0,
+    "--no-validation",
+)
 HOSTS = {"flaresemi_a": "10.213.77.1", "flaresemi_b": "10.213.77.2"}
 
 
@@ -52,12 +67,32 @@ def on_two_hosts(bench: running.Bench, name: str, data: Path, start: Path) -> No
         hosts = []
         for host, address in HOSTS.items():
             launch = [
-                "ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2",
-                "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d", "--local-addr", address,
-                "--rdzv-endpoint", f"{HOSTS['flaresemi_a']}:29500",
+                "ip",
+                "netns",
+                "exec",
+                host,
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nnodes",
+                "2",
+                "--nproc-per-node",
+                "1",
+                "--max-restarts",
+                "3",
+                "--rdzv-backend",
+                "c10d",
+                "--local-addr",
+                address,
+                "--rdzv-endpoint",
+                f"{HOSTS['flaresemi_a']}:29500",
                 # torchrun would ask the machine's name for this, which is the same in both.
-                "--rdzv-conf", f"is_host={int(host == 'flaresemi_a')}", "-m", "flaresemi.cli.train", *training,
-            ]  # fmt: skip
+                "--rdzv-conf",
+                f"is_host={int(host == 'flaresemi_a')}",
+                "-m",
+                "flaresemi.cli.train",
+                *training,
+            ]
             environment = os.environ | {"GLOO_SOCKET_IFNAME": host, "OMP_NUM_THREADS": "1"}
             hosts.append(subprocess.Popen(launch, stdout=log, stderr=subprocess.STDOUT, env=environment))
         if "killed" in name:
@@ -111,19 +146,23 @@ def report(bench: running.Bench) -> None:
     alone = history(bench.work / "one_process")
     both = [bench.steps[name]["history"] for name in ("two hosts", "two hosts, one rank killed")]
     lines = [
-        "# One training on two hosts", "",
+        "# One training on two hosts",
+        "",
         "Two network namespaces joined by a virtual cable; torchrun starts one gloo rank in each. The global batch is",
-        "the same. SGD, fp32. In the last column one rank got SIGKILL, and both torchruns started theirs again.", "",
-        "| step | one process | two hosts | one rank killed |", "|---:|---:|---:|---:|",
-    ]  # fmt: skip
+        "the same. SGD, fp32. In the last column one rank got SIGKILL, and both torchruns started theirs again.",
+        "",
+        "| step | one process | two hosts | one rank killed |",
+        "|---:|---:|---:|---:|",
+    ]
     for rows in zip(alone, *both, strict=True):
         lines.append(f"| {rows[0]['iteration']} | " + " | ".join(f"{row['loss']:.7f}" for row in rows) + " |")
     far = max(abs(one["loss"] - two["loss"]) / one["loss"] for one, two in zip(alone, both[0], strict=True))
     same = [row["loss"] for row in both[0]] == [row["loss"] for row in both[1]]
     lines += [
-        "", f"Largest relative difference between one process and two hosts: {far:.1e}. Killed and restarted against "
+        "",
+        f"Largest relative difference between one process and two hosts: {far:.1e}. Killed and restarted against "
         f"undisturbed: {'equal in every digit' if same else '**different**'}.",
-    ]  # fmt: skip
+    ]
     bench.report("\n".join(lines))
     if far > 1e-4 or not same:
         raise SystemExit("the losses differ")

@@ -132,10 +132,12 @@ def norms_of(fingerprint: DatasetFingerprint) -> tuple[Norm, ...]:
     looks = [
         Look(
             geometry=Geometry(shape_zyx=case.shape_zyx, spacing_zyx_mm=case.spacing_zyx_mm),
-            channels=case.channel_facts, body_box=case.body_box, body_share=case.body_share,
+            channels=case.channel_facts,
+            body_box=case.body_box,
+            body_share=case.body_share,
         )
         for case in fingerprint.cases
-    ]  # fmt: skip
+    ]
     norms = []
     for quantity in quantities(fingerprint.channels):
         found = [value for value in map(quantity.of, looks) if value is not None]
@@ -177,23 +179,35 @@ def quantities(channels: tuple[str, ...]) -> Iterator[Quantity]:
     """All numbers that are compared of scans with these channels."""
     for axis, name in enumerate("zyx"):
         yield Quantity(
-            name=f"spacing along {name}", unit=" mm", logarithmic=True, least=_SPACING_FACTOR,
+            name=f"spacing along {name}",
+            unit=" mm",
+            logarithmic=True,
+            least=_SPACING_FACTOR,
             of=lambda look, axis=axis: look.geometry.spacing_zyx_mm[axis],  # type: ignore[misc]
-        )  # fmt: skip
+        )
     for axis, name in enumerate("zyx"):
         yield Quantity(
-            name=f"size along {name}", unit=" mm", logarithmic=True, least=_SIZE_FACTOR,
+            name=f"size along {name}",
+            unit=" mm",
+            logarithmic=True,
+            least=_SIZE_FACTOR,
             of=lambda look, axis=axis: look.geometry.extent_zyx_mm[axis],  # type: ignore[misc]
-        )  # fmt: skip
+        )
     for axis, name in enumerate("zyx"):
         yield Quantity(
-            name=f"the body's size along {name}", unit=" mm", logarithmic=True, least=_SIZE_FACTOR,
+            name=f"the body's size along {name}",
+            unit=" mm",
+            logarithmic=True,
+            least=_SIZE_FACTOR,
             of=lambda look, axis=axis: None if look.body_zyx_mm is None else look.body_zyx_mm[axis],  # type: ignore[misc]
-        )  # fmt: skip
+        )
     yield Quantity(
-        name="the body's share of the image", unit="", logarithmic=True, least=_SIZE_FACTOR,
+        name="the body's share of the image",
+        unit="",
+        logarithmic=True,
+        least=_SIZE_FACTOR,
         of=lambda look: look.body_share,
-    )  # fmt: skip
+    )
     for index, channel in enumerate(channels):
         suffix = f" of channel '{channel}'" if len(channels) > 1 else ""
         yield from _ct_quantities(index, suffix) if is_ct(channel) else _other_quantities(index, suffix)
@@ -205,9 +219,12 @@ def _ct_quantities(index: int, suffix: str) -> Iterator[Quantity]:
 
     def taken(name: str, take: Callable[[ChannelFacts], float], least: float) -> Quantity:
         return Quantity(
-            name=name, unit=" HU", logarithmic=False, least=least,
+            name=name,
+            unit=" HU",
+            logarithmic=False,
+            least=least,
             of=lambda look: None if (found := facts(look)) is None else take(found),
-        )  # fmt: skip
+        )
 
     yield taken(f"the median{suffix} of tissue in the middle", lambda found: found.tissue_50, _CT_HU)
     yield taken(f"the 5th percentile{suffix} in the middle", lambda found: found.middle_05, _CT_EDGE_HU)
@@ -224,15 +241,24 @@ def _other_quantities(index: int, suffix: str) -> Iterator[Quantity]:
         return take(look.channels[index]) / whole if whole else None
 
     yield Quantity(
-        name=f"the contrast{suffix} in the middle (95th less 5th percentile)", unit="", logarithmic=True,
-        least=_CONTRAST_FACTOR, of=contrast, normalized=True,
-    )  # fmt: skip
+        name=f"the contrast{suffix} in the middle (95th less 5th percentile)",
+        unit="",
+        logarithmic=True,
+        least=_CONTRAST_FACTOR,
+        of=contrast,
+        normalized=True,
+    )
     yield Quantity(
-        name=f"the lowest value{suffix}", unit=" contrasts of the middle", logarithmic=False,
-        least=_NEGATIVE_CONTRASTS, of=lambda look: in_contrasts(look, lambda found: found.minimum),
-    )  # fmt: skip
+        name=f"the lowest value{suffix}",
+        unit=" contrasts of the middle",
+        logarithmic=False,
+        least=_NEGATIVE_CONTRASTS,
+        of=lambda look: in_contrasts(look, lambda found: found.minimum),
+    )
     yield Quantity(
-        name=f"the median{suffix} in the middle", unit=" of the way from the 5th to the 95th percentile",
-        logarithmic=False, least=_MIDDLE_CONTRASTS,
+        name=f"the median{suffix} in the middle",
+        unit=" of the way from the 5th to the 95th percentile",
+        logarithmic=False,
+        least=_MIDDLE_CONTRASTS,
         of=lambda look: in_contrasts(look, lambda found: found.tissue_50 - found.middle_05),
-    )  # fmt: skip
+    )

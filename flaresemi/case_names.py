@@ -61,8 +61,9 @@ def refuse_alike(names: Iterable[str], *, where: object = None) -> None:
         if other != name:
             raise DatasetError(
                 f"cases '{other}' and '{name}' differ only in capital letters, or in how their letters are encoded",
-                where=where, fix="rename one of them: some file systems take the two for one",
-            )  # fmt: skip
+                where=where,
+                fix="rename one of them: some file systems take the two for one",
+            )
 
 
 def _problem(name: str) -> str | None:

@@ -270,7 +270,8 @@ def _refuse_twice(groups: tuple[tuple[Case, ...], ...]) -> None:
         for case in group:
             if case.id in seen:
                 raise DatasetError(
-                    f"case '{case.id}' is in two groups", where=f"{seen[case.id]} and {case.images[0]}",
+                    f"case '{case.id}' is in two groups",
+                    where=f"{seen[case.id]} and {case.images[0]}",
                     fix="rename or remove one of them",
-                )  # fmt: skip
+                )
             seen[case.id] = case.images[0]

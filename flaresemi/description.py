@@ -234,8 +234,9 @@ class Description:
             )
         if at_zero:
             if not zero_is_background:
-                logger.warning("%s: value 0 is background, whatever it is called: '%s' is no organ", self.path,
-                               shown(at_zero[0]))  # fmt: skip
+                logger.warning(
+                    "%s: value 0 is background, whatever it is called: '%s' is no organ", self.path, shown(at_zero[0])
+                )
             del values[at_zero[0]]
         return 0
 

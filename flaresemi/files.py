@@ -139,8 +139,9 @@ def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> st
 def _no_file(path: str | Path) -> ConfigError:
     return ConfigError(
         "something that is no ordinary file (a link, a folder, a pipe) is in the place of a file of flaresemi",
-        where=path, fix="see what it is, and remove or rename it",
-    )  # fmt: skip
+        where=path,
+        fix="see what it is, and remove or rename it",
+    )
 
 
 def map_array(path: Path) -> np.ndarray:
@@ -159,8 +160,15 @@ def map_array(path: Path) -> np.ndarray:
 
 #: What numpy raises of a header that it cannot parse, besides ValueError.
 _BAD_HEADER = (
-    SyntaxError, tokenize.TokenError, UserWarning, EOFError, TypeError, OverflowError, MemoryError, RecursionError,
-)  # fmt: skip
+    SyntaxError,
+    tokenize.TokenError,
+    UserWarning,
+    EOFError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
 
 
 def clear_folder(folder: Path, names: Sequence[str] = ("*",)) -> None:

@@ -150,9 +150,10 @@ def _refuse_foreign(file: BinaryIO, path: Path) -> None:
     file.seek(0)
     if file.read(len(_OWNER)) not in (b"", _OWNER):
         raise ConfigError(
-            "a file that flaresemi did not write has the name of its lock", where=path,
+            "a file that flaresemi did not write has the name of its lock",
+            where=path,
             fix="see what it is, and remove or rename it",
-        )  # fmt: skip
+        )
 
 
 def _lock(file: BinaryIO, path: Path) -> bool:

@@ -64,9 +64,7 @@ class IntensityStatistics:
     sd: IntensitySpread
 
     def __post_init__(self) -> None:
-        found = (
-            self.percentile_00_5, self.percentile_05, self.percentile_50, self.percentile_95, self.percentile_99_5
-        )  # fmt: skip
+        found = (self.percentile_00_5, self.percentile_05, self.percentile_50, self.percentile_95, self.percentile_99_5)
         if list(found) != sorted(found):
             raise ValueError(f"the percentiles must not fall, found {list(found)}")
 
@@ -364,10 +362,11 @@ class Plans:
 
 def _contradiction(what: str, where: object) -> PlanError:
     return PlanError(
-        f"plans.json has other {what} than dataset.json", where=where,
+        f"plans.json has other {what} than dataset.json",
+        where=where,
         fix=f"put the {what} of the one or the other back; or flaresemi_plan_and_preprocess --keep-plans, which takes "
         "those of the dataset where organs and channels have the same names, or --replan",
-    )  # fmt: skip
+    )
 
 
 def load_plans(path: Path) -> Plans:

@@ -81,9 +81,10 @@ def enough_memory(where: object = None) -> Iterator[None]:
         if not lacks_memory(problem):
             raise
         raise ImageError(
-            "there is not enough memory for this image", where=where,
+            "there is not enough memory for this image",
+            where=where,
             fix="close other programs, or crop or resample it; see whether the spacing in its header is right",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def size_text(gib: float) -> str:

@@ -108,9 +108,12 @@ class Workspace:
     def foreign(self) -> list[Path]:
         """What stands where planning writes, in a folder of which nothing says that it is a workspace."""
         records = {  # and a key that each of them has
-            self.inspected_cases: "cases", self.case_decisions: "skipped", self.fingerprint: "dataset_name",
-            self.plans: "fingerprint_hash", self.splits: "folds",
-        }  # fmt: skip
+            self.inspected_cases: "cases",
+            self.case_decisions: "skipped",
+            self.fingerprint: "dataset_name",
+            self.plans: "fingerprint_hash",
+            self.splits: "folds",
+        }
         if any(_is_record(path, key) for path, key in records.items()):
             return []
         files = (*records, self.integrity_csv, self.integrity_summary, self.replaced_plans)
@@ -178,9 +181,18 @@ class RoundFolder:
 
     #: Patterns of what is written into it.
     NAMES: ClassVar = (
-        "round.json", "labels", "case_scores", "claimed", "claims", "observations.json", "scores.csv", "selection.json",
-        "reliable_series.txt", "report.html", "models",
-    )  # fmt: skip
+        "round.json",
+        "labels",
+        "case_scores",
+        "claimed",
+        "claims",
+        "observations.json",
+        "scores.csv",
+        "selection.json",
+        "reliable_series.txt",
+        "report.html",
+        "models",
+    )
 
     root: Path
     fold: str
@@ -240,9 +252,15 @@ class ModelFolder:
 
     #: Patterns of what is written into it.
     NAMES: ClassVar = (
-        "run.json", "history.jsonl", "curves.png", "calibration.json", "checkpoint_*.pt", "snapshot_*.pt", "logs",
+        "run.json",
+        "history.jsonl",
+        "curves.png",
+        "calibration.json",
+        "checkpoint_*.pt",
+        "snapshot_*.pt",
+        "logs",
         "validation",
-    )  # fmt: skip
+    )
 
     root: Path
 

@@ -82,13 +82,29 @@ def open_page(path: Path, folder: Path, *, width: int = 1280) -> Seen:
     copy.write_text(before + _LOOK + end + after, encoding="utf-8")
     done = subprocess.run(
         [
-            program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-            "--disable-extensions", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
-            f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--hide-scrollbars",
-            "--enable-logging=stderr", "--log-level=0", "--virtual-time-budget=20000", "--dump-dom", copy.as_uri(),
+            program,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-extensions",
+            "--disable-background-networking",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={folder / 'profile'}",
+            f"--window-size={width},900",
+            "--hide-scrollbars",
+            "--enable-logging=stderr",
+            "--log-level=0",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+            copy.as_uri(),
         ],
-        capture_output=True, encoding="utf-8", timeout=240, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        encoding="utf-8",
+        timeout=240,
+        check=False,
+    )
     note = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert note is not None, f"the browser did not get to the end of the page:\n{done.stderr[-2000:]}"
     seen = json.loads(html.unescape(note[1]))

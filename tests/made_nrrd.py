@@ -38,11 +38,20 @@ def write_nrrd(
         kinds.insert(at, "list")
         array = np.moveaxis(array, 0, 3 - at)
     lines = [
-        "NRRD0004", "type: unsigned char", f"dimension: {array.ndim}", "space: left-posterior-superior",
-        f"sizes: {' '.join(map(str, array.shape[::-1]))}", f"space directions: {' '.join(directions)}",
-        f"kinds: {' '.join(kinds)}", "endian: little", f"encoding: {'gzip' if compressed else 'raw'}",
-        f"space origin: ({','.join(map(str, origin_xyz))})", *fields, "", "",
-    ]  # fmt: skip
+        "NRRD0004",
+        "type: unsigned char",
+        f"dimension: {array.ndim}",
+        "space: left-posterior-superior",
+        f"sizes: {' '.join(map(str, array.shape[::-1]))}",
+        f"space directions: {' '.join(directions)}",
+        f"kinds: {' '.join(kinds)}",
+        "endian: little",
+        f"encoding: {'gzip' if compressed else 'raw'}",
+        f"space origin: ({','.join(map(str, origin_xyz))})",
+        *fields,
+        "",
+        "",
+    ]
     voxels = np.ascontiguousarray(array).tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes("\n".join(lines).encode() + (gzip.compress(voxels, mtime=0) if compressed else voxels))

@@ -13,8 +13,6 @@ def shrink(workspace: Path) -> None:
         levels = min(3, len(network["features"]))
         for name in ("kernels", "strides"):
             network[name] = network[name][:levels]
-        network |= {
-            "features": [4, 8, 8][:levels], "decoder_convs": [1] * (levels - 1), "encoder_convs": [1] * levels
-        }  # fmt: skip
+        network |= {"features": [4, 8, 8][:levels], "decoder_convs": [1] * (levels - 1), "encoder_convs": [1] * levels}
         plans[stage]["patch_zyx"] = [32, 32, 32]
     path.write_text(json.dumps(plans), encoding="utf-8")

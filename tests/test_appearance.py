@@ -13,20 +13,28 @@ from flaresemi.preprocessing.preprocessor import prepare
 
 CT = ChannelFacts(minimum=-1024, maximum=1500, middle_05=-100, middle_95=200, tissue_50=40)
 USUAL = Look(
-    geometry=Geometry(shape_zyx=(100, 200, 200), spacing_zyx_mm=(3.0, 2.0, 2.0)), channels=(CT,),
-    body_box=BoundingBox(start=(0, 40, 20), stop=(100, 160, 180)), body_share=0.4,
-)  # fmt: skip
+    geometry=Geometry(shape_zyx=(100, 200, 200), spacing_zyx_mm=(3.0, 2.0, 2.0)),
+    channels=(CT,),
+    body_box=BoundingBox(start=(0, 40, 20), stop=(100, 160, 180)),
+    body_share=0.4,
+)
 
 
 def fingerprint(looks, channels=("CT",)):
     cases = tuple(
         CaseFingerprint(
-            case_id=str(number), shape_zyx=look.geometry.shape_zyx, spacing_zyx_mm=look.geometry.spacing_zyx_mm,
-            body_box=look.body_box, foreground_box=None, voxels_per_label=(1,), annotated=(True,),
-            channel_facts=look.channels, body_share=look.body_share,
+            case_id=str(number),
+            shape_zyx=look.geometry.shape_zyx,
+            spacing_zyx_mm=look.geometry.spacing_zyx_mm,
+            body_box=look.body_box,
+            foreground_box=None,
+            voxels_per_label=(1,),
+            annotated=(True,),
+            channel_facts=look.channels,
+            body_share=look.body_share,
         )
         for number, look in enumerate(looks)
-    )  # fmt: skip
+    )
     labels = LabelSet(labels=(Label(name="liver", value=1),))
     return DatasetFingerprint(dataset_name="d", channels=channels, labels=labels, cases=cases, intensities=())
 

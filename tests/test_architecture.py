@@ -74,7 +74,12 @@ ENVIRONMENT = (
 #: Reasons to think, not numbers to meet: what is longer and one thing all the same is in `LONGER`, with why.
 LINES_OF_A_MODULE = 400
 LINES_OF_A_FUNCTION = 60
-LONGER: dict[str, str] = {"training/trainer.py": "the loop, its hooks and the state that it goes on from"}
+LONGER = {
+    "training/trainer.py": "the loop, its hooks and the state that it goes on from",
+    "cli/predict.py:_parser": "a table of options is long without being deep",
+    "cli/evaluate.py:_parser": "a table of options, too",
+    "cli/training_options.py:_add_training_options": "a table of options, too",
+}
 
 
 @dataclasses.dataclass(frozen=True)

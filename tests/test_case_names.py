@@ -19,9 +19,28 @@ from flaresemi.workspace import RoundFolder, Workspace
 
 GOOD = ("case_1", "病例 01", "Ünï-cödé", "a.b.c", "emoji 🫀", "50%", "$HOME", "*", "'; rm", "x" * MOST_BYTES)
 BAD = (
-    "", ".", "..", ".hidden", "../x", "/etc/passwd", "a/b", "a\\b", "..\\x", "a\0b", "a\nb", "a\u2028b", "a\u202egpj",
-    "a\u200fb", "a\udcff", " a", "a ", "x" * (MOST_BYTES + 1), "é" * MOST_BYTES, "summary", "Made_With",
-)  # fmt: skip
+    "",
+    ".",
+    "..",
+    ".hidden",
+    "../x",
+    "/etc/passwd",
+    "a/b",
+    "a\\b",
+    "..\\x",
+    "a\0b",
+    "a\nb",
+    "a\u2028b",
+    "a\u202egpj",
+    "a\u200fb",
+    "a\udcff",
+    " a",
+    "a ",
+    "x" * (MOST_BYTES + 1),
+    "é" * MOST_BYTES,
+    "summary",
+    "Made_With",
+)
 
 any_name = st.text(st.characters(), max_size=300) | st.sampled_from(GOOD + BAD) | st.text("./\\ aé\n", max_size=6)
 
@@ -123,9 +142,12 @@ def test_no_path_is_made_of_a_case_name_elsewhere() -> None:
 def test_no_fold_leads_out_of_the_workspace(tmp_path: Path, fold: str) -> None:
     workspace = Workspace(tmp_path)
     for path in (
-        lambda: workspace.model(fold, Stage.FINE), lambda: workspace.round(fold, 1), lambda: workspace.verdict([fold]),
-        lambda: workspace.pseudo_labels(fold, Stage.FINE), lambda: RoundFolder(tmp_path, fold).model(Stage.FINE),
-    ):  # fmt: skip
+        lambda: workspace.model(fold, Stage.FINE),
+        lambda: workspace.round(fold, 1),
+        lambda: workspace.verdict([fold]),
+        lambda: workspace.pseudo_labels(fold, Stage.FINE),
+        lambda: RoundFolder(tmp_path, fold).model(Stage.FINE),
+    ):
         with pytest.raises(ConfigError, match="there is no fold"):
             path()
     assert workspace.model("12", Stage.FINE).root == tmp_path / "models" / "fold_12" / "FINE"

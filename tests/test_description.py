@@ -94,13 +94,15 @@ def test_background_at_another_value_is_obeyed_and_said(tmp_path: Path, caplog: 
     ("labels", "expected"),
     [
         ({"bg": 1, "liver": 2}, "label 'bg' is called background and has value 1, but background is value 0"),
-        ({"none": 0, "Background": 1}, "'Background' is called background and has value 1, but background is value 0, "
-                                       "here called 'none'"),
+        (
+            {"none": 0, "Background": 1},
+            "'Background' is called background and has value 1, but background is value 0, here called 'none'",
+        ),
         ({"background": 0, "liver": 0}, "'background' and 'liver' both have value 0"),
         ({"bg": 0}, "at least one label besides background, which is value 0 (here 'bg')"),
         ({"background": 0, "liver": 1, "Ignore": 2}, "an ignore label is not supported"),
     ],
-)  # fmt: skip
+)
 def test_two_backgrounds_or_nothing_else_is_refused_exactly(tmp_path: Path, labels: dict, expected: str) -> None:
     assert expected in complaint(tmp_path, {"labels": labels})
 
@@ -113,12 +115,20 @@ def test_an_organ_that_is_called_like_background_is_said(tmp_path: Path, caplog:
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        ("label", "labels"), ("Labels", "labels"), ("lables", "labels"), ("label_names", "labels"),
-        ("channels", "channel_names"), ("channelNames", "channel_names"), ("modalities", "modality"),
-        ("mirrorPairs", "mirror_pairs"), ("tolerance_mm", "tolerances_mm"), ("annotated_label", "annotated_labels"),
-        ("group", "groups"), ("z-range", "z_range"),
+        ("label", "labels"),
+        ("Labels", "labels"),
+        ("lables", "labels"),
+        ("label_names", "labels"),
+        ("channels", "channel_names"),
+        ("channelNames", "channel_names"),
+        ("modalities", "modality"),
+        ("mirrorPairs", "mirror_pairs"),
+        ("tolerance_mm", "tolerances_mm"),
+        ("annotated_label", "annotated_labels"),
+        ("group", "groups"),
+        ("z-range", "z_range"),
     ],
-)  # fmt: skip
+)
 def test_a_misspelt_key_is_refused_with_the_right_one(tmp_path: Path, key: str, meant: str) -> None:
     content = {"labels": LABELS, key: {}} if meant != "labels" else {key: LABELS}
     text = complaint(tmp_path, content)

@@ -60,9 +60,14 @@ PLANS = Plans(
     reasons={},
 )
 STATISTICS = IntensityStatistics(
-    percentile_00_5=-100.0, percentile_05=-50.0, percentile_50=50.0, percentile_95=150.0, percentile_99_5=300.0,
-    mean=50.0, sd=30.0,
-)  # fmt: skip
+    percentile_00_5=-100.0,
+    percentile_05=-50.0,
+    percentile_50=50.0,
+    percentile_95=150.0,
+    percentile_99_5=300.0,
+    mean=50.0,
+    sd=30.0,
+)
 CASE = CaseFingerprint(
     case_id="a",
     shape_zyx=(10, 20, 20),

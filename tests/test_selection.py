@@ -8,9 +8,12 @@ from flaresemi.errors import SelectionError
 from flaresemi.selection import CaseScore, OrganScore, load_scores, save_scores
 
 SCORE = CaseScore(
-    case_id="a, \"b\"", score=0.5, flags=("one", "two"), made_with=("h1",),
+    case_id='a, "b"',
+    score=0.5,
+    flags=("one", "two"),
+    made_with=("h1",),
     organs={"liver: left": OrganScore(agreement=0.5, volume_ml=3.0, entropy=None)},
-)  # fmt: skip
+)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -27,12 +27,14 @@ from flaresemi.sides import find_sides, mirroring_caution, mirroring_told
         (("surrénale gauche", "surrénale droite"), (("surrénale droite", "surrénale gauche"),)),
         (("左肾", "右肾"), (("右肾", "左肾"),)),
         (("left kidney", "Kidney_R"), (("Kidney_R", "left kidney"),)),
-        (("rib_left_1", "rib_left_2", "rib_right_2", "rib_right_1"),
-         (("rib_right_2", "rib_left_2"), ("rib_right_1", "rib_left_1"))),
+        (
+            ("rib_left_1", "rib_left_2", "rib_right_2", "rib_right_1"),
+            (("rib_right_2", "rib_left_2"), ("rib_right_1", "rib_left_1")),
+        ),
         (("left lung, right part", "right lung, left part"), (("right lung, left part", "left lung, right part"),)),
         (flare22.LABELS.names, flare22.LABELS.mirror_pairs),
     ],
-)  # fmt: skip
+)
 def test_pairs_are_found_by_their_names(names, pairs):
     sides = find_sides(names)
     assert sides.pairs == pairs

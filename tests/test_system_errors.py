@@ -13,13 +13,20 @@ from flaresemi.planning.sources import file_stamp
 from flaresemi.system_errors import SystemTrouble, explained, is_shortage
 
 SHORTAGES = [
-    OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "x"), OSError(errno.ENOMEM, "x"),
-    OSError(errno.ENOSPC, "x"), OSError(errno.EDQUOT, "x"), OSError(errno.EFBIG, "x"),
-    BlockingIOError(errno.EAGAIN, "x"), MemoryError(),
+    OSError(errno.EMFILE, "Too many open files"),
+    OSError(errno.ENFILE, "x"),
+    OSError(errno.ENOMEM, "x"),
+    OSError(errno.ENOSPC, "x"),
+    OSError(errno.EDQUOT, "x"),
+    OSError(errno.EFBIG, "x"),
+    BlockingIOError(errno.EAGAIN, "x"),
+    MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
-    RuntimeError("itk::ERROR: Failed to allocate memory for image."), RuntimeError("can't start new thread"),
-    RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), OSError("80 requested and 16 written"),
-]  # fmt: skip
+    RuntimeError("itk::ERROR: Failed to allocate memory for image."),
+    RuntimeError("can't start new thread"),
+    RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+    OSError("80 requested and 16 written"),
+]
 
 
 @pytest.mark.parametrize("problem", SHORTAGES, ids=repr)

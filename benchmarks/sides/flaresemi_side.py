@@ -113,12 +113,18 @@ def train_loop(task: dict) -> dict:
     trainer = Trainer(learned, config, device=torch.device("cpu"))
     told = profiling.profile(trainer, task["steps"])
     return {
-        "seconds": told.seconds, "patches": told.batch_size, "wait_share": told.parts["wait"] / told.seconds,
-        "network_share": told.network_share, "parts": told.parts, "read": told.read, "augment": told.augment,
-        "table": told.table(), "precision": trainer.precision.name,
+        "seconds": told.seconds,
+        "patches": told.batch_size,
+        "wait_share": told.parts["wait"] / told.seconds,
+        "network_share": told.network_share,
+        "parts": told.parts,
+        "read": told.read,
+        "augment": told.augment,
+        "table": told.table(),
+        "precision": trainer.precision.name,
         "shape": [told.batch_size, learned.plan.network.input_channels, *learned.plan.patch_zyx],
         "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
-    }  # fmt: skip
+    }
 
 
 def convolutions(task: dict) -> dict:
@@ -138,9 +144,13 @@ def convolutions(task: dict) -> dict:
     seconds = sum(map(_fastest_both_ways, *zip(*inputs, strict=True)))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return {
-        "seconds": seconds, "patches": task["batch"], "wait_share": 0.0, "precision": "fp32",
-        "shape": list(image.shape), "parameters": parameters,
-    }  # fmt: skip
+        "seconds": seconds,
+        "patches": task["batch"],
+        "wait_share": 0.0,
+        "precision": "fp32",
+        "shape": list(image.shape),
+        "parameters": parameters,
+    }
 
 
 def _fastest_both_ways(layer: nn.Module, given: torch.Tensor) -> float:
@@ -218,18 +228,31 @@ def _network_plan(task: dict) -> NetworkPlan:
 def _stage_plan(task: dict) -> StagePlan:
     """Without a network in the task, any one will do: preprocessing does not ask for it."""
     any_network = {
-        "features": (1, 1), "kernels": ((3, 3, 3),) * 2, "strides": ((1, 1, 1), (2, 2, 2)), "encoder_convs": (1, 1),
-        "decoder_convs": (1,), "classes": 2, "patch_zyx": (64, 64, 64), "resampling": "linear",
-    }  # fmt: skip
+        "features": (1, 1),
+        "kernels": ((3, 3, 3),) * 2,
+        "strides": ((1, 1, 1), (2, 2, 2)),
+        "encoder_convs": (1, 1),
+        "decoder_convs": (1,),
+        "classes": 2,
+        "patch_zyx": (64, 64, 64),
+        "resampling": "linear",
+    }
     task = {**any_network, **task}
     intensity = IntensityPlan(
         scheme="ct", clip_low=task["clip_low"], clip_high=task["clip_high"], mean=task["mean"], sd=task["sd"]
     )
     return StagePlan(
-        stage=Stage.FINE, spacing_zyx_mm=tuple(task["spacing_zyx_mm"]), patch_zyx=tuple(task["patch_zyx"]),
-        batch_size=2, region=task.get("region", "body"), margin_mm=20.0, resampling=task["resampling"],
-        intensities=(intensity,), network=_network_plan(task), reasons={},
-    )  # fmt: skip
+        stage=Stage.FINE,
+        spacing_zyx_mm=tuple(task["spacing_zyx_mm"]),
+        patch_zyx=tuple(task["patch_zyx"]),
+        batch_size=2,
+        region=task.get("region", "body"),
+        margin_mm=20.0,
+        resampling=task["resampling"],
+        intensities=(intensity,),
+        network=_network_plan(task),
+        reasons={},
+    )
 
 
 if __name__ == "__main__":

@@ -45,9 +45,15 @@ def preprocess(task: dict) -> dict:
         blocks, chunks = comp_blosc2_params(data.shape, (128, 128, 128), data.itemsize)
         seg_blocks, seg_chunks = comp_blosc2_params(segmentation.shape, (128, 128, 128), segmentation.itemsize)
         nnUNetDatasetBlosc2.save_case(
-            data, segmentation, properties, str(Path(folder) / "case"),
-            chunks=chunks, blocks=blocks, chunks_seg=seg_chunks, blocks_seg=seg_blocks,
-        )  # fmt: skip
+            data,
+            segmentation,
+            properties,
+            str(Path(folder) / "case"),
+            chunks=chunks,
+            blocks=blocks,
+            chunks_seg=seg_chunks,
+            blocks_seg=seg_blocks,
+        )
         seconds = time.perf_counter() - started
     return {"seconds": seconds, "rss_before_mib": before, "shape": list(data.shape[1:])}
 
@@ -74,11 +80,14 @@ def train(task: dict) -> dict:
     weights[-1] = 0
     loss = DeepSupervisionWrapper(
         DC_and_CE_loss(
-            {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, weight_ce=1, weight_dice=1,
+            {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False},
+            {},
+            weight_ce=1,
+            weight_dice=1,
             dice_class=MemoryEfficientSoftDiceLoss,
         ),
         weights / weights.sum(),
-    )  # fmt: skip
+    )
     optimizer = torch.optim.SGD(network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
     image, label = (torch.from_numpy(array) for array in random_batch(task))
     targets, factor = [], np.ones(3, int)
@@ -142,9 +151,13 @@ def train_loop(task: dict) -> dict:
         loader._finish()
     waited, took = waited[task["warm_up"] :], took[task["warm_up"] :]
     return {
-        "seconds": sum(took) / len(took), "patches": shape[0], "wait_share": sum(waited) / sum(took), "shape": shape,
-        "precision": "fp32", "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
-    }  # fmt: skip
+        "seconds": sum(took) / len(took),
+        "patches": shape[0],
+        "wait_share": sum(waited) / sum(took),
+        "shape": shape,
+        "precision": "fp32",
+        "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
+    }
 
 
 def _training_plans(task: dict) -> dict:
@@ -180,9 +193,11 @@ def model(task: dict) -> dict:
     torch.manual_seed(0)
     network = _network(task)
     content = {
-        "network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer",
-        "init_args": {"configuration": "3d_fullres"}, "inference_allowed_mirroring_axes": (0, 1, 2),
-    }  # fmt: skip
+        "network_weights": network.state_dict(),
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": "3d_fullres"},
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    }
     torch.save(content, folder / "fold_0" / "checkpoint_final.pth")
     return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
 
@@ -251,8 +266,12 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(options.task.get("threads", 1))
     work = {
-        "preprocess": preprocess, "resample": resample, "train": train, "training_files": training_files,
-        "train_loop": train_loop, "model": model,
-    }[options.work]  # fmt: skip
+        "preprocess": preprocess,
+        "resample": resample,
+        "train": train,
+        "training_files": training_files,
+        "train_loop": train_loop,
+        "model": model,
+    }[options.work]
     packages = ("nnunetv2", "torch", "numpy", "scikit-image", "scipy")
     report(work(options.task), {name: importlib.metadata.version(name) for name in packages})

@@ -146,19 +146,25 @@ def add_field_option(
         choices=choices,
         default=argparse.SUPPRESS,
         help=f"{text} [{value}]",
-    )  # fmt: skip
+    )
 
 
 def add_trainer_options(group: argparse._ArgumentGroup) -> None:
     """`--trainer` and `--trainer-setting`; they stand in the options only if they were given."""
     group.add_argument(
-        "--trainer", default=argparse.SUPPRESS, metavar="NAME",
+        "--trainer",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
         help="who trains: a name that an installed package declares, or package.module:Class [default]",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--trainer-setting", dest="trainer_settings", action=AddSetting, default=argparse.SUPPRESS,
-        metavar="NAME=VALUE", help="a choice of that trainer; once for each",
-    )  # fmt: skip
+        "--trainer-setting",
+        dest="trainer_settings",
+        action=AddSetting,
+        default=argparse.SUPPRESS,
+        metavar="NAME=VALUE",
+        help="a choice of that trainer; once for each",
+    )
 
 
 class AddSetting(argparse.Action):
@@ -185,9 +191,11 @@ def flag_of(name: str) -> str:
 def add_time_limit_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--time-limit`, for `StopSignals`."""
     parser.add_argument(
-        "--time-limit", type=duration, metavar="8h",
+        "--time-limit",
+        type=duration,
+        metavar="8h",
         help="stop and save in time before so much time has passed, as for a job with a limit",
-    )  # fmt: skip
+    )
 
 
 def duration(text: str) -> float:
@@ -212,13 +220,18 @@ def _path(text: str) -> Path:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds what names trained models: `-m/--model`, `--fold`, `--checkpoint` and `--coarse`."""
     parser.add_argument(
-        "-m", "--model", type=Path, metavar="MODEL_FOLDER",
+        "-m",
+        "--model",
+        type=Path,
+        metavar="MODEL_FOLDER",
         help="folder of the trained models, wherever it was moved to (default: WORKSPACE/models)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--fold", nargs="+", metavar="FOLD",
+        "--fold",
+        nargs="+",
+        metavar="FOLD",
         help="folds to average (default: 'all' where it is trained, else every finished one)",
-    )  # fmt: skip
+    )
     parser.add_argument("--checkpoint", choices=("final", "best", "latest"), default="final", help="which weights")
     parser.add_argument("--coarse", type=Path, metavar="MODEL_FOLDER", help="take COARSE from another model folder")
 
@@ -244,8 +257,9 @@ def open_workspace(options: argparse.Namespace) -> Workspace:
         raise ConfigError(
             "this folder is no workspace, and holds what would be replaced or mixed with results: "
             f"{listed([path.name for path in foreign])}",
-            where=workspace.root, fix="name another folder with -w WORKSPACE; it need not be there",
-        )  # fmt: skip
+            where=workspace.root,
+            fix="name another folder with -w WORKSPACE; it need not be there",
+        )
     for path, target in workspace.links_elsewhere().items():
         logger.info("%s is a link: what belongs there is written to %s", path, target)
     return workspace

@@ -138,8 +138,9 @@ def _make_data(folder: DemoFolder, options: argparse.Namespace) -> None:
     elif theirs := entries(folder.root, (folder.data.name, "predictions_*", "summary_*")):
         raise ConfigError(
             f"there are data in this folder that no demo made: {listed([path.name for path in theirs])}",
-            where=folder.root, fix="name another folder with -o",
-        )  # fmt: skip
+            where=folder.root,
+            fix="name another folder with -o",
+        )
     save_record(folder.record, wanted)
     write_phantom_dataset(
         folder.data,

@@ -63,9 +63,7 @@ def _print(check: Check) -> None:
     indent = " " * len(head)
     lines = [head + check.value, *(f"{indent}-> {line}" for line in check.advice.splitlines())]
     for line in lines:  # paths stay whole, to be copied
-        filled = textwrap.fill(
-            line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )  # fmt: skip
+        filled = textwrap.fill(line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         print(filled, flush=True)
 
 
@@ -101,8 +99,10 @@ def check_workspace(workspace: Workspace) -> Check:
 def _records(workspace: Workspace) -> Iterable[Callable[[], object]]:
     """A reader for each record and for the head of each model of a workspace."""
     for path, load in (
-        (workspace.plans, load_plans), (workspace.fingerprint, load_fingerprint), (workspace.splits, load_splits),
-    ):  # fmt: skip
+        (workspace.plans, load_plans),
+        (workspace.fingerprint, load_fingerprint),
+        (workspace.splits, load_splits),
+    ):
         if path.exists():
             yield partial(load, path)
     yield partial(load_decisions, workspace)

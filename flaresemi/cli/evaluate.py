@@ -44,31 +44,45 @@ def _parser() -> argparse.ArgumentParser:
         "-p", "--predictions", type=Path, required=True, metavar="PREDICTIONS", help="folder of label maps, or one file"
     )
     parser.add_argument(
-        "-r", "--references", type=Path, required=True, metavar="REFERENCES",
+        "-r",
+        "--references",
+        type=Path,
+        required=True,
+        metavar="REFERENCES",
         help="folder of reference label maps with the same names, or one file",
-    )  # fmt: skip
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="SUMMARY.json", help="file for the scores")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "-d", "--dataset", type=Path, metavar="DATASET",
+        "-d",
+        "--dataset",
+        type=Path,
+        metavar="DATASET",
         help="folder whose dataset.json names the organs (default: this folder; without the file: FLARE22's organs)",
-    )  # fmt: skip
+    )
     source.add_argument("--plans", type=Path, metavar="PLANS.json", help="take the organs from plans instead")
     source.add_argument(
         "-m", "--model", type=Path, metavar="MODEL_FOLDER", help="take the organs from trained models instead"
     )
     parser.add_argument(
-        "--z-range", nargs="*", metavar="ORGAN",
+        "--z-range",
+        nargs="*",
+        metavar="ORGAN",
         help="organs to score in the reference's slices only, instead of those that are declared so (none: no organ)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--metric", dest="metrics", action="append", default=[], metavar="NAME",
+        "--metric",
+        dest="metrics",
+        action="append",
+        default=[],
+        metavar="NAME",
         help="a further metric, by the name that an installed package declares; once for each",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--official", action="store_true",
+        "--official",
+        action="store_true",
         help="as the organizers' scripts: leave out the last slice of a z-range, NSD 0 below Dice 0.2, four digits",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="also replace files that flaresemi_evaluate did not write"
     )
@@ -97,9 +111,10 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> None:
     images = _images(options)
     if options.overlays and images is None:
         raise ConfigError(
-            "overlays need the images, and DATASET is no dataset folder", where=_dataset(options),
+            "overlays need the images, and DATASET is no dataset folder",
+            where=_dataset(options),
             fix="name their folder with --images, or the dataset with -d",
-        )  # fmt: skip
+        )
     _refuse_foreign(options)
     labels, annotated = _labels(options)
     labels = _with_z_range(labels, options.z_range)

@@ -36,16 +36,18 @@ def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
         return find_images(source)
     if source.is_dir() and named_images(source):
         raise ConfigError(
-            "DICOM slices and other images in one folder: it is not clear which are meant", where=source,
+            "DICOM slices and other images in one folder: it is not clear which are meant",
+            where=source,
             fix="put the slices into a folder of their own",
-        )  # fmt: skip
+        )
     if image_name(source) is not None:
         return (_case_of(source, channels),)
     if source.suffix.lower() != ".txt":
         raise ConfigError(
-            "the input is neither an image nor a folder nor a list (.txt)", where=source,
+            "the input is neither an image nor a folder nor a list (.txt)",
+            where=source,
             fix="of a DICOM series, name the folder that holds its slices",
-        )  # fmt: skip
+        )
     paths = _listed(source)
     missing = [path for path in paths if not _exists(path)]
     if missing:
@@ -154,8 +156,9 @@ def refuse_overwriting(jobs: Sequence[tuple[Case, Path]], source: Path, *, overw
         if theirs:
             raise ConfigError(
                 f"the output folder belongs to a dataset, and not all in it was predicted: {listed(theirs)}",
-                where=folder, fix="name another folder with -o; --overwrite writes into this one",
-            )  # fmt: skip
+                where=folder,
+                fix="name another folder with -o; --overwrite writes into this one",
+            )
 
 
 def _foreign_files(folder: Path) -> list[Path]:

@@ -161,14 +161,19 @@ def _plans(options: argparse.Namespace, fingerprint: DatasetFingerprint, workspa
     preset, why = _preset(options.preset)
     try:
         plans = make_plans(
-            fingerprint, preset=preset, memory_gib=options.gpu_memory_gib, stages=options.stages,  # type: ignore[arg-type]
-            architecture=options.network, arguments=options.network_arguments,
-        )  # fmt: skip
+            fingerprint,
+            preset=preset,  # type: ignore[arg-type]
+            memory_gib=options.gpu_memory_gib,
+            stages=options.stages,
+            architecture=options.network,
+            arguments=options.network_arguments,
+        )
     except ValueError as problem:
         raise PlanError(
-            f"no plans can be made for this dataset: {problem}", where=options.dataset,
+            f"no plans can be made for this dataset: {problem}",
+            where=options.dataset,
             fix="see that the spacings in the headers of the labeled images are in mm",
-        ) from None  # fmt: skip
+        ) from None
     plans = dataclasses.replace(plans, reasons={**plans.reasons, "preset": f"{why}; {plans.reasons['preset']}"})
     if workspace.plans.exists() and read_text(workspace.plans, errors="replace") != dumps(plans):
         copy_file(workspace.plans, workspace.replaced_plans)
@@ -314,24 +319,32 @@ def _parser() -> argparse.ArgumentParser:
     add_dataset_options(parser)
     plan = parser.add_argument_group("plans", "count when plans.json is made: the first time, or with --replan")
     plan.add_argument(
-        "--preset", choices=["auto", *PRESETS], default="auto",
+        "--preset",
+        choices=["auto", *PRESETS],
+        default="auto",
         help="network family; auto: base where a CUDA GPU is visible, else small",
-    )  # fmt: skip
+    )
     plan.add_argument(
-        "--network", metavar="NAME",
+        "--network",
+        metavar="NAME",
         help="who builds FINE's network: unet, mednext, or a name that an installed package declares [the preset's]",
-    )  # fmt: skip
+    )
     plan.add_argument(
-        "--network-argument", dest="network_arguments", action=AddSetting, metavar="NAME=VALUE",
+        "--network-argument",
+        dest="network_arguments",
+        action=AddSetting,
+        metavar="NAME=VALUE",
         help="an argument of that network; once for each",
-    )  # fmt: skip
+    )
     plan.add_argument(
         "--gpu-memory-gib", type=number(MemoryGib), default=None, metavar="G", help="memory for training [the preset's]"
     )
     plan.add_argument(
-        "--stages", choices=["auto", "one", "two"], default="auto",
+        "--stages",
+        choices=["auto", "one", "two"],
+        default="auto",
         help="two: COARSE finds the organs, FINE segments them; one: FINE alone; auto: by the size of the body",
-    )  # fmt: skip
+    )
     present = plan.add_mutually_exclusive_group()
     present.add_argument("--replan", action="store_true", help="make new plans in place of those that are there")
     present.add_argument(
@@ -342,9 +355,10 @@ def _parser() -> argparse.ArgumentParser:
     bad = parser.add_argument_group("bad cases", "what is decided is kept in the workspace and holds for all commands")
     bad.add_argument("--skip-bad-cases", action="store_true", help="leave out cases that cannot be used")
     bad.add_argument(
-        "--fix-geometry", action="store_true",
+        "--fix-geometry",
+        action="store_true",
         help="where only the header of a label map is wrong, take its voxels as the image's (no file is changed)",
-    )  # fmt: skip
+    )
     work = parser.add_argument_group("work")
     work.add_argument("--check-only", action="store_true", help="stop after the integrity report")
     work.add_argument("--plan-only", action="store_true", help="stop after the plans and the estimate")

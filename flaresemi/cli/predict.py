@@ -68,32 +68,43 @@ def _parser() -> argparse.ArgumentParser:
         description="Segments images with trained models. Every label map lies on exactly the grid of its image.",
     )
     parser.add_argument(
-        "-i", "--input", type=Path, required=True, metavar="INPUT",
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        metavar="INPUT",
         help="an image (a file or a folder of DICOM slices), a folder of images, or a text file with one path per line",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUTPUT",
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUTPUT",
         help="folder for the label maps (CASE.nii.gz and so on); for one image also a file",
-    )  # fmt: skip
+    )
     add_dataset_options(parser)
     add_model_options(parser)
     parser.add_argument("--continue", dest="resume", action="store_true", help="skip cases that have their label map")
     parser.add_argument(
-        "--overwrite", action="store_true",
+        "--overwrite",
+        action="store_true",
         help="also replace files that flaresemi_predict did not write, or that were changed since it did",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--strict", action="store_true", help="refuse images that are warned of (see warnings.csv); the others are done"
     )
     parser.add_argument("--tta", action="store_true", help="average over mirrored images: slower, a little better")
     parser.add_argument(
-        "--reliability", action="store_true",
+        "--reliability",
+        action="store_true",
         help="also tell the Dice to expect of every organ, in reliability.csv: three times FINE's time",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--measure", action="store_true",
+        "--measure",
+        action="store_true",
         help="also write time, processor use and memory of every case, sampled every 0.1 s, to efficiency/CASE.json",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--step",
         type=number(Annotated[float, Range(0.01, 1)]),
@@ -103,14 +114,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
     parser.add_argument(
-        "--engine", choices=("auto", "torch", "openvino"), default="auto",
+        "--engine",
+        choices=("auto", "torch", "openvino"),
+        default="auto",
         help="who computes on a CPU (default: auto, a short check tells which is fastest)",
-    )  # fmt: skip
+    )
     parser.add_argument("--threads", type=count, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument(
-        "--single-process", action="store_true",
+        "--single-process",
+        action="store_true",
         help="one thing after the other: nothing is read or written meanwhile; for debugging",
-    )  # fmt: skip
+    )
     return parser
 
 
@@ -261,9 +275,13 @@ def _write(segmenter: Segmenter, case: Case, output: Path, predicted: _Predicted
     clock = StepClock()
     with clock("write"):
         write_prediction(
-            output, predicted.segmentation, images=case.images, models=segmenter.models, options=segmenter.options,
+            output,
+            predicted.segmentation,
+            images=case.images,
+            models=segmenter.models,
+            options=segmenter.options,
             score=predicted.score,
-        )  # fmt: skip
+        )
     seconds = predicted.segmentation.seconds | clock.seconds
     logger.info("%s", _line(case, predicted.segmentation, seconds))
     return seconds

@@ -71,11 +71,13 @@ def remaining_jobs(
         logger.warning(
             "%d label map(s) were predicted by other weights, with other options or from other images: predicted again",
             outdated,
-        )  # fmt: skip
+        )
     refuse_foreign(
-        (output for _, output in remaining if output not in damaged), is_prediction,
-        writer="flaresemi_predict", overwrite=options.overwrite,
-    )  # fmt: skip
+        (output for _, output in remaining if output not in damaged),
+        is_prediction,
+        writer="flaresemi_predict",
+        overwrite=options.overwrite,
+    )
     return remaining
 
 

@@ -27,9 +27,10 @@ def refuse_foreign(
     folders = [path for path in there if path.is_dir()]
     if folders:
         raise ConfigError(
-            "a folder is in the place of a file that would be written", where=folders[0],
+            "a folder is in the place of a file that would be written",
+            where=folders[0],
             fix=f"rename it, or name another place with {name}",
-        )  # fmt: skip
+        )
     foreign = [] if overwrite else [path for path in there if not (path.exists() and is_ours(path))]
     if foreign:
         raise ConfigError(

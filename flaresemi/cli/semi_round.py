@@ -190,8 +190,9 @@ def _folds(workspace: Workspace) -> tuple[str, ...]:
     if len(splits.case_ids) >= _FEW_LABELS:
         return ("0",)
     folds = tuple(str(number) for number in range(len(splits.folds)))
-    logger.info("%d labeled cases are few: all %d folds take part (--fold 0: that one alone)",
-                len(splits.case_ids), len(folds))  # fmt: skip
+    logger.info(
+        "%d labeled cases are few: all %d folds take part (--fold 0: that one alone)", len(splits.case_ids), len(folds)
+    )
     return folds
 
 
@@ -247,8 +248,9 @@ def _export(options: argparse.Namespace, training: SelfTraining) -> None:
         if number == 0:
             raise ConfigError(
                 "there are no pseudo-labels to export yet",
-                where=training.workspace.chain(fold), fix=f"flaresemi_semi_round --step {step} makes them",
-            )  # fmt: skip
+                where=training.workspace.chain(fold),
+                fix=f"flaresemi_semi_round --step {step} makes them",
+            )
         folder = options.export_labels / f"fold_{fold}" if len(training.folds) > 1 else options.export_labels
         count = export_round(training.make_round(fold, number), folder, selected_only=step == "select")
         print(f"fold {fold}, round {number}: {count} label map(s) written to {folder}")
@@ -294,10 +296,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_dataset_options(parser)
     parser.add_argument(
-        "--fold", nargs="+", metavar="FOLD",
+        "--fold",
+        nargs="+",
+        metavar="FOLD",
         help="folds whose cases judge and are never trained on; 'all' judges nothing "
         f"[0; with fewer than {_FEW_LABELS} labeled cases every fold]",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="mixed precision")
     add_time_limit_option(parser)
@@ -310,23 +314,28 @@ def _add_actions(what: argparse._ArgumentGroup) -> None:
     what.add_argument("--until-converged", action="store_true", help="go on, round after round, by the stop rule")
     what.add_argument("--rounds", type=count, metavar="N", help="go on until N rounds are complete")
     what.add_argument(
-        "--final", action="store_true",
+        "--final",
+        action="store_true",
         help="train the final models, on all labels and the best models' pseudo-labels "
         "(--until-converged does so at its end)",
-    )  # fmt: skip
+    )
     what.add_argument("--status", action="store_true", help="say where the chain stands, and do nothing")
     what.add_argument(
         "--report", action="store_true", help="write the last complete round's page again, and do nothing"
     )
     what.add_argument("--step", choices=STEPS, help="stop after this step of the round")
     what.add_argument(
-        "--shard", metavar="I/N", help="label only this part of the unlabeled cases: 0/4, slurm (this task of a job "
+        "--shard",
+        metavar="I/N",
+        help="label only this part of the unlabeled cases: 0/4, slurm (this task of a job "
         "array) or torchrun (this rank)",
-    )  # fmt: skip
+    )
     what.add_argument(
-        "--export-labels", type=Path, metavar="FOLDER",
+        "--export-labels",
+        type=Path,
+        metavar="FOLDER",
         help="write the newest pseudo-labels as CASE.nii.gz on the grids of their images, and do nothing else",
-    )  # fmt: skip
+    )
     what.add_argument(
         "--export-which", choices=["selected", "all"], default="selected", help="of which cases [selected]"
     )
@@ -347,9 +356,12 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     rule = parser.add_argument_group("selection", "what is not given has the default in brackets")
     defaults, round_defaults, stop_defaults = SelectionRule(), RoundConfig(), StopRule()
     rule.add_argument(
-        "--preset", choices=list(PRESETS), type=_preset, default=argparse.SUPPRESS,
+        "--preset",
+        choices=list(PRESETS),
+        type=_preset,
+        default=argparse.SUPPRESS,
         help="flaresemiseg: whole cases, best half first; students from scratch, nothing pasted",
-    )  # fmt: skip
+    )
     rule.add_argument("--select", choices=["case", "organ"], help="judge whole cases, or each organ on its own [organ]")
 
     add_field_option(

@@ -152,11 +152,18 @@ def _launch(options: argparse.Namespace, words: list[str]) -> None:
     stopped = StoppedEarly("the training processes were stopped; the same command with --continue goes on")
     os.environ[_LAUNCHED] = str(time.monotonic())
     try:
-        torchrun.main([
-            "--standalone", f"--nproc-per-node={options.gpus}", f"--max-restarts={options.max_restarts}",
-            f"--signals-to-handle={_HANDED_ON}", f"--shutdown-timeout={_SAVE_SECONDS}",
-            "-m", "flaresemi.cli.train", *kept,
-        ])  # fmt: skip
+        torchrun.main(
+            [
+                "--standalone",
+                f"--nproc-per-node={options.gpus}",
+                f"--max-restarts={options.max_restarts}",
+                f"--signals-to-handle={_HANDED_ON}",
+                f"--shutdown-timeout={_SAVE_SECONDS}",
+                "-m",
+                "flaresemi.cli.train",
+                *kept,
+            ]
+        )
     except SignalException as received:
         if received.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None

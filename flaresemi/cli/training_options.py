@@ -27,14 +27,21 @@ def training_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--gpus", type=count, default=1, metavar="N", help="train on N GPUs of this machine")
     parser.add_argument(
-        "--max-restarts", type=number(Few), default=0, metavar="K",
+        "--max-restarts",
+        type=number(Few),
+        default=0,
+        metavar="K",
         help="go on by itself, up to K times, after a process has died [0]",
-    )  # fmt: skip
+    )
     add_time_limit_option(parser)
     parser.add_argument(
-        "--profile", type=count, nargs="?", const=_PROFILED_STEPS, metavar="N",
+        "--profile",
+        type=count,
+        nargs="?",
+        const=_PROFILED_STEPS,
+        metavar="N",
         help=f"do not train: run N steps of this training [{_PROFILED_STEPS}] and tell where their time goes",
-    )  # fmt: skip
+    )
     parser.add_argument("--no-validation", action="store_true", help="skip the validation on whole images at the end")
     _add_student_options(parser)
     _add_training_options(parser)
@@ -44,10 +51,12 @@ def training_parser() -> argparse.ArgumentParser:
 def _add_student_options(parser: argparse.ArgumentParser) -> None:
     student = parser.add_argument_group("student", "learns from pseudo-labels of the unlabeled cases, too")
     student.add_argument(
-        "--pseudo-labels", type=Path, metavar="FOLDER",
+        "--pseudo-labels",
+        type=Path,
+        metavar="FOLDER",
         help="label maps CASE.nii.gz on the grids of the images: what flaresemi_semi_round --export-labels, "
         "flaresemi_predict or another program wrote",
-    )  # fmt: skip
+    )
     add_mixing_options(student)
 
 
@@ -73,13 +82,19 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=field_type(TrainingConfig, "epochs"), default=argparse.SUPPRESS, help="length in epochs"
     )
     length.add_argument(
-        "--iterations", type=field_type(TrainingConfig, "iterations"), default=argparse.SUPPRESS,
+        "--iterations",
+        type=field_type(TrainingConfig, "iterations"),
+        default=argparse.SUPPRESS,
         help="length in optimizer steps [250000 without any length]",
-    )  # fmt: skip
+    )
     length.add_argument(
-        "--time-budget", dest="time_budget_seconds", type=duration, default=argparse.SUPPRESS, metavar="30m",
+        "--time-budget",
+        dest="time_budget_seconds",
+        type=duration,
+        default=argparse.SUPPRESS,
+        metavar="30m",
         help="length in time: the number of steps is decided again and again while it goes on",
-    )  # fmt: skip
+    )
     add("--iterations-per-epoch", "steps that count as an epoch [250; fewer in a short training]")
     add("--batch-size", "patches per step over all GPUs [the plan's]")
     add("--optimizer", "auto: adamw below 50000 iterations, else sgd", choices=["auto", "sgd", "adamw"])
@@ -89,26 +104,33 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--gradient-clip", "largest gradient norm")
     add("--ema-decay", "averaging of the weights that are validated and saved; 0: off")
     chosen.add_argument(
-        "--deep-supervision", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+        "--deep-supervision",
+        action=argparse.BooleanOptionalAction,
+        default=argparse.SUPPRESS,
         help="losses on the lower decoder levels too [on]",
-    )  # fmt: skip
+    )
     add("--foreground-share", "share of patches that are centered on an organ")
     add("--region-jitter-mm", "jitter of the faces of the organs' box (two stages)")
     add("--outside-share", "share of patches from anywhere in the body (two stages)")
     add("--augmentation", "none, standard, strong, or a name that an installed package declares")
     chosen.add_argument(
-        "--mirror-axes", type=_axes, default=argparse.SUPPRESS, metavar="x|zyx|none",
+        "--mirror-axes",
+        type=_axes,
+        default=argparse.SUPPRESS,
+        metavar="x|zyx|none",
         help="axes that are flipped; x swaps left and right organs [x]",
-    )  # fmt: skip
+    )
     add("--validations", "cheap validations during the training")
     add("--validation-cases", "cases they look at; 0: all")
     add("--checkpoint-minutes", "time between two saves of the whole state")
     add("--precision", "mixed precision", choices=["auto", "fp32", "bf16", "fp16"])
     add("--loader-workers", "processes that prepare patches; 0: none [1 on a CPU, up to 12 for a GPU]")
     chosen.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=argparse.SUPPRESS,
         help="run the network through torch.compile, where that works here [off]",
-    )  # fmt: skip
+    )
     add("--init-from", "checkpoint to take the first weights from", metavar="CHECKPOINT")
     add("--seed", "of everything random")
     add_trainer_options(chosen)

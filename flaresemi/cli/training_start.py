@@ -69,9 +69,10 @@ def supervision(
     if resume and folder is not None and (teaching is None or teaching.folder != str(folder.resolve())):
         began_with = "without pseudo-labels" if teaching is None else f"with the pseudo-labels of {teaching.folder}"
         raise ConfigError(
-            f"this training began {began_with}", where=task.folder.root,
+            f"this training began {began_with}",
+            where=task.folder.root,
             fix="leave --pseudo-labels out to go on as it began; --restart begins anew",
-        )  # fmt: skip
+        )
     if folder is not None and teaching is None:
         teaching = begin_teaching(folder, task, usable_dataset(options, workspace))
     choices = given_mixing(options)
@@ -145,8 +146,9 @@ def refuse_other_choices(folder: ModelFolder, begun: object, given: Mapping[str,
             told = "its default" if getattr(begun, name) is None else str(getattr(begun, name))
             raise ConfigError(
                 f"{flag_of(name)} {value}: this training began with {told}, and its steps so far were made with that",
-                where=folder.root, fix="leave the option out to go on as it began; --restart begins anew",
-            )  # fmt: skip
+                where=folder.root,
+                fix="leave the option out to go on as it began; --restart begins anew",
+            )
 
 
 def clear(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks) -> None:

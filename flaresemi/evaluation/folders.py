@@ -223,8 +223,9 @@ def read_pair(pair: CasePair, labels: LabelSet) -> tuple[LabelMap, LabelMap]:
     if prediction.source.matches_as_stored(reference.source, GRID_TOLERANCE):
         logger.warning(
             "case '%s': prediction and reference lie on each other by NIfTI's sform in one header and by the qform in "
-            "the other; their voxels are compared one by one", pair.case_id,
-        )  # fmt: skip
+            "the other; their voxels are compared one by one",
+            pair.case_id,
+        )
     reference = reference.on(prediction.source, GRID_TOLERANCE)
     prediction = prediction.on(reference.source, GRID_TOLERANCE)
     distance = prediction.geometry.far_corner_distance_mm(reference.geometry)

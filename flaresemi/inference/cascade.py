@@ -88,9 +88,11 @@ class Segmenter:
         self.models: tuple[str, ...] = ()
         #: All else that decides the labels, by name.
         self.options = {
-            "tta": str(tta), "step": str(step), "keep_largest": ", ".join(kept_largest(fine)),
+            "tta": str(tta),
+            "step": str(step),
+            "keep_largest": ", ".join(kept_largest(fine)),
             "meaning": record_hash([fine[0].body, fine[0].labels, fine[0].channels]),
-        }  # fmt: skip
+        }
         stage = functools.partial(StagePredictor, engine=self.engine, step=step, window=window)
         self._model = dataclasses.replace(fine[0], weights={})
         self.channels = fine[0].channels

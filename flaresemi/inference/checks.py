@@ -36,9 +36,7 @@ def check_prepared(model: Checkpoint, prepared: PreparedImage) -> tuple[Finding,
         Warnings, whose case and file are for whoever knows them to fill in.
     """
     look, image = look_at(prepared), prepared.image
-    found = check_image(
-        "", (), model.channels, look.channels, modalities=image.modalities, non_finite=image.non_finite
-    )  # fmt: skip
+    found = check_image("", (), model.channels, look.channels, modalities=image.modalities, non_finite=image.non_finite)
     return (*found, *_compare(model, look, prepared.grid(model.plan).shape_zyx))
 
 
@@ -56,22 +54,25 @@ def _compare(model: Checkpoint, look: Look, stage_shape_zyx: tuple[int, ...]) ->
     far = far_from(model.norms, look, model.channels)
     if far:
         yield _warning(
-            "far from training", ", ".join(far),
+            "far from training",
+            ", ".join(far),
             "another protocol, another part of the body, or a wrong header: look at the image and at its label map",
-        )  # fmt: skip
+        )
     for name, facts, plan in zip(model.channels, look.channels, model.plan.intensities, strict=True):
         # Where norms are known, they are the better judges: a model of bones sees little of most bodies.
         if not model.norms and plan.clip_high is not None and facts.middle_05 >= plan.clip_high:
             yield _warning(
-                "clipped", f"nearly all of channel '{name}', from {facts.middle_05:g} to {facts.middle_95:g} in the "
+                "clipped",
+                f"nearly all of channel '{name}', from {facts.middle_05:g} to {facts.middle_95:g} in the "
                 f"middle, lies above {plan.clip_high:g}, the highest that the model sees",
                 "see whether the intensities are in the unit that the model was trained on",
-            )  # fmt: skip
+            )
     if max(stage_shape_zyx) < _LEAST_VOXELS:
         yield _warning(
-            "too small", f"the body is {'×'.join(map(str, stage_shape_zyx))} voxels (z, y, x) at the model's spacing",
+            "too small",
+            f"the body is {'×'.join(map(str, stage_shape_zyx))} voxels (z, y, x) at the model's spacing",
             "see whether the spacing in its header is right",
-        )  # fmt: skip
+        )
 
 
 def _warning(problem: str, message: str, remedy: str) -> Finding:

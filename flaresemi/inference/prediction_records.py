@@ -50,10 +50,11 @@ class ImageVersion:
         states = [os.stat(each) for each in files]
         contents = [content_hash(each) for each in files]
         return cls(
-            name=path.name, size=sum(state.st_size for state in states),
+            name=path.name,
+            size=sum(state.st_size for state in states),
             mtime_ns=sum(state.st_mtime_ns for state in states),
             content=contents[0] if len(contents) == 1 else record_hash(contents),
-        )  # fmt: skip
+        )
 
     def is_of(self, path: Path) -> bool:
         """Whether the file at `path` is this version still: by name, size and time where those tell, else by content.

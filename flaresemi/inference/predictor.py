@@ -100,9 +100,11 @@ class StagePredictor:
         """
         network = self.plan.network
         refuse_unfit(
-            grid, bytes_per_voxel=4 * (network.input_channels + network.output_channels), shape_zyx=region.shape_zyx,
+            grid,
+            bytes_per_voxel=4 * (network.input_channels + network.output_channels),
+            shape_zyx=region.shape_zyx,
             more_gib=_free_gib(self.device) if self.device.type == "cuda" else 0.0,
-        )  # fmt: skip
+        )
 
     def logits(self, image_czyx: np.ndarray, fill_c: np.ndarray | None = None) -> tuple[torch.Tensor, tuple[str, ...]]:
         """Scores of background and all organs.
@@ -162,9 +164,13 @@ class StagePredictor:
         try:
             with torch.inference_mode():
                 return slide(
-                    image.to(attempt.place), self._forward, attempt.window_zyx,
-                    step=self.step, batch=attempt.batch, fill_c=fill,
-                )  # fmt: skip
+                    image.to(attempt.place),
+                    self._forward,
+                    attempt.window_zyx,
+                    step=self.step,
+                    batch=attempt.batch,
+                    fill_c=fill,
+                )
         except torch.OutOfMemoryError:
             if last:
                 raise

@@ -38,8 +38,9 @@ def build_network(plan: NetworkPlan) -> nn.Module:
         raise ConfigError(
             f"'{plan.architecture}' of {who} does not build a network with ({shown(given, 200)}): "
             f"{shown(str(problem), 200)}",
-            where="network.arguments", fix="correct them in plans.json",
-        ) from problem  # fmt: skip
+            where="network.arguments",
+            fix="correct them in plans.json",
+        ) from problem
     if not isinstance(network, nn.Module):
         raise ConfigError(f"'{plan.architecture}' of {who} built no torch module but {type(network).__name__}")
     network.input_channels, network.divisor_zyx = plan.input_channels, plan.divisor_zyx  # type: ignore[assignment]
@@ -58,8 +59,11 @@ def refuse_other_network(network: nn.Module, plan: NetworkPlan, *, what: str) ->
     """
     planned = build_on_meta(plan).state_dict()
     own = network.state_dict()
-    differing = [name for name in {**planned, **own} if getattr(own.get(name), "shape", None) != getattr(
-        planned.get(name), "shape", None)]  # fmt: skip
+    differing = [
+        name
+        for name in {**planned, **own}
+        if getattr(own.get(name), "shape", None) != getattr(planned.get(name), "shape", None)
+    ]
     if differing:
         raise ConfigError(
             f"{what} builds another network than the plan says ({len(differing)} weights differ, the first is "

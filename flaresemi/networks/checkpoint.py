@@ -203,9 +203,10 @@ def _read(path: Path) -> object:
     except _UNREADABLE as problem:
         if is_shortage(problem):
             raise CheckpointError(
-                "there is not enough memory for what this checkpoint announces", where=path,
+                "there is not enough memory for what this checkpoint announces",
+                where=path,
                 fix="close other programs; if there is much memory, the file is damaged: copy it again",
-            ) from None  # fmt: skip
+            ) from None
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise CheckpointError(
             f"not a flaresemi checkpoint, or a damaged one: {shown(reason, 200)}",
@@ -216,9 +217,19 @@ def _read(path: Path) -> object:
 
 #: Exceptions of unpickling malformed content, besides those that it documents.
 _UNREADABLE = (
-    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
-    AssertionError, MemoryError, struct.error, UserWarning,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+    UserWarning,
+)
 
 
 def _check_archive(file: BinaryIO, path: Path) -> None:
@@ -288,10 +299,11 @@ def _refuse_not_finite(weights: dict[str, Tensor], path: Path) -> None:
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
-                f"the weights are not finite: '{shown(name)}' holds NaN or infinity", where=path,
+                f"the weights are not finite: '{shown(name)}' holds NaN or infinity",
+                where=path,
                 fix="the training diverged, or the file was changed: use another checkpoint, or train again with "
                 "--precision fp32 or a lower --learning-rate",
-            )  # fmt: skip
+            )
 
 
 def _equal(found: object, expected: object) -> bool:

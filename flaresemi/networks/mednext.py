@@ -83,15 +83,22 @@ class MedNeXt(nn.Module):
         levels = range(len(features))
         self.stem = nn.Conv3d(plan.input_channels, features[0], 1)
         self.down = nn.ModuleList(
-            MedNeXtBlock(features[level - 1], features[level], plan.kernels[level], plan.strides[level],
-                         expansion=expansion)
+            MedNeXtBlock(
+                features[level - 1], features[level], plan.kernels[level], plan.strides[level], expansion=expansion
+            )
             for level in levels[1:]
-        )  # fmt: skip
+        )
         self.up = nn.ModuleList(
-            MedNeXtBlock(features[level + 1], features[level], plan.kernels[level], plan.strides[level + 1],
-                         expansion=expansion, up=True)
+            MedNeXtBlock(
+                features[level + 1],
+                features[level],
+                plan.kernels[level],
+                plan.strides[level + 1],
+                expansion=expansion,
+                up=True,
+            )
             for level in levels[:-1]
-        )  # fmt: skip
+        )
         self.encoder = nn.ModuleList(
             _blocks(features[level], plan.kernels[level], plan.encoder_convs[level], expansion) for level in levels
         )

@@ -211,9 +211,13 @@ def _apply(module: nn.Module, node: Any) -> Any:
             return node if module.bias is None else ops.add(node, _per_channel(module.bias))
         case nn.ConvTranspose3d():
             return ops.convolution_backprop_data(
-                node, _array(module.weight), module.stride, pads_begin=[0, 0, 0], pads_end=[0, 0, 0],
+                node,
+                _array(module.weight),
+                module.stride,
+                pads_begin=[0, 0, 0],
+                pads_end=[0, 0, 0],
                 dilations=[1, 1, 1],
-            )  # fmt: skip
+            )
         case InstanceNorm():
             node = ops.mvn(node, np.array([2, 3, 4]), True, module.eps, "INSIDE_SQRT")
             return ops.add(ops.multiply(node, _per_channel(module.weight)), _per_channel(module.bias))

@@ -122,8 +122,9 @@ def _refuse_others(root: Path, folders: Iterable[Path], description: dict[str, o
     if found:
         raise ConfigError(
             f"there are other files where synthetic cases would be written: {listed([each.name for each in found])}",
-            where=found[0].parent, fix="name another folder",
-        )  # fmt: skip
+            where=found[0].parent,
+            fix="name another folder",
+        )
 
 
 def case_seed(seed: int, number: int) -> int:

@@ -111,9 +111,12 @@ class Renderer:
                 inside_slab = box.shifted((-first, 0, 0)).slices
                 for layer, distance in zip(layers, distances, strict=True):
                     _paint(
-                        layer, lattice.stretched(distance, box), hu[inside_slab], labels[box.slices],
+                        layer,
+                        lattice.stretched(distance, box),
+                        hu[inside_slab],
+                        labels[box.slices],
                         inhomogeneity[inside_slab],
-                    )  # fmt: skip
+                    )
             np.rint(hu, out=hu)
             image[slab.slices] = hu
         return image, labels

@@ -142,9 +142,10 @@ def load_warnings(path: Path) -> tuple[Finding, ...]:
         )
     except ValueError as problem:
         raise DatasetError(
-            f"not a list of findings: {shown(str(problem), 200)}", where=path,
+            f"not a list of findings: {shown(str(problem), 200)}",
+            where=path,
             fix="run flaresemi_plan_and_preprocess, which writes it",
-        ) from None  # fmt: skip
+        ) from None
 
 
 _FINDING_COLUMNS = ("problem", "file", "message", "remedy")

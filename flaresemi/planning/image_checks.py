@@ -47,9 +47,13 @@ def check_image(
 
     def warning(problem: str, message: str, remedy: str, channel: int = 0) -> Finding:
         return Finding(
-            case_id=case_id, severity="warning", problem=problem, file=files[channel] if files else "",
-            message=message, remedy=remedy,
-        )  # fmt: skip
+            case_id=case_id,
+            severity="warning",
+            problem=problem,
+            file=files[channel] if files else "",
+            message=message,
+            remedy=remedy,
+        )
 
     if non_finite:
         what = f"{non_finite} voxels are NaN or infinite, or beyond ±1e30"

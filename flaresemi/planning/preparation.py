@@ -263,8 +263,10 @@ def _changed(cases: Iterable[Case], labels: LabelSet, workspace: Workspace, *, u
         elif known.source_hash != present:
             doubtful.append((case, known, present))
     if doubtful:
-        logger.info("%d case(s) have files of other times than when they were prepared: their contents are compared",
-                    len(doubtful))  # fmt: skip
+        logger.info(
+            "%d case(s) have files of other times than when they were prepared: their contents are compared",
+            len(doubtful),
+        )
     for case, known, present in tqdm(doubtful, desc="comparing", unit="case", disable=not sys.stderr.isatty()):
         if case_content_hash(case, labels, _RULES) == known.content_hash:
             save_record(_source_path(workspace, case), dataclasses.replace(known, source_hash=present))

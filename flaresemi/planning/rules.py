@@ -61,11 +61,15 @@ def judge(dataset: Dataset, facts: dict[str, CaseFacts]) -> IntegrityReport:
     findings.extend(_test_relatives(dataset))
     findings.extend(
         Finding(
-            case_id=outlier.case_id, severity="warning", problem="outlier", file="", message=outlier.what,
+            case_id=outlier.case_id,
+            severity="warning",
+            problem="outlier",
+            file="",
+            message=outlier.what,
             remedy="look at these cases: another protocol, another part of the body, or a wrong header",
         )
         for outlier in find_outliers(dataset, facts)
-    )  # fmt: skip
+    )
     findings.sort(key=lambda finding: finding.severity != "error")
     return IntegrityReport(
         labels=dataset.labels, groups=groups, facts=facts, findings=tuple(findings), on_image_grid=on_image_grid
@@ -75,9 +79,13 @@ def judge(dataset: Dataset, facts: dict[str, CaseFacts]) -> IntegrityReport:
 def _unreadable(facts: CaseFacts) -> Iterator[Finding]:
     for problem in facts.problems:
         yield Finding(
-            case_id=facts.case_id, severity="error", problem="unreadable", file=problem.file,
-            message=problem.what, remedy=problem.fix,
-        )  # fmt: skip
+            case_id=facts.case_id,
+            severity="error",
+            problem="unreadable",
+            file=problem.file,
+            message=problem.what,
+            remedy=problem.fix,
+        )
 
 
 def _image_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[Finding]:
@@ -86,9 +94,13 @@ def _image_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
 
     def warning(problem: str, message: str, remedy: str) -> Finding:
         return Finding(
-            case_id=case.id, severity="warning", problem=problem, file=str(case.images[0]), message=message,
+            case_id=case.id,
+            severity="warning",
+            problem=problem,
+            file=str(case.images[0]),
+            message=message,
             remedy=remedy,
-        )  # fmt: skip
+        )
 
     if facts.image.disagreement_mm > _AFFINES_APART_MM:
         what = f"the header's sform and qform place it {facts.image.disagreement_mm:.3g} mm apart"
@@ -97,9 +109,13 @@ def _image_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
         remedy = "its axes are taken to run to the left, to the back and up; see that right and left are right"
         yield warning("no orientation", "the header does not say how the patient lies (sform and qform code 0)", remedy)
     yield from check_image(
-        case.id, [str(path) for path in case.images], dataset.channels, facts.image.channels,
-        modalities=facts.image.modalities, non_finite=facts.image.non_finite,
-    )  # fmt: skip
+        case.id,
+        [str(path) for path in case.images],
+        dataset.channels,
+        facts.image.channels,
+        modalities=facts.image.modalities,
+        non_finite=facts.image.non_finite,
+    )
 
 
 def _grid_findings(case: Case, facts: CaseFacts, on_image_grid: dict[str, str]) -> Iterator[Finding]:
@@ -108,20 +124,27 @@ def _grid_findings(case: Case, facts: CaseFacts, on_image_grid: dict[str, str]) 
     difference = grid_difference(facts.label.source, facts.image.source)
     if facts.label.source.matches_as_stored(facts.image.source, GRID_TOLERANCE_VOXELS):
         yield Finding(
-            case_id=case.id, severity="warning", problem="other position", file=str(case.label),
+            case_id=case.id,
+            severity="warning",
+            problem="other position",
+            file=str(case.label),
             message="the label map lies where one header or the other places the image as well (NIfTI's sform and "
             "qform), but not where it counts",
             remedy="its voxels are taken as the image's, one by one; see that they are",
-        )  # fmt: skip
+        )
     if difference is None:
         return
     if difference.fixable:
         on_image_grid[case.id] = difference.what
     if case.label_on_image_grid and difference.fixable:
         yield Finding(
-            case_id=case.id, severity="warning", problem="grid fixed", file=str(case.label), message=difference.what,
+            case_id=case.id,
+            severity="warning",
+            problem="grid fixed",
+            file=str(case.label),
+            message=difference.what,
             remedy="its voxels are taken as the image's, as you decided (--fix-geometry)",
-        )  # fmt: skip
+        )
         return
     if difference.fixable:
         remedy = "if its voxels are the image's and only its header is wrong: --fix-geometry; otherwise resample it"
@@ -130,9 +153,13 @@ def _grid_findings(case: Case, facts: CaseFacts, on_image_grid: dict[str, str]) 
     else:
         remedy = "resample the label map onto its image; where a header is mirrored, correct it"
     yield Finding(
-        case_id=case.id, severity="error", problem="grids differ", file=str(case.label), message=difference.what,
+        case_id=case.id,
+        severity="error",
+        problem="grids differ",
+        file=str(case.label),
+        message=difference.what,
         remedy=remedy,
-    )  # fmt: skip
+    )
 
 
 def _label_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[Finding]:
@@ -153,25 +180,31 @@ def _label_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
     unknown = _unknown(facts.label, labels)
     if unknown and not dataset.labels_assumed:  # otherwise it is said once, for the whole dataset
         yield finding(
-            "error", "unknown label", unknown_values_text(unknown, labels),
+            "error",
+            "unknown label",
+            unknown_values_text(unknown, labels),
             'add the organ to "labels" in dataset.json, or correct the file',
-        )  # fmt: skip
+        )
     annotated = {labels.labels[index - 1].value for index in supervised_organs(case, labels)}
     present = set(facts.label.values)
     if not present & annotated:
         yield finding("warning", "empty label", "no organ is marked", "see whether the label map was saved empty")
     if lost := _lost_to_crop(facts.label, labels):
         yield finding(
-            "warning", "cropped", f"outside of what is taken for the patient lie {lost}",
+            "warning",
+            "cropped",
+            f"outside of what is taken for the patient lie {lost}",
             f"plans that are made now crop no image where an organ loses more than {100 * LOST_SHARE:g} %; see whether "
             "the label map lies where its organs are",
-        )  # fmt: skip
+        )
     extra = [label.name for label in labels.labels if label.value in present - annotated]
     if extra:
         yield finding(
-            "warning", "not annotated", f"has {', '.join(extra)}, which annotated_labels does not name for this case",
+            "warning",
+            "not annotated",
+            f"has {', '.join(extra)}, which annotated_labels does not name for this case",
             "these voxels are taken as not annotated",
-        )  # fmt: skip
+        )
 
 
 def _lost_to_crop(label: LabelFacts, labels: LabelSet) -> str:
@@ -197,27 +230,37 @@ def _dataset_findings(dataset: Dataset, facts: dict[str, CaseFacts]) -> Iterator
     known = {labels.background, *(label.value for label in labels.labels)}
     if dataset.labels_assumed and per_value.keys() - known:
         yield Finding(
-            case_id="", severity="error", problem="labels not declared", file=description,
+            case_id="",
+            severity="error",
+            problem="labels not declared",
+            file=description,
             message=f"without a dataset.json FLARE22's values {spans(sorted(known))} are expected, but the label maps "
             f"have {_found_text(per_value, known)}",
             remedy="correct the files, or write the names of your organs into dataset.json:\n"
             + _template(dataset, per_value),
-        )  # fmt: skip
+        )
         return
     absent = [label.name for label in labels.labels if label.value not in per_value]
     if absent and any(found.label for found in facts.values()):
         assumed = "; no dataset.json names them, FLARE22's organs are assumed" if dataset.labels_assumed else ""
         yield Finding(
-            case_id="", severity="warning", problem="absent organ", file=description,
+            case_id="",
+            severity="warning",
+            problem="absent organ",
+            file=description,
             message=f"in no label map: {', '.join(absent)}{assumed}",
             remedy="the network cannot learn them; see that names and values in dataset.json are right",
-        )  # fmt: skip
+        )
     caution = mirroring_caution(labels.names, labels.mirror_pairs)
     if caution is not None:
         yield Finding(
-            case_id="", severity="warning", problem="left and right", file=description,
-            message=caution[0], remedy=caution[1],
-        )  # fmt: skip
+            case_id="",
+            severity="warning",
+            problem="left and right",
+            file=description,
+            message=caution[0],
+            remedy=caution[1],
+        )
 
 
 def _found_text(per_value: dict[int, tuple[str, ...]], known: set[int]) -> str:
@@ -273,10 +316,13 @@ def _test_relatives(dataset: Dataset) -> Iterator[Finding]:
         if case.group in seen:
             other, kind = seen[case.group]
             yield Finding(
-                case_id=case.id, severity="warning", problem="group on both sides", file=str(case.images[0]),
+                case_id=case.id,
+                severity="warning",
+                problem="group on both sides",
+                file=str(case.images[0]),
                 message=f"of group '{case.group}', like '{other}' ({kind})",
                 remedy="training sees the group, so a score on this test case says little about new ones",
-            )  # fmt: skip
+            )
 
 
 _CONTRADICTION = "keep the label map that is right and remove the other case"

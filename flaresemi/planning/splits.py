@@ -156,8 +156,9 @@ def load_or_make_splits(
     """
     path = Path(path)
     cases = set(case_ids)
-    wanted = make_splits(cases, folds or DEFAULT_FOLDS, DEFAULT_SEED if seed is None else seed, groups=groups,
-                         organs=organs)  # fmt: skip
+    wanted = make_splits(
+        cases, folds or DEFAULT_FOLDS, DEFAULT_SEED if seed is None else seed, groups=groups, organs=organs
+    )
     if path.exists():
         splits = load_splits(path)
         _refuse_other_cases(splits, cases, path)
@@ -205,8 +206,10 @@ def _tell_groups(splits: Splits, groups: dict[str, tuple[str, ...]], path: Path)
         kept = "they are divided as said above" if divided else "they still keep the groups together"
         logger.warning(
             "%s: the groups in dataset.json are others than when the folds were made; %s. Remove this file to make "
-            "new folds, and train again", path, kept,
-        )  # fmt: skip
+            "new folds, and train again",
+            path,
+            kept,
+        )
 
 
 def _untaught(splits: Splits, organs: Mapping[str, Collection[str]]) -> Iterator[str]:

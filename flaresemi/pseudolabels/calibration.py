@@ -133,9 +133,14 @@ def _fit(observations: Sequence[Observation], median_ml: dict[str, float]) -> Ca
         matrix[:, 1] = 0.0
         intercept, slope, *offsets = np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ target)
     return Calibration(
-        intercept=float(intercept), slope=float(slope), offsets=dict(zip(organs, map(float, offsets), strict=True)),
-        median_ml=median_ml, observations=len(observations), error=math.nan, error_of_agreement=math.nan,
-    )  # fmt: skip
+        intercept=float(intercept),
+        slope=float(slope),
+        offsets=dict(zip(organs, map(float, offsets), strict=True)),
+        median_ml=median_ml,
+        observations=len(observations),
+        error=math.nan,
+        error_of_agreement=math.nan,
+    )
 
 
 def _logit(share: float) -> float:

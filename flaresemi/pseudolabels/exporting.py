@@ -54,9 +54,10 @@ def export_labels(
         source = read_grid(case.images[0])
         if source.canonical.shape_zyx != stored.record.grid.canonical_shape_zyx or stored.label_zyx is None:
             raise DatasetError(
-                f"the image of case '{case.id}' is not the one that was labeled", where=case.images[0],
+                f"the image of case '{case.id}' is not the one that was labeled",
+                where=case.images[0],
                 fix="run flaresemi_plan_and_preprocess again, and the round",
-            )  # fmt: skip
+            )
         indices = canonical_labels(np.asarray(stored.label_zyx), stored.record.grid)
         write_label_map(outputs[case.id], labels.to_values(indices), source)
     return len(left)

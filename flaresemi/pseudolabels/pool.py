@@ -191,8 +191,9 @@ def _raise_all(failures: Sequence[FlaresemiError], of: int) -> None:
     if failures:
         raise PredictionError(
             f"{len(failures)} of {of} cases could not be labeled; the others are done",
-            where="\n       ".join(failure.what for failure in failures[:20]), fix=failures[0].fix,
-        )  # fmt: skip
+            where="\n       ".join(failure.what for failure in failures[:20]),
+            fix=failures[0].fix,
+        )
 
 
 def observe(labeler: Labeler, case_ids: Sequence[str]) -> list[Observation]:

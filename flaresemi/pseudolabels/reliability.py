@@ -35,20 +35,25 @@ class Reliability:
         for path in (*files, folder.calibration):
             if not path.is_file():
                 raise CheckpointError(
-                    f"{path.name} is missing, which --reliability needs", where=folder.root,
+                    f"{path.name} is missing, which --reliability needs",
+                    where=folder.root,
                     fix="flaresemi_semi_round --step select writes it; it must be copied with the model",
-                )  # fmt: skip
+                )
         checkpoint, *snapshots = (load_checkpoint(path) for path in (final, *files))
         self.calibration = load_record(folder.calibration, Calibration, error=CheckpointError)
         if self.calibration.made_with not in ("", weights_hash([checkpoint, *snapshots])):
             raise CheckpointError(
-                "calibration.json was learned for other weights than those beside it", where=folder.root,
+                "calibration.json was learned for other weights than those beside it",
+                where=folder.root,
                 fix="put the checkpoints back that it belongs to; flaresemi_semi_round --step select writes it again",
-            )  # fmt: skip
+            )
         self._scorer = Scorer(
-            checkpoint, snapshots, [self.calibration.median_ml[name] for name in checkpoint.labels.names],
-            engine=engine, step=step,
-        )  # fmt: skip
+            checkpoint,
+            snapshots,
+            [self.calibration.median_ml[name] for name in checkpoint.labels.names],
+            engine=engine,
+            step=step,
+        )
 
     def judge(
         self,

@@ -105,12 +105,14 @@ def _load(path: Path, plan: StagePlan) -> Checkpoint:
     checkpoint = load_checkpoint(path)
     if checkpoint.plan.stage != plan.stage:
         raise CheckpointError(
-            f"this is a {checkpoint.plan.stage.value} model, expected {plan.stage.value}", where=path,
+            f"this is a {checkpoint.plan.stage.value} model, expected {plan.stage.value}",
+            where=path,
             fix="put the file back that was there",
-        )  # fmt: skip
+        )
     if checkpoint.plan.hash != plan.hash:
         raise ConfigError(
-            "a model that labels was trained with other plans than those of the workspace", where=path,
+            "a model that labels was trained with other plans than those of the workspace",
+            where=path,
             fix="put plans.json back as it was, or train this fold again: flaresemi_train --restart",
-        )  # fmt: skip
+        )
     return checkpoint

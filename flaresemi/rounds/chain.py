@@ -172,9 +172,10 @@ class SelfTraining:
         verdict = self.judge().verdict
         if verdict is None or verdict.best_round == 0:
             raise SelectionError(
-                "no round was better than the supervised start", where=self.path,
+                "no round was better than the supervised start",
+                where=self.path,
                 fix="keep the supervised models; on every label: flaresemi_train COARSE all, flaresemi_train FINE all",
-            )  # fmt: skip
+            )
         self._refuse_other_labels(verdict.best_round)
         return train_final([self.make_round(fold, verdict.best_round + 1) for fold in self.folds])
 
@@ -199,9 +200,10 @@ class SelfTraining:
                 continue
             if state.made_with != made_with(*teachers, tta=state.config.tta):
                 raise SelectionError(
-                    f"round {number} is complete, but the models that labeled it have changed since", where=folder.root,
+                    f"round {number} is complete, but the models that labeled it have changed since",
+                    where=folder.root,
                     fix="restore them, or remove this folder and those of later rounds to run these rounds again",
-                )  # fmt: skip
+                )
 
     def judge(self, *, keep: bool = True) -> ChainState:
         """Compares all complete rounds on the held-out real cases.
@@ -220,9 +222,10 @@ class SelfTraining:
                 verdict = judge(held_out, self.rule)
             except ValueError as problem:
                 raise SelectionError(
-                    f"the rounds cannot be compared: {problem}", where=self.path.parent,
+                    f"the rounds cannot be compared: {problem}",
+                    where=self.path.parent,
                     fix="validate them on the same cases: flaresemi_train FINE FOLD --continue",
-                ) from None  # fmt: skip
+                ) from None
             state = dataclasses.replace(state, mean_dice=tuple(map(mean_dice, held_out)), verdict=verdict)
         if keep and self._kept() != state:
             save_record(self.path, state)
@@ -245,14 +248,16 @@ class SelfTraining:
         path: Path = self.workspace.round_model(fold, number, Stage.FINE).validation / "summary.json"
         if not path.exists():
             raise SelectionError(
-                f"round {number} of fold {fold} was not validated", where=path,
+                f"round {number} of fold {fold} was not validated",
+                where=path,
                 fix=f"flaresemi_train FINE {fold} --continue" if number == 0 else "run the round again",
-            )  # fmt: skip
+            )
         if not self._is_judged(self.workspace.round_model(fold, number, Stage.FINE), fold):
             raise SelectionError(
-                f"round {number} of fold {fold} was validated on cases that have changed since", where=path,
+                f"round {number} of fold {fold} was validated on cases that have changed since",
+                where=path,
                 fix=f"flaresemi_train FINE {fold} --continue validates it again",
-            )  # fmt: skip
+            )
         return load_summary(path)
 
 

@@ -33,12 +33,16 @@ def export_round(round: Round, folder: Path, *, selected_only: bool) -> int:
     if stale := [case_id for case_id in round.unlabeled(made_with) if case_id in wanted]:
         raise SelectionError(
             f"{len(stale)} case(s) were prepared again since they were labeled: {listed(stale)}",
-            where=round.folder.root, fix="label them again: flaresemi_semi_round --step label",
-        )  # fmt: skip
+            where=round.folder.root,
+            fix="label them again: flaresemi_semi_round --step label",
+        )
     cases = [case for case in round.dataset.unlabeled if case.id in wanted]
     refuse_changed(round.dataset, cases, round.plans, round.workspace)
     record = ExportRecord(
-        fold=round.fold, round=round.number, made_with=made_with,
-        trained_on=round.split.train, selection=selection,
-    )  # fmt: skip
+        fold=round.fold,
+        round=round.number,
+        made_with=made_with,
+        trained_on=round.split.train,
+        selection=selection,
+    )
     return export_labels(cases, round.labels.stores[Stage.FINE], round.plans.labels, folder, record)

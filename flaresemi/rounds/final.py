@@ -70,7 +70,7 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
         folds=tuple(round.fold for round in rounds),
         labels_of_round=first.number,
         chains=chains,
-    )  # fmt: skip
+    )
     if not folder.state.exists():
         clear_folder(folder.root, folder.NAMES)  # left by an interrupted removal of outdated models
     elif not _is_same(load_record(folder.state, FinalState, error=SelectionError), state):

@@ -91,9 +91,10 @@ class Round:
     ) -> None:
         if not dataset.unlabeled:
             raise SelectionError(
-                "the dataset has no unlabeled cases", where=dataset.root,
+                "the dataset has no unlabeled cases",
+                where=dataset.root,
                 fix="put them into unlabeled_image or imagesUn and run flaresemi_plan_and_preprocess again",
-            )  # fmt: skip
+            )
         self.prepared = load_prepared(workspace)
         self.plans = self.prepared.plans
         self.split = self.prepared.splits.fold(fold)
@@ -149,30 +150,41 @@ class Round:
         """The steps in order, with the names of `STEPS`."""
         held_out, training = self.real_cases
         labeling = Step(
-            name="label", inputs=self._labeling_inputs, cases=held_out, run=self.label,
+            name="label",
+            inputs=self._labeling_inputs,
+            cases=held_out,
+            run=self.label,
             outputs=lambda: self.folder.observations.is_file() and not self.unlabeled(self.made_with()),
-        )  # fmt: skip
+        )
         selecting = Step(
-            name="select", inputs=self._selection_inputs, cases=held_out + training, run=self.select,
+            name="select",
+            inputs=self._selection_inputs,
+            cases=held_out + training,
+            run=self.select,
             outputs=lambda: self.folder.selection.is_file() and self.folder.scores.is_file(),
-        )  # fmt: skip
+        )
         summaries = [self.folder.model(stage).validation / "summary.json" for stage in self.stages]
         validating = Step(
-            name="validate", inputs=self._validation_inputs, cases=held_out, run=self.validate,
+            name="validate",
+            inputs=self._validation_inputs,
+            cases=held_out,
+            run=self.validate,
             outputs=lambda: not self.split.validation or all(path.is_file() for path in summaries),
-        )  # fmt: skip
+        )
         return (labeling, selecting, *(self._training_step(stage, training) for stage in Stage), validating)
 
     def _training_step(self, stage: Stage, cases: str) -> Step:
         """The step that trains a student; where the plans have no such stage, it does nothing."""
         student = self.folder.model(stage)
         return Step(
-            name=f"train {stage.value}", inputs=lambda: self.training_inputs(stage), cases=cases,
+            name=f"train {stage.value}",
+            inputs=lambda: self.training_inputs(stage),
+            cases=cases,
             run=lambda: self.train(stage),
             outputs=lambda: stage not in self.stages or student.final.is_file(),
             refuse_foreign=lambda: refuse_foreign_files(student),
             discard=lambda: clear_folder(student.root, student.NAMES),
-        )  # fmt: skip
+        )
 
     @property
     def real_cases(self) -> tuple[str, str]:
@@ -204,17 +216,22 @@ class Round:
             save_record(self.calibration_file, calibration)
             logger.info(
                 "predicted Dice: mean error %.3f on held-out cases (agreement itself: %.3f)",
-                calibration.error, calibration.error_of_agreement,
-            )  # fmt: skip
+                calibration.error,
+                calibration.error_of_agreement,
+            )
         else:
             self.calibration_file.unlink(missing_ok=True)
         if calibration is not None and calibration.is_better:
             scores = tuple(with_predictions(score, calibration) for score in scores)
         save_scores(self.folder.scores, scores)
         selection = select(
-            scores, self.config.selection, labeled_volumes(self._volumes_ml),
-            round=self.number, fold=self.fold, barred=self._barred,
-        )  # fmt: skip
+            scores,
+            self.config.selection,
+            labeled_volumes(self._volumes_ml),
+            round=self.number,
+            fold=self.fold,
+            barred=self._barred,
+        )
         save_record(self.folder.selection, selection)
         write_reliable_series(self.folder, selection)
         for note in selection.notes:
@@ -240,9 +257,12 @@ class Round:
         """
         semi = SemiSupervision(labels=labels, selection=selection, mixing=self.config.mixing)
         trainer = make_trainer(
-            task, self.training_config(task.plan.stage), semi,
-            device=self.execution.device, stop_requested=self.execution.stop_requested,
-        )  # fmt: skip
+            task,
+            self.training_config(task.plan.stage),
+            semi,
+            device=self.execution.device,
+            stop_requested=self.execution.stop_requested,
+        )
         return trainer.fit(resume=has_state(task.folder))
 
     def validate(self) -> bool:
@@ -251,9 +271,12 @@ class Round:
             return False
         for task in self.tasks.values() if self.split.validation else ():
             text = validate(
-                task, self.folder.model(Stage.COARSE), self.dataset,
-                device=self.execution.device, precision=self.execution.precision,
-            )  # fmt: skip
+                task,
+                self.folder.model(Stage.COARSE),
+                self.dataset,
+                device=self.execution.device,
+                precision=self.execution.precision,
+            )
             logger.info("%s", text)
         return True
 
@@ -304,9 +327,15 @@ class Round:
         start = str(self._teacher(stage).final) if self.config.start == "previous" else None
         validations = math.ceil(record.config.validations * min(self.config.length, 1.0))
         return dataclasses.replace(
-            record.config, epochs=None, time_budget_seconds=None, iterations=iterations, init_from=start,
-            validations=validations, seed=record.config.seed + self.number, **self.config.chosen_trainer,
-        )  # fmt: skip
+            record.config,
+            epochs=None,
+            time_budget_seconds=None,
+            iterations=iterations,
+            init_from=start,
+            validations=validations,
+            seed=record.config.seed + self.number,
+            **self.config.chosen_trainer,
+        )
 
     def made_with(self) -> tuple[str, ...]:
         """Identifies the labeling models and options, see `teachers.made_with`."""
@@ -331,9 +360,14 @@ class Round:
         teachers = load_teachers(*self._teachers, self.plans, tta=self.config.tta)
         stores, how = self.prepared.stores, self.execution
         return Labeler(
-            teachers, stores[Stage.FINE], stores[Stage.COARSE], self._median_volumes_ml(),
-            device=str(how.device), precision=how.precision, tta=self.config.tta,
-        )  # fmt: skip
+            teachers,
+            stores[Stage.FINE],
+            stores[Stage.COARSE],
+            self._median_volumes_ml(),
+            device=str(how.device),
+            precision=how.precision,
+            tta=self.config.tta,
+        )
 
     @functools.cached_property
     def _barred(self) -> dict[str, str]:

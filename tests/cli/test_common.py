@@ -221,6 +221,7 @@ def test_folders_of_the_workspace_that_lie_elsewhere_are_told(tmp_path, caplog):
         opened = open_workspace(argparse.Namespace(dataset=tmp_path, workspace=workspace))
     assert opened.root == workspace
     assert sorted(line.split(" is a link")[0] for line in caplog.messages) == [
-        str(workspace / "lists"), str(workspace / "models" / "fold_0" / "FINE"),
-    ]  # fmt: skip
+        str(workspace / "lists"),
+        str(workspace / "models" / "fold_0" / "FINE"),
+    ]
     assert all(line.endswith(f"written to {scratch}") for line in caplog.messages)

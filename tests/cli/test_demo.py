@@ -117,9 +117,26 @@ def test_the_supervised_job_runs_and_a_second_call_goes_on(
     # Starting a loader's process takes longer than these trainings.
     monkeypatch.setattr(demo.train, "main", lambda words: train([*words, "--loader-workers", "0"]))
     arguments = [
-        "-o", str(tmp_path), "--labeled", "3", "--unlabeled", "0", "--test", "1", "--size", "40x48x48",
-        "--coarse-time", "4s", "--fine-time", "4s", "--device", "cpu", "--workers", "1", "--quiet",
-    ]  # fmt: skip
+        "-o",
+        str(tmp_path),
+        "--labeled",
+        "3",
+        "--unlabeled",
+        "0",
+        "--test",
+        "1",
+        "--size",
+        "40x48x48",
+        "--coarse-time",
+        "4s",
+        "--fine-time",
+        "4s",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+        "--quiet",
+    ]
     assert demo.main(arguments) == 0
     shown = capsys.readouterr().out
     assert "liver" in shown  # the table

@@ -34,8 +34,12 @@ def run(container: Path, home: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["sh", "predict.sh", *NOT_MEASURED],
-        cwd=container, env={"PATH": path, "HOME": str(home)}, capture_output=True, encoding="utf-8", check=False,
-    )  # fmt: skip
+        cwd=container,
+        env={"PATH": path, "HOME": str(home)},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
 
 
 def test_every_input_gets_its_label_map(container: Path, trained: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -209,20 +209,42 @@ def test_the_next_command_draws_where_there_are_images(folder, capsys):
 
 def stage_plan(stage):
     network = NetworkPlan(
-        block="plain", input_channels=1, output_channels=3, features=(4, 8), kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)), encoder_convs=(1, 1), decoder_convs=(1,),
-    )  # fmt: skip
+        block="plain",
+        input_channels=1,
+        output_channels=3,
+        features=(4, 8),
+        kernels=((3, 3, 3),) * 2,
+        strides=((1, 1, 1), (2, 2, 2)),
+        encoder_convs=(1, 1),
+        decoder_convs=(1,),
+    )
     return StagePlan(
-        stage=stage, spacing_zyx_mm=(2.0, 1.0, 1.0), patch_zyx=(8, 8, 8), batch_size=2, margin_mm=20.0,
-        resampling="linear", region="body", network=network, reasons={}, intensities=(IntensityPlan(scheme="zscore"),),
-    )  # fmt: skip
+        stage=stage,
+        spacing_zyx_mm=(2.0, 1.0, 1.0),
+        patch_zyx=(8, 8, 8),
+        batch_size=2,
+        margin_mm=20.0,
+        resampling="linear",
+        region="body",
+        network=network,
+        reasons={},
+        intensities=(IntensityPlan(scheme="zscore"),),
+    )
 
 
 def test_organs_may_come_from_plans(folder):
     plans = Plans(
-        dataset_name="tubes", channels=("MR",), labels=LABELS, fingerprint_hash="0", preset="small", memory_gib=4.0,
-        body="foreground", fine=stage_plan(Stage.FINE), coarse=stage_plan(Stage.COARSE), reasons={},
-    )  # fmt: skip
+        dataset_name="tubes",
+        channels=("MR",),
+        labels=LABELS,
+        fingerprint_hash="0",
+        preset="small",
+        memory_gib=4.0,
+        body="foreground",
+        fine=stage_plan(Stage.FINE),
+        coarse=stage_plan(Stage.COARSE),
+        reasons={},
+    )
     save_record(folder / "plans.json", plans)
     assert run("--plans", "plans.json") == 0
     assert [organ.name for organ in load_summary(folder / "out" / "summary.json").organs] == ["liver", "tube"]
@@ -230,9 +252,15 @@ def test_organs_may_come_from_plans(folder):
 
 def test_organs_may_come_from_trained_models(folder):
     checkpoint = Checkpoint(
-        plan=stage_plan(Stage.FINE), body="foreground", channels=("MR",), fold="0", iteration=1, total_iterations=1,
-        labels=dataclasses.replace(LABELS, background=0), weights={"weight": torch.zeros(1)},
-    )  # fmt: skip
+        plan=stage_plan(Stage.FINE),
+        body="foreground",
+        channels=("MR",),
+        fold="0",
+        iteration=1,
+        total_iterations=1,
+        labels=dataclasses.replace(LABELS, background=0),
+        weights={"weight": torch.zeros(1)},
+    )
     save_checkpoint(Workspace(folder / "work").model("0", Stage.FINE).final, checkpoint)
     assert run("-m", "work/models") == 0
     assert [organ.name for organ in load_summary(folder / "out" / "summary.json").organs] == ["liver", "tube"]

@@ -27,21 +27,41 @@ needs_openvino = pytest.mark.skipif(not openvino_is_installed(), reason="needs O
 
 def untrained(stage, seed):
     network = NetworkPlan(
-        block="plain", input_channels=1, output_channels=4, features=(4, 8), kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)), encoder_convs=(1, 1), decoder_convs=(1,),
-    )  # fmt: skip
+        block="plain",
+        input_channels=1,
+        output_channels=4,
+        features=(4, 8),
+        kernels=((3, 3, 3),) * 2,
+        strides=((1, 1, 1), (2, 2, 2)),
+        encoder_convs=(1, 1),
+        decoder_convs=(1,),
+    )
     size = 6.0 if stage is Stage.COARSE else 3.0
     plan = StagePlan(
-        stage=stage, spacing_zyx_mm=(size,) * 3, patch_zyx=(16, 16, 16), batch_size=2, margin_mm=20.0, network=network,
-        resampling="linear", region="body" if stage is Stage.COARSE else "organs", reasons={},
+        stage=stage,
+        spacing_zyx_mm=(size,) * 3,
+        patch_zyx=(16, 16, 16),
+        batch_size=2,
+        margin_mm=20.0,
+        network=network,
+        resampling="linear",
+        region="body" if stage is Stage.COARSE else "organs",
+        reasons={},
         intensities=(IntensityPlan(scheme="ct", clip_low=-200.0, clip_high=300.0, mean=50.0, sd=80.0),),
-    )  # fmt: skip
+    )
     torch.manual_seed(seed)
     return Checkpoint(
-        plan=plan, body="ct", channels=("CT",), fold="0", iteration=1, total_iterations=1,
+        plan=plan,
+        body="ct",
+        channels=("CT",),
+        fold="0",
+        iteration=1,
+        total_iterations=1,
         labels=LabelSet(labels=tuple(Label(name=name, value=10 * value) for value, name in enumerate("abc", start=1))),
-        weights=build_network(network).state_dict(), keep_largest=("b",), training_state={"step": torch.ones(1)},
-    )  # fmt: skip
+        weights=build_network(network).state_dict(),
+        keep_largest=("b",),
+        training_state={"step": torch.ones(1)},
+    )
 
 
 @pytest.fixture

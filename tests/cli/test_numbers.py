@@ -28,9 +28,13 @@ WILD = ("nan", "inf", "-inf", "-1", "1e300", "9" * 30, "9" * 5000, "1e-400x", ""
 def numeric(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """The options with a type that reads numbers or times."""
     return [
-        action for action in parser._actions if getattr(action.type, "__module__", "").startswith("flaresemi.cli")
-        and action.option_strings and action.choices is None and action.dest not in ("mirror_axes", "size")
-    ]  # fmt: skip
+        action
+        for action in parser._actions
+        if getattr(action.type, "__module__", "").startswith("flaresemi.cli")
+        and action.option_strings
+        and action.choices is None
+        and action.dest not in ("mirror_axes", "size")
+    ]
 
 
 @pytest.mark.parametrize("name", PARSERS)

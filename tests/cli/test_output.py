@@ -57,9 +57,11 @@ def _shell(tmp_path: Path, redirected: str, *words: str, **environment: str) -> 
     program.write_text(PROGRAM, encoding="utf-8")
     line = f'"$0" "$@" {redirected}'
     return subprocess.run(
-        ["bash", "-c", line, sys.executable, str(program), str(tmp_path / "made"), *words], capture_output=True,
-        env=os.environ | BUFFERED | environment, check=False,
-    )  # fmt: skip
+        ["bash", "-c", line, sys.executable, str(program), str(tmp_path / "made"), *words],
+        capture_output=True,
+        env=os.environ | BUFFERED | environment,
+        check=False,
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -174,9 +176,13 @@ def test_streams_are_left_as_they_were_found() -> None:
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__.rpartition(".")[2])
 @pytest.mark.parametrize(
     ("word", "why"),
-    [("a\udcffb", "bytes that are no UTF-8"), ("a\nerror: b", "a control character"), ("a\x1b[2J", "a control"),
-     ("a\u2028b", "a control character")],
-)  # fmt: skip
+    [
+        ("a\udcffb", "bytes that are no UTF-8"),
+        ("a\nerror: b", "a control character"),
+        ("a\x1b[2J", "a control"),
+        ("a\u2028b", "a control character"),
+    ],
+)
 def test_every_command_refuses_a_word_that_is_no_text(
     module: object, word: str, why: str, capsys: pytest.CaptureFixture
 ) -> None:

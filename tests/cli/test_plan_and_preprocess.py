@@ -111,8 +111,11 @@ def test_a_file_is_decompressed_once_to_look_into_it_and_once_to_prepare_it(phan
         integrity, "inflate", lambda file, **rest: streams.update([integrity.path_of(file)]) or inflate(file, **rest)
     )
     assert command(phantoms, tmp_path / "w").code == 0
-    labeled = {path: 2 for number in range(1, 5) for path in (image_path(phantoms, "labeled", number),
-                                                              label_path(phantoms, number))}  # fmt: skip
+    labeled = {
+        path: 2
+        for number in range(1, 5)
+        for path in (image_path(phantoms, "labeled", number), label_path(phantoms, number))
+    }
     assert streams == labeled | {image_path(phantoms, "unlabeled", 5): 2, image_path(phantoms, "test", 6): 1}
 
 

@@ -45,18 +45,38 @@ def _no_training_needed(monkeypatch):
 
 def save_models(root, channels=1):
     network = NetworkPlan(
-        block="plain", input_channels=channels, output_channels=2, features=(4, 8), kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)), encoder_convs=(1, 1), decoder_convs=(1,),
-    )  # fmt: skip
+        block="plain",
+        input_channels=channels,
+        output_channels=2,
+        features=(4, 8),
+        kernels=((3, 3, 3),) * 2,
+        strides=((1, 1, 1), (2, 2, 2)),
+        encoder_convs=(1, 1),
+        decoder_convs=(1,),
+    )
     intensities = IntensityPlan(scheme="ct", clip_low=-1000.0, clip_high=1000.0, mean=0.0, sd=1.0)
     plan = StagePlan(
-        stage=Stage.FINE, spacing_zyx_mm=(3.0, 3.0, 3.0), patch_zyx=(16, 16, 16), batch_size=2, margin_mm=20.0,
-        resampling="linear", region="body", network=network, reasons={}, intensities=(intensities,) * channels,
-    )  # fmt: skip
+        stage=Stage.FINE,
+        spacing_zyx_mm=(3.0, 3.0, 3.0),
+        patch_zyx=(16, 16, 16),
+        batch_size=2,
+        margin_mm=20.0,
+        resampling="linear",
+        region="body",
+        network=network,
+        reasons={},
+        intensities=(intensities,) * channels,
+    )
     checkpoint = Checkpoint(
-        plan=plan, body="ct", channels=("CT",) * channels, labels=LabelSet(labels=(Label(name="liver", value=7),)),
-        fold="0", iteration=1, total_iterations=1, weights={"threshold": torch.tensor([150.0])},
-    )  # fmt: skip
+        plan=plan,
+        body="ct",
+        channels=("CT",) * channels,
+        labels=LabelSet(labels=(Label(name="liver", value=7),)),
+        fold="0",
+        iteration=1,
+        total_iterations=1,
+        weights={"threshold": torch.tensor([150.0])},
+    )
     save_checkpoint(Workspace(root).model("0", Stage.FINE).final, checkpoint)
 
 
@@ -239,9 +259,11 @@ def test_one_clear_message_and_exit_code_2(folder, capsys, options, complaint):
     shutil.copy(folder / "scans" / "a_0000.nii.gz", folder / "empty" / "..a_0000.nii.gz")  # hidden: not an image
     before = (folder / "plain.nii.gz").read_bytes()
     for name, text in (
-        ("model.pt", "x"), ("notes.txt", "# nothing\n"), ("wrong.txt", "scans/z.nii.gz\n"),
+        ("model.pt", "x"),
+        ("notes.txt", "# nothing\n"),
+        ("wrong.txt", "scans/z.nii.gz\n"),
         ("twice.txt", "scans/a_0000.nii.gz\na.nrrd\n"),
-    ):  # fmt: skip
+    ):
         (folder / name).write_text(text)
     shutil.copy(folder / "scans" / "b_0000.nrrd", folder / "a.nrrd")
     assert predict.main(options) == 2

@@ -85,8 +85,12 @@ def test_the_printed_command_goes_on_with_the_same_choices(
     following = shlex.split(line.removeprefix("next: flaresemi_semi_round "))
     options = vars(semi_round._parser().parse_args(following))
     assert {name: options[name] for name in ("preset", "best_share", "paste_share", "tta", "patience")} == {
-        "preset": "flaresemiseg", "best_share": 1.0, "paste_share": 0.25, "tta": True, "patience": 3,
-    }  # fmt: skip
+        "preset": "flaresemiseg",
+        "best_share": 1.0,
+        "paste_share": 0.25,
+        "tta": True,
+        "patience": 3,
+    }
     # What is exported was made with the choices of the round, whatever is asked for now.
     assert semi_round.main([*place, "--device", "cpu", *words, "--step", "select"]) == 0
     assert semi_round.main([*place, "--device", "cpu", "--export-labels", str(Path(place[3]) / "out")]) == 0

@@ -57,10 +57,15 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     return {
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "CALLS": str(tmp_path / "calls"), "CODE": "0",
-        "SLURM_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NODELIST": "node_[1-2]", "SLURM_NNODES": "2",
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+        "CODE": "0",
+        "SLURM_JOB_ID": "77",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_JOB_NODELIST": "node_[1-2]",
+        "SLURM_NNODES": "2",
         "SLURM_GPUS_ON_NODE": "4",
-    }  # fmt: skip
+    }
 
 
 def calls(environment: dict[str, str], name: str, *words: str) -> tuple[int, list[str]]:

@@ -120,9 +120,20 @@ def test_a_training_whose_processes_die_goes_on_and_ends_like_any_other(planned:
     script = tmp_path / "dying.py"
     script.write_text(DYING, encoding="utf-8")
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1",
-        "--monitor-interval", "0.1", str(script), *words("killed"), "--restart",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+        "--monitor-interval",
+        "0.1",
+        str(script),
+        *words("killed"),
+        "--restart",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 0, done.stderr.decode()

@@ -47,8 +47,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     words = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", *words, "--target", str(root / "site"), *map(str, sources)],
-        capture_output=True, encoding="utf-8", check=False,
-    )  # fmt: skip
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root / "site")
@@ -148,16 +150,20 @@ def test_a_reader_opens_its_files_like_any_other(phantom_dataset: Path, tmp_path
         for path in (data / folder).glob("*.nii.gz"):
             image = read_image([path])
             np.savez_compressed(
-                path.with_name(path.name.replace(".nii.gz", ".npz")), voxels=image.array_czyx[0],
-                shape_zyx=image.geometry.shape_zyx, spacing_zyx_mm=image.geometry.spacing_zyx_mm,
-            )  # fmt: skip
+                path.with_name(path.name.replace(".nii.gz", ".npz")),
+                voxels=image.array_czyx[0],
+                shape_zyx=image.geometry.shape_zyx,
+                spacing_zyx_mm=image.geometry.spacing_zyx_mm,
+            )
             label = data / "labeled_mask" / path.name.replace("_0000", "")
             if label.exists():
                 values = read_label_map(label).array_zyx
                 np.savez_compressed(
-                    label.with_name(label.name.replace(".nii.gz", ".npz")), voxels=values,
-                    shape_zyx=values.shape, spacing_zyx_mm=image.geometry.spacing_zyx_mm,
-                )  # fmt: skip
+                    label.with_name(label.name.replace(".nii.gz", ".npz")),
+                    voxels=values,
+                    shape_zyx=values.shape,
+                    spacing_zyx_mm=image.geometry.spacing_zyx_mm,
+                )
                 label.unlink()
             path.unlink()
     description = data / "dataset.json"

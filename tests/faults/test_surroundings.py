@@ -185,9 +185,15 @@ def test_a_case_that_is_damaged_while_it_is_trained_on(whole: Whole, tmp_path: P
     plan = load_plans(place / "plans.json").stage(Stage.FINE)
     store = CaseStore(Workspace(place).preprocessed(Stage.FINE))
     sampler = PatchSampler(
-        store, [TrainingCase(case_id="phantom_0001", supervised=(1,))], plan, foreground_share=0.5,
-        region_jitter_mm=0.0, outside_share=0.0, augmentations={}, seed=0,
-    )  # fmt: skip
+        store,
+        [TrainingCase(case_id="phantom_0001", supervised=(1,))],
+        plan,
+        foreground_share=0.5,
+        region_jitter_mm=0.0,
+        outside_share=0.0,
+        augmentations={},
+        seed=0,
+    )
     batches = load_batches(sampler, AddressSampler(range(3), range(2)), 0)
     assert torch.is_tensor(torch.from_numpy(next(batches).image_bczyx))
     sampler._opened = OpenCases(store)

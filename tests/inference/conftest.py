@@ -38,14 +38,27 @@ class ThresholdNetwork(torch.nn.Module):
 
 def make_plan(stage: Stage, *, spacing=(3.0, 3.0, 3.0), patch=(16, 16, 16), region=None, margin_mm=6.0) -> StagePlan:
     network = NetworkPlan(
-        block="plain", input_channels=1, output_channels=LABELS.channels, features=(4, 8), kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)), encoder_convs=(1, 1), decoder_convs=(1,),
-    )  # fmt: skip
+        block="plain",
+        input_channels=1,
+        output_channels=LABELS.channels,
+        features=(4, 8),
+        kernels=((3, 3, 3),) * 2,
+        strides=((1, 1, 1), (2, 2, 2)),
+        encoder_convs=(1, 1),
+        decoder_convs=(1,),
+    )
     return StagePlan(
-        stage=stage, spacing_zyx_mm=spacing, patch_zyx=patch, batch_size=2, margin_mm=margin_mm, resampling="linear",
-        region=region or ("body" if stage is Stage.COARSE else "organs"), network=network, reasons={},
+        stage=stage,
+        spacing_zyx_mm=spacing,
+        patch_zyx=patch,
+        batch_size=2,
+        margin_mm=margin_mm,
+        resampling="linear",
+        region=region or ("body" if stage is Stage.COARSE else "organs"),
+        network=network,
+        reasons={},
         intensities=(IntensityPlan(scheme="ct", clip_low=-1000.0, clip_high=1000.0, mean=0.0, sd=100.0),),
-    )  # fmt: skip
+    )
 
 
 def make_checkpoint(plan: StagePlan, thresholds=(NEVER, NEVER, NEVER), *, fold="0", **changes) -> Checkpoint:
@@ -55,17 +68,25 @@ def make_checkpoint(plan: StagePlan, thresholds=(NEVER, NEVER, NEVER), *, fold="
         "gain": torch.tensor([0.0, 1.0, 10.0, 100.0]),
     }
     checkpoint = Checkpoint(
-        plan=plan, body="ct", channels=("CT",), labels=LABELS, fold=fold, iteration=10, total_iterations=10,
-        weights=weights, version="test",
-    )  # fmt: skip
+        plan=plan,
+        body="ct",
+        channels=("CT",),
+        labels=LABELS,
+        fold=fold,
+        iteration=10,
+        total_iterations=10,
+        weights=weights,
+        version="test",
+    )
     return dataclasses.replace(checkpoint, **changes)
 
 
 def make_image(array_zyx: np.ndarray, spacing=(3.0, 3.0, 3.0)) -> Image:
     grid = SourceGrid(
         geometry=Geometry(shape_zyx=array_zyx.shape, spacing_zyx_mm=spacing),
-        axes=(0, 1, 2), flips=(False, False, False),
-    )  # fmt: skip
+        axes=(0, 1, 2),
+        flips=(False, False, False),
+    )
     return Image(array_czyx=array_zyx[None].astype(np.float32), source=grid)
 
 

@@ -226,12 +226,21 @@ def test_a_packed_archive_is_no_checkpoint(checkpoint: Checkpoint, tmp_path: Pat
 @pytest.mark.parametrize(
     "change",
     [
-        {"weights": None}, {"weights": [torch.ones(2)]}, {"weights": {"a": 3}}, {"weights": {1: torch.ones(2)}},
-        {"weights": {"a": torch.ones(1).expand(1 << 40)}}, {"weights": {"a": torch.ones(2).to_sparse()}},
-        {"weights": {}}, {"training_state": 3}, {"format": torch.ones(2)}, {"schema_version": torch.ones(2)},
-        {"header": 3}, {"header": "[" * 3000}, {"header": "x" * 10_000},
+        {"weights": None},
+        {"weights": [torch.ones(2)]},
+        {"weights": {"a": 3}},
+        {"weights": {1: torch.ones(2)}},
+        {"weights": {"a": torch.ones(1).expand(1 << 40)}},
+        {"weights": {"a": torch.ones(2).to_sparse()}},
+        {"weights": {}},
+        {"training_state": 3},
+        {"format": torch.ones(2)},
+        {"schema_version": torch.ones(2)},
+        {"header": 3},
+        {"header": "[" * 3000},
+        {"header": "x" * 10_000},
     ],
-)  # fmt: skip
+)
 def test_content_of_another_kind(checkpoint: Checkpoint, tmp_path: Path, change: dict) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, checkpoint)

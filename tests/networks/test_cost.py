@@ -21,10 +21,15 @@ def test_parameter_count_is_exact(plan: NetworkPlan) -> None:
 def test_known_parameter_count() -> None:
     # nnU-Net's default network has 30.7 million parameters; ours has no convolution biases but more heads.
     plan = NetworkPlan(
-        block="plain", input_channels=1, output_channels=14, features=(32, 64, 128, 256, 320, 320),
-        kernels=((1, 3, 3),) + ((3, 3, 3),) * 5, strides=((1, 1, 1), (1, 2, 2)) + ((2, 2, 2),) * 3 + ((1, 2, 2),),
-        encoder_convs=(2,) * 6, decoder_convs=(2,) * 5,
-    )  # fmt: skip
+        block="plain",
+        input_channels=1,
+        output_channels=14,
+        features=(32, 64, 128, 256, 320, 320),
+        kernels=((1, 3, 3),) + ((3, 3, 3),) * 5,
+        strides=((1, 1, 1), (1, 2, 2)) + ((2, 2, 2),) * 3 + ((1, 2, 2),),
+        encoder_convs=(2,) * 6,
+        decoder_convs=(2,) * 5,
+    )
     assert cost.parameter_count(plan) / 1e6 == pytest.approx(30.7, abs=0.1)
 
 
@@ -88,9 +93,13 @@ def test_a_forward_pass_is_estimated_as_it_was_on_an_h200(
     features, strides, patch = network
     levels = len(features)
     plan = make_plan(
-        output_channels=14, features=features, strides=strides, kernels=((3, 3, 3),) * levels,
-        encoder_convs=(2,) * levels, decoder_convs=(2,) * (levels - 1),
-    )  # fmt: skip
+        output_channels=14,
+        features=features,
+        strides=strides,
+        kernels=((3, 3, 3),) * levels,
+        encoder_convs=(2,) * levels,
+        decoder_convs=(2,) * (levels - 1),
+    )
     assert cost.inference_memory_gib(plan, patch, 4) == pytest.approx(taken_mib / 1024, rel=0.05)
     on_cpu = cost.inference_memory_gib(plan, patch, 4, on_gpu=False)
     assert on_cpu < cost.inference_memory_gib(plan, patch, 4) - 0.3

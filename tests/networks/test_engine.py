@@ -44,7 +44,7 @@ def test_both_engines_compute_the_same(checkpoint: Checkpoint) -> None:
         ({"openvino bf16": 1.1, "torch bf16": 1.0, "openvino fp32": 3.0, "torch fp32": 4.0}, "openvino bf16"),
         ({"openvino bf16": 9.0, "torch bf16": 9.0, "openvino fp32": 9.0, "torch fp32": 4.0}, "torch fp32"),
     ],
-)  # fmt: skip
+)
 def test_the_fastest_is_taken_and_kept(
     checkpoint: Checkpoint,
     seconds: dict[str, float],

@@ -19,10 +19,15 @@ pytestmark = pytest.mark.skipif(not openvino_is_installed(), reason="OpenVINO is
 def network(**changes):
     """A small anisotropic network whose norms do something."""
     plan = {
-        "block": "plain", "input_channels": 2, "output_channels": 5, "features": (8, 16, 24),
-        "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)), "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
-        "encoder_convs": (1, 2, 2), "decoder_convs": (2, 1),
-    }  # fmt: skip
+        "block": "plain",
+        "input_channels": 2,
+        "output_channels": 5,
+        "features": (8, 16, 24),
+        "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+        "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+        "encoder_convs": (1, 2, 2),
+        "decoder_convs": (2, 1),
+    }
     torch.manual_seed(3)
     built = build_network(NetworkPlan(**plan | changes)).eval().requires_grad_(False)
     for parameter in built.parameters():

@@ -22,11 +22,19 @@ def test_channels_say_what_dicom_calls_them():
 @pytest.mark.parametrize(
     ("channel", "modality", "told"),
     [
-        ("CT", "CT", False), ("CT", "", False), ("CT", "MR", True), ("CT", "PT", True), ("CT", "RTSTRUCT", True),
-        ("CT", "OT", True), ("T1", "MR", False), ("T1", "CT", True), ("contrast", "MR", False),
-        ("contrast", "SEG", True), ("CT", "CT, MR", True),
+        ("CT", "CT", False),
+        ("CT", "", False),
+        ("CT", "MR", True),
+        ("CT", "PT", True),
+        ("CT", "RTSTRUCT", True),
+        ("CT", "OT", True),
+        ("T1", "MR", False),
+        ("T1", "CT", True),
+        ("contrast", "MR", False),
+        ("contrast", "SEG", True),
+        ("CT", "CT, MR", True),
     ],
-)  # fmt: skip
+)
 def test_a_series_of_another_modality(channel, modality, told):
     assert problems(channel, facts(-1000, 500), modalities=(modality,)) == (["modality"] if told else [])
 

@@ -60,8 +60,9 @@ def test_every_broken_file_is_found_in_one_report(small_dataset, shared_data):
     report = check(small)
     assert len(broken) == 5
     assert {finding.case_id for finding in report.errors} == {
-        "l1", *(f"broken_{path.name.split('.')[0]}" for path in broken)
-    }  # fmt: skip
+        "l1",
+        *(f"broken_{path.name.split('.')[0]}" for path in broken),
+    }
     assert {finding.problem for finding in report.errors} == {"unreadable"}
     text = report.summary()
     for path in broken:
@@ -309,8 +310,12 @@ def test_every_case_and_every_finding_has_a_row(small_dataset, tmp_path):
     with open(tmp_path / "integrity.csv", encoding="utf-8", newline="") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert {case: row["severity"] for case, row in rows.items()} == {
-        "l0": "ok", "l1": "warning", "l2": "ok", "u0": "error", "t0": "ok"
-    }  # fmt: skip
+        "l0": "ok",
+        "l1": "warning",
+        "l2": "ok",
+        "u0": "error",
+        "t0": "ok",
+    }
     assert rows["l0"]["shape_zyx"] == "20 24 22"
     assert rows["l0"]["spacing_zyx_mm"] == "3 1.5 1.5"
     assert rows["l0"]["orientation"] == "LPS"
@@ -452,8 +457,9 @@ class TestDecisions:
         _, decisions = self.settle(small, skip_bad_cases=True)
         save_decisions(workspace, decisions)
         assert {decision.case_id: "empty" in decision.why for decision in load_decisions(workspace).skipped} == {
-            "l0": False, "u0": True
-        }  # fmt: skip
+            "l0": False,
+            "u0": True,
+        }
         usable = usable_cases(small.load(), workspace)
         assert [case.id for case in usable.labeled] == ["l1", "l2"]
         assert usable.unlabeled == ()

@@ -218,8 +218,10 @@ def test_real_ct_table_is_cut_off(shared_data):
 
 
 def test_real_heads_and_trunks_keep_their_boxes(shared_data):
-    paths = [*sorted((shared_data / "openkbp" / "imagesTr").glob("*.nii.gz"))[::6],
-             *sorted((shared_data / "btcv" / "imagesTr").glob("*.nii.gz"))[:1]]  # fmt: skip
+    paths = [
+        *sorted((shared_data / "openkbp" / "imagesTr").glob("*.nii.gz"))[::6],
+        *sorted((shared_data / "btcv" / "imagesTr").glob("*.nii.gz"))[:1],
+    ]
     for path in paths:
         image = read_image([path])
         boxes = {find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)[0] for body in ("ct", "ct_parts")}

@@ -19,13 +19,27 @@ CT = IntensityPlan(scheme="ct", clip_low=-200.0, clip_high=300.0, mean=40.0, sd=
 
 def make_plan(spacing=(4.0, 3.0, 3.0), intensities=(CT,), **changes) -> StagePlan:
     network = NetworkPlan(
-        block="plain", input_channels=len(intensities), output_channels=3, features=(4, 8), kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)), encoder_convs=(1, 1), decoder_convs=(1,),
-    )  # fmt: skip
+        block="plain",
+        input_channels=len(intensities),
+        output_channels=3,
+        features=(4, 8),
+        kernels=((3, 3, 3),) * 2,
+        strides=((1, 1, 1), (2, 2, 2)),
+        encoder_convs=(1, 1),
+        decoder_convs=(1,),
+    )
     plan = StagePlan(
-        stage=Stage.FINE, spacing_zyx_mm=spacing, patch_zyx=(16, 16, 16), batch_size=2, region="body", margin_mm=20.0,
-        resampling="linear", intensities=intensities, network=network, reasons={},
-    )  # fmt: skip
+        stage=Stage.FINE,
+        spacing_zyx_mm=spacing,
+        patch_zyx=(16, 16, 16),
+        batch_size=2,
+        region="body",
+        margin_mm=20.0,
+        resampling="linear",
+        intensities=intensities,
+        network=network,
+        reasons={},
+    )
     return dataclasses.replace(plan, **changes)
 
 
@@ -126,9 +140,11 @@ def test_the_hash_names_what_decides_the_arrays_and_nothing_else():
     same = preprocessing_hash("ct", plan)
     assert same == preprocessing_hash("ct", make_plan())
     for unchanged in (
-        make_plan(patch_zyx=(32, 32, 32)), make_plan(batch_size=7), make_plan(margin_mm=5.0),
+        make_plan(patch_zyx=(32, 32, 32)),
+        make_plan(batch_size=7),
+        make_plan(margin_mm=5.0),
         make_plan(reasons={"patch_zyx": "because"}),
-    ):  # fmt: skip
+    ):
         assert preprocessing_hash("ct", unchanged) == same
     changed = [
         preprocessing_hash("foreground", plan),

@@ -38,9 +38,11 @@ def _threshold_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 def case(tmp_path: Path) -> Case:
     """A scan whose file runs from left to right, back to front and head to feet, at odd spacings."""
     turned = Geometry(
-        shape_zyx=(40, 48, 56), spacing_zyx_mm=(3.0, 2.5, 2.5), origin_xyz_mm=(70.0, 12.0, -33.0),
+        shape_zyx=(40, 48, 56),
+        spacing_zyx_mm=(3.0, 2.5, 2.5),
+        origin_xyz_mm=(70.0, 12.0, -33.0),
         direction=(-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, -1.0),
-    )  # fmt: skip
+    )
     grid = SourceGrid(geometry=turned, axes=(0, 1, 2), flips=(True, True, True))
     path = tmp_path / "data" / "scan_0000.nii.gz"
     write_label_map(path, kidney_and_liver().astype(np.int16), grid)

@@ -26,9 +26,14 @@ MEDIAN_ML = 2.0
 def calibration(workspace: Workspace, *, error: float) -> Calibration:
     names = load_plans(workspace.plans).labels.names
     made = Calibration(
-        intercept=0.0, slope=0.5, offsets={}, median_ml=dict.fromkeys(names, MEDIAN_ML), observations=40,
-        error=error, error_of_agreement=0.1,
-    )  # fmt: skip
+        intercept=0.0,
+        slope=0.5,
+        offsets={},
+        median_ml=dict.fromkeys(names, MEDIAN_ML),
+        observations=40,
+        error=error,
+        error_of_agreement=0.1,
+    )
     save_record(workspace.model("0", Stage.FINE).calibration, made)
     return made
 

@@ -60,8 +60,11 @@ def test_a_value_just_below_its_cut_is_told_as_below_it() -> None:
     scores = [case(str(number), 0.95, agreement) for number, agreement in enumerate((0.9, 0.6545, 0.65396, 0.3))]
     selected = select(scores, SelectionRule(), VOLUMES, round=1, fold="0").selected
     assert {case.case_id: case.rejected.get("gallbladder") for case in selected} == {
-        "0": None, "1": None, "2": "agreement 0.653 below 0.654", "3": "agreement 0.300 below 0.654"
-    }  # fmt: skip
+        "0": None,
+        "1": None,
+        "2": "agreement 0.653 below 0.654",
+        "3": "agreement 0.300 below 0.654",
+    }
 
 
 @pytest.mark.parametrize(

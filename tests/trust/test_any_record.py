@@ -144,8 +144,12 @@ def test_every_number_has_a_range(cls: type, name: str, kind: object) -> None:
         assert isinstance(content, dict)
         put = functools.partial(replaced, kind=type_hints(cls)[name], number=number)
         with pytest.raises(SelectionError) as told:  # first in the file: nothing else is wrong before it
-            from_plain(cls, {name: put(content[name])} | content | {name: put(content[name])}, source="file",
-                       error=SelectionError)  # fmt: skip
+            from_plain(
+                cls,
+                {name: put(content[name])} | content | {name: put(content[name])},
+                source="file",
+                error=SelectionError,
+            )
         assert name in str(told.value)
         assert len(str(told.value)) < 1000
 

@@ -59,10 +59,18 @@ def test_no_module_runs_what_it_reads() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "torch.load(path)", "torch.load(path, weights_only=False)", "np.load(path)", "np.load(path, allow_pickle=True)",
-        "import yaml", "from pickle import loads", "import pickle\npickle.loads(data)", "eval(text)", "os.system(text)",
-        "subprocess.run(text, shell=True)", "exec(text)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "import yaml",
+        "from pickle import loads",
+        "import pickle\npickle.loads(data)",
+        "eval(text)",
+        "os.system(text)",
+        "subprocess.run(text, shell=True)",
+        "exec(text)",
     ],
-)  # fmt: skip
+)
 def test_such_lines_are_seen(line: str) -> None:
     assert problems(line)

@@ -24,16 +24,48 @@ COMMANDS = {
     "predict": ("-m", "WORK/models", "-i", "DATA/unlabeled_image", "-o", "WORK/predicted", "--device", "cpu"),
     "export": ("-m", "WORK/models", "-o", "WORK/exported"),
     "evaluate": (
-        "-p", "DATA/labeled_mask", "-r", "DATA/labeled_mask", "-d", "DATA", "-o", "WORK/scores.json", "--overlays", "1",
-        "--workers", "2",
+        "-p",
+        "DATA/labeled_mask",
+        "-r",
+        "DATA/labeled_mask",
+        "-d",
+        "DATA",
+        "-o",
+        "WORK/scores.json",
+        "--overlays",
+        "1",
+        "--workers",
+        "2",
     ),
     "semi_round": (
-        "-d", "DATA", "-w", "WORK", "--fold", "0", *CPU, "--select", "case", "--best-share", "1.0", "--rounds", "1",
+        "-d",
+        "DATA",
+        "-w",
+        "WORK",
+        "--fold",
+        "0",
+        *CPU,
+        "--select",
+        "case",
+        "--best-share",
+        "1.0",
+        "--rounds",
+        "1",
     ),
     "demo": (
-        "-o", "WORK/demo", "--only-data", "--labeled", "2", "--unlabeled", "0", "--test", "0", "--size", "24x24x24",
+        "-o",
+        "WORK/demo",
+        "--only-data",
+        "--labeled",
+        "2",
+        "--unlabeled",
+        "0",
+        "--test",
+        "0",
+        "--size",
+        "24x24x24",
     ),
-}  # fmt: skip
+}
 
 
 def test_every_command_is_watched() -> None:
@@ -62,13 +94,24 @@ def run(words: list[str], tmp_path: Path, work: Path, prefix: tuple[str, ...]) -
     notes.touch()
     shutil.copyfile(Path(__file__).with_name("watched.py"), hooks / "sitecustomize.py")
     environment = {
-        "PATH": os.environ["PATH"], "PYTHONPATH": str(hooks), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
-        "HOME": str(home), "WATCHED_NOTES": str(notes), "WATCHED_FOLDERS": str(work), "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(hooks),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(home),
+        "WATCHED_NOTES": str(notes),
+        "WATCHED_FOLDERS": str(work),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(
-        [*prefix, sys.executable, *words], env=environment, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        encoding="utf-8", check=False,
-    )  # fmt: skip
+        [*prefix, sys.executable, *words],
+        env=environment,
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        check=False,
+    )
     return done.returncode, done.stdout, notes.read_text(encoding="utf-8"), os.listdir(home)
 
 
