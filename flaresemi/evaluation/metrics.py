@@ -32,7 +32,7 @@ def load_metrics(names: Sequence[str]) -> dict[str, Metric]:
 def measure(
     metrics: Mapping[str, Metric], prediction: np.ndarray, reference: np.ndarray, spacing_zyx_mm: FloatTriple
 ) -> dict[str, float | None]:
-    """What each metric says of one organ's masks.
+    """The value of each metric for one organ's masks.
 
     Raises:
         ConfigError: one gave something that is no finite number.
