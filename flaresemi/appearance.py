@@ -1,4 +1,4 @@
-"""What scans look like, in a few numbers, and how far one is from those that a network was trained on."""
+"""The look of scans in a few numbers, and how far one is from those that a network was trained on."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ _TO_DEVIATION = 1.4826
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What is compared of a scan.
+    """The compared quantities of a scan.
 
     Attributes:
         geometry: Its canonical grid.
@@ -69,7 +69,7 @@ class Look:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Norm:
-    """What is usual of one quantity: its median among the labeled cases, and beyond what a scan is far from them."""
+    """The usual values of one quantity: its median among the labeled cases, and the limits of what is near them."""
 
     quantity: str
     unit: str
@@ -124,7 +124,7 @@ def spread(values: np.ndarray) -> float:
 
 
 def norms_of(fingerprint: DatasetFingerprint) -> tuple[Norm, ...]:
-    """What the labeled cases look like, for the checkpoints that are trained on them.
+    """The look of the labeled cases, for the checkpoints that are trained on them.
 
     A limit is where a scan would be an outlier among them, and at least the range that they cover, widened by their
     spread on both ends: none of them is beyond it.

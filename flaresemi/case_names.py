@@ -67,7 +67,7 @@ def refuse_alike(names: Iterable[str], *, where: object = None) -> None:
 
 
 def _problem(name: str) -> str | None:
-    """What is wrong with a name; None when nothing is."""
+    """The fault of a name; None for a good one."""
     # They make two names look alike, or one name two lines.
     invisible = next((char for char in name if unicodedata.category(char) in INVISIBLE), None)
     if not name:

@@ -125,7 +125,7 @@ def load_dataset(root: Path) -> Dataset:
 
 
 def declared_labels(root: Path) -> tuple[LabelSet | None, dict[str, tuple[str, ...]]]:
-    """What the dataset.json of a folder says of its labels; no case is looked for.
+    """The labels that the dataset.json of a folder declares; no case is looked for.
 
     Returns:
         The organs, None where no file names them; and the organs that a case annotates, for cases that do not

@@ -1,4 +1,4 @@
-"""What a dataset.json says: nnU-Net's keys, of version 1 or 2, and ours."""
+"""The content of a dataset.json: nnU-Net's keys, of version 1 or 2, and ours."""
 
 import difflib
 import logging
@@ -16,20 +16,50 @@ logger = logging.getLogger(__name__)
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 _KEYS = (
-    "name", "channel_names", "modality", "labels", "mirror_pairs", "z_range", "tolerances_mm", "annotated_labels",
+    "name",
+    "channel_names",
+    "modality",
+    "labels",
+    "mirror_pairs",
+    "z_range",
+    "tolerances_mm",
+    "annotated_labels",
     "groups",
-)  # fmt: skip
+)
 #: What may not go unread because of its spelling, likeliest first.
 _MATTERING = ("labels", *(key for key in _KEYS if key not in ("labels", "name")))
 
 _METADATA = (
-    "file_ending", "numTraining", "numTest", "description", "licence", "license", "reference", "release",
-    "tensorImageSize", "training", "test", "overwrite_image_reader_writer", "converted_by", "dataset_name", "citation",
-)  # fmt: skip
+    "file_ending",
+    "numTraining",
+    "numTest",
+    "description",
+    "licence",
+    "license",
+    "reference",
+    "release",
+    "tensorImageSize",
+    "training",
+    "test",
+    "overwrite_image_reader_writer",
+    "converted_by",
+    "dataset_name",
+    "citation",
+)
 
 #: A file with no more than these may leave out the labels: it says nothing that FLARE22's organs would contradict.
-_WITHOUT_LABELS = ("name", "channel_names", "modality", "groups", "description", "licence", "license", "reference",
-                   "release", "citation")  # fmt: skip
+_WITHOUT_LABELS = (
+    "name",
+    "channel_names",
+    "modality",
+    "groups",
+    "description",
+    "licence",
+    "license",
+    "reference",
+    "release",
+    "citation",
+)
 
 #: From here on an unknown key is a misspelt one, provided that the right one is missing. Chosen: `label`, `channels`,
 #: `modalities`, `tolerance` and `classLabels` are, `labelsTr` beside `labels` is not.
@@ -37,9 +67,27 @@ _ALIKE = 0.7
 
 #: Names of background, where they stand at its value; the first two are background at any value.
 _BACKGROUND = (
-    "background", "bg", "none", "unlabeled", "unlabelled", "unlabeled voxels", "clear label", "no label", "empty",
-    "nothing", "void", "air", "other", "others", "exterior", "outside", "null", "hintergrund", "fond", "fondo",
-)  # fmt: skip
+    "background",
+    "bg",
+    "none",
+    "unlabeled",
+    "unlabelled",
+    "unlabeled voxels",
+    "clear label",
+    "no label",
+    "empty",
+    "nothing",
+    "void",
+    "air",
+    "other",
+    "others",
+    "exterior",
+    "outside",
+    "null",
+    "hintergrund",
+    "fond",
+    "fondo",
+)
 _ALWAYS_BACKGROUND = _BACKGROUND[:2]
 
 #: Of a number in dataset.json: beyond it an integer is no float.

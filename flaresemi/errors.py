@@ -1,4 +1,4 @@
-"""What can go wrong for a user, as exceptions that say what, where and what to do."""
+"""Errors that a user can act on: exceptions that say what is wrong, where, and what to do."""
 
 import contextlib
 import unicodedata

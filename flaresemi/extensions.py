@@ -1,4 +1,4 @@
-"""What other installed packages add to flaresemi, by the entry points that those packages declare.
+"""Extensions of flaresemi in other installed packages, by the entry points that those declare.
 
 A name from a file or an option is looked up among the entry points of its group and nowhere else: what can be loaded is
 what somebody installed for flaresemi. `by_path` imports a module by name, and takes only what the user typed.

@@ -203,7 +203,7 @@ def clear_folder(folder: Path, names: Sequence[str] = ("*",)) -> None:
 
 
 def entries(folder: Path, names: Sequence[str]) -> list[Path]:
-    """What lies directly in a folder by one of these patterns, sorted; links to nowhere, too. None where it is not."""
+    """The direct entries of a folder that match one of these patterns, sorted; dead links, too."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in found if any(fnmatch.fnmatchcase(path.name, name) for name in names))
 

@@ -1,4 +1,4 @@
-"""What stands for an image on disk: a file by its ending, or a folder that holds the DICOM slices of a series."""
+"""Images on disk: a file by its ending, or a folder that holds the DICOM slices of a series."""
 
 import functools
 import logging
@@ -43,7 +43,7 @@ def image_stem(path: Path) -> str | None:
 
 
 def image_name(path: Path) -> str | None:
-    """What an image is called: a series folder's whole name, a file's name without its ending; None for others."""
+    """The name of an image: a series folder's whole name, a file's name without its ending; None for others."""
     if path.is_dir() and holds_slices(path):
         return Path(os.path.abspath(path)).name  # '.' has no name of its own
     return image_stem(path)

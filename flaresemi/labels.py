@@ -80,7 +80,7 @@ class LabelSet:
 
     @property
     def meanings(self) -> dict[int, str]:
-        """What each of the user's values stands for."""
+        """The meaning of each of the user's values."""
         return {self.background: "background"} | {label.value: label.name for label in self.labels}
 
     @property

@@ -1,4 +1,4 @@
-"""What was measured in a dataset (fingerprint) and what was decided for it (plans). Read without torch."""
+"""Fingerprints (measured in a dataset) and plans (decided for it). Read without torch."""
 
 import dataclasses
 import enum

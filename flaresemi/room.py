@@ -60,7 +60,7 @@ def refuse_without_disk(grid: StageGrid, folder: Path, *, bytes_per_voxel: float
 
 
 def becomes(grid: StageGrid) -> str:
-    """What resampling makes of an image, in words."""
+    """The result of resampling an image, in words."""
     whose = "its" if grid.body_box.shape_zyx == grid.canonical_shape_zyx else "its body's"
     return (
         f"{whose} {_times(grid.body_box.shape_zyx)} voxels of {_times(grid.canonical_spacing_zyx_mm)} mm (z, y, x) "
@@ -70,7 +70,7 @@ def becomes(grid: StageGrid) -> str:
 
 @contextlib.contextmanager
 def enough_memory(where: object = None) -> Iterator[None]:
-    """What lacks memory in the block is the error of the image that is worked on.
+    """Turns a lack of memory in the block into the error of the image that is worked on.
 
     Raises:
         ImageError: main memory, or that of the GPU, ran out.

@@ -135,7 +135,7 @@ class ExportRecord:
 
     @property
     def teacher(self) -> tuple[object, ...]:
-        """What determines the label maps, whichever of them are selected."""
+        """The facts that determine the label maps, whichever of them are selected."""
         return self.fold, self.round, self.made_with, self.trained_on
 
 

@@ -11,15 +11,65 @@ from flaresemi.errors import listed
 #: Words for a side, in the languages that label maps are named in. What follows None says a side only where another
 #: organ has the opposite one; alone it may be anything.
 _LEFT = (
-    "left", "l", "lt", "sin", "sinister", "sinistra", "sinistrum", "sinistro", "links", "linke", "linker", "linkes",
-    "linken", "gauche", "izquierdo", "izquierda", "esquerdo", "esquerda", "左",
-    None, "li", "sx", "sn", "lh", "lhs", "lft", "izq",
-)  # fmt: skip
+    "left",
+    "l",
+    "lt",
+    "sin",
+    "sinister",
+    "sinistra",
+    "sinistrum",
+    "sinistro",
+    "links",
+    "linke",
+    "linker",
+    "linkes",
+    "linken",
+    "gauche",
+    "izquierdo",
+    "izquierda",
+    "esquerdo",
+    "esquerda",
+    "左",
+    None,
+    "li",
+    "sx",
+    "sn",
+    "lh",
+    "lhs",
+    "lft",
+    "izq",
+)
 _RIGHT = (
-    "right", "r", "rt", "dex", "dext", "dexter", "dextra", "dextrum", "destro", "destra", "rechts", "rechte",
-    "rechter", "rechtes", "rechten", "droit", "droite", "derecho", "derecha", "direito", "direita", "右",
-    None, "re", "dx", "rh", "rhs", "rgt", "der",
-)  # fmt: skip
+    "right",
+    "r",
+    "rt",
+    "dex",
+    "dext",
+    "dexter",
+    "dextra",
+    "dextrum",
+    "destro",
+    "destra",
+    "rechts",
+    "rechte",
+    "rechter",
+    "rechtes",
+    "rechten",
+    "droit",
+    "droite",
+    "derecho",
+    "derecha",
+    "direito",
+    "direita",
+    "右",
+    None,
+    "re",
+    "dx",
+    "rh",
+    "rhs",
+    "rgt",
+    "der",
+)
 
 _SIDES = {word: "<" for word in _LEFT if word} | {word: ">" for word in _RIGHT if word}
 _CERTAIN = {word for words in (_LEFT, _RIGHT) for word in words[: words.index(None)]}
@@ -31,10 +81,37 @@ _NO_SIDE = {"cleft", "leftover", "bright", "upright", "outright", "wright", "fri
 
 #: What everybody has on both sides, as it is written behind or before a letter for the side.
 _OF_TWO = {
-    "k", "ki", "kid", "kidney", "ag", "adr", "adrenal", "lung", "eye", "hip", "femur", "tibia", "fibula", "humerus",
-    "radius", "ulna", "scapula", "clavicula", "clavicle", "parotid", "breast", "ureter", "ovary", "testis", "tonsil",
-    "thalamus", "hippocampus", "cochlea", "iliopsoas", "gluteus",
-}  # fmt: skip
+    "k",
+    "ki",
+    "kid",
+    "kidney",
+    "ag",
+    "adr",
+    "adrenal",
+    "lung",
+    "eye",
+    "hip",
+    "femur",
+    "tibia",
+    "fibula",
+    "humerus",
+    "radius",
+    "ulna",
+    "scapula",
+    "clavicula",
+    "clavicle",
+    "parotid",
+    "breast",
+    "ureter",
+    "ovary",
+    "testis",
+    "tonsil",
+    "thalamus",
+    "hippocampus",
+    "cochlea",
+    "iliopsoas",
+    "gluteus",
+}
 
 #: Behind an L that means lumbar.
 _SPINAL = {"spine", "spinal", "vertebra", "vertebrae", "vertebral"}
@@ -50,7 +127,7 @@ _WORD = re.compile(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sides:
-    """What the names of organs say about left and right.
+    """The sides in the names of organs.
 
     Attributes:
         pairs: Names that differ in the side only, as (right, left), in the order of the right ones.
@@ -102,7 +179,7 @@ def find_sides(names: Sequence[str]) -> Sides:
 
 
 def mirroring_told(names: Sequence[str], pairs: Sequence[tuple[str, str]] | None) -> str:
-    """What mirroring left to right does to these organs.
+    """The effect of mirroring left to right on these organs.
 
     Args:
         names: All organs.

@@ -1,4 +1,4 @@
-"""What the errors of the system mean: a machine that lacks something is told from a file that is damaged."""
+"""The meaning of system errors: a machine that lacks something is told from a file that is damaged."""
 
 import errno
 import os

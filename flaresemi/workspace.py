@@ -56,7 +56,7 @@ class Workspace:
 
     @property
     def case_decisions(self) -> Path:
-        """What the user decided about bad cases; every later command obeys it."""
+        """The user's decisions about bad cases; every later command obeys them."""
         return self.root / "case_decisions.json"
 
     @property
@@ -106,7 +106,7 @@ class Workspace:
         return self.root / "pseudolabels" / _fold_folder(fold) / stage.value
 
     def foreign(self) -> list[Path]:
-        """What stands where planning writes, in a folder of which nothing says that it is a workspace."""
+        """Foreign entries where planning writes, in a folder that is not marked as a workspace."""
         records = {  # and a key that each of them has
             self.inspected_cases: "cases",
             self.case_decisions: "skipped",
@@ -138,7 +138,7 @@ class Workspace:
         return self.round(fold, number).model(stage) if number else self.model(fold, stage)
 
     def verdict(self, folds: Sequence[str]) -> Path:
-        """What was judged of the chains of these folds together."""
+        """The joint judgment of the chains of these folds."""
         return self.root / "rounds" / f"folds_{'_'.join(map(_checked_fold, folds))}.json"
 
     @property
@@ -304,7 +304,7 @@ class ModelFolder:
 
     @property
     def calibration(self) -> Path:
-        """What held-out cases taught about the scores of this model's predictions."""
+        """The calibration of this model's scores, learned from held-out cases."""
         return self.root / "calibration.json"
 
     @property

@@ -62,9 +62,11 @@ def parallel_map(
     """
     items = list(items)
     bar = tqdm(
-        total=len(items) if total is None else total, desc=progress, unit="case",
+        total=len(items) if total is None else total,
+        desc=progress,
+        unit="case",
         disable=progress is None or not sys.stderr.isatty(),
-    )  # fmt: skip
+    )
     with bar:
         source = _here(function, items) if workers <= 1 or len(items) <= 1 else _pooled(function, items, workers, mute)
         for pair in source:
@@ -121,7 +123,7 @@ def _pooled(
 
 
 def _death(children: set[BaseProcess], workers: int) -> FlaresemiError:
-    """What to tell a user about the first worker that died by itself (the pool ends the others by SIGTERM)."""
+    """A message about the first worker that died by itself (the pool ends the others by SIGTERM)."""
     codes = [child.exitcode for child in children if child.exitcode not in (None, 0, -signal.SIGTERM)]
     code = codes[0] if codes else None
     if code == -signal.SIGKILL:

@@ -70,6 +70,7 @@ def check_axes(matrix: np.ndarray, path: Path) -> None:
     off = math.degrees(math.asin(min(max(cosines), 1.0)))
     if off > SHEAR_TOLERANCE_DEGREES:
         raise ImageError(
-            f"the image is sheared: its axes are {off:.1f} degrees off a right angle (gantry tilt?)", where=path,
+            f"the image is sheared: its axes are {off:.1f} degrees off a right angle (gantry tilt?)",
+            where=path,
             fix="resample it to a straight grid first",
-        )  # fmt: skip
+        )

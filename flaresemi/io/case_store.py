@@ -72,10 +72,11 @@ class CaseStore:
         version = record_hash(record)
         if self._versions.get(case_id, version) != version:
             raise DatasetError(
-                f"case '{case_id}' was made anew while it was in use here", where=folder,
+                f"case '{case_id}' was made anew while it was in use here",
+                where=folder,
                 fix="what was begun with the old one cannot go on with the new: put plans.json and the case's files "
                 f"back, {_AGAIN} and go on; or begin anew",
-            )  # fmt: skip
+            )
         try:
             if record.case_id != case_id:
                 raise ValueError(f"it says it is case '{shown(record.case_id)}'")
@@ -83,14 +84,15 @@ class CaseStore:
             stored = self._stored(folder, record)
         except (FileNotFoundError, ValueError) as problem:  # other errors of the system say nothing of the case
             raise DatasetError(
-                f"preprocessed case '{case_id}' is damaged: {problem}", where=folder,
+                f"preprocessed case '{case_id}' is damaged: {problem}",
+                where=folder,
                 fix=f"delete this folder and {_AGAIN}",
-            ) from None  # fmt: skip
+            ) from None
         self._versions[case_id] = version
         return stored
 
     def record(self, case_id: str) -> CaseRecord:
-        """What is known of a case; its arrays are not looked at.
+        """The record of a case; its arrays are not looked at.
 
         Raises:
             DatasetError: it is not in the store, or its record is damaged.
@@ -247,8 +249,10 @@ class LabelStore(CaseStore):
             return False
         label = self.record(case_id)
         return (label.source_hash, label.preprocessing_hash, label.grid) == (
-            image.source_hash, image.preprocessing_hash, image.grid,
-        )  # fmt: skip
+            image.source_hash,
+            image.preprocessing_hash,
+            image.grid,
+        )
 
     def refuse_edited(self, case_id: str) -> None:
         """Reads a label map whole, to see that it is what was written.
@@ -265,8 +269,9 @@ class LabelStore(CaseStore):
         if self.record(case_id).label_hash not in ("", found):
             raise DatasetError(
                 f"the pseudo-label of case '{case_id}' is not the one that was written: its file has changed",
-                where=folder, fix=again,
-            )  # fmt: skip
+                where=folder,
+                fix=again,
+            )
 
     def _contents(self, record: CaseRecord) -> dict[str, str]:
         return {}  # `refuse_edited` reads the label map whole

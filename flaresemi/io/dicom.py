@@ -118,8 +118,9 @@ def _read_slice(file: BinaryIO, path: Path) -> Slice | str:
     if values["SOPClassUID"] in _MULTI_FRAME_CLASSES and frames > 1:
         raise ImageError(
             f"an enhanced multi-frame DICOM file: {frames:g} slices in one file, whose places cannot be checked here",
-            where=path, fix=_CONVERT,
-        )  # fmt: skip
+            where=path,
+            fix=_CONVERT,
+        )
     if frames > 1:
         return "several frames in one file"
     if values["SamplesPerPixel"] != "1":
@@ -161,9 +162,10 @@ def _find_voxels(elements: Elements, path: Path) -> Voxels:
     highest = elements.number("HighBit", "the highest bit", used - 1)
     if bits not in (8, 16, 32) or not 1 <= used <= highest + 1 <= bits:
         raise ImageError(
-            f"the bits of a voxel make no sense: {used:g} of {bits:g}, the highest number {highest:g}", where=path,
+            f"the bits of a voxel make no sense: {used:g} of {bits:g}, the highest number {highest:g}",
+            where=path,
             fix="export the series again",
-        )  # fmt: skip
+        )
     slope = elements.number("RescaleSlope", "the rescale slope", 1.0)
     intercept = elements.number("RescaleIntercept", "the rescale intercept", 0.0)
     if slope == 0.0:
@@ -171,19 +173,30 @@ def _find_voxels(elements: Elements, path: Path) -> Voxels:
     if not abs(slope) * 2**bits <= LARGEST or not abs(intercept) <= _MOST_STEPS * abs(slope):
         raise ImageError(
             f"the rescale slope {slope:g} and intercept {intercept:g} make no sense: values would be too large for "
-            "float32, or rounded to a few", where=path, fix="export the series again",
-        )  # fmt: skip
+            "float32, or rounded to a few",
+            where=path,
+            fix="export the series again",
+        )
     announced = rows * columns * int(bits) // 8
     if announced > elements.held * (_MOST_COMPRESSION if elements.compressed else 1):
         raise ImageError(
             f"the DICOM file is not whole: its header announces {announced} bytes of voxels, the file has "
-            f"{elements.held}", where=path, fix="copy or download it again",
-        )  # fmt: skip
+            f"{elements.held}",
+            where=path,
+            fix="copy or download it again",
+        )
     return Voxels(
-        syntax=elements.syntax, offset=elements.offset, compressed=elements.compressed, in_words=elements.in_words,
-        size_xy=(columns, rows), bits=int(bits), used=int(used), slope=slope, intercept=intercept,
+        syntax=elements.syntax,
+        offset=elements.offset,
+        compressed=elements.compressed,
+        in_words=elements.in_words,
+        size_xy=(columns, rows),
+        bits=int(bits),
+        used=int(used),
+        slope=slope,
+        intercept=intercept,
         signed=elements.number("PixelRepresentation", "the sign of the voxels", 0.0) == 1,
-    )  # fmt: skip
+    )
 
 
 def _damaged(path: Path) -> ImageError:

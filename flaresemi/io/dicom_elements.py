@@ -22,16 +22,31 @@ from flaresemi.io import integrity
 
 #: Binary numbers of two bytes, and text, by the standard's keywords. Source: DICOM PS3.6.
 _BINARY = {
-    "SamplesPerPixel": 0x0028_0002, "Rows": 0x0028_0010, "Columns": 0x0028_0011, "BitsAllocated": 0x0028_0100,
-    "BitsStored": 0x0028_0101, "HighBit": 0x0028_0102, "PixelRepresentation": 0x0028_0103,
-}  # fmt: skip
+    "SamplesPerPixel": 0x0028_0002,
+    "Rows": 0x0028_0010,
+    "Columns": 0x0028_0011,
+    "BitsAllocated": 0x0028_0100,
+    "BitsStored": 0x0028_0101,
+    "HighBit": 0x0028_0102,
+    "PixelRepresentation": 0x0028_0103,
+}
 _TAGS = _BINARY | {
-    "ImageType": 0x0008_0008, "SOPClassUID": 0x0008_0016, "Modality": 0x0008_0060, "PatientID": 0x0010_0020,
-    "StudyInstanceUID": 0x0020_000D, "SeriesInstanceUID": 0x0020_000E, "SeriesNumber": 0x0020_0011,
-    "ImagePositionPatient": 0x0020_0032, "ImageOrientationPatient": 0x0020_0037, "FrameOfReferenceUID": 0x0020_0052,
-    "PhotometricInterpretation": 0x0028_0004, "NumberOfFrames": 0x0028_0008, "PixelSpacing": 0x0028_0030,
-    "RescaleIntercept": 0x0028_1052, "RescaleSlope": 0x0028_1053,
-}  # fmt: skip
+    "ImageType": 0x0008_0008,
+    "SOPClassUID": 0x0008_0016,
+    "Modality": 0x0008_0060,
+    "PatientID": 0x0010_0020,
+    "StudyInstanceUID": 0x0020_000D,
+    "SeriesInstanceUID": 0x0020_000E,
+    "SeriesNumber": 0x0020_0011,
+    "ImagePositionPatient": 0x0020_0032,
+    "ImageOrientationPatient": 0x0020_0037,
+    "FrameOfReferenceUID": 0x0020_0052,
+    "PhotometricInterpretation": 0x0028_0004,
+    "NumberOfFrames": 0x0028_0008,
+    "PixelSpacing": 0x0028_0030,
+    "RescaleIntercept": 0x0028_1052,
+    "RescaleSlope": 0x0028_1053,
+}
 
 _PIXELS = 0x7FE0_0010
 _UNDEFINED = 0xFFFF_FFFF
@@ -43,14 +58,22 @@ _MOST_INFLATED = 256 << 20
 
 #: What pydicom raises of files that it cannot make sense of, and what it stumbles over.
 UNREADABLE = (
-    ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, NotImplementedError, OverflowError,
-    RecursionError, struct.error,
-)  # fmt: skip
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    struct.error,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Elements:
-    """What a file says.
+    """The content of a DICOM header.
 
     Attributes:
         path: The file.
@@ -83,9 +106,10 @@ class Elements:
             values = (math.nan,)
         if len(values) not in (0, count) or not all(map(math.isfinite, values)):
             raise ImageError(
-                f"{name} (tag {tag >> 16:04x},{tag & 0xFFFF:04x}) makes no sense", where=self.path,
+                f"{name} (tag {tag >> 16:04x},{tag & 0xFFFF:04x}) makes no sense",
+                where=self.path,
                 fix="convert the series to NIfTI first, for instance with dcm2niix",
-            )  # fmt: skip
+            )
         return values
 
     def number(self, keyword: str, name: str, otherwise: float) -> float:
@@ -166,13 +190,18 @@ def read_elements(file: BinaryIO) -> Elements | None:
         return None
     held = opened.size - offset if compressed else min(opened.size - offset, length)
     return Elements(
-        path=integrity.path_of(file), values=dict.fromkeys(_TAGS, "") | values, syntax=syntax, in_words=kind != "OB",
-        offset=offset, held=held, compressed=compressed,
-    )  # fmt: skip
+        path=integrity.path_of(file),
+        values=dict.fromkeys(_TAGS, "") | values,
+        syntax=syntax,
+        in_words=kind != "OB",
+        offset=offset,
+        held=held,
+        compressed=compressed,
+    )
 
 
 def read_class(file: BinaryIO) -> str:
-    """What a file says in its first group that it is, if that can be read; a UID of the standard."""
+    """The SOP class that a file declares in its first group, if it can be read; a UID of the standard."""
     try:
         with silenced():
             meta = _read_partial(unpacked(file), lambda *_: True, []).file_meta

@@ -65,9 +65,10 @@ def read_plane(path: Path, voxels: Voxels) -> np.ndarray:
         if is_shortage(problem):
             raise
         raise ImageError(
-            "the voxels of this DICOM file cannot be decoded: damaged, or compressed in an unknown way", where=path,
+            "the voxels of this DICOM file cannot be decoded: damaged, or compressed in an unknown way",
+            where=path,
             fix="copy it again, or convert the series to NIfTI first, for instance with dcm2niix",
-        ) from None  # fmt: skip
+        ) from None
     if (voxels.slope, voxels.intercept) == (1.0, 0.0):
         return stored
     return stored * voxels.slope + voxels.intercept  # in double precision

@@ -32,7 +32,7 @@ NIFTI_ENDINGS = (".nii", ".nii.gz")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageFile:
-    """What a header says, read and checked once; the voxels are not touched before they are asked for.
+    """An opened image file: its header, read and checked once; voxels are read on demand.
 
     Attributes:
         path: The file, or the folder of slices.
@@ -71,9 +71,10 @@ class ImageFile:
             return lambda channel_zyx: self.fill_planes(self.source.to_file(channel_zyx))
         if self.layers > 1:
             raise ImageError(
-                f"expected one number per voxel, found a list of {self.layers}", where=self.path,
+                f"expected one number per voxel, found a list of {self.layers}",
+                where=self.path,
                 fix="write one 3D file per channel: CASE_0000, CASE_0001, ...",
-            )  # fmt: skip
+            )
         (layer,) = self.stored()
         return lambda channel_zyx: self._scale_into(channel_zyx, layer)
 
@@ -129,8 +130,15 @@ def image_ending(path: Path) -> str:
 
 #: What reading a broken file raises, in Python and the usual libraries.
 _BY_READERS = (
-    ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error
-)  # fmt: skip
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def _open_with_other_package(ending: str, path: Path) -> ImageFile:
@@ -248,6 +256,6 @@ _VOXEL_TYPES: dict[int, np.dtype] = {
 
 
 def last_line(problem: RuntimeError) -> str:
-    """What a library says in the end."""
+    """The last line of a library's error message."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"

@@ -233,8 +233,11 @@ def _label_values(stored: np.ndarray, slope: float, intercept: float, path: Path
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError("the label map has NaN or infinite values", where=path)
-    kinds = (kind for kind in (np.uint8, np.int16, np.int32, np.int64)
-             if np.iinfo(kind).min <= round(low) and round(high) <= np.iinfo(kind).max)  # fmt: skip
+    kinds = (
+        kind
+        for kind in (np.uint8, np.int16, np.int32, np.int64)
+        if np.iinfo(kind).min <= round(low) and round(high) <= np.iinfo(kind).max
+    )
     kind = next(kinds, None)
     if kind is None:
         raise ImageError(f"label values from {low:g} to {high:g} do not fit an integer", where=path)
@@ -253,6 +256,7 @@ def _label_values(stored: np.ndarray, slope: float, intercept: float, path: Path
     if scaled:
         raise ImageError(
             f"{found}: {stored.flat[first]} as stored, times scl_slope {slope:g}, plus scl_inter {intercept:g}",
-            where=path, fix="write the label map as integers with scl_slope 1 and scl_inter 0; check that it is one",
-        )  # fmt: skip
+            where=path,
+            fix="write the label map as integers with scl_slope 1 and scl_inter 0; check that it is one",
+        )
     raise ImageError(found, where=path, fix="resample label maps with nearest neighbor; check that this is no image")

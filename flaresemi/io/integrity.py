@@ -204,9 +204,10 @@ def check_memory(path: Path, count: int) -> None:
     memory_gib = total_memory_gib()
     if count > memory_gib * 2**30:
         raise ImageError(
-            f"the image takes {count / 2**30:.0f} GiB of memory, there are {memory_gib:.0f}", where=path,
+            f"the image takes {count / 2**30:.0f} GiB of memory, there are {memory_gib:.0f}",
+            where=path,
             fix="crop or resample it, or give the job more, or use a larger machine",
-        )  # fmt: skip
+        )
 
 
 def _inflated(file: BinaryIO) -> Iterator[bytes]:

@@ -24,12 +24,27 @@ logger = logging.getLogger(__name__)
 #: NIfTI data type codes whose voxels are single real numbers.
 #: Source: the NIfTI-1 and NIfTI-2 standards (https://nifti.nimh.nih.gov).
 _REAL_TYPES = {
-    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
-}  # fmt: skip
+    2: "u1",
+    4: "i2",
+    8: "i4",
+    16: "f4",
+    64: "f8",
+    256: "i1",
+    512: "u2",
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
 _OTHER_TYPES = {
-    0: "no data type", 1: "single bits", 32: "complex numbers", 128: "RGB colors", 1536: "128-bit floats",
-    1792: "complex numbers", 2048: "complex numbers", 2304: "RGBA colors",
-}  # fmt: skip
+    0: "no data type",
+    1: "single bits",
+    32: "complex numbers",
+    128: "RGB colors",
+    1536: "128-bit floats",
+    1792: "complex numbers",
+    2048: "complex numbers",
+    2304: "RGBA colors",
+}
 
 #: Millimetres per unit of length, by the spatial part of xyzt_units; 0 is unknown and taken as mm.
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
@@ -47,7 +62,7 @@ _Number = Annotated[float, _SENSIBLE]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NiftiForms:
-    """What a header says of where its voxels lie, number by number as it stands there, to be written again.
+    """The position fields of a NIfTI header, number by number as stored, to be written again.
 
     A form whose numbers make no sense has the code 0, and zeros.
 
@@ -112,7 +127,7 @@ class NiftiForms:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NiftiHeader:
-    """What a NIfTI header says, checked for sense.
+    """The content of a NIfTI header, checked for sense.
 
     Attributes:
         shape_zyx: Voxels per array axis; trailing axes of length 1 are left out.
@@ -177,9 +192,10 @@ def read_header(file: BinaryIO) -> NiftiHeader:
     compressed = integrity.is_gzip(file)
     if path.name.lower().endswith(".gz") and not compressed:
         raise ImageError(
-            "the file is named .gz but is not compressed", where=path,
+            "the file is named .gz but is not compressed",
+            where=path,
             fix="if it is a NIfTI file, rename it to .nii or compress it with gzip; otherwise copy it again",
-        )  # fmt: skip
+        )
     file.seek(0)
     block = integrity.inflate_start(file, 540) if compressed else file.read(540)
     if compressed and len(block) < 348:
@@ -214,8 +230,9 @@ def find_geometries(header: NiftiHeader, path: Path) -> tuple[Geometry, Geometry
     first, *others = header.affines_lps_mm
     geometry = _geometry(first, header, path)
     if header.disagreement_mm > _APART_MM:
-        logger.warning("%s: sform and qform place the image %.3g mm apart; the sform counts", path,
-                       header.disagreement_mm)  # fmt: skip
+        logger.warning(
+            "%s: sform and qform place the image %.3g mm apart; the sform counts", path, header.disagreement_mm
+        )
     if header.forms.unoriented:
         logger.info("%s: the header names no orientation; the axes are taken to run left, back and up", path)
     try:
@@ -333,9 +350,10 @@ def _shape(header: Any, path: Path) -> IntTriple:
     if any(size != 1 for size in shape[3:]):
         what = "a 4D image" if count == 4 else f"a {count}D image"
         raise ImageError(
-            f"expected a 3D image, found {what} of {'x'.join(map(str, shape))}", where=path,
+            f"expected a 3D image, found {what} of {'x'.join(map(str, shape))}",
+            where=path,
             fix="split it into one 3D file per channel: CASE_0000, CASE_0001, ...",
-        )  # fmt: skip
+        )
     if len(shape) < 3:
         raise ImageError(f"expected a 3D image, found {len(shape)}D of {'x'.join(map(str, shape))}", where=path)
     return shape[2], shape[1], shape[0]
@@ -354,9 +372,10 @@ def _forms(header: Any, path: Path) -> NiftiForms:
     units = int(header["xyzt_units"]) & 7
     if units not in _MILLIMETRES:
         raise ImageError(
-            f"the header's unit of length is not known (xyzt_units {units})", where=path,
+            f"the header's unit of length is not known (xyzt_units {units})",
+            where=path,
             fix="write sizes and positions in mm, and 2 as the unit",
-        )  # fmt: skip
+        )
 
     def numbers(*fields: str) -> tuple[float, ...]:
         return tuple(float(value) for field in fields for value in np.ravel(header[field]))
@@ -377,9 +396,14 @@ def _forms(header: Any, path: Path) -> NiftiForms:
     if not _sensible((*quaternion, *offset)):
         quaternion, offset, qform_code = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0
     return NiftiForms(
-        sform_code=sform_code, qform_code=qform_code, units=units, pixdim=pixdim, quaternion=quaternion,  # type: ignore[arg-type]
-        offset=offset, srow=srow,  # type: ignore[arg-type]
-    )  # fmt: skip
+        sform_code=sform_code,
+        qform_code=qform_code,
+        units=units,
+        pixdim=pixdim,  # type: ignore[arg-type]
+        quaternion=quaternion,  # type: ignore[arg-type]
+        offset=offset,  # type: ignore[arg-type]
+        srow=srow,
+    )
 
 
 def _sensible(values: tuple[float, ...]) -> bool:

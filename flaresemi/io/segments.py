@@ -93,8 +93,9 @@ def merge_layers(
             if shared:
                 raise ImageError(
                     f"its segments overlap: {shared} voxels are in {_name(segments, layer, stored)} and in another",
-                    where=path, fix=f"remove the overlap, or {EXPORT}",
-                )  # fmt: skip
+                    where=path,
+                    fix=f"remove the overlap, or {EXPORT}",
+                )
             merged[voxels] = value
     renumbered = (values[each.layer].get(each.value) if 0 <= each.layer < len(values) else None for each in segments)
     return merged, tuple(
@@ -118,9 +119,10 @@ def _values(
     if any(value is None for each in values for value in each.values()):
         names = [_name(segments, layer, doubles[0]) for layer, each in enumerate(found) if doubles[0] in each]
         raise ImageError(
-            f"{len(layers)} layers, and value {doubles[0]} stands for {listed(names)}", where=path,
+            f"{len(layers)} layers, and value {doubles[0]} stands for {listed(names)}",
+            where=path,
             fix=f'give the segments the names of "labels" in dataset.json, or {EXPORT}',
-        )  # fmt: skip
+        )
     return values  # type: ignore[return-value]
 
 
@@ -152,8 +154,10 @@ def contradictions(segments: Sequence[Segment], labels: LabelSet, values: Sequen
                 f"there it is {meant}"
             )
         elif name is not None:
-            strange.append(f"value {segment.value} is '{name}' in the dataset's labels, the segment's name is "
-                           f"'{shown(segment.name)}'")  # fmt: skip
+            strange.append(
+                f"value {segment.value} is '{name}' in the dataset's labels, the segment's name is "
+                f"'{shown(segment.name)}'"
+            )
     return wrong, strange
 
 

@@ -71,9 +71,10 @@ def find_series(folder: Path) -> SliceSeries:
     if taken is None:
         left = _left(groups.values(), others)
         raise ImageError(
-            "no series of slices in this folder" + (f", but {left}" if left else ""), where=folder,
+            "no series of slices in this folder" + (f", but {left}" if left else ""),
+            where=folder,
             fix="name a folder that holds the slices of a CT, MR or PET scan directly in it",
-        )  # fmt: skip
+        )
     left = _left((group for group in groups.values() if group is not taken), others)
     ordered, geometry = _stack(taken, folder)
     note = f"taken: {_about(taken)}; left: {left}" if left else ""
@@ -92,8 +93,9 @@ def _pick(groups: Sequence[list[Slice]]) -> list[Slice] | None:
     if len(alike) > 1:
         raise ImageError(
             f"{len(alike)} series in this folder may be the scan: {'; '.join(map(_about, alike))}",
-            where=kept[0][0].path.parent, fix="put the slices of the one that is meant into a folder of their own",
-        )  # fmt: skip
+            where=kept[0][0].path.parent,
+            fix="put the slices of the one that is meant into a folder of their own",
+        )
     return kept[0]
 
 
@@ -146,8 +148,9 @@ def _refuse_strangers(group: Sequence[Slice]) -> None:
         odd = [each for each in group if value_of(each) != usual]
         raise ImageError(
             f"slices of one series differ in their {name}, {len(odd)} of {len(group)} from the others",
-            where=_places(odd), fix="put the slices of every scan into a folder of their own",
-        )  # fmt: skip
+            where=_places(odd),
+            fix="put the slices of every scan into a folder of their own",
+        )
 
 
 def _refuse_differing(group: Sequence[Slice]) -> Slice:
@@ -157,19 +160,30 @@ def _refuse_differing(group: Sequence[Slice]) -> Slice:
     size, spacing, direction = usual
     checks = (
         ("size", "{}×{}", size, lambda each: each.size_xy, lambda value: value == size),
-        ("pixel spacing", "{:g}×{:g} mm", spacing, lambda each: each.spacing_xy_mm,
-         lambda value: np.allclose(value, spacing, rtol=_ROUNDING, atol=0.0)),
-        ("orientation", "{:g} {:g} {:g} / {:g} {:g} {:g}", direction, lambda each: each.direction,
-         lambda value: np.allclose(value, direction, rtol=0.0, atol=_ROUNDING)),
-    )  # fmt: skip
+        (
+            "pixel spacing",
+            "{:g}×{:g} mm",
+            spacing,
+            lambda each: each.spacing_xy_mm,
+            lambda value: np.allclose(value, spacing, rtol=_ROUNDING, atol=0.0),
+        ),
+        (
+            "orientation",
+            "{:g} {:g} {:g} / {:g} {:g} {:g}",
+            direction,
+            lambda each: each.direction,
+            lambda value: np.allclose(value, direction, rtol=0.0, atol=_ROUNDING),
+        ),
+    )
     for name, text, expected, value_of, is_equal in checks:
         odd = [each for each in group if not is_equal(value_of(each))]
         if odd:
             raise ImageError(
                 f"{len(odd)} of the {len(group)} slices differ in {name}: {text.format(*value_of(odd[0]))}, expected "
                 f"{text.format(*expected)}",
-                where=_places(odd), fix="remove the slices that are not of this scan",
-            )  # fmt: skip
+                where=_places(odd),
+                fix="remove the slices that are not of this scan",
+            )
     return next(each for each in group if (each.size_xy, each.spacing_xy_mm, each.direction) == usual)
 
 
@@ -195,13 +209,15 @@ def _refuse_same_position(ordered: Sequence[Slice], along: np.ndarray) -> None:
         raise ImageError(
             f"{len(ordered)} slices at {len(counts)} positions: the series holds several images of one place (phases, "
             "echoes, times, directions)",
-            where=ordered[0].path.parent, fix="put the slices of one of them into a folder of their own",
-        )  # fmt: skip
+            where=ordered[0].path.parent,
+            fix="put the slices of one of them into a folder of their own",
+        )
     twice = [each for each, place in zip(ordered, places, strict=True) if counts[place] > 1]
     raise ImageError(
-        f"{len(twice)} slices share {np.count_nonzero(counts > 1)} position(s)", where=_places(twice),
+        f"{len(twice)} slices share {np.count_nonzero(counts > 1)} position(s)",
+        where=_places(twice),
         fix="keep one file per position",
-    )  # fmt: skip
+    )
 
 
 def _refuse_sideways(ordered: Sequence[Slice], along: np.ndarray) -> None:
@@ -218,13 +234,15 @@ def _refuse_sideways(ordered: Sequence[Slice], along: np.ndarray) -> None:
         raise ImageError(
             f"the stack is sheared by {degrees:.1f} degrees (gantry tilt): each slice lies a little beside the one "
             "before",
-            where=first.path.parent, fix="straighten it first, for instance with dcm2niix (its file named _Tilt)",
-        )  # fmt: skip
+            where=first.path.parent,
+            fix="straighten it first, for instance with dcm2niix (its file named _Tilt)",
+        )
     worst = int(off.argmax())
     raise ImageError(
-        f"a slice lies {distance[worst]:.3g} mm beside the stack", where=ordered[worst].path,
+        f"a slice lies {distance[worst]:.3g} mm beside the stack",
+        where=ordered[worst].path,
         fix="remove the slices that are not of this scan",
-    )  # fmt: skip
+    )
 
 
 def _refuse_uneven(ordered: Sequence[Slice], along: np.ndarray) -> None:
@@ -246,7 +264,7 @@ def _refuse_uneven(ordered: Sequence[Slice], along: np.ndarray) -> None:
         f"{what}: {found}{' and so on' if len(odd) > 3 else ''}; expected {expected:.4g} mm (± {tolerance:.2g} mm)",
         where=ordered[0].path.parent,
         fix="copy the series again; slices of another scan or spacing belong into a folder of their own",
-    )  # fmt: skip
+    )
 
 
 def _offsets_mm(group: Sequence[Slice]) -> np.ndarray:

@@ -27,7 +27,7 @@ StoredIntensity = Annotated[float, Range(-65504, 65504)]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CaseRecord:
-    """What is known of one preprocessed case.
+    """The record of one preprocessed case.
 
     Attributes:
         preprocessing_hash: Of what decided the arrays; a case with another hash is made anew.
@@ -63,9 +63,15 @@ class CaseRecord:
     def unlabeled(*, case_id: str, preprocessing_hash: str, grid: StageGrid, source_hash: str = "") -> "CaseRecord":
         """The record of a case without a label map."""
         return CaseRecord(
-            case_id=case_id, preprocessing_hash=preprocessing_hash, grid=grid,
-            organs_box=None, supervised=(), voxels_per_label=(), has_label=False, source_hash=source_hash,
-        )  # fmt: skip
+            case_id=case_id,
+            preprocessing_hash=preprocessing_hash,
+            grid=grid,
+            organs_box=None,
+            supervised=(),
+            voxels_per_label=(),
+            has_label=False,
+            source_hash=source_hash,
+        )
 
     @staticmethod
     def labeled(

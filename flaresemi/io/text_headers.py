@@ -109,7 +109,7 @@ class VoxelStream:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TextHeader:
-    """What the library does not tell of a MetaImage or NRRD file.
+    """The parts of a MetaImage or NRRD header that the library does not tell.
 
     Attributes:
         voxels: Where they lie.
@@ -184,8 +184,9 @@ def _nrrd_fields(file: BinaryIO, path: Path) -> tuple[dict[str, str], dict[str, 
             if len(line) > _NRRD_LINE_LIMIT:
                 raise ImageError(
                     f"a line of its header has {len(line)} characters, expected at most {_NRRD_LINE_LIMIT}: "
-                    f"'{shown(line)}'", where=path,
-                )  # fmt: skip
+                    f"'{shown(line)}'",
+                    where=path,
+                )
             if colon and name in fields:
                 raise ImageError(f"its header says '{shown(name)}' twice", where=path)
             if colon:
@@ -219,9 +220,10 @@ def _millimetres(unit: str, path: Path) -> float:
     size = _MILLIMETRES.get(name.removesuffix("s") if len(name) > 3 else name)  # "microns", but neither "s" nor "ms"
     if size is None:
         raise ImageError(
-            f"its lengths are in '{shown(unit)}', which is not known", where=path,
+            f"its lengths are in '{shown(unit)}', which is not known",
+            where=path,
             fix="write spacing and origin in mm (known are nm, um, mm, cm, dm, m and in)",
-        )  # fmt: skip
+        )
     return size
 
 
@@ -259,15 +261,17 @@ def _nrrd_stream(path: Path, fields: dict[str, str], end: int) -> VoxelStream:
     encoding = _NRRD_ENCODINGS.get(fields.get("encoding", "").lower())
     if encoding is None:
         raise ImageError(
-            f"voxels of encoding '{shown(fields.get('encoding', ''))}' are not supported", where=path,
+            f"voxels of encoding '{shown(fields.get('encoding', ''))}' are not supported",
+            where=path,
             fix="write it with encoding raw or gzip",
-        )  # fmt: skip
+        )
     data_file = fields.get("data file", fields.get("datafile"))
     skip = _integer(fields.get("byte skip", fields.get("byteskip", "0")), path)
     lines = _integer(fields.get("line skip", fields.get("lineskip", "0")), path)
     if lines or (skip and encoding != "raw") or skip < -1:
-        raise ImageError("voxels that begin somewhere in a file are not supported", where=path,
-                         fix=_ONE_FILE.format(".nrrd"))  # fmt: skip
+        raise ImageError(
+            "voxels that begin somewhere in a file are not supported", where=path, fix=_ONE_FILE.format(".nrrd")
+        )
     start = end if data_file is None else 0
     return VoxelStream(
         path=path if data_file is None else _beside(path, data_file, ".nrrd"),
@@ -278,8 +282,14 @@ def _nrrd_stream(path: Path, fields: dict[str, str], end: int) -> VoxelStream:
 
 
 _NRRD_ENCODINGS: dict[str, Literal["raw", "deflate", "text", "hex"]] = {
-    "raw": "raw", "gzip": "deflate", "gz": "deflate", "text": "text", "txt": "text", "ascii": "text", "hex": "hex",
-}  # fmt: skip
+    "raw": "raw",
+    "gzip": "deflate",
+    "gz": "deflate",
+    "text": "text",
+    "txt": "text",
+    "ascii": "text",
+    "hex": "hex",
+}
 
 
 def _beside(path: Path, name: str, ending: str) -> Path:
@@ -288,9 +298,10 @@ def _beside(path: Path, name: str, ending: str) -> Path:
         raise ImageError("voxels in several files are not supported", where=path, fix=f"write one {ending} file")
     if os.path.isabs(name) or ".." in Path(name).parts or "\\" in name:
         raise ImageError(
-            f"its voxels should be in '{shown(name)}', outside of its folder", where=path,
+            f"its voxels should be in '{shown(name)}', outside of its folder",
+            where=path,
             fix=f"put that file beside it, or {_ONE_FILE.format(ending)}",
-        )  # fmt: skip
+        )
     try:
         if (path.parent / name).is_file():
             return path.parent / name

@@ -1,4 +1,4 @@
-"""What is looked at in the values of every image, of whatever format: numbers that cannot be computed with."""
+"""Checks of the values of every image, of whatever format: numbers that cannot be computed with."""
 
 import logging
 from pathlib import Path
@@ -36,7 +36,9 @@ def replace_unusable(channel_zyx: np.ndarray, path: Path) -> int:
     lowest = channel_zyx.min(where=usable, initial=np.inf)
     channel_zyx[~usable] = lowest
     logger.warning(
-        "%s: %d voxels are NaN or infinite, or beyond ±1e30; they are read as %g, the lowest value", path, missing,
+        "%s: %d voxels are NaN or infinite, or beyond ±1e30; they are read as %g, the lowest value",
+        path,
+        missing,
         lowest,
-    )  # fmt: skip
+    )
     return missing

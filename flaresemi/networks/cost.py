@@ -135,7 +135,7 @@ def _parameters_of_others(plan: NetworkPlan) -> int:
 
 
 def _measured(plan: NetworkPlan, patch_zyx: IntTriple) -> "Measured | None":
-    """What one image of a patch costs in a network that the formulas do not know; None for our U-Net.
+    """The measured cost of one patch in a network that the formulas do not know; None for our U-Net.
 
     Raises:
         ConfigError: that network cannot be run on such a patch.

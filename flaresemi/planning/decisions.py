@@ -1,4 +1,4 @@
-"""What the user decided about bad cases, kept in the workspace and obeyed by every later command."""
+"""The user's decisions about bad cases, kept in the workspace and obeyed by every later command."""
 
 import dataclasses
 import logging

@@ -84,7 +84,7 @@ class IntegrityReport:
         write_table(path, rows)
 
     def summary(self, *, most: int | None = None, severities: tuple[str, ...] = ("error", "warning")) -> str:
-        """What a person reads: counts, then the findings of each kind, then which label appears how often.
+        """The report as text: counts, then the findings of each kind, then which label appears how often.
 
         Args:
             most: Findings shown per kind; None: all.
@@ -151,9 +151,20 @@ def load_warnings(path: Path) -> tuple[Finding, ...]:
 _FINDING_COLUMNS = ("problem", "file", "message", "remedy")
 
 _COLUMNS = (
-    "case", "group", "severity", "problem", "file", "message", "remedy", "shape_zyx", "spacing_zyx_mm", "orientation",
-    "minimum", "maximum", "label_values",
-)  # fmt: skip
+    "case",
+    "group",
+    "severity",
+    "problem",
+    "file",
+    "message",
+    "remedy",
+    "shape_zyx",
+    "spacing_zyx_mm",
+    "orientation",
+    "minimum",
+    "maximum",
+    "label_values",
+)
 
 
 def _finding_cells(finding: Finding) -> list[str]:

@@ -1,4 +1,4 @@
-"""What may be wrong with an image by itself: the same rules for training data and for what is predicted later."""
+"""Checks of a single image: the same rules for training data and for images that are predicted later."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,30 @@ _HU_LEAST_RANGE = 100.0
 _MODALITIES = {
     "CT": ("ct", "cta", "cbct", "ncct", "cect", "ldct", "hu"),
     "MR": (
-        "mr", "mri", "mra", "t1", "t1w", "t1c", "t1ce", "t1gd", "t1n", "t2", "t2w", "t2f", "flair", "dwi", "adc", "swi",
-        "pd", "pdw", "bold", "tof", "dixon",
+        "mr",
+        "mri",
+        "mra",
+        "t1",
+        "t1w",
+        "t1c",
+        "t1ce",
+        "t1gd",
+        "t1n",
+        "t2",
+        "t2w",
+        "t2f",
+        "flair",
+        "dwi",
+        "adc",
+        "swi",
+        "pd",
+        "pdw",
+        "bold",
+        "tof",
+        "dixon",
     ),
     "PT": ("pet", "pt", "suv", "fdg"),
-}  # fmt: skip
+}
 
 #: Objects that are no scan, whatever a channel is called.
 _NO_SCANS = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "REG", "PR", "SR", "KO", "DOC")
@@ -86,7 +105,7 @@ def check_image(
 
 
 def expected_modality(channel: str) -> str | None:
-    """What DICOM calls the scans that a channel of this name holds; None where the name does not say it."""
+    """DICOM's modalities of a channel of this name; None where the name does not say it."""
     words = set(re.split(r"[^a-z0-9]+", channel.lower()))
     found = [modality for modality, names in _MODALITIES.items() if words & set(names)]
     return found[0] if len(found) == 1 else None

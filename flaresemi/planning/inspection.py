@@ -1,4 +1,4 @@
-"""What is in every file of a dataset: facts, gathered in one parallel pass and kept, so that no file is read twice.
+"""Facts of every file of a dataset, gathered in one parallel pass and kept, so that no file is read twice.
 
 Of labeled cases that pass keeps their part of the fingerprint, too. Nothing is judged here; the rules stand in `rules`.
 """

@@ -41,7 +41,7 @@ _BYTES_PER_STAGE_VOXEL = 6
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """What a prepared case was made from.
+    """The sources of a prepared case.
 
     Attributes:
         source_hash: Of the names, sizes and times of its files, by which a look tells that nothing has changed.
@@ -150,7 +150,7 @@ def refuse_changed(dataset: Dataset, cases: Iterable[Case], plans: Plans, worksp
 
 
 def case_versions(case_ids: Iterable[str], workspace: Workspace) -> dict[str, str]:
-    """What prepared cases were made from, by content, so that it outlasts copies; empty where that is not known."""
+    """The versions of the sources of prepared cases, by content, so that they outlast copies; empty where not known."""
     known = {case_id: _known_source(case_file(workspace.prepared_sources, case_id, ".json")) for case_id in case_ids}
     return {case_id: source.content_hash if source else "" for case_id, source in known.items()}
 
@@ -276,7 +276,7 @@ def _changed(cases: Iterable[Case], labels: LabelSet, workspace: Workspace, *, u
 
 
 def _known_source(path: Path) -> _Source | None:
-    """What a case was last made from; None when that is not known."""
+    """The sources that a case was last prepared from; None when they are not known."""
     if not path.is_file():
         return None
     try:

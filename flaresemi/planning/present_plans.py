@@ -47,7 +47,7 @@ def present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, keep
 
 
 def kept_fingerprint(workspace: Workspace, without: str = "") -> DatasetFingerprint | None:
-    """What the labeled cases looked like, where that is at hand: nobody needs it for more than comparisons.
+    """The kept fingerprint, where there is one: it serves comparisons alone.
 
     Args:
         without: What to say where it is not: the comparison that is left out.
@@ -60,7 +60,7 @@ def kept_fingerprint(workspace: Workspace, without: str = "") -> DatasetFingerpr
 
 
 def _changes(fingerprint: DatasetFingerprint, workspace: Workspace) -> str:
-    """What is different from the fingerprint that the plans were made from, in words."""
+    """The differences from the fingerprint that the plans were made from, in words."""
     before = kept_fingerprint(workspace)
     if before is None:
         return f"{workspace.fingerprint.name} is gone or damaged"

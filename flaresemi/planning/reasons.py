@@ -64,7 +64,7 @@ def coarse(sizer: Sizer, stage: SizedStage, fine_gflop: float) -> dict[str, str]
 
 
 def preset(chosen: Preset, name: str) -> str:
-    """What the preset stands for."""
+    """The reason that describes a preset."""
     blocks = f"{chosen.block} blocks" if chosen.architecture == "unet" else f"the network '{chosen.architecture}'"
     text = f"{name}: {blocks}, {chosen.features[0]} to {chosen.features[-1]} features"
     if chosen.voxels_per_step is not None:

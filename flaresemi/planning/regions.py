@@ -1,4 +1,4 @@
-"""What planning takes from a fingerprint: the spacing of the data, and how large body and organs are in mm."""
+"""The spacing of the data and the extents of body and organs in mm, from a fingerprint."""
 
 import dataclasses
 

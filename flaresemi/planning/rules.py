@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, all of it at once, before any compute.
+"""All faults of a dataset at once, before any compute.
 
 Facts come from `inspection`; here they are judged. An error makes a case unusable; a warning is worth a look.
 """

@@ -36,7 +36,7 @@ _STEP = 1.03  # spacings grow by 3 % at a time, as in nnU-Net
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What one training step may take."""
+    """The budget of one training step."""
 
     memory_gib: float
     voxels: float  # patch × batch; infinite where only memory counts

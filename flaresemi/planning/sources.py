@@ -1,4 +1,4 @@
-"""What a result depends on: the present versions of a case's files, and how they are read."""
+"""The sources of a result: the present versions of a case's files, and how they are read."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +18,7 @@ _READING = 2
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileStamp:
-    """What tells a file from an earlier version of it without reading it. Its folder does not count: it may move.
+    """The state of a file, which tells it from an earlier version without reading it. Its folder may change.
 
     Of a folder of DICOM slices, size and time are the sums over its files.
     """

@@ -62,7 +62,7 @@ class Splits:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `fold` accepts."""
+        """The names that `fold` accepts."""
         return (*(str(number) for number in range(len(self.folds))), ALL)
 
     def fold(self, name: str) -> Split:

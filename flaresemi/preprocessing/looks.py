@@ -1,4 +1,4 @@
-"""What a scan looks like: measured alike in the labeled cases and in whatever is predicted later."""
+"""Measurement of a scan's look, alike for the labeled cases and for images that are predicted later."""
 
 import numpy as np
 

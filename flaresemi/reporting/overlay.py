@@ -152,9 +152,13 @@ def review_picture(
         _draw_plane(axes, plane, organs, window, hatched=True)
     file = io.BytesIO()
     save_figure(
-        figure, file, format="jpeg", dpi=_REVIEW_DPI, facecolor="black",
+        figure,
+        file,
+        format="jpeg",
+        dpi=_REVIEW_DPI,
+        facecolor="black",
         pil_kwargs={"quality": _REVIEW_QUALITY, "optimize": True},
-    )  # fmt: skip
+    )
     width, height = (round(inches * _REVIEW_DPI) for inches in figure.get_size_inches())
     return file.getvalue(), (width, height)
 

@@ -186,11 +186,15 @@ def _intensity_transforms(strength: Strength) -> Compose:
             BrightnessMultiplicativeTransform((0.75, 1.25), p_per_sample=probability(0.15)),
             ContrastAugmentationTransform(p_per_sample=probability(0.15)),
             SimulateLowResolutionTransform(
-                (0.5, 1), per_channel=True, p_per_channel=0.5, order_downsample=0, order_upsample=1,
+                (0.5, 1),
+                per_channel=True,
+                p_per_channel=0.5,
+                order_downsample=0,
+                order_upsample=1,
                 p_per_sample=probability(0.25),
             ),
             GammaTransform((0.7, 1.5), True, per_channel=True, retain_stats=True, p_per_sample=probability(0.1)),
             GammaTransform((0.7, 1.5), False, per_channel=True, retain_stats=True, p_per_sample=probability(0.3)),
             *(strength.more() if strength.more else ()),
         ]
-    )  # fmt: skip
+    )

@@ -53,7 +53,7 @@ _LATEST = "checkpoint_latest.pt"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetState:
-    """What a checkpoint keeps of a training with a budget.
+    """The state of a training with a budget, as a checkpoint keeps it.
 
     Attributes:
         spent_seconds: Of the budget.
@@ -164,13 +164,14 @@ class TimeBudget:
         return decided
 
     def state(self, schedule: Schedule) -> dict[str, str]:
-        """What a checkpoint keeps, as text; nothing where nothing is decided."""
+        """The state for a checkpoint, as text; empty where nothing is decided."""
         if not self.decides:
             return {}
         state = BudgetState(
-            spent_seconds=self.spent_seconds, schedule_iterations=schedule.recipe.total_iterations,
+            spent_seconds=self.spent_seconds,
+            schedule_iterations=schedule.recipe.total_iterations,
             decisions=schedule.decisions,
-        )  # fmt: skip
+        )
         return {"budget": json.dumps(to_plain(state))}
 
     def resumed(self, checkpoint: Checkpoint) -> "TimeBudget":
@@ -238,7 +239,7 @@ def kept_schedule(latest: Checkpoint, resolve: Callable[[int], Recipe]) -> Sched
 
 
 def _kept_state(checkpoint: Checkpoint) -> BudgetState | None:
-    """What a checkpoint kept; None where its training had no budget, or is from before budgets were kept."""
+    """The state that a checkpoint kept; None where its training had no budget, or is from before budgets were kept."""
     text = (checkpoint.training_state or {}).get("budget")
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""What the user chooses about a training: one record, every field a flag of flaresemi_train."""
+"""The configuration of a training: one record, every field a flag of flaresemi_train."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -33,10 +33,20 @@ _ADAMW_RATE_OF_ONE_FEATURE = 0.064
 
 #: What may become another while a training goes on: its length, how the machine computes it, what is told of it. The
 #: rest decided the steps so far.
-MAY_CHANGE = frozenset({
-    "epochs", "iterations", "time_budget_seconds", "iterations_per_epoch", "validations", "validation_cases",
-    "checkpoint_minutes", "precision", "loader_workers", "compile",
-})  # fmt: skip
+MAY_CHANGE = frozenset(
+    {
+        "epochs",
+        "iterations",
+        "time_budget_seconds",
+        "iterations_per_epoch",
+        "validations",
+        "validation_cases",
+        "checkpoint_minutes",
+        "precision",
+        "loader_workers",
+        "compile",
+    }
+)
 
 #: A step that is estimated to need more than so many times the memory there is does not begin. Chosen: the estimate
 #: is for bf16 on a GPU, and swap may help.

@@ -58,22 +58,29 @@ def begin_teaching(folder: Path, task: TrainingTask, dataset: Dataset) -> Teachi
     real = sorted(files.keys() & {*(case.id for case in dataset.labeled), *task.training, *task.validation})
     if real:
         raise SelectionError(
-            f"{len(real)} label map(s) belong to labeled cases: {listed(real)}", where=folder,
+            f"{len(real)} label map(s) belong to labeled cases: {listed(real)}",
+            where=folder,
             fix="remove them from this folder: a real label is never replaced",
-        )  # fmt: skip
+        )
     if exported is not None:
         _refuse_teacher(exported, task, folder)
     used = _used(files, exported, dataset, folder)
     if relatives := sorted(used & dataset.unlabeled_relatives(task.validation).keys()):
-        logger.warning("%s: %d label map(s) are of groups of which fold %s holds cases out, and are not used: %s",
-                       folder, len(relatives), task.fold, listed(relatives))  # fmt: skip
+        logger.warning(
+            "%s: %d label map(s) are of groups of which fold %s holds cases out, and are not used: %s",
+            folder,
+            len(relatives),
+            task.fold,
+            listed(relatives),
+        )
         used -= {*relatives}
     if not used:
         raise SelectionError(
             "no label map here can be used: none is that of an unlabeled case that was selected, of another group than "
-            "the held-out cases", where=folder,
+            "the held-out cases",
+            where=folder,
             fix="label maps are called like their images in unlabeled_image or imagesUn: CASE.nii.gz",
-        )  # fmt: skip
+        )
     return Teaching(
         folder=str(folder.resolve()),
         exported=exported,
@@ -146,9 +153,10 @@ def _refuse_outer_folder(folder: Path) -> None:
     inner = sorted(path.parent.name for path in folder.glob(f"fold_*/{EXPORT_RECORD}"))
     if inner and not (folder / EXPORT_RECORD).exists():
         raise ConfigError(
-            "the pseudo-labels of several folds lie in folders within this one", where=folder,
+            "the pseudo-labels of several folds lie in folders within this one",
+            where=folder,
             fix=f"name one of them: {', '.join(inner)}",
-        )  # fmt: skip
+        )
 
 
 def _refuse_teacher(exported: ExportRecord, task: TrainingTask, folder: Path) -> None:
@@ -158,8 +166,9 @@ def _refuse_teacher(exported: ExportRecord, task: TrainingTask, folder: Path) ->
         raise ConfigError(
             f"these pseudo-labels are those of fold {exported.fold}, whose models were trained on cases that fold "
             f"{task.fold} holds out: {listed(seen)}",
-            where=folder, fix="take pseudo-labels of models that never saw them, or train fold 'all'",
-        )  # fmt: skip
+            where=folder,
+            fix="take pseudo-labels of models that never saw them, or train fold 'all'",
+        )
 
 
 def _used(files: Mapping[str, Path], exported: ExportRecord | None, dataset: Dataset, folder: Path) -> set[str]:
@@ -167,8 +176,12 @@ def _used(files: Mapping[str, Path], exported: ExportRecord | None, dataset: Dat
     unlabeled = {case.id for case in dataset.unlabeled}
     strangers = sorted(files.keys() - unlabeled)
     if strangers:
-        logger.warning("%s: %d label map(s) belong to no unlabeled case of the dataset and are not used: %s",
-                       folder, len(strangers), listed(strangers))  # fmt: skip
+        logger.warning(
+            "%s: %d label map(s) belong to no unlabeled case of the dataset and are not used: %s",
+            folder,
+            len(strangers),
+            listed(strangers),
+        )
     used = set(files.keys() & unlabeled)
     if exported is not None and exported.selection is not None:
         selected = {case.case_id for case in exported.selection.selected}
@@ -182,7 +195,7 @@ def _used(files: Mapping[str, Path], exported: ExportRecord | None, dataset: Dat
 
 
 def _selection(teaching: Teaching, labels: LabelSet) -> Selection:
-    """What of the label maps is supervised: what was judged, or everything where nobody has."""
+    """The organs that the label maps supervise: those that were selected, or all where nothing was judged."""
     selection = None if teaching.exported is None else teaching.exported.selection
     if selection is None:
         taken_at_its_word = (
@@ -194,8 +207,9 @@ def _selection(teaching: Teaching, labels: LabelSet) -> Selection:
     if unknown:
         raise SelectionError(
             f"the selection names organs that this dataset has not: {listed(unknown)}",
-            where=Path(teaching.folder) / EXPORT_RECORD, fix="take pseudo-labels of the same dataset",
-        )  # fmt: skip
+            where=Path(teaching.folder) / EXPORT_RECORD,
+            fix="take pseudo-labels of the same dataset",
+        )
     return dataclasses.replace(selection, selected=selected)
 
 

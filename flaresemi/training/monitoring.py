@@ -1,4 +1,4 @@
-"""What one watches while a training runs: TensorBoard, the curve picture and a cheap validation."""
+"""Monitoring of a running training: TensorBoard, the curve picture and a cheap validation."""
 
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What changes the weights of a network: optimizer, scaled gradients, averaged weights; and their state."""
+"""Updates of the weights of a network: optimizer, scaled gradients, averaged weights; and their state."""
 
 import copy
 import functools
@@ -72,7 +72,7 @@ class Optimization:
         return self.average.weights if self.average else self.network.state_dict()
 
     def state(self) -> dict[str, dict]:
-        """What a resumed training goes on from, besides `weights`."""
+        """The state that a resumed training needs, besides `weights`."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),

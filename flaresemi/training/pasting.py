@@ -64,6 +64,9 @@ def pasted(patch: Batch, other: Batch, generator: np.random.Generator) -> Batch:
         second = patch.second_bczyx.copy()
         second[..., z, y, x] = other.second_bczyx[..., z, y, x]
     return dataclasses.replace(
-        patch, image_bczyx=image, label_bzyx=label, supervised_bc=patch.supervised_bc & other.supervised_bc,
+        patch,
+        image_bczyx=image,
+        label_bzyx=label,
+        supervised_bc=patch.supervised_bc & other.supervised_bc,
         second_bczyx=second,
-    )  # fmt: skip
+    )

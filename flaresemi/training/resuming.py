@@ -1,4 +1,4 @@
-"""What a training goes on from: its newest state that is whole."""
+"""The state that a training is resumed from: the newest one that is whole."""
 
 import logging
 import os

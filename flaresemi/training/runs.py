@@ -34,7 +34,7 @@ _PACKAGES = ("torch", "numpy", "batchgenerators", "SimpleITK", "scipy")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunChange:
-    """What became another than the record says of the beginning, while a training went on.
+    """A value of the record that changed when a training was resumed.
 
     Attributes:
         iteration: Steps that were done before.
@@ -150,9 +150,15 @@ def gone_on(
         if writes and record.recipe.total_iterations != total:
             renew_snapshots(task.folder, state, marks(total, config.snapshot_percents))
     return dataclasses.replace(
-        record, config=config, recipe=recipe, taught_by=task.taught_by, changes=changes,
-        continued=(*record.continued, now()), made_from=task.made_from or record.made_from, **facts,
-    )  # fmt: skip
+        record,
+        config=config,
+        recipe=recipe,
+        taught_by=task.taught_by,
+        changes=changes,
+        continued=(*record.continued, now()),
+        made_from=task.made_from or record.made_from,
+        **facts,
+    )
 
 
 def used_packages(trainer: type, network: NetworkPlan, augmentation: str) -> dict[str, Package]:
@@ -176,14 +182,15 @@ def _compare_packages(before: Mapping[str, Package], now: Mapping[str, Package],
         if (was and was.package) != (is_now and is_now.package):
             raise ConfigError(
                 f"the {part} of this training comes from {is_now or 'flaresemi'}; it began with {was or 'flaresemi'}",
-                where=where, fix="install that package again, or begin anew with --restart",
-            )  # fmt: skip
+                where=where,
+                fix="install that package again, or begin anew with --restart",
+            )
         if was != is_now:
             logger.warning("the %s of this training comes from %s; it began with %s", part, is_now, was)
 
 
 def _flat(record: RunRecord) -> dict[str, str]:
-    """What may become another while a training goes on, by name, as text."""
+    """The values that may change when a training is resumed, by name, as text."""
     whole = {
         name: getattr(record, name)
         for name in ("flaresemi", "versions", "device", "processes", "precision", "packages")
@@ -208,9 +215,10 @@ def recorded_run(task: TrainingTask) -> RunRecord | None:
     record = load_record(path, RunRecord, error=ConfigError)
     if record.plan_hash != task.plan.hash:
         raise CheckpointError(
-            "this training was started with other plans", where=path,
+            "this training was started with other plans",
+            where=path,
             fix="put the plans back, or start it anew with --restart",
-        )  # fmt: skip
+        )
     return record
 
 
@@ -262,7 +270,7 @@ def refuse_other_origin(task: TrainingTask, *, goes_on: bool = True) -> None:
 
 
 def _saved_origin(folder: ModelFolder) -> Origin | None:
-    """What the newest state says that the training stands on; None where there is none, or it does not say so."""
+    """The origin that the newest state records; None where there is no state, or it records none."""
     try:
         state = load_state(folder, with_training_state=True).training_state or {}
     except CheckpointError:
@@ -298,7 +306,7 @@ def recorded_teaching(task: TrainingTask) -> Teaching | None:
 
 
 def _saved(folder: ModelFolder, name: str) -> Any:
-    """What a trainer's state says of how it was begun."""
+    """A value that a trainer's state keeps of its beginning."""
     state = load_state(folder, with_training_state=True).training_state or {}
     try:
         return parse_json(str(state.get(name)))
@@ -316,8 +324,9 @@ def load_latest(task: TrainingTask) -> tuple[Checkpoint, dict]:
     if checkpoint.training_state is None or checkpoint.plan.hash != task.plan.hash:
         raise CheckpointError(
             "this checkpoint cannot be continued: it holds no training state or was made with other plans",
-            where=task.folder.latest, fix="start the training anew with --restart",
-        )  # fmt: skip
+            where=task.folder.latest,
+            fix="start the training anew with --restart",
+        )
     return checkpoint, checkpoint.training_state
 
 
@@ -347,8 +356,11 @@ def git_revision() -> str | None:
     try:
         head = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+"],
-            capture_output=True, encoding="utf-8", timeout=10, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            encoding="utf-8",
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() or None

@@ -80,7 +80,7 @@ def _pinned(array: np.ndarray) -> np.ndarray:
 
 
 class Samples(Dataset):
-    """What a training draws from.
+    """The source of a training's samples.
 
     Attributes:
         cases: All that it draws from.
@@ -176,7 +176,7 @@ class PatchSampler(Samples):
         weight = case.weight if case.is_labeled else 0.0
         return Batch(
             view, label[None], supervised[None], np.array([weight], np.float32), np.array([case.is_labeled]), second
-        )  # fmt: skip
+        )
 
     def probabilities(self, iteration: int) -> np.ndarray:
         """How probably each case is drawn in an iteration."""

@@ -17,7 +17,7 @@ from flaresemi.training.trainer import Trainer
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SemiSupervision:
-    """What pseudo-labels add to a training.
+    """The pseudo-labels of a training, and how they are used.
 
     Attributes:
         labels: Per selected case, where its label map on this stage's grid is.

@@ -29,8 +29,13 @@ def renew_snapshots(folder: ModelFolder, state: Checkpoint, wanted: dict[int, in
         nearest = min(kept, key=lambda each: abs(each.iteration - mark))
         renewed = dataclasses.replace(nearest, total_iterations=total, training_state=None)
         save_checkpoint(folder.snapshot(percent), renewed)
-        logger.info("%s: weights of iteration %d of %d, nearest to %d of those that were kept",
-                    folder.snapshot(percent).name, nearest.iteration, total, mark)  # fmt: skip
+        logger.info(
+            "%s: weights of iteration %d of %d, nearest to %d of those that were kept",
+            folder.snapshot(percent).name,
+            nearest.iteration,
+            total,
+            mark,
+        )
     for percent in sorted(set(wanted.values()) - set(passed.values())):
         if folder.snapshot(percent) != folder.final:
             folder.snapshot(percent).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What is trained, on what, into which folder."""
+"""A training task: the stage, the fold, the cases and the folder."""
 
 import dataclasses
 import logging
@@ -41,7 +41,7 @@ class Teaching:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What a training stands on: whoever goes on with it, or builds on its weights, compares.
+    """The origin of a training, compared by whoever resumes it or builds on its weights.
 
     Attributes:
         meaning: Hash of the organs and their sides, the channels and how the patient is found.
@@ -73,18 +73,20 @@ class Origin:
         if seen or (goes_on and not same):
             raise other_fold(seen, where)
         changed = sorted(
-            case_id for case_id, version in self.training.items()
+            case_id
+            for case_id, version in self.training.items()
             if version and now.training.get(case_id, "") not in ("", version)
-        )  # fmt: skip
+        )
         if changed:
             raise CheckpointError(
                 f"{len(changed)} case(s) that this training began with are others now: {listed(changed)}",
-                where=where, fix=_BEGIN_ANEW,
-            )  # fmt: skip
+                where=where,
+                fix=_BEGIN_ANEW,
+            )
 
 
 def other_fold(seen: Sequence[str], where: object) -> CheckpointError:
-    """What to say where the folds have changed under a training.
+    """The error for folds that have changed under a training.
 
     Args:
         seen: Cases that it was trained on and that would judge it now.
@@ -133,7 +135,7 @@ class TrainingTask:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedDataset:
-    """What planning and preparation left in a workspace, loaded once for all trainings on it.
+    """The results of planning and preparation in a workspace, loaded once for all trainings on it.
 
     Attributes:
         workspace: Where it lies.

@@ -158,11 +158,11 @@ class Trainer:
         return Augmentation(plan.patch_zyx, plan.spacing_zyx_mm, strength, axes, labels.mirror_permutation)
 
     def build_stopwatch(self) -> AbstractContextManager[Callable[[], float]]:
-        """What tells the seconds that a time budget is spent by."""
+        """The clock of a time budget, in seconds."""
         return RunningTime() if self.config.time_budget_seconds is not None else nullcontext(time.monotonic)
 
     def build_sampler(self) -> Samples:
-        """What gives the samples: `sampler[(iteration, position in the global batch)]` is a `Batch` of one."""
+        """The source of the samples: `sampler[(iteration, position in the global batch)]` is a `Batch` of one."""
         return self.case_sampler(self.training_cases())
 
     @property
@@ -171,10 +171,10 @@ class Trainer:
         return self.batch_size
 
     def after_step(self) -> None:
-        """What is to be done after every step of the optimizer, when `averaged_network` has followed."""
+        """Called after every step of the optimizer, when `averaged_network` has been updated."""
 
     def own_state(self) -> dict:
-        """What a resumed training needs besides weights, optimizer and iteration: tensors, numbers and texts."""
+        """The state that a resumed training needs besides weights, optimizer and iteration: tensors, numbers, texts."""
         return {}
 
     def load_own_state(self, state: dict) -> None:
@@ -270,9 +270,10 @@ class Trainer:
         self.epoch_losses = []
         if not math.isfinite(loss):
             raise FlaresemiError(
-                f"the loss is {loss} in the epoch up to iteration {self.iteration}", where=self.task.folder.root,
+                f"the loss is {loss} in the epoch up to iteration {self.iteration}",
+                where=self.task.folder.root,
                 fix="choose a lower --learning-rate or --precision fp32 and start again with --restart",
-            )  # fmt: skip
+            )
         row: Row = {
             "iteration": self.iteration,
             "epoch": self.schedule.epochs_done(self.iteration),
@@ -326,11 +327,15 @@ class Trainer:
         strengths = sorted({case.augmentation for case in cases} - {"none"})
         augmentations = {strength: self.build_augmentation(strength) for strength in strengths}
         return kind(
-            store=self.task.store, cases=cases, plan=self.task.plan, foreground_share=self.config.foreground_share,
-            region_jitter_mm=self.config.region_jitter_mm, outside_share=self.config.outside_share,
+            store=self.task.store,
+            cases=cases,
+            plan=self.task.plan,
+            foreground_share=self.config.foreground_share,
+            region_jitter_mm=self.config.region_jitter_mm,
+            outside_share=self.config.outside_share,
             augmentations={strength: made for strength, made in augmentations.items() if made is not None},
             **({"seed": self.config.seed} | settings),
-        )  # fmt: skip
+        )
 
     @property
     def averaged_network(self) -> nn.Module:
@@ -342,7 +347,7 @@ class Trainer:
 
     @functools.cached_property
     def _runnable(self) -> nn.Module:
-        """What computes the forward pass: the network, compiled and wrapped as this training asks for."""
+        """The network of the forward pass, compiled and wrapped as this training asks for."""
         network, plan = self.network, self.task.plan
         if self.config.compile:
             example = torch.zeros(self.batch_size, plan.network.input_channels, *plan.patch_zyx, device=self.device)
@@ -352,9 +357,12 @@ class Trainer:
     def _equip(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.optimization = Optimization(
-            self.network, self.build_optimizer(schedule.recipe), self.precision,
-            gradient_clip=self.config.gradient_clip, ema_decay=self.config.ema_decay,
-        )  # fmt: skip
+            self.network,
+            self.build_optimizer(schedule.recipe),
+            self.precision,
+            gradient_clip=self.config.gradient_clip,
+            ema_decay=self.config.ema_decay,
+        )
 
     # Length, record and state.
 
@@ -365,18 +373,32 @@ class Trainer:
         if record is not None:
             total = self.config.fixed_iterations if self.config != record.config else record.recipe.total_iterations
             record = runs.gone_on(
-                self.task, record, self.config, total or record.recipe.total_iterations, writes=self.ranks.is_main,
-                device=device_name(self.device), processes=self.ranks.world_size, precision=self.precision.name,
-                decisions=record.decisions if self.budget.decides else (), packages=packages,
-            )  # fmt: skip
+                self.task,
+                record,
+                self.config,
+                total or record.recipe.total_iterations,
+                writes=self.ranks.is_main,
+                device=device_name(self.device),
+                processes=self.ranks.world_size,
+                precision=self.precision.name,
+                decisions=record.decisions if self.budget.decides else (),
+                packages=packages,
+            )
         else:
             schedule = self._schedule_anew(resume)
             record = runs.RunRecord.begin(
-                self.task, self.config, schedule.recipe, decisions=schedule.decisions, command=self.command,
-                training_cases=tuple(case.case_id for case in self.sampler.cases), device=device_name(self.device),
-                trainer=type(self).__name__, processes=self.ranks.world_size, precision=self.precision.name,
+                self.task,
+                self.config,
+                schedule.recipe,
+                decisions=schedule.decisions,
+                command=self.command,
+                training_cases=tuple(case.case_id for case in self.sampler.cases),
+                device=device_name(self.device),
+                trainer=type(self).__name__,
+                processes=self.ranks.world_size,
+                precision=self.precision.name,
                 packages=packages,
-            )  # fmt: skip
+            )
         if self.ranks.is_main:
             save_record(self.task.folder.run_record, record)
         return record.schedule
@@ -434,11 +456,18 @@ class Trainer:
     def _checkpoint(self, training_state: dict | None = None) -> Checkpoint:
         task = self.task
         return Checkpoint(
-            plan=task.plan, body=task.body, channels=task.channels, labels=task.labels, fold=task.fold,
-            iteration=self.iteration, total_iterations=self.schedule.total_iterations, norms=task.norms,
+            plan=task.plan,
+            body=task.body,
+            channels=task.channels,
+            labels=task.labels,
+            fold=task.fold,
+            iteration=self.iteration,
+            total_iterations=self.schedule.total_iterations,
+            norms=task.norms,
             weights={name: value.detach().cpu().clone() for name, value in self.optimization.weights.items()},
-            mirror_axes=task.labels.mirror_axes(self.config.mirror_axes), training_state=training_state,
-        )  # fmt: skip
+            mirror_axes=task.labels.mirror_axes(self.config.mirror_axes),
+            training_state=training_state,
+        )
 
     def _save_latest(self) -> None:
         losses = torch.stack(self.epoch_losses) if self.epoch_losses else torch.zeros(0, device=self.device)

@@ -40,7 +40,7 @@ LARGEST_COMPONENT_GAIN = 0.002
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """What is noted of one validated case, beside its label map.
+    """The record of one validated case, beside its label map.
 
     Attributes:
         label_map: Hash of the file beside it; empty in results of older versions.

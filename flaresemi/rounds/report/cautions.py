@@ -46,11 +46,13 @@ def _about_the_result(facts: RoundFacts) -> list[Caution]:
     cut_off = [each for each in facts.recall if each.share < _RECALL]
     if cut_off:
         worst = min(cut_off, key=lambda each: each.share)
-        found.append((
-            "caution",
-            f"COARSE cuts off more than {1 - _RECALL:.0%} of {len(cut_off)} organ(s) of held-out cases; the worst is "
-            f"{worst.organ} in {worst.case_id}, of which {worst.share:.1%} are kept.",
-        ))  # fmt: skip
+        found.append(
+            (
+                "caution",
+                f"COARSE cuts off more than {1 - _RECALL:.0%} of {len(cut_off)} organ(s) of held-out cases; the worst "
+                f"is {worst.organ} in {worst.case_id}, of which {worst.share:.1%} are kept.",
+            )
+        )
     return found
 
 
@@ -60,10 +62,12 @@ def _about_the_selection(facts: RoundFacts) -> list[Caution]:
         return []
     found: list[Caution] = [("caution", note) for note in selection.notes]
     if facts.calibration is None:
-        found.append((
-            "caution",
-            "The scores are agreement alone, which flatters: too few held-out organs to learn the Dice to expect.",
-        ))  # fmt: skip
+        found.append(
+            (
+                "caution",
+                "The scores are agreement alone, which flatters: too few held-out organs to learn the Dice to expect.",
+            )
+        )
     used = facts.used
     present = dict.fromkeys(facts.organs, 0)
     for case in facts.scores:
@@ -89,9 +93,10 @@ def about_cases(facts: RoundFacts) -> dict[str, tuple[str, ...]]:
         strange = [
             f"{organ} {volume:.4g} ml (labeled {known[organ].least_ml:.4g} to {known[organ].most_ml:.4g})"
             for organ, score in case.organs.items()
-            if organ in known and (volume := score.volume_ml) > 0
+            if organ in known
+            and (volume := score.volume_ml) > 0
             and not known[organ].least_ml / factor <= volume <= known[organ].most_ml * factor
-        ]  # fmt: skip
+        ]
         if strange:
             found[case.case_id].append(f"implausible volumes: {', '.join(strange)}")
         found[case.case_id] += case.flags

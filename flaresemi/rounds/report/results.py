@@ -135,11 +135,13 @@ def _cases(facts: RoundFacts) -> list[dict[str, object]]:
         before, after = organs_before.get(case_id, {}), organs_now[case_id]
         falls = {organ: after[organ] - before[organ] for organ in after if organ in before}
         organ = min(falls, key=lambda each: falls[each], default="")
-        rows.append({
-            "case_id": case_id,
-            "means": [each.get(case_id) for each in means],
-            "change": Change(mean=now[case_id] - start[case_id]) if case_id in start else None,
-            "organ": organ,
-            "fall": Change(mean=falls[organ]) if falls.get(organ, 0.0) < 0 else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "case_id": case_id,
+                "means": [each.get(case_id) for each in means],
+                "change": Change(mean=now[case_id] - start[case_id]) if case_id in start else None,
+                "organ": organ,
+                "fall": Change(mean=falls[organ]) if falls.get(organ, 0.0) < 0 else None,
+            }
+        )
     return rows
