@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 from flaresemi.errors import ImageError
 from flaresemi.image_paths import DICOM_START
+from flaresemi.importing import import_without
 from flaresemi.io import integrity
 
 #: Binary numbers of two bytes, and text, by the standard's keywords. Source: DICOM PS3.6.
@@ -160,6 +161,7 @@ def read_elements(file: BinaryIO) -> Elements | None:
     Raises:
         ImageError: as `unpacked`.
     """
+    import_without("pydicom", "requests")  # of which the import asks the system for its network
     from pydicom.encaps import parse_fragments
 
     opened = unpacked(file)
@@ -211,6 +213,7 @@ def read_class(file: BinaryIO) -> str:
 
 
 def _read_partial(file: Any, stop: Callable[..., bool], tags: list[int]) -> Any:
+    import_without("pydicom", "requests")  # of which the import asks the system for its network
     from pydicom.errors import BytesLengthException  # only DICOM needs it, and it takes a while to import
     from pydicom.filereader import read_partial
 

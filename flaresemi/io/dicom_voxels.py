@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from flaresemi.errors import ImageError
+from flaresemi.importing import import_without
 from flaresemi.io import integrity
 from flaresemi.io.dicom_elements import UNREADABLE, silenced, unpacked
 from flaresemi.system_errors import is_shortage
@@ -85,6 +86,7 @@ def _parsed(content: bytes, voxels: Voxels) -> np.ndarray:
 
 
 def _decoded(stream: bytes, voxels: Voxels) -> np.ndarray:
+    import_without("pydicom", "requests")  # of which the import asks the system for its network
     from pydicom.dataset import Dataset, FileMetaDataset  # only DICOM needs it, and it takes a while to import
     from pydicom.encaps import encapsulate, generate_frames
     from pydicom.uid import UID

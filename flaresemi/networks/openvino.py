@@ -8,10 +8,8 @@ OpenVINO is an optional package (`pip install flaresemi[openvino]`), so it is im
 
 import contextlib
 import functools
-import importlib
 import importlib.util
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from flaresemi.errors import ConfigError, shown
 from flaresemi.geometry import IntTriple
+from flaresemi.importing import import_without
 from flaresemi.io.writing import try_disk
 from flaresemi.networks.blocks import InstanceNorm, ResidualBlock
 from flaresemi.networks.unet import UNet
@@ -66,18 +65,7 @@ def _imported() -> Any:
 
     OpenVINO takes a stub where the package of the telemetry is missing, as it seems to be while this import lasts.
     """
-    if "openvino" in sys.modules:
-        return sys.modules["openvino"]
-    absent = object()
-    before = sys.modules.get(_TELEMETRY, absent)
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
-    try:
-        return importlib.import_module("openvino")
-    finally:
-        if before is absent:
-            del sys.modules[_TELEMETRY]
-        else:
-            sys.modules[_TELEMETRY] = before  # type: ignore[assignment]
+    return import_without("openvino", _TELEMETRY)
 
 
 class OpenVinoNetwork:

@@ -154,6 +154,7 @@ def inspect_dataset(
     labeled = [case for case in waiting if case.label is not None]
     count = worker_count(max(gib_to_measure(labeled), *map(_gib_to_inspect, waiting)), workers)
     inspect = functools.partial(inspect_case, body=body, labels=dataset.labels, measured=measured)
+    _save(cache, facts)  # before anything else is written: by it the folder is known as a workspace
     saved = time.monotonic()
     try:
         for case, found in parallel_map(inspect, waiting, workers=count, progress="integrity", mute=True):

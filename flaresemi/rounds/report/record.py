@@ -105,10 +105,10 @@ def _data(facts: RoundFacts) -> dict[str, object]:
 
 def flat(plain: object, at: str = "") -> list[tuple[str, str]]:
     """Parsed JSON as one line per value, nested names joined by points; lists of plain values on one line."""
-    if isinstance(plain, dict):
+    if isinstance(plain, dict) and plain:
         inside = [flat(value, f"{at}.{name}" if at else str(name)) for name, value in plain.items()]
         return [line for lines in inside for line in lines]
-    if isinstance(plain, list):
+    if isinstance(plain, list | dict):
         return [(at, ", ".join(map(_as_text, plain)) or "none")]
     return [(at, _as_text(plain))]
 
