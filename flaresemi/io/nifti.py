@@ -15,6 +15,7 @@ import numpy as np
 
 from flaresemi.errors import ImageError
 from flaresemi.geometry import Geometry, IntTriple
+from flaresemi.importing import import_without
 from flaresemi.io import integrity
 from flaresemi.io.axes import check_axes, make_geometry
 from flaresemi.ranges import Range
@@ -265,7 +266,7 @@ def write(path: Path, voxels_zyx: np.ndarray, geometry: Geometry, forms: NiftiFo
     Raises:
         OSError: the disk is full or the folder cannot be written to.
     """
-    import nibabel  # only NIfTI needs it, and it takes a while to import
+    nibabel = import_without("nibabel", "pydicom")  # only NIfTI needs it; the two take a while to import
 
     numbers = [*geometry.spacing_zyx_mm, *geometry.origin_xyz_mm]
     if forms is not None:
@@ -311,7 +312,7 @@ def _affine_lps_mm(geometry: Geometry) -> np.ndarray:
 
 
 def _parse(block: bytes, path: Path) -> NiftiHeader:
-    import nibabel  # only NIfTI needs it, and it takes a while to import
+    nibabel = import_without("nibabel", "pydicom")  # only NIfTI needs it; the two take a while to import
 
     starts = {size.to_bytes(4, order): size for size in (348, 540) for order in ("little", "big")}
     size = starts.get(block[:4], 0)
