@@ -119,6 +119,8 @@ class Source:
                     yield Import(alias.name, node.lineno)
             elif isinstance(node, ast.ImportFrom):
                 yield from _from_imports(node)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_without":
+                yield Import(ast.literal_eval(node.args[0]), node.lineno)
 
 
 def _from_imports(node: ast.ImportFrom) -> Iterator[Import]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from flaresemi import extensions
 from flaresemi.errors import ConfigError, shown
+from flaresemi.networks.compiling import load_compiler
 from flaresemi.networks.mednext import MedNeXt
 from flaresemi.networks.unet import UNet
 from flaresemi.plans import NetworkPlan
@@ -74,5 +75,6 @@ def refuse_other_network(network: nn.Module, plan: NetworkPlan, *, what: str) ->
 
 def build_on_meta(plan: NetworkPlan) -> nn.Module:
     """The network with shapes and without numbers, whatever its size."""
+    load_compiler()  # torch does so by itself here, and would leave a folder behind
     with torch.device("meta"):
         return build_network(plan)

@@ -96,7 +96,8 @@ class Trainer:
         self.sampler = self.build_sampler()
         torch.manual_seed(config.seed)
         self.network = self.build_network()
-        refuse_other_network(self.network, task.plan.network, what=f"trainer '{config.trainer}'")
+        if type(self).build_network is not Trainer.build_network:
+            refuse_other_network(self.network, task.plan.network, what=f"trainer '{config.trainer}'")
         self.network.to(device)
         self.network.deep_supervision = config.deep_supervision  # type: ignore[assignment]
         self.network.channels_last = trains_channels_last(device, self.precision)  # type: ignore[assignment]
