@@ -258,3 +258,16 @@ def test_an_organ_that_no_training_case_has_is_said_at_the_start(
     caplog.clear()
     assert Trainer(make_task("whole"), quick_config, device=CPU).fit()
     assert "no training case" not in caplog.text
+
+
+def test_a_trainer_with_another_network_than_the_plan_is_refused(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig
+) -> None:
+    """Its checkpoint could not be read: prediction builds the network of the plan."""
+
+    class Other(Trainer):
+        def build_network(self) -> torch.nn.Module:
+            return torch.nn.Conv3d(1, 3, 1)
+
+    with pytest.raises(ConfigError, match="builds another network than the plan says"):
+        Other(make_task(), quick_config, device=CPU)
