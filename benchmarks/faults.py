@@ -249,7 +249,7 @@ def foreign_output(lab: Lab, command: str, chance: random.Random) -> str:
     for folder in path.relative_to(lab.place).parents:  # those that were made for it
         if not any((lab.place / folder).iterdir()) and lab.place / folder != lab.place:
             (lab.place / folder).rmdir()
-    return _clear(end, "did not write", "no record", path.name, path.parent.name)
+    return _clear(end, "did not write", "no record", "no workspace", path.name, path.parent.name)
 
 
 def _written(place: Path) -> list[Path]:
