@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from flaresemi import extensions
-from flaresemi.errors import FlaresemiError, ImageError, shown
+from flaresemi.errors import ImageError, shown
 from flaresemi.geometry import Geometry
 from flaresemi.image_paths import IMAGE_ENDINGS, image_endings
 from flaresemi.io import integrity, nifti
@@ -147,8 +147,6 @@ def _open_with_other_package(ending: str, path: Path) -> ImageFile:
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except (FlaresemiError, OSError, MemoryError):
-            raise
         except _BY_READERS as problem:
             raise ImageError(f"{package} cannot read it: {shown(str(problem), 200)}", where=path) from problem
 

@@ -12,7 +12,8 @@ from flaresemi.networks.mednext import MedNeXt
 from flaresemi.networks.unet import UNet
 from flaresemi.plans import NetworkPlan
 
-_OWN: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "mednext": MedNeXt}
+#: Those that flaresemi builds itself.
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "mednext": MedNeXt}
 
 
 def build_network(plan: NetworkPlan) -> nn.Module:
@@ -25,10 +26,10 @@ def build_network(plan: NetworkPlan) -> nn.Module:
     Raises:
         ConfigError: nobody builds such networks here, or the builder does not know an argument.
     """
-    if plan.architecture in _OWN:
-        builder, who = _OWN[plan.architecture], "flaresemi"
+    if plan.architecture in ARCHITECTURES:
+        builder, who = ARCHITECTURES[plan.architecture], "flaresemi"
     else:
-        found, origin = extensions.load(extensions.NETWORKS, plan.architecture, own=tuple(_OWN))
+        found, origin = extensions.load(extensions.NETWORKS, plan.architecture, own=tuple(ARCHITECTURES))
         if not callable(found):
             raise ConfigError(f"'{plan.architecture}' of {origin} builds no networks: it cannot be called")
         builder, who = found, str(origin)

@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from flaresemi import __version__
 from flaresemi.errors import CheckpointError, ConfigError, listed
 from flaresemi.extensions import AUGMENTATIONS, NETWORKS, Package, declared_by, package_of
 from flaresemi.files import entries
+from flaresemi.networks.building import ARCHITECTURES
 from flaresemi.networks.checkpoint import Checkpoint
-from flaresemi.plans import NetworkPlan
 from flaresemi.ranges import AtLeastOne, IterationsSoFar
 from flaresemi.records import from_plain, holds_record, load_json, load_record, parse_json, save_record, to_plain
+from flaresemi.training.augmentation import STRENGTHS
 from flaresemi.training.config import Recipe, TrainingConfig, lengthened
 from flaresemi.training.resuming import load_state
 from flaresemi.training.schedule import Decision, Schedule, marks
@@ -68,7 +69,7 @@ class RunRecord:
         continued: When the run was resumed.
         made_from: What it stands on; None in records of older versions.
         changes: What of all this became another when it was resumed, and when; the fields have the newest values.
-        packages: What of the training flaresemi does not hold itself (`trainer`, `network`, `augmentation`), and who
+        packages: The package of each part that is not flaresemi's own: `trainer`, `network`, `augmentation NAME`.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -120,7 +121,14 @@ class RunRecord:
 
 
 def gone_on(
-    task: TrainingTask, record: RunRecord, config: TrainingConfig, total: int, *, writes: bool, **facts: Any
+    task: TrainingTask,
+    record: RunRecord,
+    config: TrainingConfig,
+    total: int,
+    *,
+    cases: Sequence[str],
+    writes: bool,
+    **facts: Any,
 ) -> RunRecord:
     """The record of a training that goes on: what has become another is noted with the step from which on it counts.
 
@@ -128,24 +136,32 @@ def gone_on(
 
     Args:
         total: Steps in all.
+        cases: Names of all cases that it draws from.
         writes: Of several ranks, this one writes files.
         facts: Fields that the trainer alone knows.
 
     Raises:
-        CheckpointError: there is no whole state to go on from.
+        CheckpointError: there is no whole state to go on from, or it began with other cases.
         ConfigError: another package is to go on with it.
     """
     _compare_packages(record.packages, facts["packages"], task.folder.run_record)
+    differing = set(record.training_cases) ^ set(cases)
+    if differing:
+        raise CheckpointError(
+            f"{len(differing)} case(s) are trained on now or were before, not both: {listed(sorted(differing))}",
+            where=task.folder.run_record,
+            fix="put the cases back as they were, or train this anew with --restart",
+        )
     recipe = lengthened(record.recipe, config, total)
     facts |= {"versions": package_versions(), "flaresemi": __version__}
     before, after = _flat(record), _flat(dataclasses.replace(record, config=config, recipe=recipe, **facts))
-    differing = [name for name in after if before[name] != after[name]]
+    changed = [name for name in after if before[name] != after[name]]
     changes = record.changes
-    if differing:
+    if changed:
         state = load_state(task.folder)
         changes += tuple(
             RunChange(iteration=state.iteration, at=now(), name=name, before=before[name], after=after[name])
-            for name in differing
+            for name in changed
         )
         if writes and record.recipe.total_iterations != total:
             renew_snapshots(task.folder, state, marks(total, config.snapshot_percents))
@@ -161,14 +177,20 @@ def gone_on(
     )
 
 
-def used_packages(trainer: type, network: NetworkPlan, augmentation: str) -> dict[str, Package]:
-    """Who holds the parts of a training that are not flaresemi's own."""
-    found = {
-        "trainer": package_of(trainer.__module__),
-        "network": declared_by(NETWORKS, network.architecture),
-        "augmentation": declared_by(AUGMENTATIONS, augmentation),
-    }
-    return {part: package for part, package in found.items() if package is not None and package.package != "flaresemi"}
+def used_packages(trainer: type, architecture: str, strengths: Iterable[str]) -> dict[str, Package]:
+    """Who holds the parts of a training that are not flaresemi's own.
+
+    Args:
+        trainer: The class that trains.
+        architecture: Of the network.
+        strengths: Names of all augmentation that is used.
+    """
+    found = {f"augmentation {name}": declared_by(AUGMENTATIONS, name) for name in {*strengths} - {"none", *STRENGTHS}}
+    if architecture not in ARCHITECTURES:
+        found["network"] = declared_by(NETWORKS, architecture)
+    if trainer.__module__.partition(".")[0] != "flaresemi":
+        found["trainer"] = package_of(trainer.__module__)
+    return {part: package for part, package in found.items() if package is not None}
 
 
 def _compare_packages(before: Mapping[str, Package], now: Mapping[str, Package], where: Path) -> None:

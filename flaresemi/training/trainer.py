@@ -370,7 +370,9 @@ class Trainer:
     def _settle(self, resume: bool) -> Schedule:
         """Fixes the length of the run and writes, or reads back, its record."""
         record = runs.recorded_run(self.task) if resume else None
-        packages = runs.used_packages(type(self), self.task.plan.network, self.config.augmentation)
+        cases = tuple(case.case_id for case in self.sampler.cases)
+        strengths = {case.augmentation for case in self.sampler.cases}
+        packages = runs.used_packages(type(self), self.task.plan.network.architecture, strengths)
         if record is not None:
             total = self.config.fixed_iterations if self.config != record.config else record.recipe.total_iterations
             record = runs.gone_on(
@@ -378,6 +380,7 @@ class Trainer:
                 record,
                 self.config,
                 total or record.recipe.total_iterations,
+                cases=cases,
                 writes=self.ranks.is_main,
                 device=device_name(self.device),
                 processes=self.ranks.world_size,
@@ -393,7 +396,7 @@ class Trainer:
                 schedule.recipe,
                 decisions=schedule.decisions,
                 command=self.command,
-                training_cases=tuple(case.case_id for case in self.sampler.cases),
+                training_cases=cases,
                 device=device_name(self.device),
                 trainer=type(self).__name__,
                 processes=self.ranks.world_size,

@@ -95,7 +95,7 @@ def test_an_example_trains_is_killed_resumes_predicts_is_exported_and_does_a_rou
     expected, resumed = (load_checkpoint(models(place).final).weights for place in (whole, workspace))
     assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
     record = json.loads(models(workspace).run_record.read_text(encoding="utf-8"))
-    part = {"loss": "trainer", "mean_teacher": "trainer"}.get(name, name)
+    part = {"network": "network", "augmentation": "augmentation mr"}.get(name, "trainer")
     assert record["packages"][part]["version"] == "1.0"
     assert record["changes"] == []
 
@@ -109,11 +109,39 @@ def test_an_example_trains_is_killed_resumes_predicts_is_exported_and_does_a_rou
         one, other = (read_label_map(each).array_zyx for each in (path, tmp_path / "by_export" / path.name))
         assert np.array_equal(one, other)
     take_all = ["--select", "case", "--best-share", "1.0", "--rounds", "1"]
-    assert semi_round.main([*data, "-w", str(workspace), "--fold", "0", *CPU, *take_all]) == 0
+    students = TRAININGS["mean_teacher"][1] if name == "network" else ()  # of another trainer than the supervised model
+    assert semi_round.main([*data, "-w", str(workspace), "--fold", "0", *CPU, *take_all, *students]) == 0
     student = Workspace(workspace).round("0", 1).model(Stage.FINE)
     record = json.loads(student.run_record.read_text(encoding="utf-8"))
-    assert record["trainer"].startswith("SemiSupervised")
+    assert (
+        record["trainer"]
+        == {
+            "network": "SemiSupervisedMeanTeacher",
+            "loss": "SemiSupervisedTopKTrainer",
+            "augmentation": "SemiSupervisedTrainer",
+            "mean_teacher": "SemiSupervisedMeanTeacher",
+        }[name]
+    )
     assert load_checkpoint(student.final).iteration == 12
+
+
+def test_a_method_does_not_go_on_with_other_unlabeled_cases(
+    phantom_dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, workspace = ["-d", str(phantom_dataset)], tmp_path / "workspace"
+    plan = ["--preset", "small", "--stages", "one", "--workers", "1", "--quiet"]
+    assert plan_and_preprocess.main([*data, "-w", str(workspace), *plan]) == 0
+    shrink(workspace)
+    words = ["FINE", "0", *data, "-w", str(workspace), "--validations", "0", *CPU, "--loader-workers", "0"]
+    assert train.main([*words, "--iterations", "2", "--trainer", "mean_teacher"]) == 0
+    record = models(workspace).run_record
+    content = record.read_text(encoding="utf-8")
+    assert '"phantom_0004"' in content  # the unlabeled one
+    record.write_text(content.replace('"phantom_0004"', '"phantom_0009"'), encoding="utf-8")
+    assert train.main([*words, "--iterations", "4", "--continue"]) == 2
+    assert "2 case(s) are trained on now or were before, not both: phantom_0004, phantom_0009" in capfd.readouterr().err
+    record.write_text(content, encoding="utf-8")
+    assert train.main([*words, "--iterations", "4", "--continue"]) == 0
 
 
 def test_another_package_does_not_go_on_with_a_training(
