@@ -84,3 +84,13 @@ def test_the_one_kernel_of_the_optimizer_gives_the_numbers_of_the_many(kind: str
         weights.append([parameter.detach() for parameter in network.parameters()])
     for one, other in zip(*weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_averaged_weights_take_counters_over() -> None:
+    network = torch.nn.BatchNorm3d(2)
+    average = AveragedWeights(network, 0.9)
+    network(torch.rand(2, 2, 3, 3, 3))
+    average.update(network, 100)
+    assert average.weights["num_batches_tracked"] == 1
+    expected = 0.1 * network.running_mean
+    assert torch.allclose(average.weights["running_mean"], expected)

@@ -271,3 +271,25 @@ def test_a_trainer_with_another_network_than_the_plan_is_refused(
 
     with pytest.raises(ConfigError, match="builds another network than the plan says"):
         Other(make_task(), quick_config, device=CPU)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.0])
+def test_the_averaged_network_has_the_newest_weights_also_after_resuming(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, decay: float
+) -> None:
+    config = dataclasses.replace(quick_config, ema_decay=decay)
+    seen = []
+
+    class Watching(Trainer):
+        def after_step(self) -> None:
+            weights = self.averaged_network.state_dict()
+            seen.append(all(torch.equal(weights[name], value) for name, value in self.optimization.weights.items()))
+
+    task = make_task()
+    assert not Watching(task, config, device=CPU, stop_requested=StopAfter(3)).fit()
+    resumed = Watching(task, config, device=CPU)
+    assert resumed.fit(resume=True)
+    assert len(seen) == resumed.iteration
+    assert all(seen)
+    assert not any(parameter.requires_grad for parameter in resumed.averaged_network.parameters())
+    assert resumed.network.training
