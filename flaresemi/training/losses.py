@@ -1,8 +1,11 @@
-"""Dice and cross-entropy that know which organs a case supervises."""
+"""Dice and cross-entropy that know which organs a case supervises, and which voxels nobody has labeled."""
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+#: Label index of a voxel that has no label: it is part of no loss.
+IGNORED = -1
 
 
 class SegmentationLoss(nn.Module):
@@ -11,6 +14,8 @@ class SegmentationLoss(nn.Module):
     Organs that a case does not supervise have their probability added to background before both terms, and get no
     Dice term: the network may find them or not. Dice is averaged over the supervised organs that are present in the
     patch; an absent one is left to the cross-entropy (a Dice of an empty reference is 0 or 1 by rounding).
+
+    Voxels whose label index is `IGNORED` are part of neither term; a sample of such voxels alone has loss 0.
 
     Because each sample's loss is a mean of its own, the mean over several processes is that of one process on the
     same global batch.
@@ -30,26 +35,42 @@ class SegmentationLoss(nn.Module):
 
         Args:
             logits_bczyx: Background and every organ, any floating type.
-            target_bzyx: Internal label indices, int64.
+            target_bzyx: Internal label indices, or `IGNORED`; int64.
             supervised_bc: True where organ c is annotated in the sample; background (c = 0) always is.
         """
         logits = logits_bczyx.float()
+        known = None
+        if bool((target_bzyx == IGNORED).any()):
+            known = (target_bzyx != IGNORED).to(logits.dtype)
+            target_bzyx = target_bzyx.clamp_min(0)
         if not bool(supervised_bc.all()):
             logits, target_bzyx = merge_unsupervised(logits, target_bzyx, supervised_bc)
         log_probabilities = functional.log_softmax(logits, dim=1)
         log_target = log_probabilities.gather(1, target_bzyx[:, None])[:, 0]
-        cross_entropy = -log_target.mean(dim=(1, 2, 3))
-        return cross_entropy + self.dice_weight * self._dice_loss(log_probabilities, log_target, target_bzyx)
+        if known is None:
+            cross_entropy = -log_target.mean(dim=(1, 2, 3))
+        else:
+            cross_entropy = -(log_target * known).sum(dim=(1, 2, 3)) / known.sum(dim=(1, 2, 3)).clamp_min(1)
+        return cross_entropy + self.dice_weight * self._dice_loss(log_probabilities, log_target, target_bzyx, known)
 
     def _dice_loss(
-        self, log_probabilities: torch.Tensor, log_target: torch.Tensor, target_bzyx: torch.Tensor
+        self,
+        log_probabilities: torch.Tensor,
+        log_target: torch.Tensor,
+        target_bzyx: torch.Tensor,
+        known_bzyx: torch.Tensor | None,
     ) -> torch.Tensor:
         batch, channels = log_probabilities.shape[:2]
         target = target_bzyx.flatten(1)
         hits = log_target.new_zeros(batch, channels)
-        overlap = hits.scatter_add(1, target, log_target.exp().flatten(1))[:, 1:]
-        size = hits.scatter_add(1, target, torch.ones_like(target, dtype=hits.dtype))[:, 1:]
-        predicted = log_probabilities[:, 1:].exp().sum(dim=(2, 3, 4))
+        found, ones = log_target.exp().flatten(1), torch.ones_like(target, dtype=hits.dtype)
+        predicted = log_probabilities[:, 1:].exp()
+        if known_bzyx is not None:
+            ones = known_bzyx.flatten(1)
+            found, predicted = found * ones, predicted * known_bzyx[:, None]
+        overlap = hits.scatter_add(1, target, found)[:, 1:]
+        size = hits.scatter_add(1, target, ones)[:, 1:]
+        predicted = predicted.sum(dim=(2, 3, 4))
         present = size > 0  # unsupervised organs were merged into background, so they are never present
         dice = 2 * overlap / (predicted + size).clamp_min(1e-5)
         return ((1 - dice) * present).sum(dim=1) / present.sum(dim=1).clamp_min(1)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss, merge_unsupervised, subsample
+from flaresemi.training.losses import IGNORED, DeepSupervisionLoss, SegmentationLoss, merge_unsupervised, subsample
 
 SHAPE = (6, 8, 10)
 
@@ -110,3 +110,22 @@ def test_deep_supervision_weighs_levels_by_halves_and_leaves_out_the_lowest() ->
     loss.sum().backward()
     assert levels[2].grad is not None  # distributed training needs every level in the graph
     assert not levels[2].grad.any()
+
+
+def test_ignored_voxels_change_nothing() -> None:
+    torch.manual_seed(3)
+    logits, target = torch.randn(2, 4, *SHAPE), torch.cat([target_with(1, 2), target_with(3)])
+    supervised = torch.tensor([[True, True, True, True], [True, False, True, True]])
+    expected = SegmentationLoss()(logits, target, supervised)
+    wider, more = torch.randn(2, 4, *SHAPE[:2], 12), torch.full((2, *SHAPE[:2], 12), IGNORED)
+    wider[..., 1:11], more[..., 1:11] = logits, target
+    wider.requires_grad_()
+    loss = SegmentationLoss()(wider, more, supervised)
+    torch.testing.assert_close(loss, expected)
+    loss.sum().backward()
+    assert wider.grad is not None and not wider.grad[..., [0, 11]].any() and wider.grad[..., 1:11].any()
+
+
+def test_a_sample_of_ignored_voxels_alone_costs_nothing() -> None:
+    loss = SegmentationLoss()(torch.randn(1, 4, *SHAPE), torch.full((1, *SHAPE), IGNORED), all_supervised())
+    assert loss.tolist() == [0.0]
