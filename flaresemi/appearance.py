@@ -7,8 +7,9 @@ from typing import Annotated
 
 import numpy as np
 
+from flaresemi.channels import is_ct, scheme_of
 from flaresemi.geometry import BoundingBox, FloatTriple, Geometry
-from flaresemi.plans import ChannelFacts, DatasetFingerprint, is_ct
+from flaresemi.plans import ChannelFacts, DatasetFingerprint
 from flaresemi.ranges import Range
 
 #: A scan is far out when it is further from the labeled median than this many robust standard deviations ...
@@ -209,8 +210,12 @@ def quantities(channels: tuple[str, ...]) -> Iterator[Quantity]:
         of=lambda look: look.body_share,
     )
     for index, channel in enumerate(channels):
-        suffix = f" of channel '{channel}'" if len(channels) > 1 else ""
-        yield from _ct_quantities(index, suffix) if is_ct(channel) else _other_quantities(index, suffix)
+        number = f"{index} " if channels.count(channel) > 1 else ""  # what a name cannot tell apart
+        suffix = f" of channel {number}'{channel}'" if len(channels) > 1 else ""
+        if is_ct(channel):
+            yield from _ct_quantities(index, suffix)
+        else:
+            yield from _other_quantities(index, suffix, normalized=scheme_of(channel) in ("zscore", "rescale_to_0_1"))
 
 
 def _ct_quantities(index: int, suffix: str) -> Iterator[Quantity]:
@@ -232,7 +237,7 @@ def _ct_quantities(index: int, suffix: str) -> Iterator[Quantity]:
     yield taken(f"the lowest value{suffix} (down to air)", lambda found: max(found.minimum, _AIR_HU), _CT_HU)
 
 
-def _other_quantities(index: int, suffix: str) -> Iterator[Quantity]:
+def _other_quantities(index: int, suffix: str, *, normalized: bool) -> Iterator[Quantity]:
     def contrast(look: Look) -> float | None:
         return look.channels[index].middle_95 - look.channels[index].middle_05 if look.channels else None
 
@@ -246,7 +251,7 @@ def _other_quantities(index: int, suffix: str) -> Iterator[Quantity]:
         logarithmic=True,
         least=_CONTRAST_FACTOR,
         of=contrast,
-        normalized=True,
+        normalized=normalized,
     )
     yield Quantity(
         name=f"the lowest value{suffix}",

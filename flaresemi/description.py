@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from flaresemi.channels import meant_scheme
 from flaresemi.errors import DatasetError, is_one_line, shown
 from flaresemi.labels import Label, LabelSet
 from flaresemi.records import closest, load_json
@@ -185,6 +186,11 @@ class Description:
             )
         if not all(map(is_one_line, by_number.values())):
             raise self._bad(f"{key} hold characters that cannot be seen: {', '.join(by_number.values())}")
+        for name in by_number.values():
+            if (meant := meant_scheme(name)) is not None:
+                logger.warning(
+                    "%s: channel '%s' is normalized by its mean and SD; did you mean '%s'?", self.path, name, meant
+                )
         return tuple(by_number[index] for index in sorted(by_number))
 
     def _groups(self, content: dict) -> dict[str, tuple[str, ...]]:

@@ -5,6 +5,7 @@ import enum
 from pathlib import Path
 from typing import Annotated, Literal
 
+from flaresemi.channels import Scheme, is_ct
 from flaresemi.errors import PlanError
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.labels import LabelSet
@@ -35,11 +36,6 @@ class Stage(enum.StrEnum):
 
     COARSE = "COARSE"
     FINE = "FINE"
-
-
-def is_ct(channel: str) -> bool:
-    """Whether a channel of this name holds Hounsfield units."""
-    return channel.strip().lower() == "ct"
 
 
 #: How the patient is found in an image; see `Plans.body`.
@@ -156,11 +152,12 @@ class DatasetFingerprint:
 class IntensityPlan:
     """How one channel is normalized.
 
-    `ct`: clip to [clip_low, clip_high], subtract mean, divide by sd. `zscore`: mean and sd of the image inside the
-    body; the numbers here are unused and None.
+    `ct`: clip to [clip_low, clip_high], subtract mean, divide by sd. The numbers are unused and None in all others.
+    `zscore`: mean and sd of the image inside the body. `none`: as it is. `rescale_to_0_1`: from the lowest to the
+    highest value of the image. `rgb_to_0_1`: divided by 255.
     """
 
-    scheme: Literal["ct", "zscore"]
+    scheme: Scheme
     clip_low: Intensity | None = None
     clip_high: Intensity | None = None
     mean: Intensity | None = None

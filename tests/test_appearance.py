@@ -71,6 +71,19 @@ def test_a_scan_like_the_labeled_ones_is_not_told():
     assert told(with_spacing(5.0, 2.5, 2.5)) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "is_told"), [("noNorm", True), ("rgb_to_0_1", True), ("zscore", False), ("T1", False)]
+)
+def test_contrasts_are_compared_where_no_normalization_takes_them_out(name, is_told):
+    one = ChannelFacts(minimum=0, maximum=100, middle_05=10, middle_95=90, tissue_50=50)
+    other = ChannelFacts(minimum=0, maximum=10000, middle_05=1000, middle_95=9000, tissue_50=5000)
+    known = [dataclasses.replace(USUAL, channels=(one, other))] * 3
+    norms = norms_of(fingerprint(known, (name, name)))
+    assert far_from(norms, known[0], (name, name)) == [], "channels of one name are told apart"
+    swapped = dataclasses.replace(USUAL, channels=(other, one))
+    assert bool(far_from(norms, swapped, (name, name))) == is_told
+
+
 def test_no_labeled_case_is_far_from_them_all():
     looks = [USUAL] * 20 + [with_spacing(30.0, 2.0, 2.0), with_channel(tissue_50=700)]
     assert [told(look, looks) for look in looks] == [[]] * len(looks)

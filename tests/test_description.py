@@ -32,6 +32,13 @@ def test_channels_are_numbered_beyond_nine_in_any_order(tmp_path: Path, key: str
     assert found == tuple(f"echo {number}" for number in range(11))
 
 
+def test_a_normalization_that_is_misspelt_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        describe(tmp_path, {"channel_names": {"0": "no_norm", "1": "noNorm"}, "labels": LABELS})
+    assert "channel 'no_norm' is normalized by its mean and SD; did you mean 'noNorm'?" in caplog.text
+    assert caplog.text.count("did you mean") == 1
+
+
 def test_more_than_nine_labels_have_their_numbers_as_values(tmp_path: Path) -> None:
     reversed_form = {"0": "background"} | {str(value): f"organ {value}" for value in (11, 10, 2, 1)}
     labels = describe(tmp_path, {"labels": reversed_form}).labels

@@ -190,6 +190,17 @@ def _copy_reliability(file: Path, place: Path) -> None:
             save_checkpoint(target.root / path.name, load_checkpoint(path))
 
 
+#: How intensities are normalized, scheme by scheme.
+_INTENSITIES = (
+    "Intensities, per channel: 'ct': clip to [clip_low, clip_high], subtract mean, divide by sd; 'zscore': "
+    "subtract the mean and divide by the SD of the image inside the body, holes filled (a few voxels of which one "
+    "alone would decide the SD are left out of it, and clipped to ten times the distance of the 5th and 95th "
+    "percentiles beyond them); 'none': as it is, within ±65504; 'rescale_to_0_1': subtract the lowest value in the "
+    "box, divide by the highest less the lowest (the same few voxels left out, and clipped); 'rgb_to_0_1': divide "
+    "by 255."
+)
+
+
 def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
     yield (
         "Orient: order and flip the image's axes to (Z, Y, X), pointing to superior, posterior and left; nothing is "
@@ -214,12 +225,7 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
             "the 2nd to the 98th percentile, pieces smaller than a hundredth of the largest left out; crop to its box "
             "and one block more on every face, unless that saves less than a tenth of the image."
         )
-    yield (
-        "Intensities, per channel: 'ct': clip to [clip_low, clip_high], subtract mean, divide by sd; 'zscore': "
-        "subtract the mean and divide by the SD of the image inside the body, holes filled (a few voxels of which one "
-        "alone would decide the SD are left out of it, and clipped to ten times the distance of the 5th and 95th "
-        "percentiles beyond them)."
-    )
+    yield _INTENSITIES
     yield (
         "Resample the body's box to a stage's spacing: round(voxels * spacing / stage spacing) voxels per axis; voxel "
         "i lies at (i + 0.5) * old / new - 0.5; triangle kernel ('linear') or Catmull-Rom ('cubic'), widened by "

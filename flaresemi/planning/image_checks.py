@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from flaresemi.channels import is_ct, scheme_of
 from flaresemi.errors import shown
 from flaresemi.planning.findings import Finding
-from flaresemi.plans import ChannelFacts, is_ct
+from flaresemi.plans import ChannelFacts
 
 #: A CT whose middle is denser than this everywhere, or that spans less than the second number, is not in HU. Chosen:
 #: bone is about 1000 at most, and only a small part; the range from air to soft tissue is 1000.
@@ -39,6 +40,12 @@ _MODALITIES = {
         "dixon",
     ),
     "PT": ("pet", "pt", "suv", "fdg"),
+}
+
+#: Of schemes that measure nothing: the lowest and the highest value that they are meant for, and what they are.
+_AS_THEY_ARE = {
+    "none": (-65504.0, 65504.0, "is taken as it is, up to ±65504: half precision ends there"),
+    "rgb_to_0_1": (0.0, 255.0, "is divided by 255: 8 bits are expected"),
 }
 
 #: Objects that are no scan, whatever a channel is called.
@@ -96,6 +103,11 @@ def check_image(
             yield warning(
                 "constant", f"every voxel is {channel.minimum + 0.0:g}", "see whether the export failed", index
             )
+        elif scheme_of(name) in _AS_THEY_ARE:
+            low, high, expected = _AS_THEY_ARE[scheme_of(name)]
+            if channel.minimum < low or channel.maximum > high:
+                what = f"intensities from {channel.minimum:g} to {channel.maximum:g}, channel '{name}' {expected}"
+                yield warning("intensities", what, 'name the channel otherwise ("channel_names"), or rescale it', index)
         elif channel.stray and not is_ct(name):
             what = (
                 f"{channel.stray} voxel(s) are far beyond all others (intensities from {channel.minimum:g} to "

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+from flaresemi.channels import is_ct, scheme_of
 from flaresemi.errors import PlanError
 from flaresemi.planning import reasons
 from flaresemi.planning.presets import PRESETS, PresetName
@@ -20,7 +21,6 @@ from flaresemi.plans import (
     Stage,
     StagePlan,
     body_rule,
-    is_ct,
 )
 from flaresemi.sides import mirroring_told
 
@@ -171,7 +171,8 @@ def _intensities(fingerprint: DatasetFingerprint) -> tuple[tuple[IntensityPlan, 
 
 def _intensity(fingerprint: DatasetFingerprint, number: int, channel: str) -> tuple[IntensityPlan, str]:
     if not is_ct(channel):
-        return IntensityPlan(scheme="zscore"), f"{channel}: no CT, so mean and SD of each image inside the body"
+        scheme = scheme_of(channel)
+        return IntensityPlan(scheme=scheme), f"{channel}: {reasons.INTENSITIES[scheme]}"
     if number < len(fingerprint.intensities):
         found = fingerprint.intensities[number]
         low, high = found.percentile_00_5, found.percentile_99_5

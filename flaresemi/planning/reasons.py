@@ -2,12 +2,20 @@
 
 import math
 
+from flaresemi.channels import is_ct
 from flaresemi.geometry import FloatTriple, IntTriple
 from flaresemi.networks.cost import forward_gflop, parameter_count, training_memory_gib
 from flaresemi.planning import sizing
 from flaresemi.planning.presets import Preset
 from flaresemi.planning.sizing import SizedStage, Sizer
-from flaresemi.plans import body_rule
+
+#: Why a channel that is no CT is normalized as it is.
+INTENSITIES = {
+    "zscore": "no CT, so mean and SD of each image inside the body",
+    "none": "intensities as they are, as the name asks for",
+    "rescale_to_0_1": "from the lowest to the highest value of each image, as the name asks for",
+    "rgb_to_0_1": "divided by 255, as the name asks for",
+}
 
 
 def shape(values: IntTriple) -> str:
@@ -79,9 +87,9 @@ def memory(name: str, gib: float, default: bool) -> str:
 
 def body(channels: tuple[str, ...]) -> str:
     """How the patient is found."""
-    if body_rule(channels) == "ct":
-        return "a channel is CT, where air is told from tissue by its HU"
-    return f"no channel is CT ({', '.join(channels)}): the threshold comes from each image's histogram"
+    if is_ct(channels[0]):
+        return "the first channel is CT, where air is told from tissue by its HU"
+    return f"the first channel is no CT ({', '.join(channels)}): the threshold comes from each image's histogram"
 
 
 def _common(sizer: Sizer, stage: SizedStage) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Intensities as the network wants them: about zero mean and unit standard deviation."""
+"""Intensities as the network wants them: about zero mean and unit standard deviation, or as a channel's name asks."""
 
 import dataclasses
 import math
@@ -15,6 +15,12 @@ _SAMPLE = 200_000
 _KEPT_CONTRASTS = 10
 _FEW = 1e-4
 
+#: What the schemes divide by that measure nothing.
+_DIVISORS = {"none": 1.0, "rgb_to_0_1": 255.0}
+
+#: Prepared images are stored in float16, which ends here: beyond it training and prediction would see other values.
+_LARGEST = 65504.0
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelScaling:
@@ -29,7 +35,7 @@ class ChannelScaling:
 def measure_scaling(
     image_czyx: np.ndarray, intensities: tuple[IntensityPlan, ...], body_mask_zyx: np.ndarray | None
 ) -> tuple[ChannelScaling, ...]:
-    """Resolves an intensity plan for one image: for `zscore`, measures it inside the body.
+    """Resolves an intensity plan for one image: for `zscore`, measures it inside the body, else all that is given.
 
     Args:
         image_czyx: Intensities, (C, Z, Y, X).
@@ -69,6 +75,10 @@ def _measure(channel_zyx: np.ndarray, plan: IntensityPlan, mask_zyx: np.ndarray 
         if plan.mean is None or plan.sd is None:
             raise ValueError("scheme 'ct' needs mean and sd")
         return ChannelScaling(mean=plan.mean, sd=plan.sd, clip_low=plan.clip_low, clip_high=plan.clip_high)
+    if plan.scheme in _DIVISORS:
+        return ChannelScaling(mean=0.0, sd=_DIVISORS[plan.scheme], clip_low=-_LARGEST, clip_high=_LARGEST)
+    if plan.scheme == "rescale_to_0_1":
+        return _rescaling(channel_zyx)
     values = channel_zyx[mask_zyx] if mask_zyx is not None and mask_zyx.any() else channel_zyx.ravel()
     mean = float(values.mean(dtype=np.float64))
     sd = float(values.std(dtype=np.float64))
@@ -79,6 +89,18 @@ def _measure(channel_zyx: np.ndarray, plan: IntensityPlan, mask_zyx: np.ndarray 
     low, high = stray or (None, None)
     # A constant channel carries nothing; rounding must not be blown up into something.
     return ChannelScaling(mean=mean, sd=sd if sd > 1e-6 * max(abs(mean), 1e-30) else 1.0, clip_low=low, clip_high=high)
+
+
+def _rescaling(channel_zyx: np.ndarray) -> ChannelScaling:
+    """From the lowest value to the highest, but for a few stray ones, which are clipped."""
+    extremes = float(channel_zyx.min()), float(channel_zyx.max())
+    stray = stray_range(channel_zyx, extremes)
+    low, high = extremes
+    if stray is not None:
+        kept = channel_zyx[(channel_zyx >= stray[0]) & (channel_zyx <= stray[1])]
+        low, high = float(kept.min()), float(kept.max())
+    width = high - low if high - low > 1e-6 * max(abs(low), abs(high)) else 1.0  # a constant channel carries nothing
+    return ChannelScaling(mean=low, sd=width, clip_low=low, clip_high=high)
 
 
 def stray_range(values: np.ndarray, extremes: tuple[float, float] | None = None) -> tuple[float, float] | None:

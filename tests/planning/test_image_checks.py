@@ -48,3 +48,8 @@ def test_intensities():
     assert problems("MR", facts(7, 7)) == ["constant"]
     assert problems("MR", facts(0, 3e38, middle_95=100, stray=1)) == ["stray voxels"]
     assert problems("MR", facts(0, 1), non_finite=3) == ["not finite"]
+    assert problems("noNorm", facts(-1000, 65504)) == []
+    assert problems("noNorm", facts(0, 70000, stray=1)) == ["intensities"]
+    assert problems("rgb_to_0_1", facts(0, 255)) == []
+    assert problems("rgb_to_0_1", facts(-1, 200)) == problems("rgb_to_0_1", facts(0, 4095)) == ["intensities"]
+    assert problems("rescale_to_0_1", facts(0, 3e38, middle_95=100, stray=1)) == ["stray voxels"]

@@ -172,6 +172,17 @@ def test_channels_may_mix_ct_and_others(make_fingerprint: Callable[..., DatasetF
     assert [plan.scheme for plan in plans.fine.intensities] == ["ct", "zscore"]
     assert plans.fine.network.input_channels == 2
     assert plans.body == "ct_parts"
+    assert plans.reasons["body"].startswith("the first channel is CT")
+
+
+def test_names_of_channels_ask_for_normalizations(make_fingerprint: Callable[..., DatasetFingerprint]) -> None:
+    case = ((64, 64, 64), (2.0, 2.0, 2.0), None, (30, 30, 30))
+    names = ("noNorm", "rescale_to_0_1", "zscore", "rgb_to_0_1", "noNorm")
+    plans = make_plans(make_fingerprint([case], channels=names))
+    for stage in (plans.fine, plans.coarse):
+        assert [plan.scheme for plan in stage.intensities] == ["none", "rescale_to_0_1", "zscore", "rgb_to_0_1", "none"]
+        assert "noNorm: intensities as they are, as the name asks for" in stage.reasons["intensities"]
+    assert plans.body == "foreground"
 
 
 def test_memory_is_a_budget(flare_fingerprint: DatasetFingerprint) -> None:

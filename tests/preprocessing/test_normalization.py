@@ -89,3 +89,35 @@ def test_what_the_image_shows_is_not_stray():
         (scaling,) = measure_scaling(image[None], (OTHER,), None)
         assert scaling.clip_low is None
         assert scaling.mean == pytest.approx(float(image.mean(dtype=np.float64)))
+
+
+def test_no_normalization_leaves_values_as_they_are_up_to_what_is_stored():
+    image = np.array([-70000.0, -1000.0, 0.125, 2500.0, 1e6], np.float32).reshape(1, 1, 1, 5)
+    found = normalize(image, (IntensityPlan(scheme="none"),), np.ones((1, 1, 5), bool))
+    np.testing.assert_array_equal(found.ravel(), [-65504, -1000, 0.125, 2500, 65504])
+
+
+def test_rescaling_runs_from_the_lowest_to_the_highest_value_also_outside_of_the_body():
+    image = np.linspace(-200, 600, 1000, dtype=np.float32).reshape(1, 10, 10, 10)
+    mask = np.zeros((10, 10, 10), bool)
+    mask[4:6] = True
+    found = normalize(image, (IntensityPlan(scheme="rescale_to_0_1"),), mask)
+    np.testing.assert_allclose(found, (image + 200) / 800, atol=1e-6)
+    constant = normalize(np.full((1, 3, 3, 3), 7.0, np.float32), (IntensityPlan(scheme="rescale_to_0_1"),))
+    np.testing.assert_array_equal(constant, 0)
+
+
+def test_a_stray_voxel_does_not_squash_what_is_rescaled():
+    image = np.random.default_rng(0).uniform(0, 100, (1, 20, 30, 30)).astype(np.float32)
+    spoilt = image.copy()
+    spoilt[0, 3, 4, 5] = 1e9
+    found = normalize(spoilt, (IntensityPlan(scheme="rescale_to_0_1"),))
+    assert found.min() == 0 and found.max() == pytest.approx(1)
+    assert found[0, 3, 4, 5] == found.max()
+    expected = normalize(image, (IntensityPlan(scheme="rescale_to_0_1"),))
+    assert np.median(np.abs(found - expected)) < 1e-4
+
+
+def test_colors_are_divided_by_255():
+    image = np.array([0.0, 51.0, 255.0], np.float32).reshape(1, 1, 1, 3)
+    np.testing.assert_allclose(normalize(image, (IntensityPlan(scheme="rgb_to_0_1"),)).ravel(), [0, 0.2, 1], rtol=1e-6)
