@@ -1,10 +1,11 @@
 """Random transforms of a patch, by batchgenerators, seeded anew for every sample."""
 
+import copy
 import dataclasses
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from batchgenerators.augmentations.spatial_transformations import augment_spatial
@@ -101,6 +102,12 @@ class Augmentation:
         grow = (1.0 if self.in_plane else 1.2, 1.2, 1.2)
         z, y, x = (math.ceil(size * factor / 2) * 2 for size, factor in zip(self.patch_zyx, grow, strict=True))
         return z, y, x
+
+    def of_shape(self, patch_zyx: IntTriple) -> Self:
+        """The same for patches of another shape."""
+        other = copy.copy(self)
+        other.patch_zyx = patch_zyx
+        return other
 
     def __call__(
         self, image_czyx: np.ndarray, label_zyx: np.ndarray, fill: np.ndarray, seed: int

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.io.case_store import CaseStore
 from flaresemi.plans import StagePlan
 from flaresemi.training.sampling import Batch, PatchSampler, TrainingCase
@@ -41,32 +42,45 @@ class PastingSampler(PatchSampler):
         if not others.any():
             return patch
         other = self.cases[generator.choice(len(self.cases), p=others / others.sum())]
-        return pasted(patch, self.draw(other, generator), generator)
+        box = random_box(self.plan.patch_zyx, generator)
+        return pasted(patch, self.draw(other, generator, box), box)
 
 
-def pasted(patch: Batch, other: Batch, generator: np.random.Generator) -> Batch:
-    """A patch with a box of another one at the same place, image and label: a third to two thirds of each axis.
-
-    An organ is supervised where it is in both. The weight stays: seven eighths of the voxels are the patch's, on
-    average.
+def random_box(patch_zyx: IntTriple, generator: np.random.Generator) -> BoundingBox:
+    """A third to two thirds of each axis of a patch, anywhere in it.
 
     Source: after Bai et al., "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023,
     arXiv 2305.00673, where the box has two thirds of each axis.
     """
-    shape = np.array(patch.label_bzyx.shape[1:])
+    shape = np.array(patch_zyx)
     size = np.maximum((shape * generator.uniform(1 / 3, 2 / 3, 3)).astype(int), 1)
     start = generator.integers(0, shape - size + 1)
-    z, y, x = (slice(int(first), int(first + length)) for first, length in zip(start, size, strict=True))
+    return BoundingBox(start=tuple(start.tolist()), stop=tuple((start + size).tolist()))
+
+
+def pasted(patch: Batch, content: Batch, box: BoundingBox) -> Batch:
+    """A patch with another content in a box, image and label.
+
+    An organ is supervised where it is in both. The weight stays: seven eighths of the voxels are the patch's, on
+    average. The content is prepared by itself, voxel by voxel no more than is pasted: a whole second patch would be
+    augmented for an eighth of it, on average.
+
+    Args:
+        patch: A batch of one.
+        content: The same, of the box's shape.
+        box: Where, in the patch's voxels.
+    """
+    where = (..., *box.slices)
     image, label = patch.image_bczyx.copy(), patch.label_bzyx.copy()
-    image[..., z, y, x], label[..., z, y, x] = other.image_bczyx[..., z, y, x], other.label_bzyx[..., z, y, x]
+    image[where], label[where] = content.image_bczyx, content.label_bzyx
     second = image
     if patch.second_bczyx is not patch.image_bczyx:
         second = patch.second_bczyx.copy()
-        second[..., z, y, x] = other.second_bczyx[..., z, y, x]
+        second[where] = content.second_bczyx
     return dataclasses.replace(
         patch,
         image_bczyx=image,
         label_bzyx=label,
-        supervised_bc=patch.supervised_bc & other.supervised_bc,
+        supervised_bc=patch.supervised_bc & content.supervised_bc,
         second_bczyx=second,
     )

@@ -151,14 +151,20 @@ class PatchSampler(Samples):
         """
         return self.draw(self.cases[generator.choice(len(self.cases), p=chances)], generator)
 
-    def draw(self, case: TrainingCase, generator: np.random.Generator) -> Batch:
-        """A random patch of a case, as a batch of one."""
+    def draw(self, case: TrainingCase, generator: np.random.Generator, box: BoundingBox | None = None) -> Batch:
+        """A random patch of a case, as a batch of one; with a box, no more than that part of the patch."""
         stored = self._opened[case.case_id]
         augmentation = self.augmentations.get(case.augmentation)
-        read_shape = augmentation.input_zyx if augmentation else self.plan.patch_zyx
+        part = box or BoundingBox.whole(self.plan.patch_zyx)
+        shape = part.shape_zyx
+        if augmentation and box:
+            augmentation = augmentation.of_shape(shape)
+        read_shape = augmentation.input_zyx if augmentation else shape
         with self.clock("read"):
-            start = self._patch_start(stored, case, generator, read_shape)
-            image, label = stored.read_patch(start, read_shape)
+            patch = self._patch_start(stored, case, generator)
+            places = zip(patch, part.start, read_shape, shape, strict=True)
+            z, y, x = (first + inside - (read - size) // 2 for first, inside, read, size in places)
+            image, label = stored.read_patch((z, y, x), read_shape)
         if label is None and case.is_labeled:
             raise DatasetError(f"case '{case.case_id}' has no label map to train on", where=stored.folder)
         if label is None or not case.is_labeled:
@@ -183,12 +189,10 @@ class PatchSampler(Samples):
         shares = np.where(iteration < self._last, self._shares, 0.0)
         return shares / shares.sum()
 
-    def _patch_start(
-        self, stored: StoredCase, case: TrainingCase, generator: np.random.Generator, read_shape: IntTriple
-    ) -> IntTriple:
+    def _patch_start(self, stored: StoredCase, case: TrainingCase, generator: np.random.Generator) -> IntTriple:
         if self.plan.region == "organs" and generator.random() < self.outside_share:
             body = BoundingBox.whole(stored.record.grid.shape_zyx)
-            return draw_start(body, self.plan.patch_zyx, read_shape, None, generator)
+            return draw_start(body, self.plan.patch_zyx, None, generator)
         region = training_region(stored, self.plan, self.region_jitter_mm, generator)
         center: np.ndarray | None = None
         if generator.random() < self.foreground_share:
@@ -197,7 +201,7 @@ class PatchSampler(Samples):
                 voxels = stored.class_voxels(present[generator.integers(len(present))])
                 if len(voxels):
                     center = voxels[generator.integers(len(voxels))]
-        return draw_start(region, self.plan.patch_zyx, read_shape, center, generator)
+        return draw_start(region, self.plan.patch_zyx, center, generator)
 
 
 class LabeledAndUnlabeled(Samples):
@@ -249,26 +253,22 @@ def training_region(
 
 
 def draw_start(
-    region: BoundingBox,
-    patch_zyx: IntTriple,
-    read_zyx: IntTriple,
-    center_zyx: np.ndarray | None,
-    generator: np.random.Generator,
+    region: BoundingBox, patch_zyx: IntTriple, center_zyx: np.ndarray | None, generator: np.random.Generator
 ) -> IntTriple:
-    """First voxel of the patch to read.
+    """First voxel of a random patch.
 
     The patch lies inside the region where the region is larger, and holds the region where it is smaller. With a
     center, the patch holds that voxel, at a random place in its middle half as far as the region allows.
     """
     start = []
-    for axis, (patch, read) in enumerate(zip(patch_zyx, read_zyx, strict=True)):
+    for axis, patch in enumerate(patch_zyx):
         low, high = sorted((region.start[axis], region.stop[axis] - patch))
         first, last = low, high
         if center_zyx is not None:
             voxel = int(center_zyx[axis])
             first = min(max(voxel - patch + 1 + patch // 4, low), high)
             last = max(min(voxel - patch // 4, high), first)
-        start.append(int(generator.integers(first, last + 1)) - (read - patch) // 2)
+        start.append(int(generator.integers(first, last + 1)))
     return start[0], start[1], start[2]
 
 

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaresemi.geometry import BoundingBox
-from flaresemi.io.case_store import CaseStore
+from flaresemi.geometry import BoundingBox, IntTriple
+from flaresemi.io.case_store import CaseStore, StoredCase
 from flaresemi.training import sampling
 from flaresemi.training.augmentation import STRENGTHS, Augmentation, SecondView
-from flaresemi.training.pasting import PastingSampler, pasted
+from flaresemi.training.pasting import PastingSampler, pasted, random_box
 from flaresemi.training.sampling import (
     AddressSampler,
     Batch,
@@ -86,12 +86,14 @@ def one_sample(image: np.ndarray, label: np.ndarray, supervised: list[bool], wei
 
 def test_a_box_of_another_patch_is_pasted_with_its_label() -> None:
     shape = (12, 30, 21)
-    zeros, ones = np.zeros((1, 2, *shape), np.float32), np.ones((1, 2, *shape), np.float32)
+    zeros = np.zeros((1, 2, *shape), np.float32)
     patch = one_sample(zeros, np.zeros((1, *shape), np.uint8), [True, True, True], 1.0)
-    other = one_sample(ones, np.ones((1, *shape), np.uint8), [True, False, True], 0.5)
     places = set()
     for seed in range(50):
-        made = pasted(patch, other, np.random.default_rng(seed))
+        box = random_box(shape, np.random.default_rng(seed))
+        ones = np.ones((1, 2, *box.shape_zyx), np.float32)
+        content = one_sample(ones, np.ones((1, *box.shape_zyx), np.uint8), [True, False, True], 0.5)
+        made = pasted(patch, content, box)
         inside = np.argwhere(made.label_bzyx[0])
         size = np.ptp(inside, axis=0) + 1
         assert len(inside) == size.prod()  # one box
@@ -103,6 +105,34 @@ def test_a_box_of_another_patch_is_pasted_with_its_label() -> None:
         places.add(tuple(inside.min(axis=0)))
     assert len(places) > 40
     assert not patch.image_bczyx.any()  # the patch itself is untouched
+
+
+def test_a_part_of_a_patch_is_what_the_whole_has_there(store: CaseStore) -> None:
+    """Where nothing is augmented; otherwise no more than the part is read with its surroundings and augmented."""
+    case = TrainingCase(case_id="case_0", supervised=(1, 2), augmentation="none")
+    samples = sampler(store, cases=(case,))
+    for seed in range(10):
+        box = random_box(samples.plan.patch_zyx, np.random.default_rng(100 + seed))
+        whole, part = (samples.draw(case, np.random.default_rng(seed), each) for each in (None, box))
+        np.testing.assert_array_equal(part.image_bczyx, whole.image_bczyx[..., *box.slices])
+        np.testing.assert_array_equal(part.label_bzyx, whole.label_bzyx[..., *box.slices])
+
+
+def test_no_more_than_a_part_is_read_and_augmented(store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, ...]] = []
+
+    def noted(stored: StoredCase, start_zyx: IntTriple, shape_zyx: IntTriple) -> tuple[np.ndarray, np.ndarray | None]:
+        read.append(shape_zyx)
+        return before(stored, start_zyx, shape_zyx)
+
+    before = StoredCase.read_patch
+    monkeypatch.setattr(StoredCase, "read_patch", noted)
+    case = TrainingCase(case_id="case_0", supervised=(1, 2))
+    box = BoundingBox(start=(1, 0, 5), stop=(6, 10, 14))
+    part = sampler(store, cases=(case,), second_view=SecondView("strong")).draw(case, np.random.default_rng(0), box)
+    assert read == [(6, 12, 12)]
+    assert part.image_bczyx.shape == part.second_bczyx.shape == (1, 1, 5, 10, 9)
+    assert part.label_bzyx.shape == (1, 5, 10, 9)
 
 
 def test_boxes_come_from_the_other_kind_of_case_while_both_are_drawn(store: CaseStore) -> None:
@@ -128,7 +158,7 @@ def test_patches_stay_in_the_region_and_hold_their_center(data: st.DataObject) -
     patch = tuple(data.draw(st.sampled_from([8, 16])) for _ in range(3))
     center = np.array([data.draw(st.integers(a, b - 1)) for a, b in zip(region.start, region.stop, strict=True)])
     generator = np.random.default_rng(data.draw(st.integers(0, 1000)))
-    first = draw_start(region, patch, patch, center, generator)  # type: ignore[arg-type]
+    first = draw_start(region, patch, center, generator)  # type: ignore[arg-type]
     for axis in range(3):
         low, high = first[axis], first[axis] + patch[axis]
         assert low <= center[axis] < high
