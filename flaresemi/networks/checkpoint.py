@@ -1,15 +1,9 @@
 """Checkpoint files: everything that prediction needs, as tensors and plain types only."""
 
 import dataclasses
-import errno
 import hashlib
 import logging
-import os
-import pickle
-import struct
-import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +11,19 @@ from torch import Tensor, nn
 from flaresemi.appearance import Norm
 from flaresemi.case_names import is_fold
 from flaresemi.errors import CheckpointError, shown
-from flaresemi.files import atomic_path, open_regular
+from flaresemi.files import atomic_path
 from flaresemi.labels import LabelSet
+from flaresemi.networks.archive import damaged, read_tensors
 from flaresemi.networks.cost import parameter_count
 from flaresemi.plans import StagePlan
 from flaresemi.ranges import Axis, Iterations, IterationsSoFar
 from flaresemi.records import dumps, from_plain, parse_json
-from flaresemi.system_errors import is_shortage
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
 _FORMAT = "flaresemi checkpoint"
-
-_AGAIN = "copy it again; on the machine that trained it, flaresemi_train with --continue writes final weights anew"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +130,7 @@ def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint
             by a newer flaresemi; or a weight is NaN or infinite.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_tensors(path)
     if not isinstance(content, dict) or not _equal(content.get("format"), _FORMAT):
         raise CheckpointError("not a flaresemi checkpoint", where=path, fix="name a .pt file from a model folder")
     if not _equal(content.get("schema_version"), SCHEMA_VERSION):
@@ -153,7 +145,7 @@ def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint
         weights, training_state = content["weights"], content["training_state"]
         _check_content(header, weights, training_state)
     except (KeyError, TypeError, ValueError) as problem:
-        raise _damaged(path, shown(repr(problem), 200)) from None
+        raise damaged(path, shown(repr(problem), 200)) from None
     _refuse_not_finite(weights, path)
     fields = {name: getattr(header, name) for name in _HEADER_FIELDS}
     return Checkpoint(weights=weights, training_state=training_state if with_training_state else None, **fields)
@@ -191,107 +183,6 @@ def compare_weights(network: nn.Module, weights: dict[str, Tensor]) -> list[str]
         if name in found and found[name] != shape
     ]
     return problems
-
-
-def _read(path: Path) -> object:
-    if not path.is_file():
-        raise CheckpointError("checkpoint not found", where=path, fix="train it first, or name another with -m")
-    with open(path, "rb", opener=open_regular) as file:
-        _check_archive(file, path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as problem:
-        if is_shortage(problem):
-            raise CheckpointError(
-                "there is not enough memory for what this checkpoint announces",
-                where=path,
-                fix="close other programs; if there is much memory, the file is damaged: copy it again",
-            ) from None
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise CheckpointError(
-            f"not a flaresemi checkpoint, or a damaged one: {shown(reason, 200)}",
-            where=path,
-            fix="name a .pt file from a model folder",
-        ) from None
-
-
-#: Exceptions of unpickling malformed content, besides those that it documents.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    MemoryError,
-    struct.error,
-    UserWarning,
-)
-
-
-def _check_archive(file: BinaryIO, path: Path) -> None:
-    """Checks that a zip archive is whole and holds no more than the file does.
-
-    torch writes one, uncompressed, whose directory stands at the end: a file that was cut off has none, and a changed
-    byte is caught by the checksums, which torch itself does not look at.
-    """
-    try:
-        size = os.fstat(file.fileno()).st_size
-        _check_directory(file, size)
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            packed = any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size
-            if packed or (size < _ZIP64_FROM and any(entry.extra for entry in entries)):  # other sizes may stand there
-                raise ValueError("it is packed as no checkpoint is")
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as problem:
-        raise _not_whole(path, problem) from None
-    except OSError as problem:
-        if problem.errno != errno.EINVAL:  # a place before the start of the file
-            raise
-        raise _not_whole(path, problem) from None
-    if broken is not None:
-        raise _damaged(path, f"bad checksum in {shown(broken)}")
-
-
-def _check_directory(file: BinaryIO, size: int) -> None:
-    """Checks that an archive's directory is where its end says, and ends where that begins.
-
-    Python looks for it in one of these places and torch in the other: what is checked shall be what is read.
-
-    Raises:
-        ValueError: it is not, or something follows the archive's end.
-        struct.error: the file is shorter than an end of an archive.
-    """
-    file.seek(max(size - _ENDS, 0))
-    ends = file.read(_ENDS)
-    signature, *_, length, start, comment = struct.unpack("<4s4H2LH", ends[-22:])
-    end = size - 22
-    if signature != b"PK\5\6" or comment:
-        raise ValueError("it has no end")
-    if ends[-42:-38] == b"PK\6\7":  # another end before this one, for large archives, and a word about where it is
-        (end,) = struct.unpack("<Q", ends[-34:-26])
-        signature, *_, length, start = struct.unpack("<4sQ2H2L4Q", ends[:56])
-        if signature != b"PK\6\6" or end != size - _ENDS:
-            raise ValueError("it has two ends")
-    if start + length != end:
-        raise ValueError("it has two directories")
-
-
-#: The bytes of the three ends of an archive, and the size from which entries need more than they have by themselves.
-_ENDS, _ZIP64_FROM = 56 + 20 + 22, 0xFFFFFFFF
-
-
-def _not_whole(path: Path, problem: Exception) -> CheckpointError:
-    what = f"truncated, damaged or no checkpoint at all: {shown(str(problem), 200)}"
-    return CheckpointError(what, where=path, fix=_AGAIN)
-
-
-def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"damaged checkpoint: {why}", where=path, fix=_AGAIN)
 
 
 def _refuse_not_finite(weights: dict[str, Tensor], path: Path) -> None:
