@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from flaresemi.cli.common import (
     AddSetting,
@@ -32,6 +33,7 @@ from flaresemi.planning.decisions import Decisions, load_decisions, save_decisio
 from flaresemi.planning.estimates import estimate, largest, oversized
 from flaresemi.planning.findings import Finding
 from flaresemi.planning.fingerprint import fingerprint_dataset, organs_by_case
+from flaresemi.planning.given_splits import FILE_NAME, given_folds, refuse_others
 from flaresemi.planning.inspection import inspect_dataset
 from flaresemi.planning.planner import choose_body, make_plans
 from flaresemi.planning.preparation import Task, pending, prepare_dataset, write_lists
@@ -75,7 +77,8 @@ def _plan_and_preprocess(options: argparse.Namespace, words: list[str]) -> None:
         logger.info("\n%s", _fingerprint_text(fingerprint))
         plans = _plans(options, fingerprint, workspace)
         logger.info("\n%s", _plans_text(plans, workspace))
-        splits = _splits(options, dataset, fingerprint, workspace)
+        left_out = {case.id for case in found.labeled} - {case.id for case in dataset.labeled}
+        splits = _splits(options, dataset, workspace, left_out, organs_by_case(fingerprint))
         write_lists(dataset, splits, workspace)
         is_complete = _prepare(options, dataset, plans, fingerprint, workspace)
     stage = Stage.COARSE if plans.two_stage else Stage.FINE
@@ -192,15 +195,25 @@ def _preset(name: str) -> tuple[str, str]:
 
 
 def _splits(
-    options: argparse.Namespace, dataset: Dataset, fingerprint: DatasetFingerprint, workspace: Workspace
+    options: argparse.Namespace,
+    dataset: Dataset,
+    workspace: Workspace,
+    left_out: set[str],
+    organs: dict[str, frozenset[str]],
 ) -> Splits:
     """The folds: those that there are, or new ones. New plans may have new folds while no model depends on the old."""
-    if options.replan and not workspace.models.exists():
+    dealt = options.folds is not None or options.seed is not None
+    stays = workspace.splits.exists() and not (options.replan and not workspace.models.exists())
+    given = given_folds(dataset, options.splits, dealt=dealt, left_out=left_out, present=stays)
+    if not stays:
         workspace.splits.unlink(missing_ok=True)
     case_ids = [case.id for case in dataset.labeled]
     groups = {case.id: case.group for case in dataset.labeled if case.group is not None}
-    organs = organs_by_case(fingerprint)
-    return load_or_make_splits(workspace.splits, case_ids, options.folds, options.seed, groups=groups, organs=organs)
+    splits = load_or_make_splits(
+        workspace.splits, case_ids, options.folds, options.seed, groups=groups, organs=organs, given=given
+    )
+    refuse_others(splits, given or splits, workspace.splits, named=options.splits is not None)
+    return splits
 
 
 def _prepare(
@@ -311,12 +324,7 @@ def _quiet_readers() -> Iterator[None]:
         readers.setLevel(before)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = StrictParser(
-        "flaresemi_plan_and_preprocess",
-        "Check the scans, decide how to train on them, and prepare them. What is done already is not done again.",
-    )
-    add_dataset_options(parser)
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     plan = parser.add_argument_group("plans", "count when plans.json is made: the first time, or with --replan")
     plan.add_argument(
         "--preset",
@@ -351,7 +359,22 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-plans", action="store_true", help="obey the plans although the labeled cases have changed"
     )
     plan.add_argument("--folds", type=count, default=None, metavar="N", help=f"for cross-validation [{DEFAULT_FOLDS}]")
+    plan.add_argument(
+        "--splits",
+        type=Path,
+        metavar="FILE",
+        help=f"folds of your own, as nnU-Net's {FILE_NAME} has them [that file in the dataset folder, where it is]",
+    )
     plan.add_argument("--seed", type=number(Seed), default=None, help=f"of the folds [{DEFAULT_SEED}]")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = StrictParser(
+        "flaresemi_plan_and_preprocess",
+        "Check the scans, decide how to train on them, and prepare them. What is done already is not done again.",
+    )
+    add_dataset_options(parser)
+    _add_plan_options(parser)
     bad = parser.add_argument_group("bad cases", "what is decided is kept in the workspace and holds for all commands")
     bad.add_argument("--skip-bad-cases", action="store_true", help="leave out cases that cannot be used")
     bad.add_argument(

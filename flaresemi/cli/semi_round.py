@@ -175,7 +175,7 @@ def _self_training(options: argparse.Namespace, workspace: Workspace, signals: S
 
 
 def _folds(workspace: Workspace) -> tuple[str, ...]:
-    """Fold 0; all folds where one holds too few cases out to judge a round by.
+    """Fold 0; all folds where one holds too few cases out to judge a round by, and no two hold out the same.
 
     Raises:
         ConfigError: there is one labeled case, and therefore no fold.
@@ -190,6 +190,9 @@ def _folds(workspace: Workspace) -> tuple[str, ...]:
     if len(splits.case_ids) >= _FEW_LABELS:
         return ("0",)
     folds = tuple(str(number) for number in range(len(splits.folds)))
+    if splits.held_out_twice(folds):
+        logger.info("fold 0 takes part alone: folds of %s hold out the same cases", splits.given or workspace.splits)
+        return ("0",)
     logger.info(
         "%d labeled cases are few: all %d folds take part (--fold 0: that one alone)", len(splits.case_ids), len(folds)
     )

@@ -176,6 +176,9 @@ def write_lists(dataset: Dataset, splits: Splits, workspace: Workspace) -> None:
     for number, split in enumerate(splits.folds):
         lists[f"fold_{number}_train"] = list(split.train)
         lists[f"fold_{number}_validation"] = list(split.validation)
+    for path in workspace.lists.glob("fold_*.txt"):
+        if path.stem not in lists:
+            path.unlink()  # of folds that there were before
     for name, case_ids in lists.items():
         _write_if_new(workspace.lists / f"{name}.txt", "".join(f"{case_id}\n" for case_id in case_ids))
 

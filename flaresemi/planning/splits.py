@@ -40,6 +40,8 @@ class Splits:
         case_ids: All labeled cases, sorted.
         folds: Each case validates in exactly one of them; none when there is only one case, or one group.
         groups: The labeled cases of each group of the dataset when the folds were made, each sorted.
+        given: The name of the user's file that they come from; empty where they were dealt. A case of such folds may
+            validate in several of them, or in none.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -47,6 +49,7 @@ class Splits:
     case_ids: tuple[str, ...]
     folds: tuple[Split, ...]
     groups: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    given: str = ""
 
     def __post_init__(self) -> None:
         known = set(self.case_ids)
@@ -75,11 +78,18 @@ class Splits:
             return Split(train=self.case_ids, validation=())
         if name not in self.names:
             reason = ""
-            if len(self.folds) < DEFAULT_FOLDS:
+            if self.given:
+                reason = f": {self.given} has {len(self.folds)}"
+            elif len(self.folds) < DEFAULT_FOLDS:
                 groups = f" in {len(self.groups)} group{_s(self.groups)}" if self.groups else ""
                 reason = f": {len(self.case_ids)} labeled case{_s(self.case_ids)}{groups}"
             raise ConfigError(f"there is no fold '{name}'{reason}", fix=f"folds are {', '.join(self.names)}")
         return self.folds[int(name)]
+
+    def held_out_twice(self, names: Collection[str]) -> tuple[str, ...]:
+        """The cases that more than one of these folds hold out, sorted; only folds of the user's own have any."""
+        found = collections.Counter(case for name in names for case in self.fold(name).validation)
+        return tuple(sorted(case for case, count in found.items() if count > 1))
 
     def divided_groups(self, name: str, groups: Mapping[str, tuple[str, ...]] | None = None) -> tuple[str, ...]:
         """Groups of which a fold trains on some cases and validates on others, each in words.
@@ -128,7 +138,7 @@ def make_splits(
         Split(train=tuple(case for case in cases if case not in validation), validation=validation)
         for validation in deal(cases, folds, seed, groups or {}, organs or {})
     ]
-    return Splits(seed=seed, case_ids=tuple(cases), folds=tuple(made), groups=_members(groups or {}, cases))
+    return Splits(seed=seed, case_ids=tuple(cases), folds=tuple(made), groups=members_of(groups or {}, cases))
 
 
 def load_or_make_splits(
@@ -139,12 +149,14 @@ def load_or_make_splits(
     *,
     groups: Mapping[str, str] | None = None,
     organs: Mapping[str, Collection[str]] | None = None,
+    given: Splits | None = None,
 ) -> Splits:
     """Reads the splits of a workspace, or makes and writes them when there are none yet; says what they lack.
 
     A file that exists is never changed: models were trained on it.
 
     Args:
+        given: Folds of the user's own, in place of dealt ones.
         folds: What is asked for; None: 5.
         seed: What is asked for; None: 22.
         groups: The group of each case that has one.
@@ -156,7 +168,7 @@ def load_or_make_splits(
     """
     path = Path(path)
     cases = set(case_ids)
-    wanted = make_splits(
+    wanted = given or make_splits(
         cases, folds or DEFAULT_FOLDS, DEFAULT_SEED if seed is None else seed, groups=groups, organs=organs
     )
     if path.exists():
@@ -189,7 +201,8 @@ def _refuse_other_cases(splits: Splits, cases: set[str], path: Path) -> None:
         )
 
 
-def _members(groups: Mapping[str, str], cases: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def members_of(groups: Mapping[str, str], cases: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The cases of each group, sorted, of those that are given."""
     members: dict[str, list[str]] = collections.defaultdict(list)
     for case in sorted(cases):
         if case in groups:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from flaresemi.errors import ConfigError, SelectionError
+from flaresemi.errors import ConfigError, SelectionError, listed
 from flaresemi.evaluation.summary import Summary, load_summary
 from flaresemi.planning.preparation import case_versions
 from flaresemi.planning.splits import ALL, load_splits
@@ -57,7 +57,7 @@ class SelfTraining:
 
     Raises:
         PlanError: there are no splits.
-        ConfigError: there is no such fold, or 'all' stands among others.
+        ConfigError: there is no such fold, 'all' stands among others, or a case is held out in two of them.
     """
 
     def __init__(
@@ -71,6 +71,12 @@ class SelfTraining:
         self.make_round = make_round
         self.path = workspace.verdict(folds)
         splits = load_splits(workspace.splits)
+        if twice := splits.held_out_twice(folds):
+            raise ConfigError(
+                f"folds {', '.join(folds)} hold out the same cases: {listed(twice)}",
+                where=workspace.splits,
+                fix="a held-out case judges one chain: name folds that hold out different cases, or one: --fold 0",
+            )
         self._held_out_ids = {fold: splits.fold(fold).validation for fold in folds}
 
     @property

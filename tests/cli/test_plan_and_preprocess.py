@@ -326,6 +326,40 @@ class TestPlans:
         assert command(phantoms, workspace.root, "--replan", "--plan-only", "--folds", "2").code == 0
         assert workspace.splits.read_bytes() == before
 
+    def test_folds_of_the_user(self, phantoms, workspace, command, tmp_path):
+        def write(path, train, val):
+            names = [[f"phantom_{number:04d}" for number in side] for side in (train, val)]
+            path.write_text(json.dumps([{"train": names[0], "val": names[1]}]), encoding="utf-8")
+            return names
+
+        before, own = workspace.splits.read_bytes(), tmp_path / "own.json"
+        train, val = write(own, (1, 4), (2, 3))
+        options = ("--plan-only", "--splits", str(own))
+        assert (
+            "the folds of this workspace are not those of own.json" in command(phantoms, workspace.root, *options).err
+        )
+        assert "leave one of them out" in command(phantoms, workspace.root, *options, "--folds", "3").err
+        write(tmp_path / "bad.json", (1, 7), (2,))
+        bad = command(phantoms, workspace.root, "--replan", "--plan-only", "--splits", str(tmp_path / "bad.json"))
+        assert bad.code == 2 and "not labeled cases of this dataset: phantom_0007" in bad.err
+        assert workspace.splits.read_bytes() == before, "a bad file loses nothing"
+        assert command(phantoms, workspace.root, "--replan", *options).code == 0
+        (fold,) = load_splits(workspace.splits).folds
+        assert (list(fold.train), list(fold.validation)) == (train, val)
+        assert (workspace.lists / "fold_0_validation.txt").read_text("utf-8").split() == val
+        assert not (workspace.lists / "fold_1_validation.txt").exists(), "lists of folds that are gone are gone"
+
+    def test_nnunet_folds_in_the_dataset_folder(self, data, workspace, command, tmp_path):
+        own = data / "splits_final.json"
+        own.write_text("[]", encoding="utf-8")
+        before = workspace.splits.read_bytes()
+        outcome = command(data, workspace.root, "--plan-only")
+        assert outcome.code == 0 and "splits_final.json is not used, the folds of the workspace stay" in outcome.err
+        assert workspace.splits.read_bytes() == before
+        assert command(data, tmp_path / "new", "--plan-only").code == 2
+        assert command(data, tmp_path / "new", "--plan-only", "--folds", "2").code == 0
+        assert len(load_splits(tmp_path / "new" / "splits.json").folds) == 2
+
     def test_plans_of_other_cases_are_refused_with_the_difference(self, data, workspace, command):
         rewrite(label_path(data, 1), lambda label: np.where(label == 3, 0, label).astype(np.uint8))
         for path in (image_path(data, "labeled", 4), label_path(data, 4)):

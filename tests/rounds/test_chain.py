@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from flaresemi.cli import semi_round
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.evaluation.summary import load_summary, save_summary
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
+from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record, save_record
@@ -66,6 +68,16 @@ def test_chains_are_judged_on_the_held_out_cases_of_all_folds(workspace: Workspa
     )
     assert training._held_out(0).keys() == {case.case_id for case in (*summary.cases, *others)}
     assert len(training.judge().mean_dice) == 1
+
+
+def test_folds_that_hold_out_the_same_case_are_not_judged_together(workspace: Workspace, phantom_dataset: Path) -> None:
+    splits = load_splits(workspace.splits)
+    twice = dataclasses.replace(splits, folds=(splits.folds[0], splits.folds[0]), given="splits_final.json")
+    save_record(workspace.splits, twice)
+    with pytest.raises(ConfigError, match=f"folds 0, 1 hold out the same cases: {splits.folds[0].validation[0]}"):
+        self_training(workspace, phantom_dataset, ("0", "1"))
+    self_training(workspace, phantom_dataset, ("0",))
+    assert semi_round._folds(workspace) == ("0",)
 
 
 def test_a_complete_round_of_other_models_is_not_built_upon(workspace: Workspace, phantom_dataset: Path) -> None:
