@@ -5,7 +5,7 @@ the mean true Dice of what is kept when the least reliable part is left out (ris
 predicted Dice, which is learned on the development cases. Run benchmarks/few.py first, on the same machine; what was
 found about a draw is kept in results/agreement_few_*.json. Result: results/agreement_few_*.md.
 
-    python benchmarks/agreement_value.py mr --draws 0 1 2
+    python benchmarks/agreement_value.py few-mr --draws 0 1 2
 """
 
 import argparse

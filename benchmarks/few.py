@@ -5,6 +5,9 @@ labeled cases. The arms of a draw share plans, network, and the iterations of ea
 `small`, one stage, but for half of its features (8, 16, 32...): a step takes 0.4 of the time, and a draw needs eleven
 times the iterations of one model.
 
+`acdc-3`, `acdc-7` and `btcv-4` have the split that the field's papers use, so draws differ in their seed alone, and the
+plans that anyone gets. Their test cases are the papers' own; those of BTCV are not among the data.
+
     a       supervised on the few                       the start of b, c, d
     a-long  the same, as many iterations as d has in all
     b       two rounds on all pseudo-labels, naively: augmented like the real ones, nothing pasted; otherwise like d
@@ -17,7 +20,7 @@ with --test. Every step is run once and a stopped one goes on: start the same co
 are kept in results/few_*.jsonl: an arm that stands there is done, whatever the machine, and results/few_*.md tells of
 all of them. A draw that was begun elsewhere trains its arm a again, from which the others start.
 
-    OMP_NUM_THREADS=1 python benchmarks/few.py ct --draws 0 --arms a a-long b c d e [--test]
+    OMP_NUM_THREADS=1 python benchmarks/few.py few-ct --draws 0 --arms a a-long b c d e [--test]
 
 Draws may run at the same time, each with its own processes: on two cores, two trainings of one thread each take 0.34 s
 a step of few-mr, one training of both threads 0.27 s.
@@ -52,6 +55,9 @@ ROUNDS: dict[str, tuple[str, ...]] = {
 
 #: One change each to the defaults, tried on the development cases.
 VARIANTS: dict[str, tuple[str, ...]] = {
+    "live teacher": ("--trainer", "live_teacher"),
+    "live teacher that waits": ("--trainer", "live_teacher", "--trainer-setting", "waits=1"),
+    "live teacher that is sure": ("--trainer", "live_teacher", "--trainer-setting", "confidence=0.5"),
     "nothing pasted": ("--paste-share", "0"),
     "all pasted": ("--paste-share", "1"),
     "from scratch": ("--start", "scratch"),
@@ -69,40 +75,74 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Yardstick:
-    """One of the two data sets with few labels.
+    """A data set with few labels.
 
     Attributes:
         dataset: Its folder.
         z_range: Organs that are scored in the reference's slices only.
-        test: Every how manieth labeled case is a test case; 0: the dataset has its own.
         labeled: Cases that keep their labels.
         development: Labeled cases outside the pool.
-        iterations: Of every model.
+        iterations: Of FINE, in every model.
+        coarse_iterations: Of COARSE, where the plans have it.
+        batch: Patches per step; None: as planned.
+        test: Every how manieth labeled case is a test case; 0: the dataset has its own.
+        split: Keys of the dataset's split.json, for the labeled and the development cases; None: cases are dealt.
+        is_thin: One stage, with half of the features.
     """
 
     name: str
     dataset: str
-    z_range: tuple[str, ...]
-    test: int
+    z_range: tuple[str, ...] = ()
     labeled: int
     development: int
     iterations: int
-    batch: int
+    coarse_iterations: int = 0
+    batch: int | None = None
+    test: int = 0
+    split: tuple[str, str] | None = None
+    is_thin: bool = False
 
 
 YARDSTICKS = {
-    "ct": Yardstick(
+    "few-ct": Yardstick(
         name="few_ct",
         dataset="openkbp",
         z_range=("spinal cord", "esophagus"),
-        test=0,
         labeled=4,
         development=10,
         iterations=1200,
         batch=2,
+        is_thin=True,
     ),
-    "mr": Yardstick(
-        name="few_mr", dataset="hippocampus", z_range=(), test=5, labeled=4, development=40, iterations=1600, batch=2
+    "few-mr": Yardstick(
+        name="few_mr", dataset="hippocampus", labeled=4, development=40, iterations=1600, batch=2, test=5, is_thin=True
+    ),
+    "acdc-3": Yardstick(
+        name="acdc_3",
+        dataset="acdc",
+        labeled=6,
+        development=20,
+        iterations=1500,
+        coarse_iterations=600,
+        split=("labeled_3_patients", "validation"),
+    ),
+    "acdc-7": Yardstick(
+        name="acdc_7",
+        dataset="acdc",
+        labeled=14,
+        development=20,
+        iterations=1500,
+        coarse_iterations=600,
+        split=("labeled_7_patients", "validation"),
+    ),
+    "btcv-4": Yardstick(
+        name="btcv_4",
+        dataset="btcv",
+        labeled=4,
+        development=4,
+        iterations=1500,
+        coarse_iterations=600,
+        split=("labeled_4", "development"),
     ),
 }
 
@@ -170,7 +210,12 @@ class Few:
         self.cases = tuple(case for case in cases if case not in set(self.test_cases))
 
     def draw(self, number: int) -> Draw:
-        """Deals the cases by a hash of draw and name, so that no library's generator matters."""
+        """The field's own split, or cases dealt by a hash of draw and name, so that no library's generator matters."""
+        if self.yardstick.split is not None:
+            split = running.load_json(self.source / "split.json")
+            labeled, development = (tuple(sorted(split[key])) for key in self.yardstick.split)
+            hidden = tuple(case for case in self.cases if case not in {*labeled, *development})
+            return Draw(labeled=labeled, development=development, hidden=hidden)
         dealt = sorted(self.cases, key=lambda case: hashlib.sha256(f"{number}:{case}".encode()).digest())
         few, all_development = self.yardstick.labeled, self.yardstick.labeled + self.yardstick.development
         return Draw(
@@ -197,7 +242,7 @@ class Few:
         if self.test_cases:
             for case in self.test_cases:
                 self._link(case, folder / "test", "Tr")
-        else:
+        elif (self.source / "imagesTs").exists():
             for group in ("images", "labels"):
                 for path in (self.source / f"{group}Ts").iterdir():
                     running.link_or_copy(path, folder / "test" / f"{group}Tr" / path.name)
@@ -205,12 +250,14 @@ class Few:
         for path in unlabeled.iterdir() if unlabeled.exists() else ():
             running.link_or_copy(path, data / "imagesUn" / path.name)
         description = json.loads((self.source / "dataset.json").read_text(encoding="utf-8"))
-        description["z_range"] = self.yardstick.z_range
+        if self.yardstick.z_range:
+            description["z_range"] = self.yardstick.z_range
         for place in (data, truth):
             write_text(place / "dataset.json", json.dumps(description))
-        plan = ("--preset", "small", "--stages", "one")
+        plan = ("--preset", "small", "--stages", "one") if self.yardstick.is_thin else ("--preset", "small")
         self.bench.command(f"{number} plan", "flaresemi_plan_and_preprocess", "-d", data, "-w", folder / "few", *plan)
-        _make_thin(folder / "few" / "plans.json")
+        if self.yardstick.is_thin:
+            _make_thin(folder / "few" / "plans.json")
         # The ceiling: the plans of the few, and every label of the training cases in 'fold 0'.
         workspace = folder / "all"
         if not workspace.exists():
@@ -276,27 +323,32 @@ class Few:
             data, workspace, fold = folder / "truth", folder / "all", "0"
         elif arm == "a-long":
             workspace = self._copy(number, arm, with_models=False)
-        length = self.yardstick.iterations * (1 + rounds if arm == "a-long" else 1)
-        seconds = self.bench.command(
-            f"{number} {arm}",
-            "flaresemi_train",
-            "FINE",
-            fold,
-            "-d",
-            data,
-            "-w",
-            workspace,
-            "--iterations",
-            length,
-            "--batch-size",
-            self.yardstick.batch,
-            "--seed",
-            number,
-            "--validations",
-            0,
-            "--no-validation",
-            "--continue",
-        )
+        times = 1 + rounds if arm == "a-long" else 1
+        lengths = {"FINE": self.yardstick.iterations}
+        if load_plans(workspace / "plans.json").two_stage:
+            lengths = {"COARSE": self.yardstick.coarse_iterations, **lengths}
+        batch = () if self.yardstick.batch is None else ("--batch-size", self.yardstick.batch)
+        seconds = 0.0
+        for stage, iterations in lengths.items():
+            seconds += self.bench.command(
+                f"{number} {arm}" + (" COARSE" if stage == "COARSE" else ""),
+                "flaresemi_train",
+                stage,
+                fold,
+                "-d",
+                data,
+                "-w",
+                workspace,
+                "--iterations",
+                times * iterations,
+                *batch,
+                "--seed",
+                number,
+                "--validations",
+                0,
+                "--no-validation",
+                "--continue",
+            )
         return workspace / "models" / f"fold_{fold}", seconds
 
     def _copy(self, number: int, arm: str, *, with_models: bool) -> Path:
@@ -354,14 +406,16 @@ class Few:
             self.scores.add(number, arm, part, summary, hours=hours, made=made)
 
     def _parts(self, test: bool) -> tuple[str, ...]:
-        return ("test", "development") if test else ("development",)
+        has_test = bool(self.test_cases) or (self.source / "imagesTs").exists()
+        return ("test", "development") if test and has_test else ("development",)
 
     def report(self, rounds: int, *, test: bool) -> None:
         """Writes the tables of all that has been scored, here and elsewhere."""
         yardstick = self.yardstick
         title = f"{yardstick.name.replace('_', '-')}: {yardstick.labeled} labeled cases"
         lines = [
-            f"# {title}, {yardstick.iterations} iterations of batch {yardstick.batch} per model, 8 features and up"
+            f"# {title}, {yardstick.iterations} iterations per model, "
+            + (f"batch {yardstick.batch}, 8 features and up" if yardstick.is_thin else "plans as they come")
         ]
         for part in self._parts(test):
             lines += ["", f"## {part} cases", "", *table(self.scores.by_arm(part), f"d {rounds}")]

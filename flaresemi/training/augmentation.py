@@ -43,8 +43,12 @@ class Strength:
     more: Callable[[], Sequence[Callable[..., dict[str, Any]]]] | None = None
 
 
-#: `standard` has nnU-Net's ranges and probabilities; `strong` (for pseudo-labeled cases) changes more, more often.
+#: `standard` has nnU-Net's ranges and probabilities; `strong` (for pseudo-labeled cases) changes more, more often;
+#: `geometric` is the standard one without any change of intensities.
 STRENGTHS = {
+    "geometric": Strength(
+        rotation_probability=0.2, rotation_degrees=30, scaling_probability=0.2, scaling=(0.7, 1.4), intensity_factor=0.0
+    ),
     "standard": Strength(
         rotation_probability=0.2, rotation_degrees=30, scaling_probability=0.2, scaling=(0.7, 1.4), intensity_factor=1.0
     ),

@@ -5,18 +5,21 @@ from typing import Any
 from flaresemi import extensions
 from flaresemi.errors import ConfigError
 from flaresemi.training.config import TrainingConfig
+from flaresemi.training.live_teacher import LiveTeacherTrainer
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import TrainingTask
 from flaresemi.training.trainer import Trainer
 
-_OWN = {"default": Trainer}
+#: Ours, by name.
+_OWN: dict[str, type[Trainer]] = {"default": Trainer, "live_teacher": LiveTeacherTrainer}
 
 
 def trainer_class(name: str) -> type[Trainer]:
     """The class behind a name.
 
     Args:
-        name: `default`, a name of the entry-point group `flaresemi.trainers`, or `package.module:Class`.
+        name: One of ours (`default`, `live_teacher`), one of the entry-point group `flaresemi.trainers`, or
+            `package.module:Class`.
 
     Raises:
         ConfigError: there is none, it cannot be imported, or it is no subclass of `Trainer`.
