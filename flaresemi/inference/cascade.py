@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -34,6 +35,8 @@ from flaresemi.room import enough_memory
 
 logger = logging.getLogger(__name__)
 
+#: Smaller pieces of an organ are told of beyond this share of the largest. Chosen.
+NOTABLE_SHARE = 0.1
 
 #: Called with the output of FINE, the prepared image in its region (channels, Z, Y, X), the padding value of each
 #: channel, and the spacing.
@@ -224,7 +227,8 @@ class Segmenter:
             with clock("watch"):
                 watch(output, crop(output.region), fill_c, grid.spacing_zyx_mm)
         with clock("restore"):
-            indices = self._restore(output.logits, output.region, grid)
+            indices, doubts = self._restore(output.logits, output.region, grid)
+        notes += doubts
         if not indices.any():
             notes.append("no organ found in this image")
         return Segmentation(
@@ -262,15 +266,25 @@ class Segmenter:
             return None
         return prepared.stage_image(plan).min(axis=(1, 2, 3))
 
-    def _restore(self, logits: torch.Tensor, region: BoundingBox, grid: StageGrid) -> np.ndarray:
-        """Organ indices on the canonical grid."""
+    def _restore(self, logits: torch.Tensor, region: BoundingBox, grid: StageGrid) -> tuple[np.ndarray, list[str]]:
+        """Organ indices on the canonical grid, and notes."""
         body = grid.body_box
         back = (-body.start[0], -body.start[1], -body.start[2])
         inside = grid.to_canonical(region)
         labels = self._labels(logits, region, grid, inside.shifted(back))
         indices = np.zeros(grid.canonical_shape_zyx, labels.dtype)
-        indices[inside.slices] = keep_largest(labels, self._keep_largest)
-        return indices
+        notes = self._doubts(keep_largest(labels, self._keep_largest), math.prod(grid.canonical_spacing_zyx_mm))
+        indices[inside.slices] = labels
+        return indices, notes
+
+    def _doubts(self, kept: Mapping[int, tuple[int, int]], voxel_mm3: float) -> list[str]:
+        """Notes of the organs of which much was left out."""
+        return [
+            f"{self.labels.names[index - 1]}: the largest piece, {largest * voxel_mm3 / 1000:.3g} ml, was kept, and "
+            f"others, {others * voxel_mm3 / 1000:.3g} ml, were left out"
+            for index, (largest, others) in kept.items()
+            if others > NOTABLE_SHARE * largest
+        ]
 
     @staticmethod
     def _labels(logits: torch.Tensor, region: BoundingBox, grid: StageGrid, out_box: BoundingBox) -> np.ndarray:

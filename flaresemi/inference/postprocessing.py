@@ -44,7 +44,7 @@ def organ_components(labels_zyx: np.ndarray) -> OrganComponents:
     )
 
 
-def keep_largest(labels_zyx: np.ndarray, organs: Iterable[int]) -> np.ndarray:
+def keep_largest(labels_zyx: np.ndarray, organs: Iterable[int]) -> dict[int, tuple[int, int]]:
     """Keeps the largest component (26 neighbours) of each of these organs; the rest of them becomes background.
 
     One pass over the common box of the organs labels the components of all of them at once.
@@ -54,15 +54,15 @@ def keep_largest(labels_zyx: np.ndarray, organs: Iterable[int]) -> np.ndarray:
         organs: Indices of the organs to clean; those that are not there are fine.
 
     Returns:
-        `labels_zyx`.
+        Per organ that is there, the voxels that were kept and those that were left out.
     """
     wanted = np.zeros(int(np.iinfo(labels_zyx.dtype).max) + 1, bool)
     wanted[list(organs)] = True
     if not wanted.any():
-        return labels_zyx
+        return {}
     box = BoundingBox.of_mask(wanted[labels_zyx])
     if box is None:
-        return labels_zyx
+        return {}
     part = labels_zyx[box.slices]  # a view: what is written here is written to the label map
     found = organ_components(np.where(wanted[part], part, part.dtype.type(0)))
     descending = np.argsort(-found.sizes, kind="stable")  # equal sizes: the first one is the largest
@@ -70,4 +70,8 @@ def keep_largest(labels_zyx: np.ndarray, organs: Iterable[int]) -> np.ndarray:
     dropped = np.ones(found.sizes.size, bool)
     dropped[descending[first]] = False
     part[dropped[found.numbers_zyx]] = 0
-    return labels_zyx
+    kept: dict[int, tuple[int, int]] = {}
+    for index in np.unique(found.organs[found.organs > 0]).tolist():
+        own = found.organs == index
+        kept[index] = (int(found.sizes[own & ~dropped].sum()), int(found.sizes[own & dropped].sum()))
+    return kept

@@ -69,7 +69,8 @@ class Scorer:
         """
         organs = self.labels.count
         saved = most_likely(output.logits)
-        entropy = organ_entropy(_entropy(output.logits), keep_largest(saved, self._keep_largest), organs)
+        keep_largest(saved, self._keep_largest)
+        entropy = organ_entropy(_entropy(output.logits), saved, organs)
         others = [most_likely(snapshot.logits(image_czyx, fill_c)[0]) for snapshot in self._snapshots]
         voxel_ml = math.prod(spacing_zyx_mm) / 1000
         agreement = organ_agreement(saved, others, [ABSENT_BELOW * ml / voxel_ml for ml in self.median_volumes_ml])

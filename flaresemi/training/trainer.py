@@ -34,6 +34,7 @@ from flaresemi.training.loading import failures_told, load_batches, usual_worker
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 from flaresemi.training.monitoring import Monitor, progress, quick_validation
 from flaresemi.training.optimization import Optimization
+from flaresemi.training.pieces import organs_in_one_piece
 from flaresemi.training.resuming import load_state, save_state
 from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, Samples, TrainingCase
 from flaresemi.training.schedule import Schedule, build_optimizer
@@ -457,6 +458,11 @@ class Trainer:
             with self.budget.aside("checkpoint"):
                 save_checkpoint(self.task.folder.snapshot(percent), self._checkpoint())
 
+    @functools.cached_property
+    def _in_one_piece(self) -> tuple[str, ...]:
+        """Organs of which prediction keeps the largest component, until a validation decides by what it gains."""
+        return organs_in_one_piece(self.task.store, self.task.training, self.task.labels)
+
     def _checkpoint(self, training_state: dict | None = None) -> Checkpoint:
         task = self.task
         return Checkpoint(
@@ -470,6 +476,7 @@ class Trainer:
             norms=task.norms,
             weights={name: value.detach().cpu().clone() for name, value in self.optimization.weights.items()},
             mirror_axes=task.labels.mirror_axes(self.config.mirror_axes),
+            keep_largest=self._in_one_piece,
             training_state=training_state,
         )
 

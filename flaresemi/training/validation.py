@@ -188,7 +188,8 @@ def _largest_component_gain(
     predicted_zyx: np.ndarray, reference_zyx: np.ndarray, case: Case, labels: LabelSet
 ) -> dict[str, float]:
     before = dice_per_organ(predicted_zyx, reference_zyx, labels.count)
-    cleaned = keep_largest(predicted_zyx.copy(), range(1, labels.channels))
+    cleaned = predicted_zyx.copy()
+    keep_largest(cleaned, range(1, labels.channels))
     after = dice_per_organ(cleaned, reference_zyx, labels.count)
     return {
         name: new - old

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -267,3 +269,19 @@ def test_voxels_of_the_stage_that_are_those_of_the_image_need_no_resampling(fake
     monkeypatch.setattr("flaresemi.preprocessing.resampling._SLAB_BYTES", 1)  # one plane per slab
     fine = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), FINE_THRESHOLDS)
     assert np.array_equal(Segmenter([fine]).segment(fakes.image(scan)).indices_zyx, expected_indices(scan))
+
+
+def test_what_is_left_out_of_an_organ_is_told_where_it_is_much(fakes, scan):
+    whole = scan.copy()
+    scan[0:3, 5:9, 5:9] = 300.0  # 48 voxels beside 2,064: not worth a word
+    checkpoint = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), FINE_THRESHOLDS)
+    names = (checkpoint.labels.names[0],)
+    segmenter = Segmenter([dataclasses.replace(checkpoint, keep_largest=names)])
+    segmentation = segmenter.segment(fakes.image(scan))
+    assert np.array_equal(segmentation.indices_zyx, expected_indices(whole))
+    assert segmentation.notes == ()
+    scan[0:10, 2:8, 2:10] = 300.0
+    segmentation = segmenter.segment(fakes.image(scan))
+    assert np.array_equal(segmentation.indices_zyx, expected_indices(whole))
+    (note,) = segmentation.notes
+    assert note.startswith(f"{names[0]}: the largest piece, ") and "ml, were left out" in note

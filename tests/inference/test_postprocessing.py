@@ -4,6 +4,12 @@ from scipy import ndimage
 from flaresemi.inference.postprocessing import keep_largest
 
 
+def cleaned(labels: np.ndarray, organs: tuple[int, ...]) -> np.ndarray:
+    copy = labels.copy()
+    keep_largest(copy, organs)
+    return copy
+
+
 def test_keeps_the_largest_of_the_named_organs_only():
     labels = np.zeros((12, 12, 24), np.uint8)
     labels[1:5, 1:5, 1:5] = 1
@@ -14,10 +20,9 @@ def test_keeps_the_largest_of_the_named_organs_only():
     labels[5, 5, 22] = 3
     expected = labels.copy()
     expected[8:10, 8:10, 8:10] = 0
-    cleaned = keep_largest(labels.copy(), (1,))
-    assert np.array_equal(cleaned, expected)
+    assert np.array_equal(cleaned(labels, (1,)), expected)
     expected[8:10, 8:10, 10:12] = 0
-    assert np.array_equal(keep_largest(labels.copy(), (1, 2)), expected)
+    assert np.array_equal(cleaned(labels, (1, 2)), expected)
 
 
 def test_same_as_one_organ_at_a_time_with_scipy():
@@ -31,16 +36,16 @@ def test_same_as_one_organ_at_a_time_with_scipy():
         sizes = np.bincount(components.ravel())
         sizes[0] = 0
         expected[(labels == organ) & (components != sizes.argmax())] = 0
-    assert np.array_equal(keep_largest(labels.copy(), (1, 2, 4)), expected)
+    assert np.array_equal(cleaned(labels, (1, 2, 4)), expected)
 
 
 def test_nothing_to_do():
     labels = np.zeros((4, 4, 4), np.uint8)
-    assert not keep_largest(labels, (1, 2)).any()
+    assert not cleaned(labels, (1, 2)).any()
     labels[0, 0, 0] = labels[3, 3, 3] = 1
-    assert keep_largest(labels.copy(), ()).sum() == 2
-    assert keep_largest(labels.copy(), (2,)).sum() == 2
-    assert keep_largest(labels.copy(), (1,)).sum() == 1  # equal sizes: one of them stays
+    assert cleaned(labels, ()).sum() == 2
+    assert cleaned(labels, (2,)).sum() == 2
+    assert cleaned(labels, (1,)).sum() == 1  # equal sizes: one of them stays
 
 
 def test_works_on_a_view_and_with_many_organs():
@@ -49,3 +54,12 @@ def test_works_on_a_view_and_with_many_organs():
     labels[4, 4, 4] = 300
     keep_largest(labels[::-1], (300,))
     assert labels.sum() == 900
+
+
+def test_tells_what_was_kept_and_what_was_left_out():
+    labels = np.zeros((6, 6, 12), np.uint8)
+    labels[1, 1, 1:5] = 1
+    labels[4, 4, [2, 6, 7]] = 1
+    labels[2, 4, :3] = 2
+    assert keep_largest(labels, (1, 2, 3)) == {1: (4, 3), 2: (3, 0)}
+    assert keep_largest(labels, ()) == {}

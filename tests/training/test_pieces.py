@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flaresemi.geometry import BoundingBox, StageGrid
+from flaresemi.io.case_store import CaseRecord, CaseStore
+from flaresemi.labels import Label, LabelSet
+from flaresemi.training.pieces import organs_in_one_piece
+
+SHAPE = (8, 8, 40)
+LABELS = LabelSet(labels=(Label(name="organ", value=1), Label(name="other", value=2)))
+GRID = StageGrid(
+    canonical_shape_zyx=SHAPE,
+    canonical_spacing_zyx_mm=(1.0, 1.0, 1.0),
+    body_box=BoundingBox.whole(SHAPE),
+    shape_zyx=SHAPE,
+)
+
+
+def pieces(*lengths: int) -> np.ndarray:
+    """Organ 1 in pieces of these lengths, organ 2 in one corner."""
+    label, start = np.zeros(SHAPE, np.uint8), 0
+    label[7, 7, :5] = 2
+    for length in lengths:
+        label[2:4, 2:4, start : start + length] = 1
+        start += length + 2
+    return label
+
+
+def store_of(folder: Path, *label_maps: np.ndarray, supervised: tuple[int, ...] = (1, 2)) -> CaseStore:
+    store = CaseStore(folder)
+    for number, label in enumerate(label_maps):
+        record = CaseRecord.labeled(
+            case_id=f"c{number}", preprocessing_hash="test", grid=GRID, label_zyx=label, organs=2, supervised=supervised
+        )
+        store.write(record, np.zeros((1, *SHAPE), np.float32), label)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([(10,), (12,), (8,)], ("organ", "other")),
+        ([(10,), (12,), (8, 8)], ("other",)),  # two pieces in one case
+        ([(10,), (12,), ()], ("other",)),  # absent in one
+        ([(10,), (12,)], ()),  # two cases tell nothing
+    ],
+)
+def test_organs_that_are_one_piece_in_every_case(tmp_path: Path, lengths: list, expected: tuple[str, ...]) -> None:
+    store = store_of(tmp_path, *(pieces(*each) for each in lengths))
+    assert organs_in_one_piece(store, [f"c{number}" for number in range(len(lengths))], LABELS) == expected
+
+
+def test_what_varies_like_a_lesion_is_not_taken_for_an_organ(tmp_path: Path) -> None:
+    small = pieces()
+    small[2, 2, 2:5] = 1  # 3 voxels, against 160
+    assert organs_in_one_piece(store_of(tmp_path, small, pieces(40), pieces(40)), ["c0", "c1", "c2"], LABELS) == (
+        "other",
+    )
+
+
+def test_a_slip_of_annotation_does_not_count(tmp_path: Path) -> None:
+    slipped = pieces(38)
+    slipped[5, 5, 39] = 1  # 1 voxel of 153
+    store = store_of(tmp_path, slipped, pieces(38), pieces(38))
+    assert organs_in_one_piece(store, ["c0", "c1", "c2"], LABELS) == ("organ", "other")
+
+
+def test_cases_that_do_not_annotate_an_organ_tell_nothing_of_it(tmp_path: Path) -> None:
+    store = store_of(tmp_path, *[pieces(10)] * 3, supervised=(1,))
+    assert organs_in_one_piece(store, ["c0", "c1", "c2"], LABELS) == ("organ",)
