@@ -155,7 +155,7 @@ def add_trainer_options(group: argparse._ArgumentGroup) -> None:
         "--trainer",
         default=argparse.SUPPRESS,
         metavar="NAME",
-        help="who trains: a name that an installed package declares, or package.module:Class [default]",
+        help="who trains: default, live_teacher, a name that a package declares, or package.module:Class [default]",
     )
     group.add_argument(
         "--trainer-setting",
