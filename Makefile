@@ -39,7 +39,7 @@ test-lowest: $(LOWEST)/.ready
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
-	$(BIN)/mypy
+	for system in win32 darwin linux; do $(BIN)/mypy --platform $$system || exit 1; done
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flaresemi.errors import INVISIBLE, DatasetError, shown
+from flaresemi.portability import NO_NAME
 
 #: Longest name in bytes. Chosen: file systems take 255, and endings (`_0000.nii.gz`) are added to a name.
 MOST_BYTES = 240
@@ -82,6 +83,8 @@ def _problem(name: str) -> str | None:
         return "it begins or ends with a space"
     if len(name.encode()) > MOST_BYTES:
         return f"it has {len(name.encode())} bytes in UTF-8, {MOST_BYTES} are possible"
+    if NO_NAME.fullmatch(name):
+        return "this system gives no file such a name"
     if alike(name) in RESERVED:
         return "a file of that name stands beside those of the cases"
     return None

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from flaresemi.errors import ConfigError
+from flaresemi.portability import NO_LINK, NO_WAIT, OPENS_FOLDERS
 from flaresemi.unfinished import PARTIAL, unfinished_path
 
 logger = logging.getLogger(__name__)
@@ -67,10 +68,24 @@ def sync(descriptor: int) -> None:
             raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, where the system and the file system know how.
+
+    Raises:
+        OSError: they could not be written.
+    """
+    if OPENS_FOLDERS:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            sync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` (UTF-8) atomically."""
+    """Writes `text` (UTF-8) atomically, the same bytes on every system."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextlib.contextmanager
@@ -97,10 +112,8 @@ def open_no_link(path: str | Path, flags: int) -> int:
         ConfigError: what has the name is a link or no ordinary file.
         OSError: it cannot be opened.
     """
-    # Windows knows neither flag. The second one is for pipes, which would wait for a reader.
-    careful: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        descriptor = os.open(path, flags | os.O_CREAT | careful, 0o666)
+        descriptor = os.open(path, flags | os.O_CREAT | NO_LINK | NO_WAIT, 0o666)
     except OSError as problem:
         if problem.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
@@ -117,7 +130,7 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
     Raises:
         OSError: it cannot be read, or is a pipe or a device.
     """
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    descriptor = os.open(path, flags | NO_WAIT)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # Python itself tells of a folder
         os.close(descriptor)

@@ -15,7 +15,6 @@ import logging
 import os
 import shlex
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -25,13 +24,12 @@ from typing import BinaryIO
 from flaresemi.case_names import case_file
 from flaresemi.errors import ConfigError, InUseError
 from flaresemi.files import open_no_link
-
-if sys.platform != "win32":
-    import fcntl
+from flaresemi.portability import lock_alone
 
 logger = logging.getLogger(__name__)
 
-#: What a file system without locks answers: Lustre without its option flock, NFS whose lock service does not run.
+#: What a file system without locks answers, and Windows: Lustre without its option flock, NFS whose lock service does
+#: not run.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 _LONGEST_TOLD = 500
@@ -59,8 +57,9 @@ def working_alone(path: Path, command: Sequence[str]) -> Iterator[None]:
     """
     with _held(path, command) as is_held:
         if not is_held:
-            reason = "no file locks on Windows" if sys.platform == "win32" else "this filesystem has no locks"
-            logger.warning("%s: see to it yourself that no other process works on %s", reason, path.parent)
+            logger.warning(
+                "this filesystem has no locks: see to it yourself that no other process works on %s", path.parent
+            )
         yield
 
 
@@ -140,8 +139,11 @@ def _held(path: Path, command: Sequence[str] = ()) -> Iterator[bool]:
         try:
             yield is_held
         finally:
-            if _has_name(file, path):
-                with contextlib.suppress(PermissionError):  # Windows removes no open file
+            has_name = _has_name(file, path)
+            if not is_held:
+                opened.close()  # Windows removes no open file
+            if has_name:
+                with contextlib.suppress(PermissionError):  # another process has it open there
                     path.unlink()  # before it is released: later it may be another's
 
 
@@ -158,10 +160,8 @@ def _refuse_foreign(file: BinaryIO, path: Path) -> None:
 
 def _lock(file: BinaryIO, path: Path) -> bool:
     """Locks the file; False where there are no locks."""
-    if sys.platform == "win32":
-        return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_alone(file.fileno())
     except (BlockingIOError, PermissionError):  # of a file that could be opened for writing
         raise _refusal(file, path) from None
     except OSError as problem:

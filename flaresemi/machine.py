@@ -8,12 +8,10 @@ import dataclasses
 import math
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-if sys.platform != "win32":
-    import resource
+from flaresemi.portability import Limit, bound_cores, limits, raise_limit
 
 #: Where the kernel's files are looked for.
 ROOT = Path("/")
@@ -28,8 +26,7 @@ _CGROUP_V1 = "/sys/fs/cgroup/"
 
 def available_cores() -> int:
     """Cores that this process may use: those it is bound to, at most the quota of its job or container; at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, round(min([cores, *_core_limits()])))
+    return max(1, round(min([bound_cores(), *_core_limits()])))
 
 
 def free_memory_gib() -> float:
@@ -49,24 +46,30 @@ def total_memory_gib() -> float:
 
 def raise_file_limit() -> None:
     """Lets this process, and those that it starts, have as many files open as its hard limit allows, up to 65536."""
-    if sys.platform == "win32":
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):  # macOS has another limit below the hard one
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft, hard = limits("RLIMIT_NOFILE")
+    wanted = int(min(hard, _MOST_FILES))
+    if soft < wanted:
+        raise_limit("RLIMIT_NOFILE", wanted)
 
 
 def open_file_limit() -> int:
     """How many files this process may have open; 65536 where that is more."""
-    soft = _MOST_FILES if sys.platform == "win32" else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return soft if 0 <= soft < _MOST_FILES else _MOST_FILES  # RLIM_INFINITY is -1
+    return int(min(limits("RLIMIT_NOFILE")[0], _MOST_FILES))
 
 
 def first_line(path: str | PurePosixPath) -> str:
     """First line of one of the kernel's files; empty where there is no such file."""
     return next(iter(_lines(path)), "").strip()
+
+
+def processor_fact(*names: str) -> str:
+    """What the kernel says of the first core under one of these names; empty where it says nothing."""
+    with contextlib.suppress(OSError), open(_here("/proc/cpuinfo"), encoding="utf-8") as file:
+        for line in file:  # of hundreds of cores
+            name, _, fact = line.partition(":")
+            if name.strip() in names:
+                return fact.strip()
+    return ""
 
 
 def counters(path: str | PurePosixPath) -> dict[str, int]:
@@ -108,12 +111,12 @@ def _memory_limits() -> Iterator[_Limit]:
         yield from _limit(first_line(group / "memory.limit_in_bytes"), used, cached)
         # Of the groups above, which a container does not see. Their use is not known, it is at least that of this one.
         yield from _limit(str(statistics.get("hierarchical_memory_limit", "")), used, cached)
-    if sys.platform != "win32":
-        taken = counters("/proc/self/status")
-        for kind, name in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
-            soft, _ = resource.getrlimit(kind)
-            if soft != resource.RLIM_INFINITY:
-                yield _Limit(soft, 1024 * taken.get(name, 0))
+    taken = counters("/proc/self/status")
+    kinds: tuple[tuple[Limit, str], ...] = (("RLIMIT_AS", "VmSize:"), ("RLIMIT_DATA", "VmData:"))
+    for kind, name in kinds:
+        soft, _ = limits(kind)
+        if soft != math.inf:
+            yield _Limit(int(soft), 1024 * taken.get(name, 0))
 
 
 def _limit(limit: str, used: str, cached: int) -> Iterator[_Limit]:

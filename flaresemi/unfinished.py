@@ -7,12 +7,12 @@ import os
 import re
 import shutil
 import socket
-import sys
 import time
 import uuid
 from pathlib import Path
 
 from flaresemi.machine import first_line
+from flaresemi.portability import is_running
 
 #: What the name of everything unfinished begins with.
 PARTIAL = ".partial-"
@@ -66,21 +66,19 @@ def _is_left(path: Path) -> bool:
     name = _OURS.fullmatch(path.name)
     if name is None:
         return _OLDER.fullmatch(path.name) is not None
-    if name["host"] != _host() or sys.platform == "win32":
+    lives = _lives(int(name["process"]), int(name["start"])) if name["host"] == _host() else None
+    if lives is None:
         with contextlib.suppress(OSError):
             return time.time() - os.lstat(path).st_mtime > _FORGOTTEN_SECONDS
         return False
-    return not _lives(int(name["process"]), int(name["start"]))
+    return not lives
 
 
-def _lives(process: int, start: int) -> bool:
-    """Whether a process of this host is running that began then; its number may be another's by now."""
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # it is another user's
+def _lives(process: int, start: int) -> bool | None:
+    """Whether a process of this host is running that began then; its number may be another's by now. None: unknown."""
+    running = is_running(process)
+    if not running:
+        return running
     state, found = _state_and_start(process)
     return state not in ("Z", "X") and (0 in (start, found) or start == found)
 

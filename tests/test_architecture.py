@@ -71,6 +71,13 @@ ENVIRONMENT = (
     "cli/train.py",
 )
 
+#: What not every system has, and by what a system is told from another: portability.py stands in for it.
+NOT_EVERYWHERE = re.compile(
+    r"(fcntl|grp|msvcrt|posix|pwd|resource|termios|winreg)(\.|$)|sys\.platform|os\.(name$|O_(CLO|DIR|NO|SYNC|TMP)|fork|gete?[ug]id"
+    r"|getloadavg|getpgid|kill|memfd|mk(fifo|nod)|nice|posix_|p(read|write)|register|sched_|set(sid|uid)|statvfs|sysconf|uname)"
+    r"|signal\.(SIG(?!ABRT|FPE|ILL|INT|SEGV|TERM|_DFL|_IGN|nals)|alarm|pause|pthread_|setitimer|sig(?!nal))"
+)
+
 #: Reasons to think, not numbers to meet: what is longer and one thing all the same is in `LONGER`, with why.
 LINES_OF_A_MODULE = 400
 LINES_OF_A_FUNCTION = 60
@@ -194,6 +201,16 @@ def test_environment_variables_are_looked_at_only_where_launchers_speak(source: 
         if isinstance(node, ast.Attribute) and ast.unparse(node) in names
     ]
     assert not wrong, f"a setting is an option or a field of a config: {wrong}"
+
+
+@each_source
+def test_what_not_every_system_has_stands_in_one_place(source: Source) -> None:
+    if source.name == "portability.py":
+        return
+    used = [(each.module, each.line) for each in source.imports()]
+    used += [(ast.unparse(node), node.lineno) for node in ast.walk(source.tree) if isinstance(node, ast.Attribute)]
+    wrong = [f"{source.name}:{line} {name}" for name, line in used if NOT_EVERYWHERE.match(name)]
+    assert wrong == []
 
 
 @each_source

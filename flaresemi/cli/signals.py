@@ -5,6 +5,8 @@ import signal
 import time
 import types
 
+from flaresemi.portability import ASKED_TO_LEAVE
+
 logger = logging.getLogger(__name__)
 
 #: Time that a limit reserves for saving and leaving, at most; of a short limit, a tenth. Chosen.
@@ -22,10 +24,6 @@ class StopSignals:
         began: When the limit began, as `time.monotonic` of this machine has it; None: now.
     """
 
-    _signals = tuple(
-        getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
-    )  # as the system has
-
     def __init__(self, limit_seconds: float | None = None, *, began: float | None = None) -> None:
         self._received = False
         self._limit = limit_seconds
@@ -40,7 +38,7 @@ class StopSignals:
         return self._received
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._receive) for number in self._signals}
+        self._before = {number: signal.signal(number, self._receive) for number in ASKED_TO_LEAVE}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,7 +2,8 @@
 
 import ctypes
 import logging
-import sys
+
+from flaresemi.portability import HAS_GLIBC
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it took effect: True with glibc only.
     """
-    if not sys.platform.startswith("linux"):
+    if not HAS_GLIBC:
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

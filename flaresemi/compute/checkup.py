@@ -2,9 +2,9 @@
 
 import dataclasses
 import importlib.metadata
+import math
 import os
 import platform
-import resource
 import shutil
 import tempfile
 import time
@@ -20,6 +20,7 @@ from packaging.specifiers import SpecifierSet
 from flaresemi.compute.device import device_name
 from flaresemi.compute.precision import cpu_has_bf16
 from flaresemi.machine import available_cores, first_line, free_memory_gib, total_memory_gib
+from flaresemi.portability import forget_cached, limits
 
 # What is too little. Chosen; a problem is what stops a training, a note what slows it down or may stop a larger one.
 _NEEDED_FREE_GIB, _WISHED_FREE_GIB = 1.0, 4.0
@@ -225,10 +226,10 @@ def shared_memory(folder: Path = Path("/dev/shm"), *, gpu_count: int = 0) -> Che
 
 def open_files() -> Check:
     """How many files a process may have open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
+    soft, hard = limits("RLIMIT_NOFILE")
+    if soft == math.inf:
         return Check("open files", "no limit")
-    value = f"at most {soft} (could be raised to {'any' if hard == resource.RLIM_INFINITY else hard})"
+    value = f"at most {soft} (could be raised to {'any' if hard == math.inf else hard})"
     advice = "ulimit -n 4096 in the shell; docker run --ulimit nofile=4096"
     return _graded("open files", value, soft, _NEEDED_FILES, _WISHED_FILES, advice)
 
@@ -265,8 +266,7 @@ def disk_speed(folder: Path, mib: int = 64) -> tuple[float, float]:
             written += file.write(block)
         os.fsync(file.fileno())
         writing = time.perf_counter() - start
-        if hasattr(os, "posix_fadvise"):  # or the copy in main memory would be read
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        forget_cached(file.fileno())  # or it would be read from there
         file.seek(0)
         start, count = time.perf_counter(), 0
         while time.perf_counter() - start < _LONGEST_SECONDS and (found := file.read(_BLOCK_BYTES)):

@@ -3,7 +3,7 @@
 import torch
 
 from flaresemi.errors import ConfigError
-from flaresemi.machine import available_cores
+from flaresemi.machine import available_cores, processor_fact
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -40,11 +40,4 @@ def device_name(device: torch.device) -> str:
     """The processor's or card's own name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return "cpu"
+    return processor_fact("model name") or "cpu"

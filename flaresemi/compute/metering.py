@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from types import TracebackType
 import torch
 
 from flaresemi.machine import available_cores, counters
+from flaresemi.portability import peak_bytes
 
 #: FLARE samples every 0.1 s.
 INTERVAL_SECONDS = 0.1
@@ -212,12 +211,9 @@ def summed_up(samples: tuple[Sample, ...]) -> Cost:
 
 def peak_rss_mib() -> float:
     """The most main memory that this process has held so far."""
-    # getrusage would also count what the parent held when it started this process.
+    # Otherwise what the parent held when it started this process may count, too.
     kib = counters("/proc/self/status").get("VmHWM:")
-    if kib is None:
-        unit_bytes = 1 if sys.platform == "darwin" else 1024
-        return unit_bytes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return kib / 1024
+    return peak_bytes() / 2**20 if kib is None else kib / 1024
 
 
 def _cpu_seconds() -> float:

@@ -1,17 +1,14 @@
 """A parallel map over cases that bounds memory, keeps tracebacks and tells a killed worker from a broken one."""
 
 import concurrent.futures
-import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
@@ -22,19 +19,16 @@ from tqdm import tqdm
 from flaresemi.errors import FlaresemiError
 from flaresemi.log_lines import format_last_resort
 from flaresemi.machine import available_cores, free_memory_gib
+from flaresemi.portability import MOST_WORKERS, ended_by, signals_blocked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-#: What asks a command to save and leave. Schedulers send it to all processes of a job, and workers leave it to their
-#: parent. (macOS cannot wait for a signal: there they die of it.)
-_LEFT_TO_PARENT = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "sigtimedwait") else ()
 
 
 def worker_count(gib_per_worker: float, asked: int | None = None) -> int:
     """How many workers fit: `asked` (or one per core), but no more than free memory allows; at least one."""
     wanted = available_cores() if asked is None else max(asked, 1)
-    return max(1, min(wanted, int(free_memory_gib() * 0.8 / max(gib_per_worker, 1e-3))))
+    return max(1, min(wanted, MOST_WORKERS, int(free_memory_gib() * 0.8 / max(gib_per_worker, 1e-3))))
 
 
 def parallel_map(
@@ -126,10 +120,11 @@ def _death(children: set[BaseProcess], workers: int) -> FlaresemiError:
     """A message about the first worker that died by itself (the pool ends the others by SIGTERM)."""
     codes = [child.exitcode for child in children if child.exitcode not in (None, 0, -signal.SIGTERM)]
     code = codes[0] if codes else None
-    if code == -signal.SIGKILL:
+    name = signal.Signals(-code).name if code is not None and code < 0 else ""
+    if name == "SIGKILL":
         what = "a worker process was killed from outside (SIGKILL), most likely for lack of memory"
-    elif code is not None and code < 0:
-        what = f"a worker process crashed ({signal.Signals(-code).name})"
+    elif name:
+        what = f"a worker process crashed ({name})"
     elif code is not None:
         what = f"a worker process ended by itself with exit code {code}; its last words stand above"
     else:
@@ -139,22 +134,6 @@ def _death(children: set[BaseProcess], workers: int) -> FlaresemiError:
         where=f"{workers} workers at once, {free_memory_gib():.1f} GiB free now",
         fix="start again with fewer (--workers 1 runs everything in one process); what is done is kept",
     )
-
-
-@contextlib.contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Blocks the signals that ask to save and leave, in processes started in here from their first moment on.
-
-    They must call `obey_parent`. A signal that comes meanwhile reaches this process afterwards.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
-    try:
-        # The process that Python keeps for shared memory would die of SIGUSR1. Starting it lets SIGTERM through again.
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def obey_parent() -> None:
@@ -168,13 +147,7 @@ def obey_parent() -> None:
 def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     while parent is not None:
-        asked = None
-        if _LEFT_TO_PARENT:
-            asked = signal.sigtimedwait(_LEFT_TO_PARENT, 1.0)
-        else:
-            time.sleep(1.0)
-        is_ended = asked is not None and asked.si_signo == signal.SIGTERM and asked.si_pid == parent.pid
-        if is_ended or os.getppid() != parent.pid:
+        if ended_by(parent, seconds=1.0):
             os._exit(0)
 
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 import torch
 
+from flaresemi.machine import processor_fact
+
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -31,12 +33,8 @@ class Precision:
 
 def cpu_has_bf16() -> bool:
     """True where the processor multiplies bf16 in hardware (AVX512-BF16 or AMX); elsewhere bf16 is slower than fp32."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return False
-    return any(flag in flags.split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    flags = processor_fact("flags", "Features").split()
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _choose(device: torch.device) -> str:

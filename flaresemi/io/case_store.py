@@ -13,9 +13,10 @@ import numpy as np
 
 from flaresemi.case_names import case_file
 from flaresemi.errors import DatasetError, shown
-from flaresemi.files import content_hash, sync
+from flaresemi.files import content_hash, sync, sync_folder
 from flaresemi.io.stored_case import MAX_CLASS_VOXELS, CaseRecord, StoredCase, count_voxels
 from flaresemi.machine import open_file_limit
+from flaresemi.portability import changed_ns
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.unfinished import remove_leftovers, unfinished_path
 
@@ -164,7 +165,7 @@ class CaseStore:
             unfinished.rename(folder)
         finally:
             shutil.rmtree(replaced, ignore_errors=True)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
 
 class OpenCases:
@@ -298,7 +299,7 @@ def _refuse_edited(folder: Path, known: Mapping[str, str]) -> None:
     """
     record = os.stat(folder / "case.json")
     paths = {folder / name: content for name, content in known.items() if content and (folder / name).is_file()}
-    later = [path for path in paths if os.stat(path).st_ctime_ns > record.st_ctime_ns]
+    later = [path for path in paths if changed_ns(os.stat(path)) > changed_ns(record)]
     for path in later:
         if content_hash(path) != paths[path]:
             raise ValueError(f"{path.name} is not what was written here: the file has changed")
@@ -350,11 +351,3 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(file, np.ascontiguousarray(array), allow_pickle=False)
         file.flush()
         sync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        sync(descriptor)
-    finally:
-        os.close(descriptor)

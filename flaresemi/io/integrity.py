@@ -17,6 +17,7 @@ import numpy as np
 from flaresemi.errors import ImageError
 from flaresemi.files import open_regular
 from flaresemi.machine import total_memory_gib
+from flaresemi.portability import file_in_memory
 from flaresemi.system_errors import is_shortage
 
 #: Deflate cannot compress better than this (source: zlib's technical details, "maximum compression factor 1032:1").
@@ -94,8 +95,8 @@ def path_of(file: BinaryIO) -> Path:
 @contextlib.contextmanager
 def as_file(content: bytes | memoryview) -> Iterator[str]:
     """A path that holds this; in memory, where the system has such files, so that no folder need be writable."""
-    if hasattr(os, "memfd_create"):
-        with open(os.memfd_create("image"), "wb") as file:
+    if (descriptor := file_in_memory("image")) is not None:
+        with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             yield f"/proc/self/fd/{file.fileno()}"

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Dataset
 
-from flaresemi.compute.parallel import signals_blocked
 from flaresemi.errors import FlaresemiError, shown
 from flaresemi.machine import available_cores
+from flaresemi.portability import signals_blocked
 from flaresemi.system_errors import lacks_memory
 from flaresemi.training.sampling import AddressSampler, Batch, build_loader
 

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import types
 
 import pytest
@@ -52,8 +50,3 @@ def test_a_short_limit_has_a_short_reserve_and_stays_reached(clock: list[float])
 def test_a_process_that_is_started_again_has_what_is_left(clock: list[float]) -> None:
     assert stopped_at(clock, StopSignals(3600, began=clock[0] - 3000), 1.0) == 600 - 60 - 1
     assert StopSignals(3600, began=clock[0] - 4000).requested()
-
-
-def test_a_system_without_sigusr1_has_sigterm() -> None:
-    code = "import signal; del signal.SIGUSR1; from flaresemi.cli.signals import StopSignals\nwith StopSignals(): pass"
-    subprocess.run([sys.executable, "-c", code], check=True)
