@@ -187,6 +187,8 @@ class RoundFolder:
         "claimed",
         "claims",
         "observations.json",
+        "vitals_before.json",
+        "vitals.json",
         "scores.csv",
         "selection.json",
         "reliable_series.txt",
@@ -220,6 +222,16 @@ class RoundFolder:
     def observations(self) -> Path:
         """Scores of the held-out real cases with their true Dice."""
         return self.root / "observations.json"
+
+    @property
+    def vitals_before(self) -> Path:
+        """What the models that label make of every organ."""
+        return self.root / "vitals_before.json"
+
+    @property
+    def vitals(self) -> Path:
+        """What the students make of every organ, and whether one is vanishing."""
+        return self.root / "vitals.json"
 
     @property
     def scores(self) -> Path:

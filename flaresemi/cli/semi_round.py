@@ -107,7 +107,7 @@ def _run_rounds(options: argparse.Namespace, training: SelfTraining, command: li
         state = training.run_next() if options.rounds is None else training.run_rounds(options.rounds)
     if state is None:
         raise StoppedEarly(_STOPPED)
-    print(_told(state))
+    print(state.told)
     reports = [training.workspace.round(fold, state.rounds).report for fold in training.folds]
     if not all(path.exists() for path in reports):  # the start that finished the round was killed before them
         reports = training.write_reports()
@@ -263,7 +263,7 @@ def _status(training: SelfTraining, workspace: Workspace) -> str:
     complete = training.complete_rounds
     lines = [f"{complete} complete round{'' if complete == 1 else 's'}"]
     if complete:
-        lines.append(_told(training.judge(keep=False)))
+        lines.append(training.judge(keep=False).told)
     for fold in training.folds:
         place = f"fold {fold}, round {complete + 1}"
         state = load_state(workspace.round(fold, complete + 1).state)
@@ -275,20 +275,6 @@ def _status(training: SelfTraining, workspace: Workspace) -> str:
             stands = "not begun" if step is None else "done" if step.done else "begun"
             lines.append(f"{place}: {name}: {stands}" + (f", {step.seconds:.0f} s" if step else ""))
     return "\n".join(lines)
-
-
-def _told(state: ChainState) -> str:
-    if state.verdict is None:
-        return f"{state.rounds} complete round{'' if state.rounds == 1 else 's'}; nothing is held out to judge by"
-    rounds = ", ".join(
-        f"{'start' if number == 0 else f'round {number}'} {dice:.4f}" for number, dice in enumerate(state.mean_dice)
-    )
-    return (
-        f"mean Dice of the held-out cases: {rounds}\n"
-        f"{state.verdict.why}; best round: {state.verdict.best_round}"
-        f"{'; the chain ends here' if state.verdict.stop else ''}\n"
-        "the best of several rounds is an optimistic figure: it was chosen by the cases that it is measured on"
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

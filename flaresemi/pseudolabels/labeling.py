@@ -11,7 +11,7 @@ from flaresemi.compute.device import select_device
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import about_case
 from flaresemi.geometry import BoundingBox, Geometry, StageGrid
-from flaresemi.inference.fine_stage import fine_region, segment_region
+from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
 from flaresemi.inference.sliding_window import most_likely
@@ -97,20 +97,35 @@ class Labeler:
         with about_case(case_id):
             return self._label(case_id)
 
+    def segment(self, case_id: str) -> np.ndarray:
+        """The label map that `label` would save, not scored: label indices on the whole FINE grid of the case.
+
+        Raises:
+            FlaresemiError: as in `label`.
+        """
+        with about_case(case_id):
+            return self._segment(case_id)
+
+    @enough_memory()
+    def _segment(self, case_id: str) -> np.ndarray:
+        stored = self.fine_store.open(case_id)
+        output = self._output(stored, self._region(case_id, stored)[0])
+        return _on_grid(stored, self._scorer.saved(output), output.region)
+
     @enough_memory()
     def _label(self, case_id: str) -> LabeledCase:
         stored = self.fine_store.open(case_id)
         grid = stored.record.grid
         region, flags = self._region(case_id, stored)
         flags = (*flags, *self._unlike_training(grid))
-        fill_c = np.array(stored.record.channel_minima, np.float32)
-        crop = functools.partial(_crop, stored)
-        output = segment_region(self._final, crop, region, grid, self.labels, fill_c)
-        image = crop(output.region)
+        output = self._output(stored, region)
+        image, fill_c = _crop(stored, output.region), _fill(stored)
         saved, score = self._scorer.score(case_id, output, image, fill_c, grid.spacing_zyx_mm, flags)
-        label = np.zeros(grid.shape_zyx, saved.dtype)
-        label[output.region.slices] = saved
-        return LabeledCase(label_zyx=label, region=output.region, score=score)
+        return LabeledCase(label_zyx=_on_grid(stored, saved, output.region), region=output.region, score=score)
+
+    def _output(self, stored: StoredCase, region: BoundingBox) -> FineOutput:
+        crop = functools.partial(_crop, stored)
+        return segment_region(self._final, crop, region, stored.record.grid, self.labels, _fill(stored))
 
     def _unlike_training(self, grid: StageGrid) -> list[str]:
         """How a scan's grid and body differ from those of the labeled cases; the integrity report covers its voxels."""
@@ -125,14 +140,23 @@ class Labeler:
         coarse = self.coarse_store.open(case_id)
         grid = coarse.record.grid
         self._coarse.refuse_too_large(grid, BoundingBox.whole(grid.shape_zyx))
-        fill_c = np.array(coarse.record.channel_minima, np.float32)
         image = _crop(coarse, BoundingBox.whole(grid.shape_zyx))
-        box = organs_box(most_likely(self._coarse.logits(image, fill_c)[0]))
+        box = organs_box(most_likely(self._coarse.logits(image, _fill(coarse))[0]))
         organs = None if box is None else grid.to_canonical(box)
         region = fine_region(organs, self._final.plan, stored.record.grid)
         if region is None:
             return whole, ("COARSE found no organ: FINE searched the whole body",)
         return region, ()
+
+
+def _on_grid(stored: StoredCase, saved_zyx: np.ndarray, region: BoundingBox) -> np.ndarray:
+    label = np.zeros(stored.record.grid.shape_zyx, saved_zyx.dtype)
+    label[region.slices] = saved_zyx
+    return label
+
+
+def _fill(stored: StoredCase) -> np.ndarray:
+    return np.array(stored.record.channel_minima, np.float32)
 
 
 def _crop(stored: StoredCase, box: BoundingBox) -> np.ndarray:

@@ -45,6 +45,12 @@ class Scorer:
         self._keep_largest = tuple(self.labels.index(name) for name in final.keep_largest)
         self._snapshots = [StagePredictor([snapshot], engine=engine, step=step) for snapshot in snapshots]
 
+    def saved(self, output: FineOutput) -> np.ndarray:
+        """The mask to save: label indices in the region, (Z, Y, X)."""
+        saved = most_likely(output.logits)
+        keep_largest(saved, self._keep_largest)
+        return saved
+
     def score(
         self,
         case_id: str,
@@ -68,8 +74,7 @@ class Scorer:
             Label indices in the region, (Z, Y, X); and the score.
         """
         organs = self.labels.count
-        saved = most_likely(output.logits)
-        keep_largest(saved, self._keep_largest)
+        saved = self.saved(output)
         entropy = organ_entropy(_entropy(output.logits), saved, organs)
         others = [most_likely(snapshot.logits(image_czyx, fill_c)[0]) for snapshot in self._snapshots]
         voxel_ml = math.prod(spacing_zyx_mm) / 1000

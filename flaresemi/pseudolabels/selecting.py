@@ -10,6 +10,9 @@ from flaresemi.plans import DatasetFingerprint
 from flaresemi.ranges import Range, Share, check_ranges
 from flaresemi.selection import CaseScore, OrganScore, Rule, SelectedCase, Selection
 
+#: Absences are doubted when they are so many times as frequent as in the labeled cases, and so many more (chosen).
+_ABSENT_FACTOR, _ABSENT_MORE = 2, 2
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionRule:
@@ -49,11 +52,13 @@ class LabeledVolumes:
         least_ml: The smallest, where the organ is present.
         most_ml: The largest.
         absent: The number of cases that lack the organ.
+        present: The number of those that have it.
     """
 
     least_ml: float
     most_ml: float
     absent: int
+    present: int = 1
 
 
 def volumes_ml(
@@ -75,7 +80,9 @@ def labeled_volumes(volumes: Mapping[str, Sequence[float]]) -> dict[str, Labeled
     """Summary of the result of `volumes_ml`; organs that no case has are left out."""
     present = {name: [volume for volume in found if volume > 0] for name, found in volumes.items()}
     return {
-        name: LabeledVolumes(least_ml=min(found), most_ml=max(found), absent=len(volumes[name]) - len(found))
+        name: LabeledVolumes(
+            least_ml=min(found), most_ml=max(found), absent=len(volumes[name]) - len(found), present=len(found)
+        )
         for name, found in present.items()
         if found
     }
@@ -89,6 +96,7 @@ def select(
     round: int,
     fold: str,
     barred: Mapping[str, str] | None = None,
+    no_teacher: Mapping[str, str] | None = None,
 ) -> Selection:
     """Selects the pseudo-labels that the next training uses.
 
@@ -99,6 +107,7 @@ def select(
         round: Number of the round, from 1.
         fold: The chain's fold.
         barred: Cases that must not be used whatever their score, with the reason.
+        no_teacher: Organs that must not be supervised in any of them, with the reason; not for whole cases.
 
     Raises:
         SelectionError: there are no scores, or nothing is selected.
@@ -112,8 +121,7 @@ def select(
     else:
         numbers = ("organ_threshold", "organ_share", "volume_factor")
         cuts = _organ_cuts(ranked, rule)
-        notes = _lowered(cuts, rule)
-        selected, rejected = _select_organs(ranked, rule, volumes, cuts)
+        selected, rejected, notes = _select_organs(ranked, rule, volumes, cuts, no_teacher or {})
     if not selected:
         best = ranked[0]
         raise SelectionError(
@@ -182,14 +190,22 @@ def _select_cases(
 
 
 def _select_organs(
-    ranked: list[CaseScore], rule: SelectionRule, volumes: Mapping[str, LabeledVolumes], cuts: Mapping[str, float]
-) -> tuple[list[SelectedCase], dict[str, str]]:
+    ranked: list[CaseScore],
+    rule: SelectionRule,
+    volumes: Mapping[str, LabeledVolumes],
+    cuts: Mapping[str, float],
+    no_teacher: Mapping[str, str],
+) -> tuple[list[SelectedCase], dict[str, str], tuple[str, ...]]:
     """Accepts each organ on its own; a case in which no organ that is present was accepted is rejected."""
+    doubted = _doubtful_absences(ranked, volumes)
     selected: list[SelectedCase] = []
     rejected: dict[str, str] = {}
     for case in ranked:
         reasons = {
-            name: reason_against(organ, volumes.get(name), rule, cuts[name]) for name, organ in case.organs.items()
+            name: no_teacher.get(name)
+            or (doubted.get(name) if organ.is_absent else None)
+            or reason_against(organ, volumes.get(name), rule, cuts[name])
+            for name, organ in case.organs.items()
         }
         accepted = tuple(name for name, reason in reasons.items() if reason is None)
         if not any(not case.organs[name].is_absent for name in accepted):
@@ -203,7 +219,25 @@ def _select_organs(
                 rejected={name: reason for name, reason in reasons.items() if reason is not None},
             )
         )
-    return selected, rejected
+    notes = [f"no pseudo-label of {name} is learned from: {why}" for name, why in no_teacher.items()]
+    notes += [f"no absence of {name} is learned from: {why}" for name, why in doubted.items()]
+    return selected, rejected, (*_lowered(cuts, rule), *notes)
+
+
+def _doubtful_absences(scores: Sequence[CaseScore], volumes: Mapping[str, LabeledVolumes]) -> dict[str, str]:
+    """Organs that are absent far more often than in the labeled cases: the models miss them, then, not the patients.
+
+    No test decides: with few labeled cases none could, and an absence that is not taught costs little.
+    """
+    doubtful = {}
+    for name, known in volumes.items():
+        absent = sum(case.organs[name].is_absent for case in scores)
+        labeled = known.absent + known.present
+        expected = len(scores) * known.absent / labeled
+        if known.absent and absent > _ABSENT_FACTOR * expected and absent - expected >= _ABSENT_MORE:
+            where = f"{absent} of {len(scores)} unlabeled cases, but {known.absent} of {labeled} labeled ones"
+            doubtful[name] = f"absent from {where}"
+    return doubtful
 
 
 def _organ_cuts(scores: Sequence[CaseScore], rule: SelectionRule) -> dict[str, float]:

@@ -15,6 +15,7 @@ from flaresemi.pseudolabels.teachers import made_with, teacher_files
 from flaresemi.ranges import Few, Share
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.final import train_final
+from flaresemi.rounds.protection import vanishing_organs
 from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import load_state
@@ -34,6 +35,7 @@ class ChainState:
         rounds: Complete rounds, not counting the supervised start.
         mean_dice: Of the held-out real cases of all folds, from the supervised start on.
         verdict: After the last of them; None where nothing is held out (fold 'all').
+        vanishing: Organs that the last of them is losing, by what is seen without held-out cases, each with the reason.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -41,6 +43,30 @@ class ChainState:
     rounds: Few
     mean_dice: tuple[Share, ...]
     verdict: Verdict | None
+    vanishing: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def told(self) -> str:
+        """Where the chains stand, in words: scores, verdict, and organs that are vanishing."""
+        if self.verdict is None:
+            told = [f"{self.rounds} complete round{'' if self.rounds == 1 else 's'}; nothing is held out to judge by"]
+        else:
+            rounds = (
+                f"{'start' if number == 0 else f'round {number}'} {dice:.4f}"
+                for number, dice in enumerate(self.mean_dice)
+            )
+            told = [
+                f"mean Dice of the held-out cases: {', '.join(rounds)}",
+                f"{self.verdict.why}; best round: {self.verdict.best_round}"
+                f"{'; the chain ends here' if self.verdict.stop else ''}",
+                "the best of several rounds is an optimistic figure: it was chosen by the cases that it is measured on",
+            ]
+        told += [f"{organ} is vanishing in round {self.rounds}: {why}" for organ, why in self.vanishing.items()]
+        if self.vanishing:
+            models = "the models of the round before" if self.rounds > 1 else "the supervised models"
+            rule = "a next round teaches no pseudo-label of it, unless whole cases are selected"
+            told.append(f"{rule}; {models} know it better")
+        return "\n".join(told)
 
 
 class SelfTraining:
@@ -221,11 +247,13 @@ class SelfTraining:
             SelectionError: a round was not validated, or on other cases than the rest.
         """
         rounds = self.complete_rounds
-        state = ChainState(folds=self.folds, rounds=rounds, mean_dice=(), verdict=None)
+        vanishing = [vanishing_organs(self.workspace, self.folds, number) for number in range(1, rounds + 1)]
+        lost = vanishing[-1] if vanishing else {}
+        state = ChainState(folds=self.folds, rounds=rounds, mean_dice=(), verdict=None, vanishing=lost)
         if self.folds != (ALL,):
             held_out = [self._held_out(number) for number in range(rounds + 1)]
             try:
-                verdict = judge(held_out, self.rule)
+                verdict = judge(held_out, self.rule, vanishing)
             except ValueError as problem:
                 raise SelectionError(
                     f"the rounds cannot be compared: {problem}",

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import logging
-import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +22,9 @@ from flaresemi.pseudolabels.labeling import Labeler
 from flaresemi.pseudolabels.pool import PseudoLabels, label_pool, observe, write_reliable_series
 from flaresemi.pseudolabels.selecting import labeled_volumes, select, volumes_ml
 from flaresemi.pseudolabels.teachers import judged_weights_hash, load_teachers, made_with
+from flaresemi.pseudolabels.vitals import median_present
 from flaresemi.records import load_record, record_hash, save_record
+from flaresemi.rounds.protection import Protection
 from flaresemi.rounds.state import STEPS, RoundConfig, RoundState, file_hash, inputs_hash, load_state
 from flaresemi.rounds.steps import Step, run_step
 from flaresemi.selection import Selection, save_scores
@@ -112,6 +112,7 @@ class Round:
         self.stages = (Stage.COARSE, Stage.FINE) if self.plans.two_stage else (Stage.FINE,)
         self.labels = PseudoLabels(self.folder, {stage: self.prepared.stores[stage] for stage in self.stages})
         self._labels_hash: str | None = None
+        self._untaught: dict[str, str] | None = None
 
     @functools.cached_property
     def tasks(self) -> Mapping[Stage, TrainingTask]:
@@ -129,7 +130,7 @@ class Round:
         Returns:
             The state; None when the round was asked to stop before its end.
         """
-        self._labels_hash = None
+        self._forget()
         models = [self.folder.model(stage) for stage in self.stages]
         remove_leftovers(self.folder.root, *(place for model in models for place in (model.root, model.validation)))
         refuse_changed(self.dataset, self.dataset.unlabeled, self.plans, self.workspace)
@@ -154,14 +155,16 @@ class Round:
             inputs=self._labeling_inputs,
             cases=held_out,
             run=self.label,
-            outputs=lambda: self.folder.observations.is_file() and not self.unlabeled(self.made_with()),
+            outputs=lambda: (
+                _are_files(self.folder.observations, self.folder.vitals_before) and not self.unlabeled(self.made_with())
+            ),
         )
         selecting = Step(
             name="select",
             inputs=self._selection_inputs,
             cases=held_out + training,
             run=self.select,
-            outputs=lambda: self.folder.selection.is_file() and self.folder.scores.is_file(),
+            outputs=lambda: _are_files(self.folder.selection, self.folder.scores),
         )
         summaries = [self.folder.model(stage).validation / "summary.json" for stage in self.stages]
         validating = Step(
@@ -169,7 +172,7 @@ class Round:
             inputs=self._validation_inputs,
             cases=held_out,
             run=self.validate,
-            outputs=lambda: not self.split.validation or all(path.is_file() for path in summaries),
+            outputs=lambda: _are_files(self.folder.vitals, *(summaries if self.split.validation else ())),
         )
         return (labeling, selecting, *(self._training_step(stage, training) for stage in Stage), validating)
 
@@ -196,13 +199,15 @@ class Round:
 
     def label(self, shard: Shard = Shard()) -> bool:  # noqa: B008 (frozen)
         """Labels the pool with the models of the previous round, and the held-out cases; or one shard of the pool."""
-        self._labels_hash = None
-        labeler, stop_requested = self._labeler(), self.execution.stop_requested
+        self._forget()
+        labeler, stop_requested = self._labeler(*self._teachers), self.execution.stop_requested
         if not label_pool(labeler, self.labels, self.pool, shard=shard, stop_requested=stop_requested):
             return False
         if shard.count == 1:
             observations = observe(labeler, self.split.validation)
             save_record(self.folder.observations, Observations(observations=tuple(observations)))
+            scores = self.labels.merged_scores(self.pool, self.made_with())
+            self._protection.look_before(labeler, {score.case_id: score for score in scores})
         return True
 
     def select(self) -> bool:
@@ -227,10 +232,11 @@ class Round:
         selection = select(
             scores,
             self.config.selection,
-            labeled_volumes(self._volumes_ml),
+            labeled_volumes(self._protection.labeled_ml),
             round=self.number,
             fold=self.fold,
             barred=self._barred,
+            no_teacher=self._no_teacher(),
         )
         save_record(self.folder.selection, selection)
         write_reliable_series(self.folder, selection)
@@ -266,7 +272,7 @@ class Round:
         return trainer.fit(resume=has_state(task.folder))
 
     def validate(self) -> bool:
-        """Segments the held-out real cases with the students' final weights and scores the result."""
+        """Segments the held-out real cases with the students' final weights, scores the result, looks after organs."""
         if self.execution.stop_requested():
             return False
         for task in self.tasks.values() if self.split.validation else ():
@@ -278,6 +284,9 @@ class Round:
                 precision=self.execution.precision,
             )
             logger.info("%s", text)
+        if self.execution.stop_requested():
+            return False
+        self._protection.look_after(self._labeler(*(self.folder.model(stage) for stage in reversed(self.stages))))
         return True
 
     # The inputs of each step, as hashes. Their order is part of the format of the state file.
@@ -290,7 +299,7 @@ class Round:
         observed = (file_hash(path, fix="run the labeling step to its end") for path in self._observation_files())
         if self._labels_hash is None:
             self._labels_hash = self.labels.hash(self.pool)
-        barred = sorted(self._barred.items())
+        barred = (*sorted(self._barred.items()), *sorted(self._no_teacher().items()))
         return inputs_hash(self._labeling_inputs(), self._labels_hash, self.config.selection, *observed, *barred)
 
     def _selected(self) -> str:
@@ -316,26 +325,9 @@ class Round:
         return self._teacher(Stage.FINE).calibration
 
     def training_config(self, stage: Stage) -> TrainingConfig:
-        """The configuration of the supervised training, `length` times as long, from scratch or the previous weights.
-
-        A shorter training has proportionally fewer intermediate validations, which would take much of its time. Each
-        round has its own seed: with one seed for all, every round would sample the patches of the labeled cases that
-        its initial weights were trained on.
-        """
-        record = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
-        iterations = max(round(record.schedule.total_iterations * self.config.length), 1)
-        start = str(self._teacher(stage).final) if self.config.start == "previous" else None
-        validations = math.ceil(record.config.validations * min(self.config.length, 1.0))
-        return dataclasses.replace(
-            record.config,
-            epochs=None,
-            time_budget_seconds=None,
-            iterations=iterations,
-            init_from=start,
-            validations=validations,
-            seed=record.config.seed + self.number,
-            **self.config.chosen_trainer,
-        )
+        """The configuration of a student."""
+        supervised = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
+        return self.config.student(supervised, self._teacher(stage).final, self.number)
 
     def made_with(self) -> tuple[str, ...]:
         """Identifies the labeling models and options, see `teachers.made_with`."""
@@ -356,8 +348,8 @@ class Round:
     def _observation_files(self) -> list[Path]:
         return [self.workspace.round(fold, self.number).observations for fold in self.peers]
 
-    def _labeler(self) -> Labeler:
-        teachers = load_teachers(*self._teachers, self.plans, tta=self.config.tta)
+    def _labeler(self, fine: ModelFolder, coarse: ModelFolder | None = None) -> Labeler:
+        teachers = load_teachers(fine, coarse, self.plans, tta=self.config.tta)
         stores, how = self.prepared.stores, self.execution
         return Labeler(
             teachers,
@@ -369,6 +361,28 @@ class Round:
             tta=self.config.tta,
         )
 
+    def _forget(self) -> None:
+        """Whatever was computed from the pseudo-labels, which may be others now."""
+        self._labels_hash = self._untaught = None
+
+    def _no_teacher(self) -> dict[str, str]:
+        """Organs of which no pseudo-label may be learned, each with the reason."""
+        if self._untaught is None:
+            scores = self.labels.merged_scores(self.pool, self.made_with())
+            self._untaught = self._protection.barred(scores, self.config.selection)
+        return self._untaught
+
+    @functools.cached_property
+    def _protection(self) -> Protection:
+        training = self.tasks[Stage.FINE].training
+        return Protection(
+            workspace=self.workspace,
+            fold=self.fold,
+            number=self.number,
+            training=training,
+            labeled_ml=volumes_ml(self.fingerprint, self.plans.labels.names, training),
+        )
+
     @functools.cached_property
     def _barred(self) -> dict[str, str]:
         """Unlabeled cases that share a group with a held-out case and must not be trained on, each with the reason."""
@@ -378,10 +392,9 @@ class Round:
             for case_id, group in relatives.items()
         }
 
-    @functools.cached_property
-    def _volumes_ml(self) -> dict[str, list[float]]:
-        return volumes_ml(self.fingerprint, self.plans.labels.names, self.tasks[Stage.FINE].training)
-
     def _median_volumes_ml(self) -> tuple[float, ...]:
-        present = ([volume for volume in found if volume > 0] for found in self._volumes_ml.values())
-        return tuple(statistics.median(found) if found else 0.0 for found in present)
+        return tuple(median_present(found) for found in self._protection.labeled_ml.values())
+
+
+def _are_files(*paths: Path) -> bool:
+    return all(path.is_file() for path in paths)

@@ -1,6 +1,7 @@
 """The record of a round's progress: one JSON file, by which a killed round is resumed."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,9 @@ from flaresemi.plans import NetworkArgument
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.ranges import Few, Range, Seconds, check_ranges
 from flaresemi.records import load_record, record_hash, save_record
+from flaresemi.training.config import TrainingConfig
 from flaresemi.training.mixing import Mixing
+from flaresemi.training.runs import RunRecord
 
 SCHEMA_VERSION = 2
 
@@ -48,6 +51,29 @@ class RoundConfig:
         if self.trainer is None:
             return {"trainer_settings": self.trainer_settings} if self.trainer_settings else {}
         return {"trainer": self.trainer, "trainer_settings": self.trainer_settings}
+
+    def student(self, supervised: RunRecord, teacher: Path, number: int) -> TrainingConfig:
+        """The configuration of the supervised training, `length` times as long, from scratch or the teacher's weights.
+
+        A shorter training has proportionally fewer intermediate validations, which would take much of its time. Each
+        round has its own seed: with one seed for all, every round would sample the patches of the labeled cases that
+        its initial weights were trained on.
+
+        Args:
+            supervised: The record of that training.
+            teacher: The weights that labeled.
+            number: Of the round.
+        """
+        return dataclasses.replace(
+            supervised.config,
+            epochs=None,
+            time_budget_seconds=None,
+            iterations=max(round(supervised.schedule.total_iterations * self.length), 1),
+            init_from=str(teacher) if self.start == "previous" else None,
+            validations=math.ceil(supervised.config.validations * min(self.length, 1.0)),
+            seed=supervised.config.seed + number,
+            **self.chosen_trainer,
+        )
 
 
 #: The defaults; and the settings of FlareSemiSeg (FLARE22, doi 10.1007/978-3-031-23911-3_1), each stated, so that they

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -51,12 +51,14 @@ class Verdict:
 HeldOutDice = Mapping[str, Mapping[str, float]]
 
 
-def judge(rounds: Sequence[HeldOutDice], rule: StopRule) -> Verdict:
+def judge(rounds: Sequence[HeldOutDice], rule: StopRule, vanishing: Sequence[Collection[str]] = ()) -> Verdict:
     """Judges a chain by its pooled held-out real cases.
 
     Args:
         rounds: One entry per round, from the supervised start on; all with the same cases.
         rule: The stop rule.
+        vanishing: Per round from the first, organs that are vanishing by what its students make of other cases; none
+            where that is not known.
 
     Raises:
         ValueError: no round, no case, or rounds with different cases.
@@ -65,10 +67,13 @@ def judge(rounds: Sequence[HeldOutDice], rule: StopRule) -> Verdict:
         raise ValueError("a verdict needs at least the supervised start, with held-out cases")
     best, last_improvement, why = 0, 0, "the supervised start"
     for number in range(1, len(rounds)):
-        fallen = collapsed_organs(rounds[best], rounds[number], rule.collapse)
+        suspected = vanishing[number - 1] if number <= len(vanishing) else ()
+        fallen = collapsed_organs(rounds[best], rounds[number], rule.collapse, suspected)
         if fallen:
             organ, drop = min(fallen.items(), key=lambda item: item[1])
             why = f"round {number}: {organ} fell by {-drop:.3f} below round {best}"
+            if organ in suspected:
+                why += ", and is vanishing in other cases"
             return Verdict(best_round=best, stop=True, why=why)
         gain, error = paired_gain(rounds[best], rounds[number])
         gained = f"round {number}: {gain:+.4f} ± {error:.4f} against round {best} over {len(rounds[0])} held-out cases"
@@ -93,10 +98,13 @@ def paired_gain(before: HeldOutDice, after: HeldOutDice) -> tuple[float, float]:
     )
 
 
-def collapsed_organs(before: HeldOutDice, after: HeldOutDice, limit: float) -> dict[str, float]:
+def collapsed_organs(
+    before: HeldOutDice, after: HeldOutDice, limit: float, vanishing: Collection[str] = ()
+) -> dict[str, float]:
     """Organs whose mean Dice fell by more than the limit plus its standard error, with that (negative) change.
 
-    A single case counts as it is: it has no standard error.
+    A single case counts as it is: it has no standard error. For an organ that is vanishing in other cases, any fall
+    beyond its standard error is enough.
     """
     fallen = {}
     for organ in sorted({organ for scores in before.values() for organ in scores}):
@@ -104,7 +112,7 @@ def collapsed_organs(before: HeldOutDice, after: HeldOutDice, limit: float) -> d
         if not shared:
             continue
         change, error = _mean_and_error([after[case][organ] - before[case][organ] for case in shared])
-        if change + (error if len(shared) > 1 else 0.0) < -limit:
+        if change + (error if len(shared) > 1 else 0.0) < (0.0 if organ in vanishing else -limit):
             fallen[organ] = change
     return fallen
 

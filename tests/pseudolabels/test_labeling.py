@@ -43,10 +43,12 @@ def kidney_and_liver() -> np.ndarray:
     return body
 
 
-def labeler(folder: Path, snapshots: list[tuple[float, float, float]], array_zyx: np.ndarray) -> Labeler:
+def labeler(
+    folder: Path, snapshots: list[tuple[float, float, float]], array_zyx: np.ndarray, **changes: object
+) -> Labeler:
     organs = (2.0, NEVER, 5.0)  # right kidney above 200 HU, liver above 500 HU, no left kidney
     teachers = Teachers(
-        fine=make_checkpoint(FINE, organs),
+        fine=make_checkpoint(FINE, organs, **changes),
         snapshots=tuple(make_checkpoint(FINE, thresholds) for thresholds in snapshots),
         coarse=make_checkpoint(COARSE, organs),
         made_with=("abc",),
@@ -85,6 +87,18 @@ def test_the_label_lies_on_the_whole_grid(tmp_path: Path) -> None:
     inside[case.region.slices] = True
     np.testing.assert_array_equal(case.label_zyx > 0, expected & inside)
     assert (expected & inside).sum() > 0.95 * expected.sum()
+
+
+def test_segmenting_gives_the_label_that_labeling_saves(tmp_path: Path) -> None:
+    body = kidney_and_liver()
+    body[28:32, 30:34, 24:28] = 600  # a second piece of the liver, which is not kept
+    whole = labeler(tmp_path / "whole", [(2.0, NEVER, 5.0)], body).segment("scan")
+    made = labeler(tmp_path / "cleaned", [(2.0, NEVER, 5.0)], body, keep_largest=("liver",))
+    segmented, labeled = made.segment("scan"), made.label("scan").label_zyx
+    np.testing.assert_array_equal(segmented, labeled)
+    assert set(np.unique(segmented)) == {0, 1, 3}
+    assert segmented.dtype == labeled.dtype
+    assert 0 < np.count_nonzero(whole) - np.count_nonzero(segmented) < 200
 
 
 def test_an_empty_scan_is_searched_whole_and_scores_zero(tmp_path: Path) -> None:

@@ -49,6 +49,40 @@ def test_a_case_where_only_absences_are_accepted_teaches_nothing() -> None:
     assert chosen([case("a", 0.1, None), case("b", 0.9)], SelectionRule()) == {"b": ("liver", "gallbladder")}
 
 
+def test_no_pseudo_label_of_an_organ_that_is_no_teacher_is_accepted() -> None:
+    scores = [case("a", 0.95), case("b", 0.95, None)]
+    selection = select(scores, SelectionRule(), VOLUMES, round=1, fold="0", no_teacher={"gallbladder": "too small"})
+    assert [case.supervised for case in selection.selected] == [("liver",), ("liver",)]
+    assert [case.rejected for case in selection.selected] == [{"gallbladder": "too small"}] * 2
+    assert "no pseudo-label of gallbladder is learned from: too small" in selection.notes
+    whole = select(scores, SelectionRule(rule="case"), VOLUMES, round=1, fold="0", no_teacher={"gallbladder": "small"})
+    assert whole.selected[0].supervised == ("liver", "gallbladder")  # by whole cases, organs are not judged
+
+
+@pytest.mark.parametrize(
+    ("absent", "labeled_absent", "labeled_present", "believed"),
+    [
+        (6, 1, 11, False),  # 6 of 10 against one in twelve
+        (2, 1, 11, True),  # one more than expected
+        (4, 1, 3, True),
+        (6, 1, 3, False),
+        (9, 3, 1, True),
+        (0, 1, 3, True),
+    ],
+)
+def test_absences_that_are_far_more_frequent_than_in_labeled_cases_are_not_learned_from(
+    absent: int, labeled_absent: int, labeled_present: int, believed: bool
+) -> None:
+    scores = [case(str(number), 0.95, None if number < absent else 0.95) for number in range(10)]
+    gallbladder = LabeledVolumes(least_ml=10, most_ml=50, absent=labeled_absent, present=labeled_present)
+    volumes = VOLUMES | {"gallbladder": gallbladder}
+    selection = select(scores, SelectionRule(), volumes, round=1, fold="0")
+    for chosen_case in selection.selected:
+        accepted = believed or int(chosen_case.case_id) >= absent
+        assert ("gallbladder" in chosen_case.supervised) == accepted
+    assert any("no absence of gallbladder" in note for note in selection.notes) != believed
+
+
 def test_predicted_dice_takes_the_place_of_agreement() -> None:
     score = case("a", 0.95, 0.95)
     organs = score.organs | {"liver": dataclasses.replace(score.organs["liver"], predicted_dice=0.5)}

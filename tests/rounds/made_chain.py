@@ -19,6 +19,7 @@ from flaresemi.planning.planner import make_plans
 from flaresemi.plans import CaseFingerprint, DatasetFingerprint, IntensityStatistics, Stage
 from flaresemi.pseudolabels.calibration import Observation, Observations, calibrate
 from flaresemi.pseudolabels.selecting import LabeledVolumes, SelectionRule, select
+from flaresemi.pseudolabels.vitals import OrganVitals, Vitals
 from flaresemi.records import save_record
 from flaresemi.rounds.state import STEPS, RoundConfig, RoundState, StepState, save_state
 from flaresemi.selection import CaseScore, OrganScore, save_scores
@@ -47,6 +48,7 @@ class MadeChain:
         held_out: How many cases judge; 0: none.
         falling: An organ that loses 0.03 each round, while the others follow `dice`.
         draw: Image and pseudo-label of an unlabeled case.
+        vanishing: An organ that the last round is losing.
     """
 
     organs: tuple[str, ...] = ("liver", HOSTILE_ORGAN, "pancreas")
@@ -57,6 +59,7 @@ class MadeChain:
     fold: str = "0"
     falling: str | None = None
     draw: Callable[[str], Drawn] | None = None
+    vanishing: str | None = None
 
     @property
     def labels(self) -> LabelSet:
@@ -115,7 +118,26 @@ class MadeChain:
         save_scores(folder.scores, scores)
         volumes = {name: LabeledVolumes(least_ml=30, most_ml=200, absent=0) for name in self.organs}
         save_record(folder.selection, select(scores, self.rule, volumes, round=number, fold=self.fold))
+        save_record(folder.vitals, self._vitals(number))
         self._write_labels(workspace, number)
+
+    def _vitals(self, number: int) -> Vitals:
+        """Of students that find what the models before found, but for the organ that is vanishing."""
+        lost = self.vanishing if number == len(self.dice) - 1 else None
+        volumes = {
+            case_id: {name: 20.0 if name == lost else 90.0 for name in self.organs} for case_id in self.unlabeled
+        }
+        organs = {
+            name: OrganVitals(
+                labeled_ml=88.0, found_before=1.0, found=1.0, volume_before_ml=90.0,
+                volume_ml=20.0 if name == lost else 90.0, missing_before=0.06, missing=0.77 if name == lost else 0.05,
+                missing_labeled=0.1, dice_before=0.9, dice=None if name == self.organs[0] else 0.87,
+                warning="77% of it is missing" if name == lost else "",
+            )
+            for name in self.organs
+        }  # fmt: skip
+        dice = {"real_6": dict.fromkeys(self.organs[1:], 0.87)}
+        return Vitals(made_with=("0123456789abcdef",), dice=dice, volumes_ml=volumes, organs=organs)
 
     def _score(self, case_id: str, number: int) -> CaseScore:
         rng = np.random.default_rng([number, *case_id.encode()])

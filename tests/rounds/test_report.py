@@ -243,6 +243,20 @@ def test_without_held_out_cases_nothing_is_claimed(tmp_path: Path) -> None:
     assert "Most reliable" in text
 
 
+def test_an_organ_that_vanishes_is_told_without_held_out_cases(tmp_path: Path) -> None:
+    workspace = MadeChain(held_out=0, fold="all", unlabeled=FEW, vanishing=HOSTILE_ORGAN).write(tmp_path)
+    text = read(workspace, 1, fold="all", verdict=None)[1]
+    assert f"Round 1 is losing {HOSTILE_ORGAN}; no labeled case was held out to judge it." in text
+    assert f"{HOSTILE_ORGAN} is vanishing: 77% of it is missing. The next round teaches no pseudo-label of it." in text
+    assert f"{HOSTILE_ORGAN} vanishing 100% 100% 90.0 20.0 88.0 6% 77% 10% 0.900 0.870" in text
+    assert "liver 100% 100% 90.0 90.0 88.0 6% 5% 10% 0.900 –" in text
+    assert ("bad", f"{HOSTILE_ORGAN} is vanishing: 77% of it is missing.") in about_the_round(
+        look(workspace, 1, fold="all", folds=("all",))
+    )
+    workspace.round("all", 1).vitals.unlink()
+    assert "run by a version that did not look" in read(workspace, 1, fold="all", verdict=None)[1]
+
+
 def test_several_folds_are_judged_together(tmp_path: Path) -> None:
     workspace = MadeChain(unlabeled=FEW).write(tmp_path / "workspace")
     other = dataclasses.replace(MadeChain(unlabeled=FEW), fold="1").write(tmp_path / "other")

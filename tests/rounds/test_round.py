@@ -19,6 +19,7 @@ from flaresemi.planning.preparation import case_versions
 from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
+from flaresemi.pseudolabels.vitals import Vitals
 from flaresemi.records import load_record, record_hash
 from flaresemi.rounds.exporting import export_round
 from flaresemi.rounds.round import Execution, Round
@@ -55,6 +56,10 @@ def test_a_round_labels_selects_trains_and_validates(round_one: Round, phantom_d
     assert folder.reliable_series.read_text(encoding="utf-8").split() == unlabeled
     assert load_checkpoint(folder.model(Stage.FINE).final).iteration == 3
     assert (folder.model(Stage.FINE).validation / "summary.json").is_file()
+    before, after = (load_record(path, Vitals) for path in (folder.vitals_before, folder.vitals))
+    assert sorted(after.volumes_ml) == sorted(before.volumes_ml) == sorted(unlabeled)
+    assert set(after.dice) == set(before.dice) == set(round_one.split.train)
+    assert before.made_with == state.made_with != after.made_with
     # Nothing is done twice.
     before = times(folder.root)
     assert round_one.run() == state

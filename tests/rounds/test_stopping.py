@@ -44,6 +44,17 @@ def test_one_lost_organ_among_many_cases_is_no_collapse() -> None:
     assert judge([cases(0.8), cases(0.8, spleen=0.0)], StopRule()).stop  # all that is known fell
 
 
+def test_an_organ_that_vanishes_elsewhere_and_falls_here_stops_at_once() -> None:
+    fallen = cases(0.84, 0.86, 0.88, spleen=0.77)
+    assert judge([START, fallen], StopRule()).best_round == 1
+    verdict = judge([START, fallen], StopRule(), [{"spleen"}])
+    assert (verdict.best_round, verdict.stop) == (0, True)
+    assert verdict.why == "round 1: spleen fell by 0.030 below round 0, and is vanishing in other cases"
+    rising = cases(0.84, 0.86, 0.88)
+    assert judge([START, rising], StopRule(), [{"spleen"}]).best_round == 1  # the held-out cases know better
+    assert judge([START, rising, fallen], StopRule(), [{"spleen"}, ()]).best_round == 1
+
+
 def test_max_rounds_stops() -> None:
     rising = [cases(0.5 + 0.1 * number, 0.5 + 0.1 * number) for number in range(4)]
     verdict = judge(rising, StopRule(max_rounds=3))

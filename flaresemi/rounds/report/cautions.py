@@ -29,7 +29,9 @@ def cautions(facts: RoundFacts) -> dict[str, object]:
 
 def about_the_round(facts: RoundFacts) -> list[Caution]:
     """Warnings about the result, the selection, and what this page could not find."""
-    return [*_about_the_result(facts), *_about_the_selection(facts), *(("caution", each) for each in facts.not_found)]
+    vanishing = [("bad", f"{organ} is vanishing: {why}.") for organ, why in facts.vanishing[-1].items()]
+    not_found = [("caution", each) for each in facts.not_found]
+    return [*vanishing, *_about_the_result(facts), *_about_the_selection(facts), *not_found]
 
 
 def _about_the_result(facts: RoundFacts) -> list[Caution]:

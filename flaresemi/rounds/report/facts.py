@@ -15,7 +15,9 @@ from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
 from flaresemi.pseudolabels.calibration import Calibration, Observation, Observations
 from flaresemi.pseudolabels.selecting import LabeledVolumes, labeled_volumes, volumes_ml
+from flaresemi.pseudolabels.vitals import Vitals
 from flaresemi.records import load_record
+from flaresemi.rounds.protection import vanishing_organs
 from flaresemi.rounds.state import RoundState, load_state
 from flaresemi.rounds.stopping import StopRule, Verdict, collapsed_organs, judge
 from flaresemi.selection import CaseScore, Selection, load_scores
@@ -96,6 +98,8 @@ class RoundFacts:
         scores: Of this round's pseudo-labels, best first.
         calibration: Of the scores; None where there were too few held-out cases.
         observations: Scores of held-out cases, with their true Dice.
+        vitals: Every organ before and after this round; None where nobody looked (versions before).
+        vanishing: By round from the first, organs that it was losing, with the reason.
         recall: Recall of this round's COARSE region on the fold's held-out cases; empty without COARSE.
         not_found: Missing files and the consequence, in words.
     """
@@ -115,6 +119,8 @@ class RoundFacts:
     scores: tuple[CaseScore, ...]
     calibration: Calibration | None
     observations: tuple[Observation, ...]
+    vitals: Vitals | None
+    vanishing: tuple[dict[str, str], ...]
     recall: tuple[Recall, ...]
     not_found: tuple[str, ...]
 
@@ -151,7 +157,7 @@ class RoundFacts:
     def collapsed(self) -> dict[str, float]:
         """Organs that collapsed since the best round before, with the change of their mean Dice."""
         before, now = (self.held_out[number].values("dice") for number in (self.best_before, -1))
-        return collapsed_organs(before, now, self.rule.collapse)
+        return collapsed_organs(before, now, self.rule.collapse, self.vanishing[-1])
 
     def used_of(self, number: int) -> tuple[int, int, int, int]:
         """Cases that a round used, of how many, and organs of cases, of how many; all 0 without a selection."""
@@ -218,6 +224,8 @@ def gather(
     scores = load_scores(folder.scores) if folder.scores.is_file() else ()
     calibration = workspace.round_model(fold, number - 1, Stage.FINE).calibration
     observed = (workspace.round(each, number).observations for each in folds)
+    vanishing = tuple(vanishing_organs(workspace, folds, each) for each in range(1, number + 1))
+    dices = [each.values("dice") for each in held_out[:number]]
     return RoundFacts(
         workspace=workspace,
         fold=fold,
@@ -228,7 +236,7 @@ def gather(
         plans=load_plans(workspace.plans),
         fingerprint=load_fingerprint(workspace.fingerprint),
         held_out=held_out,
-        best_before=judge([each.values("dice") for each in held_out[:number]], rule).best_round if held_out else 0,
+        best_before=judge(dices, rule, vanishing).best_round if held_out else 0,
         states=states,
         selections=selections,
         scores=tuple(sorted(scores, key=lambda case: (-case.score, case.case_id))),
@@ -239,6 +247,8 @@ def gather(
             if path.is_file()
             for each in load_record(path, Observations, error=SelectionError).observations
         ),
+        vitals=load_record(folder.vitals, Vitals, error=SelectionError) if folder.vitals.is_file() else None,
+        vanishing=vanishing,
         recall=_recall(workspace.round_model(fold, number, Stage.COARSE)),
         not_found=tuple(not_found),
     )

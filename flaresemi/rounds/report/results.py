@@ -1,5 +1,6 @@
 """The verdict on a round, and the held-out real cases behind it."""
 
+from flaresemi.errors import listed
 from flaresemi.plans import Stage
 from flaresemi.reporting.charts import Axis, Series, line_chart
 from flaresemi.reporting.page import number as shown
@@ -24,6 +25,9 @@ def _headline(facts: RoundFacts) -> tuple[str, str]:
     """Its tone and its text."""
     number = facts.number
     if not facts.held_out or facts.verdict is None:
+        if facts.vanishing[-1]:
+            lost = listed(list(facts.vanishing[-1]))
+            return "bad", f"Round {number} is losing {lost}; no labeled case was held out to judge it."
         return "caution", f"Round {number} cannot be judged: no labeled case was held out."
     since, gain = name_of(facts.best_before), facts.change(facts.best_before)
     if facts.collapsed:

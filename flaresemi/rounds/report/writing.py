@@ -19,6 +19,7 @@ from flaresemi.workspace import Workspace
 #: Address within the page, which is the template's name too, and title.
 _CHAPTERS = (
     ("results", "Did it help?"),
+    ("organs", "Is an organ vanishing?"),
     ("selection", "What was selected"),
     ("pictures", "Cases in pictures"),
     ("curves", "Training curves"),
@@ -77,6 +78,7 @@ def _page(facts: RoundFacts) -> str:
         verdict=facts.verdict,
         summary=summary(facts),
         results=results(facts),
+        vitals=facts.vitals,
         selected=selected(facts),
         pictures=pictures(facts),
         curves=curves(facts),

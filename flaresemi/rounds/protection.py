@@ -1,0 +1,109 @@
+"""Organs that a round may lose: looked at before and after it, and kept from what would teach them away."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+
+from flaresemi.errors import SelectionError
+from flaresemi.pseudolabels.labeling import Labeler
+from flaresemi.pseudolabels.selecting import SelectionRule
+from flaresemi.pseudolabels.vitals import (
+    LABELED_CASES,
+    POOL_CASES,
+    Vitals,
+    compared,
+    dice_of_labeled,
+    no_teacher,
+    spread,
+    volumes_of_pool,
+)
+from flaresemi.records import load_record, save_record
+from flaresemi.selection import CaseScore
+from flaresemi.workspace import RoundFolder, Workspace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Protection:
+    """The organs of one round, in the chain of one fold.
+
+    Attributes:
+        workspace: Where the round and those before it lie.
+        fold: The chain's fold.
+        number: Of the round.
+        training: Labeled cases that its models and those before are trained on.
+        labeled_ml: By organ, volumes in those that annotate it, 0 where it is absent.
+    """
+
+    workspace: Workspace
+    fold: str
+    number: int
+    training: Sequence[str]
+    labeled_ml: Mapping[str, Sequence[float]]
+
+    @property
+    def _folder(self) -> RoundFolder:
+        return self.workspace.round(self.fold, self.number)
+
+    def look_before(self, labeler: Labeler, scores: Mapping[str, CaseScore]) -> None:
+        """Records what the models that label make of every organ.
+
+        Args:
+            labeler: These models.
+            scores: Of all cases of the pool.
+        """
+        pool = spread(tuple(scores), POOL_CASES)
+        volumes = {case: {name: organ.volume_ml for name, organ in scores[case].organs.items()} for case in pool}
+        save_record(self._folder.vitals_before, self._seen(labeler, volumes))
+
+    def look_after(self, labeler: Labeler) -> None:
+        """Records what the students make of every organ in the same cases, and warns of those that are vanishing."""
+        before = load_record(self._folder.vitals_before, Vitals, error=SelectionError)
+        first = self.workspace.round(self.fold, 1).vitals_before
+        start = load_record(first, Vitals, error=SelectionError) if first.is_file() else before
+        after = self._seen(labeler, volumes_of_pool(labeler, tuple(before.volumes_ml)))
+        after = dataclasses.replace(after, organs=compared(start, before, after, self.labeled_ml))
+        save_record(self._folder.vitals, after)
+        for organ, why in after.vanishing.items():
+            logger.warning("round %d: %s is vanishing: %s", self.number, organ, why)
+
+    def _seen(self, labeler: Labeler, volumes_ml: dict[str, dict[str, float]]) -> Vitals:
+        dice = dice_of_labeled(labeler, spread(self.training, LABELED_CASES))
+        return Vitals(made_with=labeler.teachers.made_with, dice=dice, volumes_ml=volumes_ml)
+
+    def barred(self, scores: Sequence[CaseScore], rule: SelectionRule) -> dict[str, str]:
+        """Organs of which no pseudo-label may be learned in this round, each with the reason; not by whole cases.
+
+        Those that were vanishing in the round before, that the models never learned, or that they label too small.
+        """
+        if rule.rule != "organ":
+            return {}
+        teachers = load_record(self._folder.vitals_before, Vitals, error=SelectionError)
+        barred = no_teacher(scores, teachers, self.labeled_ml, rule.organ_threshold / 2)
+        barred |= {name: f"vanishing in round {self.number - 1}: {why}" for name, why in self._vanishing().items()}
+        if set(barred) >= {name for name, volumes in self.labeled_ml.items() if any(volumes)}:
+            logger.warning(
+                "the models that label know no organ well enough: none is barred for that; train them longer"
+            )
+            return {}
+        return barred
+
+    def _vanishing(self) -> dict[str, str]:
+        """Organs that the round before was losing."""
+        path = self.workspace.round(self.fold, self.number - 1).vitals
+        return load_record(path, Vitals, error=SelectionError).vanishing if path.is_file() else {}
+
+
+def vanishing_organs(workspace: Workspace, folds: Sequence[str], number: int) -> dict[str, str]:
+    """Organs that a round is losing in at least half of the chains, each with the reason of one of them.
+
+    Raises:
+        SelectionError: what was found of them is damaged.
+    """
+    paths = [workspace.round(fold, number).vitals for fold in folds]
+    found = [load_record(path, Vitals, error=SelectionError).vanishing for path in paths if path.is_file()]
+    reasons = {organ: why for of_fold in reversed(found) for organ, why in of_fold.items()}
+    return {
+        organ: why for organ, why in sorted(reasons.items()) if 2 * sum(organ in each for each in found) >= len(folds)
+    }
