@@ -10,27 +10,38 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from flaresemi.case_names import case_file
 from flaresemi.cli import evaluate, plan_and_preprocess, predict, semi_round, train
+from flaresemi.cli.before_after import case_means, draw, told
 from flaresemi.cli.common import EXIT_OK, StrictParser, print_next, run
 from flaresemi.cli.numbers import count, number
-from flaresemi.dataset import LAYOUTS
+from flaresemi.cli.replacing import refuse_foreign
+from flaresemi.dataset import LAYOUTS, load_dataset
 from flaresemi.errors import ConfigError, listed
+from flaresemi.evaluation.summary import load_summary
 from flaresemi.files import entries
 from flaresemi.geometry import IntTriple
 from flaresemi.phantom.dataset import SIZES, TEST_LABELS, write_phantom_dataset
 from flaresemi.ranges import Few, Seed
 from flaresemi.records import load_record, save_record
+from flaresemi.reporting.overlay import is_overlay
+from flaresemi.rounds.chain import ChainState
 from flaresemi.workspace import Workspace
 
 #: Patches so small that two slow cores train on one in a third of a second.
 _PLANS = ("--preset", "small", "--gpu-memory-gib", "0.5")
 
-#: Time for the networks on two cores, so that the demo ends within fifteen minutes.
-_COARSE_TIME = "100s"
-_FINE_TIME = "6m"
+#: Time for the networks on two cores, so that the demo ends within ten minutes; few validations on the way, which take
+#: from it.
+_COARSE_TIME = "75s"
+_FINE_TIME = "4m"
+_VALIDATIONS = ("--validations", "4")
 
 #: So short a training learns more from patients as they are: they come from one generator.
 _AUGMENTATION = ("--augmentation", "none")
+
+#: Names of what the supervised models and those after the round predict.
+_BEFORE, _AFTER = "supervised", "after_round_1"
 
 #: The round of self-training goes on from the supervised weights, for this part of their training.
 _ROUND = ("--rounds", "1", "--length", "0.2")
@@ -76,6 +87,18 @@ class DemoFolder:
     def workspace(self) -> Workspace:
         return Workspace(self.data / "flaresemi")
 
+    @property
+    def pictures(self) -> Path:
+        """Of the test cases before and after the round."""
+        return self.root / "before_and_after"
+
+    def predictions(self, name: str) -> Path:
+        """Label maps of the test cases, by models of that name."""
+        return self.root / f"predictions_{name}"
+
+    def summary(self, name: str) -> Path:
+        return self.root / f"summary_{name}.json"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Command:
@@ -106,11 +129,41 @@ def _demo(options: argparse.Namespace) -> int:
         code = step.main(step.words)
         if code != EXIT_OK:
             return code
-    print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes; look at the pictures above")
-    report = folder.workspace.round("0", 1).report
-    if report.exists():
-        print(f"and at the report of the round of self-training: {report}")
+    print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes")
+    if options.unlabeled and folder.summary(_AFTER).is_file():
+        _tell_the_round(folder)
+    else:
+        print("look at the pictures above")
     return EXIT_OK
+
+
+def _tell_the_round(folder: DemoFolder) -> None:
+    """Prints what the round of self-training changed, and where to look; draws the test cases before and after it."""
+    before, after = (load_summary(folder.summary(name)) for name in (_BEFORE, _AFTER))
+    dataset = load_dataset(folder.data)
+    images = {case.id: case.images for case in dataset.test}
+    means = case_means(before), case_means(after)
+    refuse_foreign(
+        (case_file(folder.pictures, case_id, ".png") for case_id in images),
+        is_overlay,
+        writer="flaresemi_demo",
+        overwrite=False,
+    )
+    predictions = folder.predictions(_BEFORE), folder.predictions(_AFTER)
+    pictures = draw(predictions, folder.test_labels, images, means, dataset.labels, folder.pictures)
+    print(f"\n{told(before, after)}")
+    chain = load_record(folder.workspace.verdict(("0",)), ChainState, error=ConfigError)
+    if chain.verdict is not None:
+        print(f"What the round itself could know, from labeled cases held out: {chain.verdict.why}.")
+    print("\nWhere to look:")
+    for picture in pictures:
+        print(f"  {picture}")
+    print("    every test scan before and after the round, side by side, the one that gained most first;")
+    print("    filled: what was found, outlined: the truth")
+    print(f"  {folder.workspace.round('0', 1).report}")
+    print("    the round's own report: what it selected and learned, and whether to trust it")
+    print(f"  {folder.summary(_BEFORE).with_suffix('.csv')}, {folder.summary(_AFTER).with_suffix('.csv')}")
+    print("    every score of every test scan")
 
 
 def _make_data(folder: DemoFolder, options: argparse.Namespace) -> None:
@@ -135,7 +188,7 @@ def _make_data(folder: DemoFolder, options: argparse.Namespace) -> None:
                 where=folder.record,
                 fix="repeat those options, or name another folder with -o",
             )
-    elif theirs := entries(folder.root, (folder.data.name, "predictions_*", "summary_*")):
+    elif theirs := entries(folder.root, (folder.data.name, folder.pictures.name, "predictions_*", "summary_*")):
         raise ConfigError(
             f"there are data in this folder that no demo made: {listed([path.name for path in theirs])}",
             where=folder.root,
@@ -168,19 +221,20 @@ def _steps(folder: DemoFolder, options: argparse.Namespace) -> Iterator[Command]
     workers = () if options.workers is None else ("--workers", str(options.workers))
     yield Command("flaresemi_plan_and_preprocess", plan_and_preprocess.main, (*data, *_PLANS, *workers))
     for stage, length in (("COARSE", options.coarse_time), ("FINE", options.fine_time)):
-        words = (stage, "0", *data, "--time-budget", length, *_AUGMENTATION, *device, "--continue")
+        words = (stage, "0", *data, "--time-budget", length, *_AUGMENTATION, *_VALIDATIONS, *device, "--continue")
         yield Command("flaresemi_train", train.main, words)
-    yield from _score(folder, options, "supervised", folder.workspace.models, ("--overlays", str(options.test)))
+    pictures = () if options.unlabeled else ("--overlays", str(options.test))  # with a round: both side by side
+    yield from _score(folder, options, _BEFORE, folder.workspace.models, pictures)
     if options.unlabeled:
         yield Command("flaresemi_semi_round", semi_round.main, (*data, "--fold", "0", *_ROUND, *device))
-        yield from _score(folder, options, "after_round_1", folder.workspace.round("0", 1).models)
+        yield from _score(folder, options, _AFTER, folder.workspace.round("0", 1).models)
 
 
 def _score(
     folder: DemoFolder, options: argparse.Namespace, name: str, models: Path, more: tuple[str, ...] = ()
 ) -> Iterator[Command]:
     """Prediction and evaluation of the test cases."""
-    predictions, summary = folder.root / f"predictions_{name}", folder.root / f"summary_{name}.json"
+    predictions, summary = folder.predictions(name), folder.summary(name)
     words = ("-i", str(folder.test_images), "-o", str(predictions), "-m", str(models), "--fold", "0")
     yield Command("flaresemi_predict", predict.main, (*words, "--device", options.device, "--continue"))
     words = ("-p", str(predictions), "-r", str(folder.test_labels), "-o", str(summary), "-d", str(folder.data))

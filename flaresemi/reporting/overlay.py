@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _SOFTWARE = "flaresemi"
 
 _HEIGHT_INCHES = 5.0
+#: Width of one of two pictures side by side.
+_SIDE_INCHES = 4.2
 _LEGEND_INCHES = 2.2
 _FILL = 0.45
 _MARGIN_MM = 40.0
@@ -97,15 +100,65 @@ def save_overlay(
     position = busiest_slices(chosen, labels.count)
     maps = [prediction_zyx] if reference_zyx is None else [prediction_zyx, reference_zyx]
     planes = _cut(image_zyx, maps, position, spacing_zyx_mm)
-    figure = _draw(planes, labels, window if window is not None else automatic_window(image_zyx), title)
+    _save(_draw(planes, labels, window if window is not None else automatic_window(image_zyx), title), path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with atomic_path(Path(path)) as temporary:
         save_figure(
             figure, temporary, format="png", dpi=110, facecolor=figure.get_facecolor(), metadata={"Software": _SOFTWARE}
         )
 
 
+def save_comparison(
+    path: Path,
+    image_zyx: np.ndarray,
+    predictions_zyx: tuple[np.ndarray, np.ndarray],
+    reference_zyx: np.ndarray,
+    labels: LabelSet,
+    spacing_zyx_mm: FloatTriple,
+    *,
+    titles: tuple[str, str],
+) -> None:
+    """Draws two predictions side by side, in the same three slices, as `save_overlay` draws one.
+
+    Args:
+        path: Where to.
+        image_zyx: One channel in canonical orientation.
+        predictions_zyx: Internal indices on the same grid: the left one, the right one.
+        reference_zyx: The same.
+        labels: The organs.
+        spacing_zyx_mm: Distance between voxel centers; slices are drawn to scale.
+        titles: Above the two.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    for array in (*predictions_zyx, reference_zyx):
+        if array.shape != image_zyx.shape:
+            raise ValueError(f"arrays of one shape expected, found {array.shape} and {image_zyx.shape}")
+    position = busiest_slices(reference_zyx if reference_zyx.any() else predictions_zyx[1], labels.count)
+    shown = _shown_box([*predictions_zyx, reference_zyx], image_zyx.shape, spacing_zyx_mm)
+    sides = [_cut(image_zyx, [each, reference_zyx], position, spacing_zyx_mm, shown) for each in predictions_zyx]
+    heights = [_SIDE_INCHES / width for width in _widths(sides[0], 1.0)]
+    figure = new_figure(
+        figsize=(2 * _SIDE_INCHES + _LEGEND_INCHES, sum(heights) + 0.8), facecolor="black", layout="constrained"
+    )
+    widths = [_SIDE_INCHES, _SIDE_INCHES, _LEGEND_INCHES]
+    places = figure.add_gridspec(len(_PLANES), 3, width_ratios=widths, height_ratios=heights)
+    window = automatic_window(image_zyx)
+    for column, (planes, title) in enumerate(zip(sides, titles, strict=True)):
+        for row, plane in enumerate(planes):
+            axes = figure.add_subplot(places[row, column])
+            _draw_plane(axes, plane, labels.count, window)
+            if row == 0:
+                axes.set_title(f"{title}\n{plane.title}", color="white", fontsize=10)
+    _draw_legend(figure.add_subplot(places[:, 2]), (*sides[0], *sides[1]), labels)
+    _save(figure, path)
+
+
 def is_overlay(path: Path) -> bool:
-    """Whether a file is a picture that `save_overlay` wrote."""
+    """Whether a file is a picture that `save_overlay` or `save_comparison` wrote."""
     with open(path, "rb", opener=open_regular) as file:
         start = file.read(200)
     return start.startswith(b"\x89PNG") and f"Software\0{_SOFTWARE}".encode() in start
@@ -196,14 +249,26 @@ def automatic_window(image_zyx: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def _cut(
-    image_zyx: np.ndarray, maps: list[np.ndarray], position: IntTriple, spacing_zyx_mm: FloatTriple
-) -> tuple[_Plane, ...]:
-    """The three slices of an image and of its maps (what is filled, and what is outlined where there is such)."""
+def _shown_box(maps: list[np.ndarray], shape_zyx: IntTriple, spacing_zyx_mm: FloatTriple) -> BoundingBox:
+    """The box of all organs of some maps, and a margin; the whole image where there is none."""
     boxes = [box for each in maps if (box := BoundingBox.of_mask(each > 0)) is not None]
-    shown = BoundingBox.whole(image_zyx.shape)
-    if boxes:
-        shown = boxes[0].union(boxes[-1]).grown(_MARGIN_MM, spacing_zyx_mm, shown.stop)
+    if not boxes:
+        return BoundingBox.whole(shape_zyx)
+    return functools.reduce(BoundingBox.union, boxes).grown(_MARGIN_MM, spacing_zyx_mm, shape_zyx)
+
+
+def _cut(
+    image_zyx: np.ndarray,
+    maps: list[np.ndarray],
+    position: IntTriple,
+    spacing_zyx_mm: FloatTriple,
+    box: BoundingBox | None = None,
+) -> tuple[_Plane, ...]:
+    """The three slices of an image and of its maps (what is filled, and what is outlined where there is such).
+
+    They are cut to the box; None: to that of the maps.
+    """
+    shown = box or _shown_box(maps, image_zyx.shape, spacing_zyx_mm)
     planes = []
     for axis, title in enumerate(_PLANES):
         region: list[slice | int] = list(shown.slices)

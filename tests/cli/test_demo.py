@@ -3,6 +3,7 @@
 The commands themselves are replaced, but for the last test, which runs them all for a few steps.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,8 +11,18 @@ import numpy as np
 import pytest
 
 from flaresemi.cli import demo
+from flaresemi.cli.before_after import told
 from flaresemi.dataset import load_dataset
+from flaresemi.evaluation.flare import OrganMetrics
+from flaresemi.evaluation.folders import CaseScores
+from flaresemi.evaluation.summary import Summary, load_summary, save_summary, summarize
 from flaresemi.io.images import read_label_map
+from flaresemi.labels import Label, LabelSet
+from flaresemi.records import save_record
+from flaresemi.reporting.overlay import is_overlay
+from flaresemi.rounds.chain import ChainState
+from flaresemi.rounds.stopping import Verdict
+from flaresemi.workspace import Workspace
 
 SMALL = ["--labeled", "1", "--unlabeled", "1", "--test", "1", "--size", "24x32x32", "--workers", "1"]
 
@@ -65,7 +76,63 @@ def test_the_main_job_runs_in_order_and_shows_each_command(
 def test_without_unlabeled_cases_there_is_no_round(tmp_path: Path, commands: Commands) -> None:
     assert demo.main(["-o", str(tmp_path), *SMALL, "--unlabeled", "0"]) == 0
     assert [name for name, *_ in commands.calls][-2:] == ["predict", "evaluate"]
+    assert "--overlays" in commands.calls[-1]  # the only pictures, then
     assert "semi_round" not in [name for name, *_ in commands.calls]
+
+
+def made_summary(path: Path, cases: dict[str, dict[str, float]]) -> Summary:
+    scored = [
+        CaseScores(
+            case_id=case_id,
+            organs={
+                organ: OrganMetrics(dice=dice, nsd=dice, hd95_mm=1.0, reference_ml=1.0, prediction_ml=1.0)
+                for organ, dice in organs.items()
+            },
+        )
+        for case_id, organs in cases.items()
+    ]
+    labels = LabelSet(labels=tuple(Label(name=n, value=i) for i, n in enumerate(next(iter(cases.values())), start=1)))
+    save_summary(path, summarize(scored, labels, default_tolerance_mm=2.0))
+    return load_summary(path)
+
+
+def test_what_was_gained_and_lost_is_told_in_plain_words(tmp_path: Path) -> None:
+    organs = {"liver": 0.9, "spleen": 0.5, "aorta": 0.7}
+    before = made_summary(tmp_path / "before.json", {"a": organs, "b": organs})
+    after = made_summary(tmp_path / "after.json", {"a": organs | {"spleen": 0.8}, "b": organs | {"aorta": 0.6}})
+    what, rose, gained, lost = told(before, after).replace(" (", "\n(").splitlines()
+    assert what == "The round of self-training raised the mean Dice of the 2 test scans from 0.700 to 0.733"
+    assert rose == "(+0.033; it rose in 1 of 2)."
+    assert gained == "Most was gained in spleen 0.50 -> 0.65."
+    assert lost == "Most was lost in aorta 0.70 -> 0.65."
+    assert told(after, before).splitlines()[0].startswith("The round of self-training lowered the mean Dice")
+    assert told(before, before).splitlines()[1:] == ["No organ gained 0.01 or more.", "No organ lost 0.01 or more."]
+
+
+def test_every_test_case_is_drawn_before_and_after_the_round(
+    tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["-o", str(tmp_path), *SMALL, "--test", "2"]
+    assert demo.main([*arguments, "--only-data"]) == 0
+    truth = tmp_path / "data" / "test_mask"
+    names = sorted(path.name.removesuffix(".nii.gz") for path in truth.iterdir())
+    for name, dice in (("supervised", 0.6), ("after_round_1", 0.7)):
+        shutil.copytree(truth, tmp_path / f"predictions_{name}")
+        made_summary(tmp_path / f"summary_{name}.json", {case: {"liver": dice, "spleen": 0.5} for case in names})
+    verdict = Verdict(best_round=1, stop=False, why="round 1: it rose")
+    chain = ChainState(folds=("0",), rounds=1, mean_dice=(0.5, 0.6), verdict=verdict)
+    save_record(Workspace(tmp_path / "data" / "flaresemi").verdict(("0",)), chain)
+    assert demo.main(arguments) == 0
+    shown = capsys.readouterr().out.split("\ndone in ")[1]
+    assert "raised the mean Dice of the 2 test scans from 0.550 to 0.600" in shown
+    assert "labeled cases held out: round 1: it rose." in shown
+    pictures = [Path(word) for word in shown.split() if word.endswith(".png")]
+    assert [picture.stem for picture in pictures] == names
+    assert all(is_overlay(picture) for picture in pictures)
+    assert not any("--overlays" in call for call in commands.calls)
+    pictures[0].write_text("mine")
+    assert demo.main(arguments) == 2  # somebody else's file is not replaced
+    assert pictures[0].read_text() == "mine"
 
 
 def test_a_second_call_makes_no_data_anew(tmp_path: Path, commands: Commands) -> None:

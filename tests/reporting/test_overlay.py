@@ -6,7 +6,14 @@ import pytest
 from scipy import ndimage
 
 from flaresemi.labels import Label, LabelSet
-from flaresemi.reporting.overlay import automatic_window, busiest_slices, review_picture, save_overlay
+from flaresemi.reporting.overlay import (
+    automatic_window,
+    busiest_slices,
+    is_overlay,
+    review_picture,
+    save_comparison,
+    save_overlay,
+)
 from flaresemi.reporting.palette import organ_color
 
 LABELS = LabelSet(labels=(Label(name="liver", value=1), Label(name="spleen", value=2)))
@@ -131,6 +138,26 @@ def test_other_shapes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one shape"):
         save_overlay(tmp_path / "x.png", np.zeros((4, 4, 4)), np.zeros((4, 4, 5), int), None, LABELS, (1.0, 1.0, 1.0))
     assert not list(tmp_path.iterdir())
+
+
+def test_two_predictions_stand_side_by_side_in_the_same_slices(tmp_path):
+    """What the left one misses is an outline there, and a fill on the right."""
+    reference = np.zeros((20, 20, 20), np.uint8)
+    reference[6:14, 6:14, 6:14] = 1
+    nothing, image = np.zeros_like(reference), np.full(reference.shape, 50.0, np.float32)
+    path = tmp_path / "both.png"
+    spacing = (1.0, 1.0, 1.0)
+    save_comparison(path, image, (nothing, reference), reference, LABELS, spacing, titles=("before", "after"))
+    picture = matplotlib.image.imread(path)[..., :3]
+    patches, _ = ndimage.label(ndimage.binary_opening(picture.max(axis=2) > 0.25, iterations=2))
+    boxes = [box for box in ndimage.find_objects(patches) if (box[0].stop - box[0].start) > 150]
+    assert len(boxes) == 6  # three planes, twice
+    colored = [(np.ptp(picture[box], axis=2) > 0.1).mean() for box in sorted(boxes, key=lambda box: box[1].start)]
+    assert max(colored[:3]) < 0.05 < 0.1 < min(colored[3:])
+    assert {box[0].start for box in boxes[:1]} <= {box[0].start for box in boxes[1:]}  # in rows
+    assert is_overlay(path)
+    with pytest.raises(ValueError, match="one shape"):
+        save_comparison(path, image, (nothing, reference[1:]), reference, LABELS, spacing, titles=("a", "b"))
 
 
 def test_a_review_fills_what_is_used_and_hatches_what_is_rejected():
