@@ -87,6 +87,8 @@ def test_an_organ_that_is_forgotten_in_labeled_cases_is_vanishing() -> None:
 def test_students_that_fit_all_organs_less_closely_forget_none() -> None:
     less = {"liver": 0.87, "adrenal": 0.45, "gallbladder": 0.70}
     assert not vanishing(seen("before", dice={"adrenal": 0.65}), seen("after", dice=less))
+    less = {"liver": 0.86, "adrenal": 0.28, "gallbladder": 0.71}  # hardly more than the others
+    assert not vanishing(seen("before", dice={"adrenal": 0.45}), seen("after", dice=less))
     assert set(vanishing(seen("before"), seen("after", dice=dict.fromkeys(MEDIANS, 0.2)))) == set(MEDIANS)
 
 
