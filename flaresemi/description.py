@@ -1,5 +1,6 @@
 """The content of a dataset.json: nnU-Net's keys, of version 1 or 2, and ours."""
 
+import dataclasses
 import difflib
 import logging
 import re
@@ -10,6 +11,7 @@ from flaresemi.channels import meant_scheme
 from flaresemi.errors import DatasetError, is_one_line, shown
 from flaresemi.labels import Label, LabelSet
 from flaresemi.records import closest, load_json
+from flaresemi.region_order import written_values
 from flaresemi.sides import find_sides
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ _KEYS = (
     "tolerances_mm",
     "annotated_labels",
     "groups",
+    "regions_class_order",
 )
 #: What may not go unread because of its spelling, likeliest first.
 _MATTERING = ("labels", *(key for key in _KEYS if key not in ("labels", "name")))
@@ -212,53 +215,71 @@ class Description:
         return {group: tuple(cases) for group, cases in declared.items()}
 
     def _label_set(self, content: dict) -> LabelSet:
-        if "regions_class_order" in content:
-            raise self._bad("overlapping regions (regions_class_order) are not supported", "one value per organ")
-        values = self._values(content["labels"])
-        background = self._take_background(values)
-        names = tuple(values)
+        declared = self._values(content["labels"])
+        alone = {name: values[0] for name, values in declared.items() if len(values) == 1}
+        background = self._take_background(alone, may_be_all=len(alone) < len(declared))
+        organs = {name: values for name, values in declared.items() if len(values) > 1 or name in alone}
+        if len(organs) == len(alone):  # no regions
+            organs = dict(sorted(organs.items(), key=lambda item: item[1]))
+        names = tuple(organs)
         tolerances = self._per_label(content, "tolerances_mm", names)
         tubes = self._names(content.get("z_range", []), "z_range", names)
         try:
-            return LabelSet(
+            labels = LabelSet(
                 labels=tuple(
-                    Label(name=name, value=value, tolerance_mm=tolerances.get(name), z_range=name in tubes)
-                    for name, value in sorted(values.items(), key=lambda item: item[1])
+                    Label(
+                        name=name,
+                        value=values[0],
+                        tolerance_mm=tolerances.get(name),
+                        z_range=name in tubes,
+                        more_values=values[1:],
+                    )
+                    for name, values in organs.items()
                 ),
                 background=background,
-                mirror_pairs=self._mirror_pairs(content, names),
             )
+            order = content.get("regions_class_order")
+            if order is not None and labels.has_regions:
+                labels = dataclasses.replace(labels, written_values=written_values(labels, order, self.path))
+            return self._mirrored(labels, content)
         except (ValueError, TypeError) as problem:
             raise self._bad(shown(str(problem), 400)) from None
 
-    def _values(self, labels: object) -> dict[str, int]:
+    def _values(self, labels: object) -> dict[str, tuple[int, ...]]:
+        """The values of every label: one, or several of a region."""
         if not isinstance(labels, dict) or not labels:
             raise self._bad('"labels" must be an object like {"background": 0, "liver": 1}')
         if all(isinstance(value, str) and _INTEGER.fullmatch(key) for key, value in labels.items()):
             if len(set(labels.values())) != len(labels):
                 raise self._bad(f"two labels have one name: {', '.join(labels.values())}", "one value per organ")
             labels = {name: int(value) for value, name in labels.items()}  # the Medical Decathlon's order
-        values: dict[str, int] = {}
-        for name, value in labels.items():
-            if isinstance(value, list):
-                raise self._bad(
-                    f"label '{name}' has several values: overlapping regions are not supported", "one value per organ"
-                )
-            if isinstance(value, str) and _INTEGER.fullmatch(value):
-                value = int(value)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise self._bad(f"label '{name}' must be an integer, found {shown(repr(value))}")
+        values: dict[str, tuple[int, ...]] = {}
+        for name, declared in labels.items():
+            parts = declared if isinstance(declared, list) else [declared]
+            if not parts:
+                raise self._bad(f"label '{name}' has no value", "give it one, or a list: [1, 2, 3]")
             if _plain(name) in ("ignore", "ignore label"):
                 raise self._bad(
                     "an ignore label is not supported", 'name the organs a case annotates in "annotated_labels" instead'
                 )
-            values[name] = value
+            values[name] = tuple(dict.fromkeys(self._value(name, value) for value in parts))
         return values
 
-    def _take_background(self, values: dict[str, int]) -> int:
+    def _value(self, name: str, value: object) -> int:
+        if isinstance(value, str) and _INTEGER.fullmatch(value):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._bad(f"label '{name}' must be an integer, found {shown(repr(value))}")
+        return value
+
+    def _take_background(self, values: dict[str, int], *, may_be_all: bool) -> int:
         """Removes background from the labels.
 
         It is value 0, whatever that is called; another value only where a label is called so and 0 is not.
+
+        Args:
+            values: Of the labels that have one alone.
+            may_be_all: There are others.
 
         Returns:
             Its value.
@@ -281,7 +302,7 @@ class Description:
         for name, value in values.items():
             if value != 0 and _plain(name) in _BACKGROUND:
                 logger.warning("%s: '%s' is learned as an organ: background is value 0", self.path, shown(name))
-        if at_zero == list(values):
+        if at_zero == list(values) and not may_be_all:
             raise self._bad(
                 f"a dataset needs at least one label besides background, which is value 0 (here '{at_zero[0]}')",
                 'number the organs from 1: {"background": 0, "liver": 1}',
@@ -293,6 +314,21 @@ class Description:
                 )
             del values[at_zero[0]]
         return 0
+
+    def _mirrored(self, labels: LabelSet, content: dict) -> LabelSet:
+        """The labels with their left and right pairs.
+
+        Raises:
+            ValueError: pairs that are declared contradict the regions.
+        """
+        pairs = self._mirror_pairs(content, labels.names)
+        try:
+            return dataclasses.replace(labels, mirror_pairs=pairs)
+        except ValueError as problem:
+            if "mirror_pairs" in content:
+                raise
+            logger.warning("%s: nothing is mirrored left to right: %s", self.path, shown(str(problem), 400))
+            return dataclasses.replace(labels, mirror_pairs=None)
 
     def _mirror_pairs(self, content: dict, names: tuple[str, ...]) -> tuple[tuple[str, str], ...] | None:
         """The pairs that are declared, or else those that the names tell; None: left and right are unknown."""

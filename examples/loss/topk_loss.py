@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from flaresemi.labels import Members
 from flaresemi.ranges import OpenShare, check_ranges
 from flaresemi.training.losses import DeepSupervisionLoss, merge_unsupervised
 from flaresemi.training.trainer import Trainer
@@ -16,17 +17,19 @@ class TopKLoss(nn.Module):
 
     Args:
         share: Of the voxels of a patch.
+        organs: The label indices of each organ, where organs are regions.
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, organs: Members | None = None) -> None:
         super().__init__()
         self.share = share
+        self.organs = organs
 
     def forward(
         self, logits_bczyx: torch.Tensor, target_bzyx: torch.Tensor, supervised_bc: torch.Tensor
     ) -> torch.Tensor:
-        """A loss per sample; an organ that a sample does not annotate counts as background there."""
-        logits, target = merge_unsupervised(logits_bczyx.float(), target_bzyx, supervised_bc)
+        """A loss per sample; what a sample cannot tell apart, since it does not annotate all organs, is one."""
+        logits, target = merge_unsupervised(logits_bczyx.float(), target_bzyx, supervised_bc, self.organs)
         losses = functional.cross_entropy(logits, target, reduction="none").flatten(1)
         return losses.topk(max(round(self.share * losses.shape[1]), 1), dim=1).values.mean(dim=1)
 
@@ -44,4 +47,4 @@ class TopKTrainer(Trainer):
             check_ranges(self)
 
     def build_loss(self) -> nn.Module:
-        return DeepSupervisionLoss(TopKLoss(self.settings.share))
+        return DeepSupervisionLoss(TopKLoss(self.settings.share, self.task.labels.regions))

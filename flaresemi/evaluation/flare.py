@@ -4,7 +4,7 @@ Source: FLARE22's rules and scripts, https://github.com/JunMa11/FLARE.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 from scipy import ndimage
@@ -82,15 +82,11 @@ def evaluate_case(
     if prediction_zyx.shape != reference_zyx.shape:
         raise ValueError(f"maps of one shape expected, found {prediction_zyx.shape} and {reference_zyx.shape}")
     voxel_ml = float(np.prod(spacing_zyx_mm)) / 1000.0
-    boxes = zip(
-        ndimage.find_objects(prediction_zyx, max_label=labels.count),
-        ndimage.find_objects(reference_zyx, max_label=labels.count),
-        strict=True,
-    )
+    found = [ndimage.find_objects(each, max_label=labels.channels - 1) for each in (prediction_zyx, reference_zyx)]
     scores = []
-    for index, (label, (prediction_box, reference_box)) in enumerate(zip(labels.labels, boxes, strict=True), start=1):
-        box = _union(prediction_box, reference_box)
-        prediction, reference = prediction_zyx[box] == index, reference_zyx[box] == index
+    for organ, (label, indices) in enumerate(zip(labels.labels, labels.members, strict=True), start=1):
+        box = _around(boxes[index - 1] for boxes in found for index in indices)
+        prediction, reference = (labels.mask(each[box], organ) for each in (prediction_zyx, reference_zyx))
         scored = annotated is None or label.name in annotated
         overlap = surface = hd95_mm = None
         if scored:
@@ -145,8 +141,9 @@ def _reference_slices(reference: np.ndarray, official: bool) -> slice:
     return slice(first, max(last, first + 1) if official else last + 1)
 
 
-def _union(one: tuple[slice, ...] | None, other: tuple[slice, ...] | None) -> tuple[slice, ...]:
-    """The box about two boxes of `ndimage.find_objects`; an empty box when both are None."""
-    if one is None or other is None:
-        return one or other or (slice(0, 0),) * 3
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
+def _around(boxes: Iterable[tuple[slice, ...] | None]) -> tuple[slice, ...]:
+    """The box about boxes of `ndimage.find_objects`; an empty box when all are None."""
+    there = [box for box in boxes if box is not None]
+    if not there:
+        return (slice(0, 0),) * 3
+    return tuple(slice(min(side.start for side in sides), max(side.stop for side in sides)) for sides in zip(*there))

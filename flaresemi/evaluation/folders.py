@@ -174,7 +174,7 @@ def score_pair(
     for path, label_map in ((pair.prediction, prediction), (pair.reference, reference)):
         unknown = labels.unknown_values(label_map.array_zyx)
         if unknown:
-            known = sorted((labels.background, *(label.value for label in labels.labels)))
+            known = sorted(labels.known_values)
             raise ImageError(
                 f"case '{pair.case_id}': label map has value {', '.join(map(str, unknown[:10]))}, "
                 f"declared are {_ranges(known)}",

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from flaresemi.labels import Members
+
 
 def dice(prediction_mask: np.ndarray, reference_mask: np.ndarray) -> float:
     """Dice coefficient of two boolean masks of one shape: twice the shared voxels over the sum of both.
@@ -19,22 +21,27 @@ def dice(prediction_mask: np.ndarray, reference_mask: np.ndarray) -> float:
     return 2.0 * np.count_nonzero(prediction_mask & reference_mask) / total
 
 
-def dice_per_organ(prediction: np.ndarray, reference: np.ndarray, organs: int) -> tuple[float, ...]:
+def dice_per_organ(
+    prediction: np.ndarray, reference: np.ndarray, organs: int, regions: Members | None = None
+) -> tuple[float, ...]:
     """Dice of every organ of two index maps in one pass over the voxels.
 
     Args:
-        prediction: Indices, 0 background to `organs`; any shape.
+        prediction: Indices, 0 is background; any shape.
         reference: The same, of the same shape.
         organs: Number of organs.
+        regions: The indices of each organ; None: organ i is index i.
 
     Returns:
-        One value per organ, in order of index; 1 where both are empty, 0 where one is.
+        One value per organ, in order; 1 where both are empty, 0 where one is.
 
     Raises:
         ValueError: the shapes differ.
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"maps of one shape expected, found {prediction.shape} and {reference.shape}")
+    if regions is not None:
+        return _dice_of_regions(prediction, reference, regions)
     predicted = np.bincount(prediction.ravel(), minlength=organs + 1)
     referred = np.bincount(reference.ravel(), minlength=organs + 1)
     shared = np.bincount(prediction[prediction == reference], minlength=organs + 1)
@@ -42,3 +49,17 @@ def dice_per_organ(prediction: np.ndarray, reference: np.ndarray, organs: int) -
         2.0 * float(shared[index]) / float(total) if (total := predicted[index] + referred[index]) else 1.0
         for index in range(1, organs + 1)
     )
+
+
+def _dice_of_regions(prediction: np.ndarray, reference: np.ndarray, regions: Members) -> tuple[float, ...]:
+    """The same where an organ is a union of indices: one pass counts how often which meets which."""
+    channels = 1 + max(index for indices in regions for index in indices)
+    pairs = prediction.ravel().astype(np.int64)
+    pairs *= channels
+    pairs += reference.ravel()
+    met = np.bincount(pairs, minlength=channels**2).reshape(channels, channels)
+    values = []
+    for indices in map(list, regions):
+        total = float(met[indices].sum() + met[:, indices].sum())
+        values.append(2.0 * float(met[np.ix_(indices, indices)].sum()) / total if total else 1.0)
+    return tuple(values)

@@ -19,7 +19,7 @@ from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
 from flaresemi.inference.checks import check_prepared, refusal
 from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
 from flaresemi.inference.models import CheckpointName, kept_largest, load_models
-from flaresemi.inference.postprocessing import keep_largest
+from flaresemi.inference.postprocessing import clean_organs
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
@@ -273,7 +273,8 @@ class Segmenter:
         inside = grid.to_canonical(region)
         labels = self._labels(logits, region, grid, inside.shifted(back))
         indices = np.zeros(grid.canonical_shape_zyx, labels.dtype)
-        notes = self._doubts(keep_largest(labels, self._keep_largest), math.prod(grid.canonical_spacing_zyx_mm))
+        kept = clean_organs(labels, self.labels, self._keep_largest)
+        notes = self._doubts(kept, math.prod(grid.canonical_spacing_zyx_mm))
         indices[inside.slices] = labels
         return indices, notes
 

@@ -92,5 +92,6 @@ def segment_region(
 
 
 def _named(faces: tuple[TouchedFace, ...], labels: LabelSet) -> str:
-    parts = [f"{face.name} face ({', '.join(labels.names[organ - 1] for organ in face.organs)})" for face in faces]
+    reaching = (", ".join(labels.names[organ - 1] for organ in labels.organs_of(face.indices)) for face in faces)
+    parts = (f"{face.name} face ({organs})" for face, organs in zip(faces, reaching, strict=True))
     return f"FINE's segmentation reaches the region's {', '.join(parts)}"

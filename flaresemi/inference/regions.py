@@ -30,12 +30,12 @@ class TouchedFace:
     Attributes:
         axis: 0 to 2, (Z, Y, X).
         high: Whether it is the high end of that axis.
-        organs: Indices of the organs that touch it.
+        indices: Of the label map, those that touch it.
     """
 
     axis: int
     high: bool
-    organs: tuple[int, ...]
+    indices: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -112,7 +112,7 @@ def touched_faces(logits_czyx: torch.Tensor, box: BoundingBox, shape_zyx: IntTri
     for axis, high in sides:
         organs = np.flatnonzero(_reaching(labels.take(-high, axis), len(reached)))
         if organs.size:
-            faces.append(TouchedFace(axis=axis, high=high, organs=tuple(organs.tolist())))
+            faces.append(TouchedFace(axis=axis, high=high, indices=tuple(organs.tolist())))
     return tuple(faces)
 
 

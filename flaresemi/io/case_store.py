@@ -216,8 +216,8 @@ class LabelStore(CaseStore):
 
         Args:
             label_zyx: Internal indices on the stage grid of the image, uint8 or uint16.
-            organs: Number of organs of the dataset.
-            supervised: Indices of those that the label map is trusted on.
+            organs: Highest index: the number of organs of the dataset, unless they are regions.
+            supervised: The organs that the label map is trusted on.
             source: Of the file that the label map comes from, where it was not drawn here.
 
         Raises:

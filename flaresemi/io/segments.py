@@ -140,15 +140,16 @@ def contradictions(segments: Sequence[Segment], labels: LabelSet, values: Sequen
         Segments that are called like another organ than the one their value stands for; and segments that are called
         like none. Each as a sentence.
     """
-    known = {_plain(label.name): label.value for label in labels.labels}
-    names = {label.value: label.name for label in labels.labels}
+    known = {_plain(name): value for name, value in labels.values.items()}
+    names = {value: name for name, value in labels.values.items()}
     wrong, strange = [], []
     for segment in segments:
         meant, name = known.get(_plain(segment.name)), names.get(segment.value)
         if segment.value not in values or meant == segment.value or _NO_NAME.fullmatch(segment.name.strip()):
             continue
         if meant is not None:
-            what = f"called '{name}'" if name else "background" if segment.value == labels.background else "unknown"
+            others = {labels.background: "background"} | dict.fromkeys(labels.known_values, "something else")
+            what = f"called '{name}'" if name else others.get(segment.value, "unknown")
             wrong.append(
                 f"segment '{shown(segment.name)}' has value {segment.value}, which is {what} in the dataset's labels; "
                 f"there it is {meant}"

@@ -33,8 +33,9 @@ class CaseRecord:
         preprocessing_hash: Of what decided the arrays; a case with another hash is made anew.
         grid: How the arrays lie in the canonical image.
         organs_box: Box of all labels, in stage voxels; None when there are none.
-        supervised: Internal indices (1 and up) of the organs that the label map annotates.
-        voxels_per_label: Stage voxels per organ; empty when unlabeled.
+        supervised: The organs (1 and up) that the label map annotates.
+        voxels_per_label: Stage voxels per index of the label map, from 1 on: per organ, unless organs are regions;
+            empty when unlabeled.
         has_label: Whether there is a label map.
         source_hash: Of the files that the case was prepared from; empty where that is not known.
         channel_minima: Lowest stored value per channel (air), which pads patches that reach outside. Filled in on
@@ -88,8 +89,8 @@ class CaseRecord:
 
         Args:
             label_zyx: Internal indices, on the stage grid.
-            organs: Number of organs of the dataset.
-            supervised: Indices of those that this case annotates.
+            organs: Highest index: the number of organs of the dataset, unless they are regions.
+            supervised: The organs that this case annotates.
         """
         counts = count_voxels(label_zyx, organs)
         return CaseRecord(
@@ -138,7 +139,7 @@ class StoredCase:
         )  # a pickled memory map would carry the whole volume
 
     def class_voxels(self, index: int) -> np.ndarray:
-        """Stage voxels of one organ (internal index, 1 and up): all, or a fixed sample of 10000; (n, 3), (Z, Y, X)."""
+        """Stage voxels of one index of the label map (1 and up): all, or a fixed sample of 10000; (n, 3), (Z, Y, X)."""
         if self._class_voxels is None:
             return np.empty((0, 3), np.int32)
         sizes = [min(count, MAX_CLASS_VOXELS) for count in self.record.voxels_per_label]

@@ -87,7 +87,8 @@ def supervised_organs(case: Case, labels: LabelSet) -> tuple[int, ...]:
 def read_case(case: Case, labels: LabelSet) -> tuple[Image, np.ndarray | None]:
     """Reads a case: its image and, where it is labeled, the organs on the image's grid.
 
-    Organs that the case does not annotate are background, whatever the file holds: nobody vouches for them.
+    Organs that the case does not annotate are background, whatever the file holds: nobody vouches for them. Of regions,
+    what only such organs tell apart is one (`LabelSet.told_apart`).
 
     Returns:
         The image, and internal indices, (Z, Y, X), uint8 or uint16; None for an unlabeled case.
@@ -137,10 +138,7 @@ def organs_of(case: Case, labels: LabelSet, label: LabelMap, image: SourceGrid) 
         )
     indices = labels.to_indices(label.array_zyx)
     if case.annotated is not None:
-        table = np.zeros(labels.channels, indices.dtype)
-        kept = list(supervised_organs(case, labels))
-        table[kept] = kept
-        indices = table[indices]
+        indices = np.array(labels.told_apart(supervised_organs(case, labels)), indices.dtype)[indices]
     return indices
 
 
@@ -155,7 +153,7 @@ def read_geometries(cases: Iterable[Case]) -> dict[str, Geometry]:
 
 def unknown_values_text(unknown: tuple[int, ...], labels: LabelSet) -> str:
     """One sentence about values that a label map has and the dataset does not declare."""
-    declared = sorted({labels.background, *(label.value for label in labels.labels)})
+    declared = sorted(labels.known_values)
     some = ", ".join(map(str, unknown[:8])) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
     return f"label map has value{'s' if len(unknown) > 1 else ''} {some}, the dataset declares {spans(declared)}"
 

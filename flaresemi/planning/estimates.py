@@ -167,7 +167,7 @@ def _stage(
     plan = plans.stage(stage)
     share = _body_share(fingerprint)
     voxels = [sum(_stage_voxels(image, plan) for image in images) * share for images in (labeled, unlabeled)]
-    label_bytes = 1 if plans.labels.count < 256 else 2
+    label_bytes = 1 if plans.labels.channels <= 256 else 2
     image_bytes = 2 * len(plans.channels)
     gflop = forward_gflop(plan.network, plan.patch_zyx)
     windows = 0 if stage is Stage.COARSE and not plans.two_stage else _windows(plan, fingerprint)

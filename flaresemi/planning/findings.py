@@ -112,7 +112,8 @@ class IntegrityReport:
     def _label_table(self) -> str:
         per_value = cases_per_value(self.facts)
         labeled = sum(group == "labeled" for group in self.groups.values())
-        found = [f"{label.name} {len(per_value.get(label.value, ()))}" for label in self.labels.labels]
+        cases = ({case for value in label.values for case in per_value.get(value, ())} for label in self.labels.labels)
+        found = [f"{name} {len(having)}" for name, having in zip(self.labels.names, cases, strict=True)]
         return f"organs, each with the number of the {labeled} labeled cases that have it: {', '.join(found)}"
 
 

@@ -141,8 +141,8 @@ def measure(
 ) -> CaseMeasurement:
     """Measures a labeled case that was read: its image, what that looks like, and its organs on the image's grid."""
     image, box = prepared.image, prepared.body_box
-    counts = _voxels_per_label(indices_zyx, labels)
-    outside = counts - _voxels_per_label(indices_zyx[box.slices], labels)
+    counts = _voxels_per_organ(indices_zyx, labels)
+    outside = counts - _voxels_per_organ(indices_zyx[box.slices], labels)
     supervised = supervised_organs(case, labels)
     return CaseMeasurement(
         fingerprint=CaseFingerprint(
@@ -151,9 +151,9 @@ def measure(
             spacing_zyx_mm=image.geometry.spacing_zyx_mm,
             body_box=box,
             foreground_box=BoundingBox.of_mask(indices_zyx != 0),
-            voxels_per_label=tuple(int(count) for count in counts[1:]),
-            annotated=tuple(index in supervised for index in range(1, labels.channels)),
-            voxels_outside_body=tuple(int(count) for count in outside[1:]) if outside[1:].any() else (),
+            voxels_per_label=tuple(int(count) for count in counts),
+            annotated=tuple(organ in supervised for organ in range(1, labels.count + 1)),
+            voxels_outside_body=tuple(int(count) for count in outside) if outside.any() else (),
             channel_facts=look.channels,
             body_share=look.body_share,
         ),
@@ -161,11 +161,10 @@ def measure(
     )
 
 
-def _voxels_per_label(indices_zyx: np.ndarray, labels: LabelSet) -> np.ndarray:
-    return sum(
-        (np.bincount(plane.ravel(), minlength=labels.channels) for plane in indices_zyx),
-        start=np.zeros(labels.channels, np.int64),
-    )
+def _voxels_per_organ(indices_zyx: np.ndarray, labels: LabelSet) -> np.ndarray:
+    channels = labels.channels
+    counts = (np.bincount(plane.ravel(), minlength=channels) for plane in indices_zyx)
+    return labels.per_organ(sum(counts, start=np.zeros(channels, np.int64)))
 
 
 def _sample(image_czyx: np.ndarray, indices_zyx: np.ndarray, case_id: str) -> np.ndarray:

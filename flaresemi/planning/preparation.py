@@ -237,7 +237,7 @@ def _prepare_stage(
             preprocessing_hash=made_by,
             grid=grid,
             label_zyx=label,
-            organs=labels.count,
+            organs=labels.channels - 1,
             supervised=supervised_organs(task.case, labels),
             source_hash=task.source_hash,
         )

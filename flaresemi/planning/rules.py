@@ -185,7 +185,7 @@ def _label_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
             unknown_values_text(unknown, labels),
             'add the organ to "labels" in dataset.json, or correct the file',
         )
-    annotated = {labels.labels[index - 1].value for index in supervised_organs(case, labels)}
+    annotated = {value for organ in supervised_organs(case, labels) for value in labels.labels[organ - 1].values}
     present = set(facts.label.values)
     if not present & annotated:
         yield finding("warning", "empty label", "no organ is marked", "see whether the label map was saved empty")
@@ -197,7 +197,7 @@ def _label_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
             f"plans that are made now crop no image where an organ loses more than {100 * LOST_SHARE:g} %; see whether "
             "the label map lies where its organs are",
         )
-    extra = [label.name for label in labels.labels if label.value in present - annotated]
+    extra = [label.name for label in labels.labels if (present - annotated) & {*label.values}]
     if extra:
         yield finding(
             "warning",
@@ -209,25 +209,23 @@ def _label_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
 
 def _lost_to_crop(label: LabelFacts, labels: LabelSet) -> str:
     """The share of every organ that the body crop leaves out, the largest first; empty where it leaves out nothing."""
-    names = {each.value: each.name for each in labels.labels}
-    lost = [
-        (outside / count, names[value])
-        for value, count, outside in zip(label.values, label.counts, label.outside_body, strict=False)
-        if outside and value in names
+    counts, outside = (dict(zip(label.values, each, strict=False)) for each in (label.counts, label.outside_body))
+    parts = [
+        (sum(each.get(value, 0) for value in organ.values) for each in (outside, counts)) for organ in labels.labels
     ]
+    lost = [(part / whole, name) for (part, whole), name in zip(parts, labels.names, strict=True) if part]
     return ", ".join(f"{100 * share:.3g} % of {name}" for share, name in sorted(lost, reverse=True))
 
 
 def _unknown(label: LabelFacts, labels: LabelSet) -> tuple[int, ...]:
-    known = {labels.background, *(each.value for each in labels.labels)}
-    return tuple(value for value in label.values if value not in known)
+    return tuple(value for value in label.values if value not in labels.known_values)
 
 
 def _dataset_findings(dataset: Dataset, facts: dict[str, CaseFacts]) -> Iterator[Finding]:
     per_value = cases_per_value(facts)
     labels = dataset.labels
     description = str(dataset.root / "dataset.json")
-    known = {labels.background, *(label.value for label in labels.labels)}
+    known = labels.known_values
     if dataset.labels_assumed and per_value.keys() - known:
         yield Finding(
             case_id="",
@@ -240,7 +238,7 @@ def _dataset_findings(dataset: Dataset, facts: dict[str, CaseFacts]) -> Iterator
             + _template(dataset, per_value),
         )
         return
-    absent = [label.name for label in labels.labels if label.value not in per_value]
+    absent = [label.name for label in labels.labels if not per_value.keys() & {*label.values}]
     if absent and any(found.label for found in facts.values()):
         assumed = "; no dataset.json names them, FLARE22's organs are assumed" if dataset.labels_assumed else ""
         yield Finding(
@@ -263,7 +261,7 @@ def _dataset_findings(dataset: Dataset, facts: dict[str, CaseFacts]) -> Iterator
         )
 
 
-def _found_text(per_value: dict[int, tuple[str, ...]], known: set[int]) -> str:
+def _found_text(per_value: dict[int, tuple[str, ...]], known: frozenset[int]) -> str:
     values = spans(list(per_value)[:MAX_LISTED_VALUES])
     strange = [value for value in per_value if value not in known]
     examples = ", ".join(

@@ -31,7 +31,7 @@ class FileStamp:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Reading:
     files: tuple[FileStamp, ...] | tuple[str, ...]
-    values: tuple[int, ...]
+    values: tuple[object, ...]
     supervised: tuple[int, ...]
     label_on_image_grid: bool
     rules: str
@@ -75,7 +75,7 @@ def _reading_hash(case: Case, labels: LabelSet, rules: str, files: tuple[FileSta
     return record_hash(
         _Reading(
             files=files,
-            values=(labels.background, *(label.value for label in labels.labels)) if labeled else (),
+            values=labels.reading if labeled else (),
             supervised=supervised_organs(case, labels) if labeled else (),
             label_on_image_grid=case.label_on_image_grid,
             rules=f"{rules}, reading {_READING}",

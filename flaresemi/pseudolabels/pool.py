@@ -15,6 +15,7 @@ from flaresemi.errors import DatasetError, FlaresemiError, PredictionError, Sele
 from flaresemi.evaluation.overlap import dice_per_organ
 from flaresemi.files import write_text
 from flaresemi.io.case_store import CaseStore, LabelStore
+from flaresemi.labels import LabelSet
 from flaresemi.locking import Claims
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.resampling import resample_labels
@@ -66,18 +67,18 @@ class PseudoLabels:
             and all(store.is_current(case_id) for store in self.stores.values())
         )
 
-    def write(self, labeled: LabeledCase, organs: int) -> None:
+    def write(self, labeled: LabeledCase, labels: LabelSet) -> None:
         """Writes a label map on the grids of all stages, then its score.
 
         Args:
             labeled: The label map and its score.
-            organs: The number of organs of the dataset.
+            labels: The organs of the dataset.
         """
         case_id = labeled.score.case_id
         for store in self.stores.values():
             shape = store.images.open(case_id).record.grid.shape_zyx
             label = resample_labels(labeled.label_zyx, shape)
-            store.write_labels(case_id, label, organs, tuple(range(1, organs + 1)))
+            store.write_labels(case_id, label, labels.channels - 1, tuple(range(1, labels.count + 1)))
         save_record(self._score_file(case_id), labeled.score)
 
     def discard_score(self, case_id: str) -> None:
@@ -177,7 +178,7 @@ def label_pool(
             logger.warning("%s", failure)
             failures.append(failure)
             continue
-        labels.write(labeled, labeler.labels.count)
+        labels.write(labeled, labeler.labels)
         count += 1
     logger.info("labeled %d of %d cases here", count, len(mine))
     _raise_all(failures, len(mine))
@@ -204,7 +205,8 @@ def observe(labeler: Labeler, case_ids: Sequence[str]) -> list[Observation]:
         if stored.label_zyx is None:
             raise DatasetError(f"case '{case_id}' has no label map to compare with", where=stored.folder)
         labeled = labeler.label(case_id)
-        overlap = dice_per_organ(labeled.label_zyx, np.asarray(stored.label_zyx), labeler.labels.count)
+        truth = np.asarray(stored.label_zyx)
+        overlap = dice_per_organ(labeled.label_zyx, truth, labeler.labels.count, labeler.labels.regions)
         observations += [
             Observation(
                 case_id=case_id,

@@ -8,7 +8,7 @@ import torch
 
 from flaresemi.geometry import FloatTriple
 from flaresemi.inference.fine_stage import FineOutput
-from flaresemi.inference.postprocessing import keep_largest
+from flaresemi.inference.postprocessing import clean_organs
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.sliding_window import most_likely
 from flaresemi.networks.checkpoint import Checkpoint
@@ -48,7 +48,7 @@ class Scorer:
     def saved(self, output: FineOutput) -> np.ndarray:
         """The mask to save: label indices in the region, (Z, Y, X)."""
         saved = most_likely(output.logits)
-        keep_largest(saved, self._keep_largest)
+        clean_organs(saved, self.labels, self._keep_largest)
         return saved
 
     def score(
@@ -74,12 +74,15 @@ class Scorer:
             Label indices in the region, (Z, Y, X); and the score.
         """
         organs = self.labels.count
+        regions = self.labels.regions
         saved = self.saved(output)
-        entropy = organ_entropy(_entropy(output.logits), saved, organs)
+        entropy = organ_entropy(_entropy(output.logits), saved, organs, regions)
         others = [most_likely(snapshot.logits(image_czyx, fill_c)[0]) for snapshot in self._snapshots]
         voxel_ml = math.prod(spacing_zyx_mm) / 1000
-        agreement = organ_agreement(saved, others, [ABSENT_BELOW * ml / voxel_ml for ml in self.median_volumes_ml])
-        voxels = np.bincount(saved.ravel(), minlength=organs + 1)[1:]
+        least = [ABSENT_BELOW * ml / voxel_ml for ml in self.median_volumes_ml]
+        agreement = organ_agreement(saved, others, least, regions)
+        voxels = self.labels.per_organ(np.bincount(saved.ravel(), minlength=self.labels.channels))
+        touching = [self.labels.organs_of(face.indices) for face in output.touched]
         score = CaseScore(
             case_id=case_id,
             score=case_agreement(agreement),
@@ -88,7 +91,7 @@ class Scorer:
                     agreement=agreement[index],
                     volume_ml=float(voxels[index] * voxel_ml),
                     entropy=entropy[index],
-                    touched_faces=sum(index + 1 in face.organs for face in output.touched),
+                    touched_faces=sum(index + 1 in touched for touched in touching),
                 )
                 for index, name in enumerate(self.labels.names)
             },

@@ -115,15 +115,16 @@ def dice_of_labeled(labeler: Labeler, case_ids: Sequence[str]) -> dict[str, dict
         FlaresemiError: a case is not prepared, or cannot be segmented.
     """
     found: dict[str, dict[str, float]] = {}
-    names = labeler.labels.names
+    labels = labeler.labels
     for case_id in _watched(case_ids):
         stored = labeler.fine_store.open(case_id)
         if stored.label_zyx is None:
             raise DatasetError(f"case '{case_id}' has no label map to compare with", where=stored.folder)
-        overlap = dice_per_organ(labeler.segment(case_id), np.asarray(stored.label_zyx), len(names))
-        record = stored.record
-        has = [index for index in record.supervised if record.voxels_per_label[index - 1] > 0]
-        found[case_id] = {names[index - 1]: overlap[index - 1] for index in has}
+        truth = np.asarray(stored.label_zyx)
+        overlap = dice_per_organ(labeler.segment(case_id), truth, labels.count, labels.regions)
+        voxels = labels.per_organ(np.array([0, *stored.record.voxels_per_label]))
+        has = [organ for organ in stored.record.supervised if voxels[organ - 1] > 0]
+        found[case_id] = {labels.names[organ - 1]: overlap[organ - 1] for organ in has}
     return found
 
 
@@ -134,11 +135,11 @@ def volumes_of_pool(labeler: Labeler, case_ids: Sequence[str]) -> dict[str, dict
         FlaresemiError: a case is not prepared, or cannot be segmented.
     """
     found: dict[str, dict[str, float]] = {}
-    names = labeler.labels.names
+    labels = labeler.labels
     for case_id in _watched(case_ids):
         voxel_ml = math.prod(labeler.fine_store.open(case_id).record.grid.spacing_zyx_mm) / 1000
-        counts = np.bincount(labeler.segment(case_id).ravel(), minlength=len(names) + 1)[1:]
-        found[case_id] = {name: float(count * voxel_ml) for name, count in zip(names, counts, strict=True)}
+        counts = labels.per_organ(np.bincount(labeler.segment(case_id).ravel(), minlength=labels.channels))
+        found[case_id] = {name: float(count * voxel_ml) for name, count in zip(labels.names, counts, strict=True)}
     return found
 
 

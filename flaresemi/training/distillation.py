@@ -215,7 +215,7 @@ def _selection(teaching: Teaching, labels: LabelSet) -> Selection:
 
 def _source(content: str, labels: LabelSet) -> str:
     """Identifies what a label map's file means."""
-    return record_hash([content, _RULES, labels.background, *(label.value for label in labels.labels)])
+    return record_hash([content, _RULES, *labels.reading])
 
 
 def _is_stored(store: LabelStore, case_id: str, source: str) -> bool:
@@ -260,5 +260,5 @@ def _store_one(
         return f"{error.what} ({path})"
     label = stage_labels(indices, store.images.record(case.id).grid)
     everything = tuple(range(1, labels.count + 1))
-    store.write_labels(case.id, label, labels.count, everything, _source(contents[case.id], labels))
+    store.write_labels(case.id, label, labels.channels - 1, everything, _source(contents[case.id], labels))
     return None

@@ -105,7 +105,7 @@ class LiveTeacherTrainer(SemiSupervisedTrainer):
         """What pseudo-labeled patches teach, (B, Z, Y, X)."""
         with self.precision.autocast():
             logits = self.averaged_network(weak_bczyx)
-        logits, on_disk = merge_unsupervised(logits.float(), on_disk_bzyx, supervised_bc)
+        logits, on_disk = merge_unsupervised(logits.float(), on_disk_bzyx, supervised_bc, self.task.labels.regions)
         sure, said = logits.softmax(1).max(1)
         return said.masked_fill((sure < self.settings.confidence) & (said != on_disk), IGNORED)
 

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from flaresemi.labels import Members
+
 #: Label index of a voxel that has no label: it is part of no loss.
 IGNORED = -1
 
@@ -11,9 +13,14 @@ IGNORED = -1
 class SegmentationLoss(nn.Module):
     """Cross-entropy plus Dice, averaged per sample, then over the batch.
 
-    Organs that a case does not supervise have their probability added to background before both terms, and get no
-    Dice term: the network may find them or not. Dice is averaged over the supervised organs that are present in the
-    patch; an absent one is left to the cross-entropy (a Dice of an empty reference is 0 or 1 by rounding).
+    Cross-entropy is of the indices of the label map, Dice of the organs. The probability of an organ that is a region,
+    a union of indices, is the sum of theirs.
+
+    What a case cannot tell apart, since it does not supervise all organs, is merged before both terms: indices that
+    belong to the same supervised organs add their probabilities, those that belong to none are background. Organs that
+    are not supervised get no Dice term: the network may find them or not. Dice is averaged over the supervised organs
+    that are present in the patch; an absent one is left to the cross-entropy (a Dice of an empty reference is 0 or 1 by
+    rounding).
 
     Voxels whose label index is `IGNORED` are part of neither term; a sample of such voxels alone has loss 0.
 
@@ -21,11 +28,13 @@ class SegmentationLoss(nn.Module):
     same global batch.
 
     Args:
+        organs: The indices of each organ; None: organ c is index c.
         dice_weight: Of the Dice term, against 1 for cross-entropy.
     """
 
-    def __init__(self, dice_weight: float = 1.0) -> None:
+    def __init__(self, organs: Members | None = None, dice_weight: float = 1.0) -> None:
         super().__init__()
+        self.organs = organs
         self.dice_weight = dice_weight
 
     def forward(
@@ -34,7 +43,7 @@ class SegmentationLoss(nn.Module):
         """Loss per sample, shape (B,).
 
         Args:
-            logits_bczyx: Background and every organ, any floating type.
+            logits_bczyx: Of background and every other index, any floating type.
             target_bzyx: Internal label indices, or `IGNORED`; int64.
             supervised_bc: True where organ c is annotated in the sample; background (c = 0) always is.
         """
@@ -44,52 +53,111 @@ class SegmentationLoss(nn.Module):
             known = (target_bzyx != IGNORED).to(logits.dtype)
             target_bzyx = target_bzyx.clamp_min(0)
         if not bool(supervised_bc.all()):
-            logits, target_bzyx = merge_unsupervised(logits, target_bzyx, supervised_bc)
+            logits, target_bzyx = merge_unsupervised(logits, target_bzyx, supervised_bc, self.organs)
         log_probabilities = functional.log_softmax(logits, dim=1)
         log_target = log_probabilities.gather(1, target_bzyx[:, None])[:, 0]
         if known is None:
             cross_entropy = -log_target.mean(dim=(1, 2, 3))
         else:
             cross_entropy = -(log_target * known).sum(dim=(1, 2, 3)) / known.sum(dim=(1, 2, 3)).clamp_min(1)
-        return cross_entropy + self.dice_weight * self._dice_loss(log_probabilities, log_target, target_bzyx, known)
+        dice_loss = self._dice_loss(log_probabilities, log_target, target_bzyx, supervised_bc, known)
+        return cross_entropy + self.dice_weight * dice_loss
 
     def _dice_loss(
         self,
         log_probabilities: torch.Tensor,
         log_target: torch.Tensor,
         target_bzyx: torch.Tensor,
+        supervised_bc: torch.Tensor,
         known_bzyx: torch.Tensor | None,
     ) -> torch.Tensor:
         batch, channels = log_probabilities.shape[:2]
         target = target_bzyx.flatten(1)
         hits = log_target.new_zeros(batch, channels)
         found, ones = log_target.exp().flatten(1), torch.ones_like(target, dtype=hits.dtype)
-        predicted = log_probabilities[:, 1:].exp()
+        probabilities = log_probabilities[:, 1:].exp()
         if known_bzyx is not None:
             ones = known_bzyx.flatten(1)
-            found, predicted = found * ones, predicted * known_bzyx[:, None]
+            found, probabilities = found * ones, probabilities * known_bzyx[:, None]
         overlap = hits.scatter_add(1, target, found)[:, 1:]
         size = hits.scatter_add(1, target, ones)[:, 1:]
-        predicted = predicted.sum(dim=(2, 3, 4))
-        present = size > 0  # unsupervised organs were merged into background, so they are never present
+        predicted = probabilities.sum(dim=(2, 3, 4))
+        if self.organs is not None:
+            overlap = _overlaps(probabilities, target_bzyx, overlap, self.organs)
+            size, predicted = (_per_organ(each, self.organs) for each in (size, predicted))
+        present = (size > 0) & supervised_bc[:, 1:]
         dice = 2 * overlap / (predicted + size).clamp_min(1e-5)
         return ((1 - dice) * present).sum(dim=1) / present.sum(dim=1).clamp_min(1)
 
 
+def _per_organ(per_index_bc: torch.Tensor, organs: Members) -> torch.Tensor:
+    """Sums over the indices of each organ, (B, organs), of numbers per index without background."""
+    return torch.stack([per_index_bc[:, [index - 1 for index in indices]].sum(dim=1) for indices in organs], dim=1)
+
+
+def _overlaps(
+    probabilities_bczyx: torch.Tensor, target_bzyx: torch.Tensor, overlap_bc: torch.Tensor, organs: Members
+) -> torch.Tensor:
+    """The probability of each organ inside it, summed, (B, organs).
+
+    Args:
+        probabilities_bczyx: Without background.
+        target_bzyx: Label indices.
+        overlap_bc: The same of each index, which is that of an organ of one index.
+    """
+    overlaps = []
+    for indices in organs:
+        if len(indices) == 1:
+            overlaps.append(overlap_bc[:, indices[0] - 1])
+            continue
+        inside = torch.isin(target_bzyx, torch.tensor(indices, device=target_bzyx.device))
+        probability = sum(probabilities_bczyx[:, index - 1] for index in indices)
+        overlaps.append((probability * inside).sum(dim=(1, 2, 3)))
+    return torch.stack(overlaps, dim=1)
+
+
 def merge_unsupervised(
-    logits_bczyx: torch.Tensor, target_bzyx: torch.Tensor, supervised_bc: torch.Tensor
+    logits_bczyx: torch.Tensor,
+    target_bzyx: torch.Tensor,
+    supervised_bc: torch.Tensor,
+    organs: Members | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Moves the probability (logsumexp of logits) and the voxels of unsupervised organs to background."""
-    supervised = supervised_bc.clone()
-    supervised[:, 0] = True
-    hidden = ~supervised[:, :, None, None, None]
+    """Merges what the samples cannot tell apart: probabilities (logsumexp of logits) and voxels.
+
+    Of the indices that belong to the same supervised organs, the lowest one gets all; background gets those that belong
+    to none. Without regions that means: organs that are not supervised become background.
+
+    Args:
+        logits_bczyx: Of background and every other index.
+        target_bzyx: Label indices.
+        supervised_bc: True where organ c is annotated in the sample.
+        organs: The indices of each organ; None: organ c is index c.
+
+    Returns:
+        Logits and target of the same shapes; indices that gave their probability away have a logit of next to nothing.
+    """
+    heir = _heirs(supervised_bc, logits_bczyx.shape[1], organs)
+    own = torch.arange(heir.shape[1], device=heir.device)
     lowest = torch.finfo(logits_bczyx.dtype).min / 4
-    outside = hidden.clone()
-    outside[:, 0] = True
-    background = torch.logsumexp(logits_bczyx.masked_fill(~outside, lowest), dim=1, keepdim=True)
-    merged = torch.cat([background, logits_bczyx[:, 1:].masked_fill(hidden[:, 1:], lowest)], dim=1)
-    keep = supervised.gather(1, target_bzyx.flatten(1)).view_as(target_bzyx)
-    return merged, target_bzyx * keep
+    merged = logits_bczyx.masked_fill((heir != own)[:, :, None, None, None], lowest)
+    for index in heir[heir != own].unique().tolist():
+        others = (heir != index)[:, :, None, None, None]
+        together = torch.logsumexp(logits_bczyx.masked_fill(others, lowest), dim=1)
+        merged = torch.cat([merged[:, :index], together[:, None], merged[:, index + 1 :]], dim=1)
+    return merged, heir.gather(1, target_bzyx.flatten(1)).view_as(target_bzyx)
+
+
+def _heirs(supervised_bc: torch.Tensor, channels: int, organs: Members | None) -> torch.Tensor:
+    """For each index, the lowest one that belongs to the same supervised organs, (B, channels) int64."""
+    if organs is None:
+        return torch.arange(channels, device=supervised_bc.device) * supervised_bc
+    belongs = supervised_bc.new_zeros(len(organs), channels)
+    for organ, indices in enumerate(organs):
+        belongs[organ, list(indices)] = True
+    known = (belongs * supervised_bc[:, 1:, None]).float()  # (B, organs, channels)
+    shared, count = known.transpose(1, 2) @ known, known.sum(dim=1)
+    alike = (shared == count[:, :, None]) & (shared == count[:, None, :])
+    return alike.float().argmax(dim=2)  # the first of the largest
 
 
 class DeepSupervisionLoss(nn.Module):

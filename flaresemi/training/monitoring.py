@@ -97,10 +97,10 @@ def quick_validation(
         with torch.inference_mode():
             predicted = slide(image, forward, plan.patch_zyx, step=0.75).argmax(dim=0).cpu().numpy()
         reference = np.asarray(stored.label_zyx[box.slices])
-        for index in stored.record.supervised:
-            prediction_mask, reference_mask = predicted == index, reference == index
+        for organ in stored.record.supervised:
+            prediction_mask, reference_mask = labels.mask(predicted, organ), labels.mask(reference, organ)
             if prediction_mask.any() or reference_mask.any():
-                scores.setdefault(labels.names[index - 1], []).append(dice(prediction_mask, reference_mask))
+                scores.setdefault(labels.names[organ - 1], []).append(dice(prediction_mask, reference_mask))
     return {organ: float(np.mean(values)) for organ, values in sorted(scores.items())}
 
 

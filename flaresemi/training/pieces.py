@@ -1,6 +1,6 @@
 """Which organs are one piece, as the labeled cases tell: of those, prediction keeps the largest component."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -28,21 +28,31 @@ def organs_in_one_piece(store: CaseStore, cases: Iterable[str], labels: LabelSet
         store: A stage's prepared cases.
         cases: The labeled ones to look at.
     """
-    volumes: dict[int, list[float]] = {index: [] for index in range(1, labels.channels)}
+    volumes: dict[int, list[float]] = {organ: [] for organ in range(1, labels.count + 1)}
     scattered: set[int] = set()
     for case_id in cases:
         stored = store.open(case_id)
-        sizes = _component_sizes(stored.label_zyx, labels.channels)
-        for index in stored.record.supervised:
-            total, largest = sizes[index]
-            volumes[index].append(float(total))
+        sizes = _organ_sizes(stored.label_zyx, stored.record.supervised, labels)
+        for organ in stored.record.supervised:
+            total, largest = sizes[organ]
+            volumes[organ].append(float(total))
             if largest < ONE_PIECE * total:
-                scattered.add(index)
+                scattered.add(organ)
     return tuple(
-        labels.names[index - 1]
-        for index, found in volumes.items()
-        if len(found) >= LEAST_CASES and 0 < max(found) <= LARGEST_RATIO * min(found) and index not in scattered
+        labels.names[organ - 1]
+        for organ, found in volumes.items()
+        if len(found) >= LEAST_CASES and 0 < max(found) <= LARGEST_RATIO * min(found) and organ not in scattered
     )
+
+
+def _organ_sizes(
+    label_zyx: np.ndarray | None, organs: Iterable[int], labels: LabelSet
+) -> Mapping[int, np.ndarray] | np.ndarray:
+    """Voxels of each organ and of its largest component, by organ; a region is looked at by itself."""
+    if not labels.has_regions or label_zyx is None:
+        return _component_sizes(label_zyx, labels.channels)
+    whole = np.asarray(label_zyx)
+    return {organ: _component_sizes(labels.mask(whole, organ).astype(np.uint8), 2)[1] for organ in organs}
 
 
 def _component_sizes(label_zyx: np.ndarray | None, channels: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from flaresemi.compute.parallel import obey_parent, one_blas_thread
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.io.case_store import CaseStore, OpenCases, StoredCase
+from flaresemi.labels import Members
 from flaresemi.log_lines import format_last_resort
 from flaresemi.plans import StagePlan
 from flaresemi.system_errors import explained
@@ -51,7 +52,7 @@ class Batch:
     Attributes:
         image_bczyx: float32.
         label_bzyx: Label indices.
-        supervised_bc: Which channels each sample supervises; background always.
+        supervised_bc: Which organs each sample supervises, behind background, which it always does.
         weight_b: Loss weights; 0 for unlabeled samples.
         labeled_b: Which samples have a label map.
         second_bczyx: A second view of the same voxels, other in its intensities alone; where no second view is asked
@@ -107,11 +108,12 @@ class PatchSampler(Samples):
         region_jitter_mm: Jitter of each face of the organs' box.
         outside_share: Share of patches drawn from anywhere in the body, where the stage works in the organs' box.
         augmentations: By strength name; a missing one means none.
+        organs: The label indices of each organ; None: organ i is index i.
         second_view: Makes the second view of a patch that is augmented already; None: none is made.
         seed: Of everything drawn here.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (nearly all are options, by keyword)
         self,
         store: CaseStore,
         cases: Sequence[TrainingCase],
@@ -121,6 +123,7 @@ class PatchSampler(Samples):
         region_jitter_mm: float,
         outside_share: float,
         augmentations: Mapping[str, Augmentation],
+        organs: Members | None = None,
         second_view: SecondView | None = None,
         seed: int,
     ) -> None:
@@ -131,6 +134,7 @@ class PatchSampler(Samples):
         self.region_jitter_mm = region_jitter_mm
         self.outside_share = outside_share
         self.augmentations = augmentations
+        self.organs = organs or tuple((index,) for index in range(1, plan.network.output_channels))
         self.second_view = second_view
         self.seed = seed
         self.clock = no_clock
@@ -177,7 +181,7 @@ class PatchSampler(Samples):
         if self.second_view:
             with self.clock("augment"):
                 second = self.second_view(image, int(generator.integers(2**32)))[None]
-        supervised = np.zeros(self.plan.network.output_channels, bool)
+        supervised = np.zeros(len(self.organs) + 1, bool)
         supervised[[0, *case.supervised]] = True
         weight = case.weight if case.is_labeled else 0.0
         return Batch(
@@ -196,9 +200,11 @@ class PatchSampler(Samples):
         region = training_region(stored, self.plan, self.region_jitter_mm, generator)
         center: np.ndarray | None = None
         if generator.random() < self.foreground_share:
-            present = [index for index in case.supervised if stored.record.voxels_per_label[index - 1] > 0]
+            counts = stored.record.voxels_per_label
+            present = [organ for organ in case.supervised if any(counts[index - 1] for index in self.organs[organ - 1])]
             if present:
-                voxels = stored.class_voxels(present[generator.integers(len(present))])
+                indices = self.organs[present[generator.integers(len(present))] - 1]
+                voxels = np.concatenate([stored.class_voxels(index) for index in indices])
                 if len(voxels):
                     center = voxels[generator.integers(len(voxels))]
         return draw_start(region, self.plan.patch_zyx, center, generator)

@@ -4,6 +4,8 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from flaresemi.appearance import Norm, norms_of
 from flaresemi.errors import CheckpointError, ConfigError, DatasetError, listed
 from flaresemi.io.case_store import CaseStore
@@ -267,6 +269,7 @@ def _taught(task: TrainingTask, case_ids: Sequence[str]) -> set[str]:
     """The organs that at least one of these cases has and annotates."""
     found: set[str] = set()
     for record in map(task.store.record, case_ids):
-        counted = zip(task.labels.names, record.voxels_per_label, strict=False)
-        found |= {name for index, (name, voxels) in enumerate(counted, 1) if voxels and index in record.supervised}
+        if record.supervised:
+            voxels = task.labels.per_organ(np.array([0, *record.voxels_per_label]))
+            found |= {task.labels.names[organ - 1] for organ in record.supervised if voxels[organ - 1]}
     return found

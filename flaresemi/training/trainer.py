@@ -20,6 +20,7 @@ from flaresemi.compute.distributed import Ranks
 from flaresemi.compute.metering import Clock, RunningTime, no_clock
 from flaresemi.compute.precision import Precision
 from flaresemi.errors import ConfigError, FlaresemiError
+from flaresemi.labels import Members
 from flaresemi.networks.building import build_network, refuse_other_network
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from flaresemi.networks.compiling import compiled
@@ -103,6 +104,8 @@ class Trainer:
         self.network.deep_supervision = config.deep_supervision  # type: ignore[assignment]
         self.network.channels_last = trains_channels_last(device, self.precision)  # type: ignore[assignment]
         self.loss = self.build_loss().to(device)
+        if task.labels.has_regions:
+            _refuse_other_organs(self.loss, task.labels.regions, config.trainer)
         self.iteration = 0
         self.epoch_losses: list[torch.Tensor] = []
         self.best_validation = -math.inf
@@ -145,8 +148,11 @@ class Trainer:
         return build_network(self.task.plan.network)
 
     def build_loss(self) -> nn.Module:
-        """Takes (outputs, target_bzyx, supervised_bc), gives a loss per sample."""
-        return DeepSupervisionLoss(SegmentationLoss())
+        """Takes (outputs, target_bzyx, supervised_bc), gives a loss per sample.
+
+        Where organs are regions, a part of it has an attribute `organs`, `task.labels.regions`: it knows of them.
+        """
+        return DeepSupervisionLoss(SegmentationLoss(self.task.labels.regions))
 
     def build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
         return build_optimizer(recipe, list(self.network.parameters()))
@@ -335,6 +341,7 @@ class Trainer:
             foreground_share=self.config.foreground_share,
             region_jitter_mm=self.config.region_jitter_mm,
             outside_share=self.config.outside_share,
+            organs=self.task.labels.regions,
             augmentations={strength: made for strength, made in augmentations.items() if made is not None},
             **({"seed": self.config.seed} | settings),
         )
@@ -510,3 +517,16 @@ class Trainer:
             cut_history(self.task.folder.history, self.iteration)
         self.ranks.barrier()
         logger.info("going on from iteration %d of %d", self.iteration, self.schedule.total_iterations)
+
+
+def _refuse_other_organs(loss: nn.Module, organs: Members | None, trainer: str) -> None:
+    """Checks that a loss knows which indices make up the organs.
+
+    Raises:
+        ConfigError: it does not say so.
+    """
+    if not any(getattr(part, "organs", None) == organs for part in loss.modules()):
+        raise ConfigError(
+            f"the loss of trainer '{trainer}' does not know of regions, and this dataset has some",
+            fix="train with another; its author gives the loss an attribute `organs` (docs/extending.md)",
+        )

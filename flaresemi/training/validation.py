@@ -15,7 +15,7 @@ from flaresemi.case_names import case_file
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import about_case
-from flaresemi.evaluation.overlap import dice_per_organ
+from flaresemi.evaluation.overlap import dice, dice_per_organ
 from flaresemi.evaluation.summary import evaluate_folders, save_summary, table
 from flaresemi.files import clear_folder, content_hash, write_text
 from flaresemi.geometry import BoundingBox
@@ -187,15 +187,26 @@ def _reference_file(case: Case, folder: Path) -> Path:
 def _largest_component_gain(
     predicted_zyx: np.ndarray, reference_zyx: np.ndarray, case: Case, labels: LabelSet
 ) -> dict[str, float]:
-    before = dice_per_organ(predicted_zyx, reference_zyx, labels.count)
-    cleaned = predicted_zyx.copy()
-    keep_largest(cleaned, range(1, labels.channels))
-    after = dice_per_organ(cleaned, reference_zyx, labels.count)
+    before = dice_per_organ(predicted_zyx, reference_zyx, labels.count, labels.regions)
+    after = _cleaned_dice(predicted_zyx, reference_zyx, labels)
     return {
         name: new - old
         for name, old, new in zip(labels.names, before, after, strict=True)
         if case.annotated is None or name in case.annotated
     }
+
+
+def _cleaned_dice(predicted_zyx: np.ndarray, reference_zyx: np.ndarray, labels: LabelSet) -> tuple[float, ...]:
+    """Dice of every organ of whose prediction the largest component alone is kept."""
+    organs = range(1, labels.count + 1)
+    if not labels.has_regions:
+        cleaned = predicted_zyx.copy()
+        keep_largest(cleaned, organs)
+        return dice_per_organ(cleaned, reference_zyx, labels.count)
+    masks = [labels.mask(predicted_zyx, organ).astype(np.uint8) for organ in organs]
+    for mask in masks:
+        keep_largest(mask, (1,))
+    return tuple(dice(mask > 0, labels.mask(reference_zyx, organ)) for organ, mask in zip(organs, masks, strict=True))
 
 
 def _largest_components_that_help(results: Sequence[CaseResult]) -> tuple[str, ...]:
@@ -213,12 +224,12 @@ def _recall(segmenter: Segmenter, image: Image, reference_zyx: np.ndarray, task:
     if organs is not None:  # without a box, FINE searches the whole body
         region = organs.grown(task.plan.margin_mm, image.geometry.spacing_zyx_mm, image.geometry.shape_zyx)
         inside = reference_zyx[region.slices]
-    counts = np.bincount(reference_zyx.ravel(), minlength=task.labels.channels)
-    found = np.bincount(inside.ravel(), minlength=task.labels.channels)
+    counts, found = (
+        task.labels.per_organ(np.bincount(each.ravel(), minlength=task.labels.channels))
+        for each in (reference_zyx, inside)
+    )
     return {
-        name: float(found[index] / counts[index])
-        for index, name in enumerate(task.labels.names, start=1)
-        if counts[index]
+        name: float(part / whole) for name, part, whole in zip(task.labels.names, found, counts, strict=True) if whole
     }
 
 

@@ -76,7 +76,7 @@ def test_touched_faces_are_named_where_the_image_goes_on():
     labels[-1, 2:5, 2:5] = 2
     region = box((3, 0, 0), (9, 8, 10))
     faces = touched_faces(logits_of(labels, 2), region, (20, 30, 30))
-    assert [(face.axis, face.high, face.organs) for face in faces] == [
+    assert [(face.axis, face.high, face.indices) for face in faces] == [
         (0, False, (1,)),
         (0, True, (2,)),
         (2, True, (2,)),
@@ -106,7 +106,7 @@ def test_a_stray_blob_does_not_touch_but_a_small_organ_does():
     assert touched_faces(logits_of(labels, 2), region, (60, 60, 60)) == ()
     labels[0:2, 4:8, 4:8] = 2  # all there is of it
     (face,) = touched_faces(logits_of(labels, 2), region, (60, 60, 60))
-    assert (face.name, face.organs) == ("inferior", (2,))
+    assert (face.name, face.indices) == ("inferior", (2,))
 
 
 def test_only_touched_faces_move():
