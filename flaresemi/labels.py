@@ -204,6 +204,20 @@ class LabelSet:
         """Counts (or sums) per index, background first, to those per organ, background left out."""
         return per_organ(counts, self.regions)
 
+    def painted(self, indices: np.ndarray, organs: Iterable[int] | None = None) -> np.ndarray:
+        """A label map to one of organs (1 and up), for pictures: where several overlap, the one of fewest indices.
+
+        Args:
+            indices: The label map.
+            organs: Those to paint; None: all.
+        """
+        chosen = set(range(1, self.count + 1) if organs is None else organs)
+        members = self.members
+        table = np.zeros(self.channels, np.uint8 if self.count < 256 else np.uint16)
+        for index, each in enumerate(self.classes, start=1):
+            table[index] = min(chosen & {*each.organs}, key=lambda organ: (len(members[organ - 1]), -organ), default=0)
+        return table[indices]
+
     def organs_of(self, indices: Iterable[int]) -> tuple[int, ...]:
         """The organs (1 and up) that any of these indices belongs to, in order."""
         classes = self.classes

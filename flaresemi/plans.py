@@ -309,7 +309,7 @@ class Plans:
             if plan.network.output_channels != self.labels.channels:
                 raise ValueError(
                     f"{plan.stage} has {plan.network.output_channels} output channels, "
-                    f"{self.labels.count} labels and background need {self.labels.channels}"
+                    f"{self.labels.channels - 1} labels and background need {self.labels.channels}"
                 )
             if plan.network.input_channels != len(self.channels):
                 raise ValueError(

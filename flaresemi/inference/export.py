@@ -24,6 +24,7 @@ from flaresemi.networks.engine import trained_network
 from flaresemi.networks.openvino import NotConvertedError, save_program
 from flaresemi.plans import IntensityPlan
 from flaresemi.preprocessing.cropping import BODY_HU
+from flaresemi.ranges import LabelValue
 from flaresemi.records import save_record
 from flaresemi.unfinished import unfinished_path
 from flaresemi.workspace import ModelFolder
@@ -41,7 +42,7 @@ class ExportedNetwork:
         checkpoint: Its weights, for flaresemi and torch; a path in the folder, as the next one.
         program: The same network for OpenVINO (.xml, with a .bin beside it): input `image` (batch, channels, Z, Y, X)
             float32, of any batch and any window size divisible by the stage's `window_divisor_zyx`; output logits
-            (batch, labels + 1, Z, Y, X) float32, background first. None where OpenVINO was not installed.
+            (batch, outputs, Z, Y, X) float32, background first. None where OpenVINO was not installed.
     """
 
     fold: str
@@ -68,6 +69,8 @@ class ExportDescription:
     """All that is done to an image, for whoever runs the networks with other programs.
 
     Attributes:
+        label_values: The value that is written for each output of the networks, background first; empty in older ones.
+        label_organs: The organs that each output belongs to: one, or several where organs are regions.
         steps: In words and in order.
     """
 
@@ -78,6 +81,8 @@ class ExportDescription:
     body: str
     keep_largest: tuple[str, ...]
     stages: dict[str, ExportedStage]
+    label_values: tuple[LabelValue, ...] = ()
+    label_organs: tuple[tuple[str, ...], ...] = ()
     steps: tuple[str, ...]
 
 
@@ -117,6 +122,8 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
             body=fine.body,
             keep_largest=kept_largest(models.fine),
             stages=stages,
+            label_values=(fine.labels.background, *(each.values[0] for each in fine.labels.classes)),
+            label_organs=((), *(tuple(fine.labels.names[i - 1] for i in each.organs) for each in fine.labels.classes)),
             steps=tuple(_steps(fine, bool(models.coarse))),
         )
         save_record(partial / DESCRIPTION, description)
@@ -255,5 +262,11 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
         "Restore: interpolate the logits linearly at the image's voxels (the inverse of the resampling) and take the "
         "largest; outside of the box is background."
     )
-    yield "Clean: of the organs in `keep_largest`, keep the largest component (26 neighbors)."
-    yield "Write label i as `labels.labels[i - 1].value` on the image's own axes and geometry."
+    left = (
+        "the output that belongs to most of its other organs, and to no further one" if fine.labels.has_regions else ""
+    )
+    yield (
+        "Clean: of the organs in `keep_largest`, keep the largest component (26 neighbors); the rest becomes "
+        f"{left or 'background'}."
+    )
+    yield "Write output i as `label_values[i]` on the image's own axes and geometry."

@@ -24,7 +24,7 @@ class FineOutput:
     """The logits of FINE in a region.
 
     Attributes:
-        logits: Background and organs, (labels + 1, *region.shape_zyx).
+        logits: Of background and every other index, (channels, *region.shape_zyx).
         region: Where, in stage voxels; larger than asked for when an organ was cut off.
         touched: Faces of the region that organs still reach.
         notes: Retreats and repairs, in words.

@@ -90,7 +90,7 @@ def touched_faces(logits_czyx: torch.Tensor, box: BoundingBox, shape_zyx: IntTri
     `organs_box` calls a speck: a stray blob at the edge is no organ that was cut off.
 
     Args:
-        logits_czyx: Scores of background and organs in the region, (labels + 1, *box.shape_zyx).
+        logits_czyx: Scores of background and every other index in the region, (channels, *box.shape_zyx).
         box: The region.
         shape_zyx: Shape of the volume that the region is a part of.
     """

@@ -34,7 +34,7 @@ class Checkpoint:
         plan: The stage that it was trained for.
         body: How the patient is found in an image, as in `Plans`.
         channels: Name of each input channel.
-        labels: The organs; output channel `i` is `labels.labels[i - 1]`, 0 is background.
+        labels: The organs; output channel `i` is `labels.classes[i - 1]`, 0 is background.
         fold: A number, or 'all'.
         iteration: Training steps done.
         total_iterations: Training steps planned.

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 
 from flaresemi.errors import PlanError
+from flaresemi.labels import LabelSet
 from flaresemi.plans import DatasetFingerprint, Plans, load_fingerprint, load_plans
 from flaresemi.records import save_record
 from flaresemi.sides import mirroring_told
@@ -30,7 +31,7 @@ def present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, keep
             save_record(workspace.fingerprint, present)
         return plans
     changes = _changes(fingerprint, workspace)
-    if keep and plans.channels == fingerprint.channels and plans.labels.names == fingerprint.labels.names:
+    if keep and plans.channels == fingerprint.channels and _same_outputs(plans.labels, fingerprint.labels):
         logger.warning("the plans are kept although the labeled cases have changed: %s", changes)
         labels = fingerprint.labels
         reasons = plans.reasons | {"mirroring": mirroring_told(labels.names, labels.mirror_pairs)}
@@ -44,6 +45,12 @@ def present_plans(fingerprint: DatasetFingerprint, workspace: Workspace, *, keep
         fix="--replan makes new plans, which models trained so far do not fit; --keep-plans takes the present ones, as "
         "long as organs and channels are the same",
     )
+
+
+def _same_outputs(one: LabelSet, other: LabelSet) -> bool:
+    """Whether a network's outputs mean the same organs; the user's values for them may differ."""
+    organs = ([each.organs for each in labels.classes] for labels in (one, other))
+    return one.names == other.names and next(organs) == next(organs)
 
 
 def kept_fingerprint(workspace: Workspace, without: str = "") -> DatasetFingerprint | None:

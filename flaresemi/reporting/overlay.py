@@ -74,7 +74,7 @@ def save_overlay(
     window: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> None:
-    """Draws an axial, a coronal and a sagittal slice as a PNG, atomically.
+    """Draws an axial, a coronal and a sagittal slice as a PNG, atomically. Of regions that overlap, the inner is drawn.
 
     The prediction is filled; the reference, where there is one, is outlined. So a missed organ is an empty outline,
     and an invented one a fill without an outline. The slices are those that cut most organs; they are cut to the box of
@@ -96,6 +96,8 @@ def save_overlay(
     for array in (prediction_zyx, reference_zyx):
         if array is not None and array.shape != image_zyx.shape:
             raise ValueError(f"arrays of one shape expected, found {array.shape} and {image_zyx.shape}")
+    prediction_zyx = labels.painted(prediction_zyx)
+    reference_zyx = None if reference_zyx is None else labels.painted(reference_zyx)
     chosen = prediction_zyx if reference_zyx is None or not reference_zyx.any() else reference_zyx
     position = busiest_slices(chosen, labels.count)
     maps = [prediction_zyx] if reference_zyx is None else [prediction_zyx, reference_zyx]
@@ -176,8 +178,8 @@ def review_picture(
 
     Args:
         image_zyx: One channel in canonical orientation.
-        used_zyx: Internal indices on the same grid.
-        rejected_zyx: The same; an organ stands in one of both.
+        used_zyx: Organs (1 and up) on the same grid.
+        rejected_zyx: The same; an organ stands in one of both, a voxel in both where organs overlap.
         spacing_zyx_mm: Distance between voxel centers; slices are drawn to scale.
         focus: The organ that the slices are chosen for, where it is there; None: all of them.
 
@@ -193,8 +195,8 @@ def review_picture(
     label_zyx = np.maximum(used_zyx, rejected_zyx)
     organs = int(label_zyx.max())
     target_zyx = label_zyx
-    if focus is not None and (label_zyx == focus).any():
-        target_zyx = (label_zyx == focus).astype(np.uint8)
+    if focus is not None and (shown := (used_zyx == focus) | (rejected_zyx == focus)).any():
+        target_zyx = shown.astype(np.uint8)
     position = busiest_slices(target_zyx, int(target_zyx.max()))
     planes = _cut(image_zyx, [used_zyx, rejected_zyx], position, spacing_zyx_mm)
     widths = _widths(planes, _REVIEW_INCHES)

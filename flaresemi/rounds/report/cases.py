@@ -117,14 +117,13 @@ def _picture(facts: RoundFacts, shown: Shown) -> dict[str, object]:
         return {"problem": problem.what}
     if stored.label_zyx is None:
         return {"problem": "the pseudo-label is not there"}
-    label = np.asarray(stored.label_zyx)
-    is_used = np.zeros(len(facts.organs) + 1, bool)
-    is_used[[facts.plans.labels.index(organ) for organ in facts.used[case_id]]] = True
+    label, labels = np.asarray(stored.label_zyx), facts.plans.labels
+    used = {labels.index(organ) for organ in facts.used[case_id]}
     jpeg, size = review_picture(
         np.asarray(stored.image_czyx[0], np.float32),
-        np.where(is_used[label], label, 0),
-        np.where(is_used[label], 0, label),
+        labels.painted(label, used),
+        labels.painted(label, set(range(1, labels.count + 1)) - used),
         stored.record.grid.spacing_zyx_mm,
-        focus=None if shown.focus is None else facts.plans.labels.index(shown.focus),
+        focus=None if shown.focus is None else labels.index(shown.focus),
     )
     return {"problem": None, "jpeg": base64.b64encode(jpeg).decode("ascii"), "size": size}
