@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from flaresemi import flare22
 from flaresemi.labels import Label, LabelSet, count_values
+from flaresemi.records import from_plain, record_hash
 
 
 def label_set(values, background=0):
@@ -123,3 +124,99 @@ def test_names_that_cannot_be_seen_are_refused(name):
 @pytest.mark.parametrize("name", ["Leber", "肝臓", "kidney (right) + left = both", "$x$", "=1+1", "Nebenniere, rechte"])
 def test_names_of_all_scripts_are_names(name):
     assert Label(name=name, value=1).name == name
+
+
+def regions(organs, **settings):
+    """Organs by their values: one, or several."""
+    labels = tuple(Label(name=name, value=values[0], more_values=tuple(values[1:])) for name, values in organs.items())
+    return LabelSet(labels=labels, **settings)
+
+
+BRATS = regions({"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing": [3]})
+CROSSING = regions({"right side": [1, 2], "liver or kidneys": [2, 3], "liver": [2]})
+
+
+def test_nested_regions_are_told_apart_by_their_values():
+    assert [(each.values, each.organs) for each in BRATS.classes] == [((1,), (1,)), ((2,), (1, 2)), ((3,), (1, 2, 3))]
+    assert BRATS.members == BRATS.regions == ((1, 2, 3), (2, 3), (3,))
+    assert (BRATS.count, BRATS.channels, BRATS.has_regions) == (3, 4, True)
+    assert BRATS.names == ("whole tumor", "tumor core", "enhancing")
+    assert BRATS.meanings[2] == "whole tumor + tumor core" == BRATS.class_names[1]
+    assert BRATS.values == {"enhancing": 3}
+
+
+def test_regions_may_cross():
+    indices = CROSSING.to_indices(np.array([0, 1, 2, 3]))
+    assert indices.tolist() == [0, 1, 2, 3]
+    assert CROSSING.mask(indices, 1).tolist() == [False, True, True, False]
+    assert CROSSING.mask(indices, 2).tolist() == [False, False, True, True]
+    assert CROSSING.per_organ(np.array([100, 5, 7, 11])).tolist() == [12, 18, 7]
+    assert CROSSING.organs_of((0, 3)) == (2,) and CROSSING.organs_of((1, 3)) == (1, 2)
+
+
+def test_values_that_no_region_tells_apart_are_one_and_the_lowest_is_written():
+    old_brats = {"whole tumor": [4, 1, 2, 3], "tumor core": [1, 3, 4], "enhancing": [4]}
+    labels = regions(old_brats)
+    assert labels.channels == 4
+    assert labels.to_indices(np.array([1, 3])).tolist() == [1, 1]
+    assert labels.to_values(np.array([0, 1, 2, 3])).tolist() == [0, 1, 2, 4]
+    assert regions(old_brats, written_values=(3,)).to_values(np.array([1])).tolist() == [3]
+    assert regions({"whole": [7, 5]}).to_values(np.array([0, 1])).tolist() == [0, 5]
+
+
+def test_what_a_part_of_the_organs_tells_apart():
+    assert BRATS.told_apart((1, 2, 3)) == (0, 1, 2, 3)
+    assert BRATS.told_apart((1,)) == (0, 1, 1, 1)
+    assert BRATS.told_apart((2,)) == (0, 0, 2, 2)
+    assert BRATS.told_apart((1, 3)) == (0, 1, 1, 3)
+    assert CROSSING.told_apart((1,)) == (0, 1, 1, 0)
+    assert CROSSING.told_apart(()) == (0, 0, 0, 0)
+    assert label_set([5, 17]).told_apart((2,)) == (0, 0, 2)
+
+
+def test_what_is_left_where_an_organ_is_taken_out():
+    assert BRATS.without(3) == (0, 1, 2, 2)
+    assert BRATS.without(2) == (0, 1, 1, 1)
+    assert BRATS.without(1) == (0, 0, 0, 0)  # a core without its tumor is nothing
+    assert CROSSING.without(1) == (0, 0, 3, 3)  # value 2 is liver, too: what can be expressed of it is value 3
+    assert label_set([5, 17]).without(2) == (0, 1, 0)
+
+
+def test_mirroring_exchanges_what_belongs_to_paired_organs():
+    kidneys = {"kidneys": [2, 3], "right kidney": [2], "left kidney": [3]}
+    assert regions(kidneys, mirror_pairs=(("right kidney", "left kidney"),)).mirror_permutation == (0, 2, 1)
+    with pytest.raises(ValueError, match="value 3 is left, hard, and no value is right, hard, which it becomes"):
+        regions({"left": [1, 3], "right": [2], "hard": [3]}, mirror_pairs=(("right", "left"),))
+
+
+def test_pictures_show_the_inner_organ():
+    indices = np.array([0, 1, 2, 3])
+    assert BRATS.painted(indices).tolist() == [0, 1, 2, 3]
+    assert BRATS.painted(indices, {1, 2}).tolist() == [0, 1, 2, 2]
+    assert CROSSING.painted(indices).tolist() == [0, 1, 3, 2]
+    assert label_set([5, 17]).painted(np.array([0, 1, 2]), {2}).tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("organs", "message"),
+    [
+        ({"a": [0, 1]}, "background, value 0, can be part of no organ"),
+        ({"a": [1, 2], "b": [2, 1]}, "'a' and 'b' are the same voxels"),
+        ({"a": [1, 1]}, "names a value twice"),
+        ({"a": [1, 2**31]}, "must fit 32 bits"),
+    ],
+)
+def test_regions_that_contradict_themselves_are_refused(organs, message):
+    with pytest.raises(ValueError, match=message):
+        regions(organs)
+
+
+def test_a_set_without_regions_is_known_by_what_it_was_known_by_before():
+    labels = LabelSet(labels=(Label(name="liver", value=3), Label(name="spleen", value=5, z_range=True)))
+    plain = {"labels": [{"name": "liver", "value": 3, "tolerance_mm": None, "z_range": False},
+                        {"name": "spleen", "value": 5, "tolerance_mm": None, "z_range": True}],
+             "background": 0, "mirror_pairs": []}  # fmt: skip
+    assert from_plain(LabelSet, plain, source="plans.json") == labels
+    assert record_hash(labels) == record_hash(plain)
+    assert labels.reading == (0, 3, 5)
+    assert record_hash(BRATS) != record_hash(label_set([1, 2, 3]))

@@ -133,3 +133,19 @@ def test_anisotropic_spacing_reaches_the_distances():
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match="one shape"):
         score(volume()[1:], volume())
+
+
+def test_regions_are_scored_as_the_union_of_their_values():
+    wall, cavity = 1, 2
+    heart = LabelSet(labels=(Label(name="epicardium", value=2, more_values=(3,)), Label(name="cavity", value=3)))
+    reference, prediction = np.zeros((2, 12, 16, 16), np.uint8)
+    reference[2:10, 2:12, 2:12], reference[4:8, 4:10, 4:10] = wall, cavity
+    prediction[2:10, 2:12, 2:12], prediction[4:8, 4:10, 4:7] = wall, cavity
+    epicardium, inside = evaluate_case(prediction, reference, SPACING, heart, default_tolerance_mm=2.0)
+    assert (epicardium.dice, epicardium.nsd, epicardium.hd95_mm) == (1.0, 1.0, 0.0)
+    assert epicardium.reference_ml == pytest.approx(8 * 10 * 10 * 2 / 1000)
+    assert inside.dice == pytest.approx(2 * 3 / 9)
+    (whole, nothing) = evaluate_case(
+        np.zeros_like(reference), reference, SPACING, heart, default_tolerance_mm=2.0, annotated=("epicardium",)
+    )
+    assert (whole.dice, nothing.dice, nothing.reference_ml) == (0.0, None, None)

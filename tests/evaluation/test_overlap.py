@@ -45,3 +45,14 @@ def test_other_shapes_are_refused():
         dice(np.ones((2, 2, 2), bool), np.ones((2, 2, 3), bool))
     with pytest.raises(ValueError, match="one shape"):
         dice_per_organ(np.ones((2, 2, 2), int), np.ones((2, 2, 3), int), 1)
+
+
+def test_dice_of_regions_is_that_of_their_masks():
+    generator = np.random.default_rng(0)
+    prediction, reference = generator.integers(0, 5, (2, 4, 5, 6)).astype(np.uint8)
+    regions = ((1, 2, 3), (2, 3), (3,), (4,))
+    expected = tuple(dice(np.isin(prediction, each), np.isin(reference, each)) for each in regions)
+    assert dice_per_organ(prediction, reference, 4, regions) == pytest.approx(expected)
+    nothing = np.zeros((2, 2, 2), np.uint8)
+    assert dice_per_organ(nothing, nothing, 2, ((1, 2), (2,))) == (1.0, 1.0)
+    assert dice_per_organ(nothing, nothing + 1, 2, ((1, 2), (2,))) == (0.0, 1.0)

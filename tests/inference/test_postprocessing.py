@@ -1,7 +1,8 @@
 import numpy as np
 from scipy import ndimage
 
-from flaresemi.inference.postprocessing import keep_largest
+from flaresemi.inference.postprocessing import clean_organs, keep_largest
+from flaresemi.labels import Label, LabelSet
 
 
 def cleaned(labels: np.ndarray, organs: tuple[int, ...]) -> np.ndarray:
@@ -63,3 +64,24 @@ def test_tells_what_was_kept_and_what_was_left_out():
     labels[2, 4, :3] = 2
     assert keep_largest(labels, (1, 2, 3)) == {1: (4, 3), 2: (3, 0)}
     assert keep_largest(labels, ()) == {}
+
+
+def test_what_is_dropped_of_a_region_stays_what_it_is_besides():
+    tumor = LabelSet(
+        labels=(
+            Label(name="whole", value=1, more_values=(2, 3)),
+            Label(name="core", value=2, more_values=(3,)),
+            Label(name="enhancing", value=3),
+        )
+    )
+    row = np.array([[[1, 2, 2, 3, 1, 2, 1, 0, 1, 2, 0]]], np.uint8)
+
+    def kept(organs: tuple[int, ...]) -> list[int]:
+        copy = row.copy()
+        clean_organs(copy, tumor, organs)
+        return copy[0, 0].tolist()
+
+    assert kept((2,)) == [1, 2, 2, 3, 1, 1, 1, 0, 1, 1, 0]
+    assert kept((1,)) == [1, 2, 2, 3, 1, 2, 1, 0, 0, 0, 0]
+    assert kept((1, 2)) == [1, 2, 2, 3, 1, 1, 1, 0, 0, 0, 0]
+    assert kept(()) == row[0, 0].tolist()

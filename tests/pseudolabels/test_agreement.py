@@ -44,3 +44,12 @@ def test_entropy_is_averaged_inside_the_organ_alone() -> None:
     entropy = np.where(labels == 1, 0.25, 1.0)
     entropy[:, :, 0] = 0.75
     assert organ_entropy(entropy, labels, 2) == (pytest.approx(0.3), None)
+
+
+def test_regions_agree_and_are_sure_as_wholes() -> None:
+    regions = ((1, 2), (2,))
+    saved, snapshot = mask(1, 0, 10), mask(2, 0, 10)
+    assert organ_agreement(saved, [snapshot], [1.0, 1.0], regions) == (1.0, 0.0)  # of one shape, told apart otherwise
+    saved[:, :, 5:10] = 2
+    entropy = np.where(saved == 2, 0.5, 0.25)
+    assert organ_entropy(entropy, saved, 2, regions) == (pytest.approx(0.375), pytest.approx(0.5))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional
 
 from flaresemi.training.losses import IGNORED, DeepSupervisionLoss, SegmentationLoss, merge_unsupervised, subsample
 
@@ -129,3 +130,72 @@ def test_ignored_voxels_change_nothing() -> None:
 def test_a_sample_of_ignored_voxels_alone_costs_nothing() -> None:
     loss = SegmentationLoss()(torch.randn(1, 4, *SHAPE), torch.full((1, *SHAPE), IGNORED), all_supervised())
     assert loss.tolist() == [0.0]
+
+
+#: Two regions that cross, and one inside both: index 1 is a, 2 is a, b and c, 3 is b.
+REGIONS = ((1, 2), (2, 3), (2,))
+
+
+def a_case(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 4, 3, 4, 5, generator=generator, requires_grad=True)
+    return logits, torch.randint(0, 4, (2, 3, 4, 5), generator=generator)
+
+
+def test_dice_is_of_the_regions_and_cross_entropy_of_the_indices():
+    logits, target = a_case()
+    probability = logits.softmax(dim=1)
+    expected = functional.cross_entropy(logits, target, reduction="none").mean(dim=(1, 2, 3))
+    for indices in REGIONS:
+        inside, found = sum(target == i for i in indices).bool(), sum(probability[:, i] for i in indices)
+        overlap, size = (found * inside).sum(dim=(1, 2, 3)), found.sum(dim=(1, 2, 3)) + inside.sum(dim=(1, 2, 3))
+        expected = expected + (1 - 2 * overlap / size) / 3
+    loss = SegmentationLoss(REGIONS)(logits, target, torch.ones(2, 4, dtype=torch.bool))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_what_the_supervised_regions_do_not_tell_apart_is_one():
+    logits, target = a_case()
+    supervised = torch.tensor([[True, True, False, False], [True, False, True, False]])
+    merged, merged_target = merge_unsupervised(logits, target, supervised, REGIONS)
+    probability, before = merged.softmax(dim=1), logits.softmax(dim=1)
+    torch.testing.assert_close(probability[0, 1], before[0, 1] + before[0, 2])  # a: index 1 and 2 are alike
+    torch.testing.assert_close(probability[0, 0], before[0, 0] + before[0, 3])
+    torch.testing.assert_close(probability[1, 2], before[1, 2] + before[1, 3])  # b: index 2 and 3 are
+    torch.testing.assert_close(probability[1, 0], before[1, 0] + before[1, 1])
+    assert probability[0, 2:].max() == 0 and probability[1, 1].max() == 0
+    assert torch.equal(merged_target[0], torch.tensor([0, 1, 1, 0])[target[0]])
+    assert torch.equal(merged_target[1], torch.tensor([0, 0, 2, 2])[target[1]])
+
+
+def test_a_region_alone_is_learned_as_by_a_network_of_two_outputs():
+    logits, target = a_case()
+    supervised = torch.tensor([[True, True, False, False]] * 2)
+    loss = SegmentationLoss(REGIONS)(logits, target, supervised)
+    two = torch.stack([logits[:, [0, 3]].logsumexp(dim=1), logits[:, 1:3].logsumexp(dim=1)], dim=1)
+    expected = SegmentationLoss()(two, torch.tensor([0, 1, 1, 0])[target], torch.ones(2, 2, dtype=torch.bool))
+    torch.testing.assert_close(loss, expected)
+    loss.sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_organs_of_one_index_each_are_what_they_are_without_regions():
+    logits, target = a_case()
+    supervised = torch.tensor([[True, True, False, True], [True, False, False, True]])
+    plain, regions = SegmentationLoss(), SegmentationLoss(((1,), (2,), (3,)))
+    torch.testing.assert_close(plain(logits, target, supervised), regions(logits, target, supervised))
+    for one, other in zip(
+        merge_unsupervised(logits, target, supervised),
+        merge_unsupervised(logits, target, supervised, ((1,), (2,), (3,))),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_ignored_voxels_change_nothing_of_regions():
+    logits, target = a_case()
+    supervised = torch.tensor([[True, True, False, True], [True] * 4])
+    expected = SegmentationLoss(REGIONS)(logits, target, supervised)
+    wider = torch.cat([logits, torch.randn(2, 4, 3, 4, 2)], dim=4)
+    more = torch.cat([target, torch.full((2, 3, 4, 2), IGNORED)], dim=3)
+    torch.testing.assert_close(SegmentationLoss(REGIONS)(wider, more, supervised), expected)

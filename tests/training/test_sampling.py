@@ -297,3 +297,22 @@ def test_unlabeled_samples_stand_behind_the_labeled_ones_of_their_rank(store: Ca
     assert not unlabeled[(7, 0)].label_bzyx.any()  # its label map is there, and is not looked at
     assert unlabeled[(7, 0)].weight_b.tolist() == [0.0]
     assert unlabeled[(7, 0)].supervised_bc.tolist() == [[True, False, False]]
+
+
+def test_foreground_patches_are_drawn_on_regions_as_on_organs(store: CaseStore) -> None:
+    cases = (TrainingCase(case_id="case_0", supervised=(1,), augmentation="none"),)
+    drawn = {}
+    for name, organs in (("both", ((1, 2), (2,))), ("second", ((2,), (1, 2)))):
+        patches = sampler(store, cases=cases, organs=organs, foreground_share=1.0)
+        batches = [patches[(iteration, 0)] for iteration in range(30)]
+        assert {batch.supervised_bc.shape for batch in batches} == {(1, 3)}
+        assert all(batch.supervised_bc.tolist() == [[True, True, False]] for batch in batches)
+        drawn[name] = [set(np.unique(batch.label_bzyx)) - {0} for batch in batches]
+    assert all(drawn["both"]) and {1} in drawn["both"] and {2} in drawn["both"]
+    assert all(2 in found for found in drawn["second"])
+
+
+def test_an_organ_of_one_index_is_drawn_as_without_regions(store: CaseStore) -> None:
+    one, other = sampler(store), sampler(store, organs=((1,), (2,)))
+    for address in [(0, 0), (3, 1)]:
+        np.testing.assert_array_equal(one[address].image_bczyx, other[address].image_bczyx)
