@@ -118,7 +118,7 @@ def test_prediction_evaluation_and_export_speak_of_regions(place: Path) -> None:
 
 def test_a_round_scores_selects_and_reports_regions(place: Path) -> None:
     assert train.main(["FINE", "0", *options(place), *QUICK, "--continue"]) == 0  # its held-out case is judged
-    words = [*options(place), *CPU, "--fold", "0", "--organ-threshold", "0", "--rounds", "1"]
+    words = [*options(place), *CPU, "--fold", "0", "--select", "case", "--best-share", "1", "--rounds", "1"]
     assert semi_round.main(words) == 0
     folder = Workspace(place / "workspace").round("0", 1)
     scores = load_scores(folder.scores)
