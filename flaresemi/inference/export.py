@@ -262,11 +262,6 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
         "Restore: interpolate the logits linearly at the image's voxels (the inverse of the resampling) and take the "
         "largest; outside of the box is background."
     )
-    left = (
-        "the output that belongs to most of its other organs, and to no further one" if fine.labels.has_regions else ""
-    )
-    yield (
-        "Clean: of the organs in `keep_largest`, keep the largest component (26 neighbors); the rest becomes "
-        f"{left or 'background'}."
-    )
+    rest = "the output with most of its other organs and no further one" if fine.labels.has_regions else "background"
+    yield f"Clean: of the organs in `keep_largest`, keep the largest component (26 neighbors); the rest is {rest}."
     yield "Write output i as `label_values[i]` on the image's own axes and geometry."
