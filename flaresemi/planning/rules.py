@@ -210,10 +210,11 @@ def _label_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
 def _lost_to_crop(label: LabelFacts, labels: LabelSet) -> str:
     """The share of every organ that the body crop leaves out, the largest first; empty where it leaves out nothing."""
     counts, outside = (dict(zip(label.values, each, strict=False)) for each in (label.counts, label.outside_body))
-    parts = [
-        (sum(each.get(value, 0) for value in organ.values) for each in (outside, counts)) for organ in labels.labels
+    lost = [
+        (part / sum(counts.get(value, 0) for value in organ.values), organ.name)
+        for organ in labels.labels
+        if (part := sum(outside.get(value, 0) for value in organ.values))
     ]
-    lost = [(part / whole, name) for (part, whole), name in zip(parts, labels.names, strict=True) if part]
     return ", ".join(f"{100 * share:.3g} % of {name}" for share, name in sorted(lost, reverse=True))
 
 
