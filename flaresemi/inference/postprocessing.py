@@ -65,7 +65,8 @@ def clean_organs(labels_zyx: np.ndarray, labels: LabelSet, organs: Iterable[int]
     for organ in sorted(organs, key=lambda organ: -len(labels.members[organ - 1])):  # what lies inside comes later
         mask = labels.mask(labels_zyx, organ).astype(np.uint8)
         dropped = mask.astype(bool)
-        kept |= {organ: voxels for voxels in keep_largest(mask, (1,)).values()}
+        if found := keep_largest(mask, (1,)):
+            kept[organ] = found[1]
         dropped &= mask == 0
         without = np.array(labels.without(organ), labels_zyx.dtype)
         labels_zyx[dropped] = without[labels_zyx[dropped]]
