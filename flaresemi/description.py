@@ -122,6 +122,7 @@ class Description:
         self.name: str | None = None
         self.channels: tuple[str, ...] | None = None
         self.labels: LabelSet | None = None
+        self._ignore: int | None = None
         self.annotated: dict[str, tuple[str, ...]] = {}
         self.groups: dict[str, tuple[str, ...]] = {}
         if not path.exists():
@@ -237,6 +238,7 @@ class Description:
                     for name, values in organs.items()
                 ),
                 background=background,
+                ignore=self._ignore,
             )
             order = content.get("regions_class_order")
             if order is not None and labels.has_regions:
@@ -259,9 +261,8 @@ class Description:
             if not parts:
                 raise self._bad(f"label '{name}' has no value", "give it one, or a list: [1, 2, 3]")
             if _plain(name) in ("ignore", "ignore label"):
-                raise self._bad(
-                    "an ignore label is not supported", 'name the organs a case annotates in "annotated_labels" instead'
-                )
+                self._ignore = self._value(name, declared)
+                continue
             values[name] = tuple(dict.fromkeys(self._value(name, value) for value in parts))
         return values
 

@@ -78,12 +78,14 @@ class LabelSet:
             known which, so that no patient may be mirrored like that.
         written_values: Which of several values with one meaning is written; the lowest where none of these is among
             them.
+        ignore: The user's value of voxels that nobody has annotated; None: there are none.
     """
 
     labels: tuple[Label, ...]
     background: LabelValue = 0
     mirror_pairs: tuple[tuple[str, str], ...] | None = ()
     written_values: tuple[LabelValue, ...] = dataclasses.field(default=(), metadata=CAME_LATER)
+    ignore: LabelValue | None = dataclasses.field(default=None, metadata=CAME_LATER)
 
     def __post_init__(self) -> None:
         if not self.labels:
@@ -103,7 +105,9 @@ class LabelSet:
 
     def _check_values(self) -> None:
         values = [self.background, *(value for label in self.labels for value in label.values)]
-        if any(abs(value) >= 1 << 31 for value in values):
+        if self.ignore in values:
+            raise ValueError(f"'ignore' has value {self.ignore}, which is {self._meaning(self.ignore)}, too")
+        if any(abs(value) >= 1 << 31 for value in (*values, self.ignore or 0)):
             raise ValueError(f"label values must fit 32 bits, found {values}")
         if not self.has_regions:
             if len(set(values)) != len(values):
@@ -128,29 +132,40 @@ class LabelSet:
 
     @property
     def values(self) -> dict[str, int]:
-        """The user's value of every organ that has one alone, by name."""
-        return {label.name: label.value for label in self.labels if not label.more_values}
+        """The user's value of every organ that has one alone, by name; that of ignored voxels among them."""
+        ignore = {} if self.ignore is None else {"ignore": self.ignore}
+        return {label.name: label.value for label in self.labels if not label.more_values} | ignore
 
     @property
     def known_values(self) -> frozenset[int]:
-        """All of the user's values, background's among them."""
-        return frozenset([self.background, *(value for label in self.labels for value in label.values)])
+        """All of the user's values, those of background and ignored voxels among them."""
+        ignore = () if self.ignore is None else (self.ignore,)
+        return frozenset([self.background, *(value for label in self.labels for value in label.values), *ignore])
 
     @property
     def meanings(self) -> dict[int, str]:
         """The meaning of each of the user's values."""
-        return {self.background: "background"} | {
-            value: " + ".join(self.names[organ - 1] for organ in each.organs)
-            for each in self.classes
-            for value in each.values
-        }
+        return (
+            {self.background: "background"}
+            | {
+                value: " + ".join(self.names[organ - 1] for organ in each.organs)
+                for each in self.classes
+                for value in each.values
+            }
+            | ({} if self.ignore is None else {self.ignore: "ignore"})
+        )
+
+    def _meaning(self, value: int | None) -> str:
+        names = (label.name for label in self.labels if value in label.values)
+        return "background" if value == self.background else " + ".join(names)
 
     @property
     def reading(self) -> tuple[object, ...]:
         """What decides the index of a value, for hashes."""
+        ignore = () if self.ignore is None else (f"ignore {self.ignore}",)
         if not self.has_regions:
-            return (self.background, *(label.value for label in self.labels))
-        return (self.background, *((each.values, each.organs) for each in self.classes))
+            return (self.background, *(label.value for label in self.labels), *ignore)
+        return (self.background, *((each.values, each.organs) for each in self.classes), *ignore)
 
     @property
     def classes(self) -> tuple[LabelClass, ...]:
@@ -190,6 +205,11 @@ class LabelSet:
         """Number of network outputs: background and what can be told apart."""
         return (len(self.classes) if self.has_regions else len(self.labels)) + 1
 
+    @property
+    def ignored(self) -> int:
+        """Internal index of voxels that nobody has annotated: the one behind all that the network tells apart."""
+        return self.channels
+
     def index(self, name: str) -> int:
         """Internal index (1 and up) of an organ among the organs."""
         return self.names.index(name) + 1
@@ -202,7 +222,7 @@ class LabelSet:
 
     def per_organ(self, counts: np.ndarray) -> np.ndarray:
         """Counts (or sums) per index, background first, to those per organ, background left out."""
-        return per_organ(counts, self.regions)
+        return per_organ(counts[: self.channels], self.regions)
 
     def painted(self, indices: np.ndarray, organs: Iterable[int] | None = None) -> np.ndarray:
         """A label map to one of organs (1 and up), for pictures: where several overlap, the one of fewest indices.
@@ -213,7 +233,7 @@ class LabelSet:
         """
         chosen = set(range(1, self.count + 1) if organs is None else organs)
         members = self.members
-        table = np.zeros(self.channels, np.uint8 if self.count < 256 else np.uint16)
+        table = np.zeros(self.channels + 1, np.uint8 if self.count < 256 else np.uint16)  # ignored voxels are bare
         for index, each in enumerate(self.classes, start=1):
             table[index] = min(chosen & {*each.organs}, key=lambda organ: (len(members[organ - 1]), -organ), default=0)
         return table[indices]
@@ -291,7 +311,9 @@ class LabelSet:
         known = self.known_values
         low, high = min(known), max(known)
         index_of = {value: index for index, each in enumerate(self.classes, start=1) for value in each.values}
-        indices = np.zeros(values.shape, np.uint8 if self.channels <= 256 else np.uint16)
+        if self.ignore is not None:
+            index_of[self.ignore] = self.ignored
+        indices = np.zeros(values.shape, np.uint8 if max(index_of.values()) < 256 else np.uint16)
         if high - low < 1 << 16:  # a lookup table, for any sane numbering
             table = np.zeros(high - low + 1, indices.dtype)
             for value, index in index_of.items():
@@ -308,7 +330,8 @@ class LabelSet:
 
     def to_values(self, indices: np.ndarray) -> np.ndarray:
         """Internal indices to the user's values, in the smallest integer type that holds them all."""
-        values = np.array([self.background, *(each.values[0] for each in self.classes)])
+        ignore = [] if self.ignore is None else [self.ignore]
+        values = np.array([self.background, *(each.values[0] for each in self.classes), *ignore])
         for kind in (np.uint8, np.int16, np.uint16, np.int32, np.int64):
             if np.iinfo(kind).min <= values.min() and values.max() <= np.iinfo(kind).max:
                 return values.astype(kind)[indices]

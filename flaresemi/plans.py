@@ -94,6 +94,7 @@ class CaseFingerprint:
         voxels_outside_body: Of `voxels_per_label`, how many lie outside of `body_box`; empty where none does.
         channel_facts: Intensities of each channel; empty in older fingerprints.
         body_share: Share of the image's voxels that are the patient; None in older fingerprints.
+        ignored_voxels: Voxels that nobody annotated; box and counts know nothing of them.
     """
 
     case_id: str
@@ -106,6 +107,7 @@ class CaseFingerprint:
     voxels_outside_body: tuple[Count, ...] = ()
     channel_facts: tuple[ChannelFacts, ...] = ()
     body_share: Share | None = None
+    ignored_voxels: Count = dataclasses.field(default=0, metadata=CAME_LATER)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

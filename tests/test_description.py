@@ -107,7 +107,6 @@ def test_background_at_another_value_is_obeyed_and_said(tmp_path: Path, caplog: 
         ),
         ({"background": 0, "liver": 0}, "'background' and 'liver' both have value 0"),
         ({"bg": 0}, "at least one label besides background, which is value 0 (here 'bg')"),
-        ({"background": 0, "liver": 1, "Ignore": 2}, "an ignore label is not supported"),
     ],
 )
 def test_two_backgrounds_or_nothing_else_is_refused_exactly(tmp_path: Path, labels: dict, expected: str) -> None:

@@ -295,8 +295,8 @@ def _fingerprint_text(fingerprint: DatasetFingerprint) -> str:
 
 def _plans_text(plans: Plans, workspace: Workspace) -> str:
     lines = [f"plans: preset {plans.preset} ({one_line(plans.reasons.get('preset', 'edited'))})"]
-    if plans.body == "whole":
-        lines.append(f"  {one_line(plans.reasons.get('body', 'nothing is cropped'))}")
+    told = ("body", "ignored") if plans.body == "whole" else ("ignored",)
+    lines += [f"  {one_line(plans.reasons[key])}" for key in told if key in plans.reasons]
     for plan in (plans.coarse, plans.fine):
         spacing, patch = map(_times, (plan.spacing_zyx_mm, plan.patch_zyx))
         network = plan.network

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from flaresemi.evaluation.metrics import Metric, measure
-from flaresemi.evaluation.overlap import dice
+from flaresemi.evaluation.overlap import dice, without_ignored
 from flaresemi.evaluation.surface import surface_distances
 from flaresemi.geometry import FloatTriple
 from flaresemi.labels import Label, LabelSet
@@ -30,9 +30,9 @@ class OrganMetrics:
 
     Attributes:
         dice: 0 to 1; None where the case does not annotate the organ.
-        nsd: Surface Dice at the organ's tolerance, 0 to 1; None where `dice` is.
+        nsd: Surface Dice at the organ's tolerance, 0 to 1; None where `dice` is, and next to ignored voxels.
         hd95_mm: Distance within which 95 percent of both surfaces lie; None also where a mask is empty.
-        reference_ml: Volume of the organ in the whole reference; None where the case does not annotate it.
+        reference_ml: Volume of the organ in the whole reference, as far as it is annotated; None where `dice` is.
         prediction_ml: Volume of the organ in the whole prediction.
         more: Metrics of other packages, by name; None as they say, and where `dice` is.
     """
@@ -61,6 +61,9 @@ def evaluate_case(
     Both masks empty: Dice and NSD are 1. One empty: 0. Organs that are marked `z_range` count only between the first
     and the last slice of the reference, where it has any.
 
+    Voxels that nobody annotated in the reference count nowhere. An organ that neither map has elsewhere is not scored:
+    it may be there. Its surface is not scored where such voxels touch the box about it.
+
     Args:
         prediction_zyx: Internal indices (0 background); axis 0 is that of a z-range: on the canonical grid it runs from
             the feet up, in the organizers' scripts it is the file's, wherever that leads.
@@ -81,25 +84,32 @@ def evaluate_case(
     """
     if prediction_zyx.shape != reference_zyx.shape:
         raise ValueError(f"maps of one shape expected, found {prediction_zyx.shape} and {reference_zyx.shape}")
+    known = _Known(prediction_zyx, reference_zyx, labels)
+    prediction_zyx, reference_zyx, _ = without_ignored(prediction_zyx, reference_zyx, labels)
     voxel_ml = float(np.prod(spacing_zyx_mm)) / 1000.0
     found = [ndimage.find_objects(each, max_label=labels.channels - 1) for each in (prediction_zyx, reference_zyx)]
     scores = []
     for organ, (label, indices) in enumerate(zip(labels.labels, labels.members, strict=True), start=1):
         box = _around(boxes[index - 1] for boxes in found for index in indices)
         prediction, reference = (labels.mask(each[box], organ) for each in (prediction_zyx, reference_zyx))
-        scored = annotated is None or label.name in annotated
+        scored = (annotated is None or label.name in annotated) and (
+            known.everywhere or prediction.any() or reference.any()
+        )
         overlap = surface = hd95_mm = None
         if scored:
-            overlap, surface, hd95_mm = _score(
-                prediction, reference, spacing_zyx_mm, label, default_tolerance_mm, official
-            )
+            tolerance_mm = default_tolerance_mm if label.tolerance_mm is None else label.tolerance_mm
+            if known.about(box):
+                overlap, surface, hd95_mm = _score(prediction, reference, spacing_zyx_mm, label, tolerance_mm, official)
+            else:
+                overlap = _overlap(*_scored_slices(prediction, reference, label, official), official)
         scores.append(
             OrganMetrics(
                 dice=overlap,
                 nsd=surface,
                 hd95_mm=hd95_mm,
                 reference_ml=np.count_nonzero(reference) * voxel_ml if scored else None,
-                prediction_ml=np.count_nonzero(prediction) * voxel_ml,
+                prediction_ml=(np.count_nonzero(prediction) if known.everywhere else known.voxels[organ - 1])
+                * voxel_ml,
                 more=measure(metrics or {}, prediction, reference, spacing_zyx_mm)
                 if scored
                 else dict.fromkeys(metrics or {}),
@@ -113,23 +123,60 @@ def _score(
     reference: np.ndarray,
     spacing_zyx_mm: FloatTriple,
     label: Label,
-    default_tolerance_mm: float,
+    tolerance_mm: float,
     official: bool,
 ) -> tuple[float, float, float | None]:
     """Dice, NSD and HD95 of one organ's masks, given in a box about both."""
-    if label.z_range and reference.any():
-        kept = _reference_slices(reference, official)
-        prediction, reference = prediction[kept], reference[kept]
+    prediction, reference = _scored_slices(prediction, reference, label, official)
     overlap = dice(prediction, reference)
     if not prediction.any() or not reference.any():
         return overlap, overlap, None
     distances = surface_distances(prediction, reference, spacing_zyx_mm)
-    tolerance_mm = default_tolerance_mm if label.tolerance_mm is None else label.tolerance_mm
     surface, hd95_mm = distances.surface_dice(tolerance_mm), distances.hausdorff_mm(95.0)
     if official:
         surface = 0.0 if overlap < _OFFICIAL_DICE_FLOOR else surface
         overlap, surface = round(overlap, _OFFICIAL_DIGITS), round(surface, _OFFICIAL_DIGITS)
     return overlap, surface, hd95_mm
+
+
+def _overlap(prediction: np.ndarray, reference: np.ndarray, official: bool) -> float:
+    overlap = dice(prediction, reference)
+    return round(overlap, _OFFICIAL_DIGITS) if official else overlap
+
+
+def _scored_slices(
+    prediction: np.ndarray, reference: np.ndarray, label: Label, official: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The masks of one organ, of a tube in the reference's slices alone."""
+    if not label.z_range or not reference.any():
+        return prediction, reference
+    kept = _reference_slices(reference, official)
+    return prediction[kept], reference[kept]
+
+
+class _Known:
+    """Where somebody has annotated a reference.
+
+    Attributes:
+        everywhere: All of it.
+        voxels: Of each organ, in the whole prediction; empty where all is annotated.
+    """
+
+    def __init__(self, prediction_zyx: np.ndarray, reference_zyx: np.ndarray, labels: LabelSet) -> None:
+        ignored = reference_zyx == labels.ignored
+        self.everywhere = not ignored.any()
+        self._ignored = None if self.everywhere else ignored
+        self.voxels = (
+            np.empty(0, np.int64)
+            if self.everywhere
+            else labels.per_organ(np.bincount(prediction_zyx.ravel(), minlength=labels.channels))
+        )
+
+    def about(self, box: tuple[slice, ...]) -> bool:
+        """Whether all of a box and the voxels next to it is annotated: else a surface may only be where that ends."""
+        if self._ignored is None:
+            return True
+        return not self._ignored[tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)].any()
 
 
 def _reference_slices(reference: np.ndarray, official: bool) -> slice:

@@ -172,9 +172,10 @@ def score_pair(
     """
     prediction, reference = read_pair(pair, labels)
     for path, label_map in ((pair.prediction, prediction), (pair.reference, reference)):
-        unknown = labels.unknown_values(label_map.array_zyx)
+        allowed = labels if label_map is reference else dataclasses.replace(labels, ignore=None)
+        unknown = allowed.unknown_values(label_map.array_zyx)
         if unknown:
-            known = sorted(labels.known_values)
+            known = sorted(allowed.known_values)
             raise ImageError(
                 f"case '{pair.case_id}': label map has value {', '.join(map(str, unknown[:10]))}, "
                 f"declared are {_ranges(known)}",

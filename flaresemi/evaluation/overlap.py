@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from flaresemi.labels import Members
+from flaresemi.labels import LabelSet, Members
 
 
 def dice(prediction_mask: np.ndarray, reference_mask: np.ndarray) -> float:
@@ -49,6 +49,33 @@ def dice_per_organ(
         2.0 * float(shared[index]) / float(total) if (total := predicted[index] + referred[index]) else 1.0
         for index in range(1, organs + 1)
     )
+
+
+def without_ignored(
+    prediction: np.ndarray, reference: np.ndarray, labels: LabelSet
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """A prediction and its reference, both of them background where nobody annotated; and whether that is anywhere."""
+    ignored = reference == labels.ignored
+    if not ignored.any():
+        return prediction, reference, False
+    nothing = prediction.dtype.type(0), reference.dtype.type(0)
+    return np.where(ignored, nothing[0], prediction), np.where(ignored, nothing[1], reference), True
+
+
+def dice_of_annotated(prediction: np.ndarray, reference: np.ndarray, labels: LabelSet) -> tuple[float | None, ...]:
+    """As `dice_per_organ`, over the annotated voxels alone.
+
+    Returns:
+        One value per organ; None for an organ that neither has there, while it may be where nobody annotated.
+    """
+    prediction, reference, is_partial = without_ignored(prediction, reference, labels)
+    found = dice_per_organ(prediction, reference, labels.count, labels.regions)
+    if not is_partial:
+        return found
+    known = np.bincount(prediction.ravel(), minlength=labels.channels)
+    known += np.bincount(reference.ravel(), minlength=labels.channels)
+    voxels = labels.per_organ(known)
+    return tuple(value if count else None for value, count in zip(found, voxels, strict=True))
 
 
 def _dice_of_regions(prediction: np.ndarray, reference: np.ndarray, regions: Members) -> tuple[float, ...]:

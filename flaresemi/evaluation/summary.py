@@ -213,7 +213,8 @@ def _cautions(organs: Sequence[OrganSummary], cases: Sequence[CaseScores]) -> It
     """Organs whose tolerance is larger than they are: surfaces anywhere in them count as equal."""
     small = []
     for organ in organs:
-        volumes = [case.organs[organ.name].reference_ml for case in cases]
+        scores = (case.organs[organ.name] for case in cases)
+        volumes = [score.reference_ml for score in scores if score.nsd is not None]
         sizes_mm = [2 * (3000 * volume / (4 * math.pi)) ** (1 / 3) for volume in volumes if volume]
         if any(size <= organ.tolerance_mm for size in sizes_mm):
             count = sum(size <= organ.tolerance_mm for size in sizes_mm)

@@ -318,25 +318,38 @@ def _check_write(record: CaseRecord, image_czyx: np.ndarray, label_zyx: np.ndarr
         return
     if label_zyx.shape != shape or label_zyx.dtype.kind != "u":
         raise ValueError(f"label map {label_zyx.dtype} of shape {label_zyx.shape} for a stage grid of {shape}")
-    counted = count_voxels(label_zyx, len(record.voxels_per_label))
-    if counted != record.voxels_per_label:
-        raise ValueError(f"voxels_per_label is {record.voxels_per_label}, the label map has {counted}")
+    *counted, ignored = count_voxels(label_zyx, len(record.voxels_per_label))
+    if tuple(counted) != record.voxels_per_label:
+        raise ValueError(f"voxels_per_label is {record.voxels_per_label}, the label map has {tuple(counted)}")
+    if record.annotated_voxels != (label_zyx.size - ignored if ignored else None):
+        raise ValueError(f"annotated_voxels is {record.annotated_voxels}, {ignored} are not annotated")
 
 
 def _sample_voxels(record: CaseRecord, label_zyx: np.ndarray) -> np.ndarray:
-    """Up to 10000 voxels of each organ, one after the other, (n, 3); the same on every run."""
+    """Up to 10000 voxels of each organ, one after the other, (n, 3); the same on every run.
+
+    Behind them, where there are ignored voxels, up to 10000 of all that are annotated.
+    """
     flat = label_zyx.ravel()
-    foreground = np.flatnonzero(flat)
+    is_annotated = None if record.annotated_voxels is None else flat != record.ignored
+    foreground = np.flatnonzero(flat if is_annotated is None else (flat != 0) & is_annotated)
     values = flat[foreground]
     chosen = []
-    for index, count in enumerate(record.voxels_per_label, start=1):
+    for index in range(1, len(record.voxels_per_label) + 1):
         voxels = foreground[values == index]
-        if count > MAX_CLASS_VOXELS:
-            generator = np.random.default_rng([zlib.crc32(record.case_id.encode("utf-8", "surrogateescape")), index])
-            voxels = np.sort(generator.choice(voxels, MAX_CLASS_VOXELS, replace=False))
-        chosen.append(voxels)
+        chosen.append(_some(voxels, record.case_id, index))
+    if is_annotated is not None:
+        chosen.append(_some(np.flatnonzero(is_annotated), record.case_id, record.ignored))
     together = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
     return np.stack(np.unravel_index(together, label_zyx.shape), axis=1).astype(np.int32)
+
+
+def _some(voxels: np.ndarray, case_id: str, index: int) -> np.ndarray:
+    """At most so many of these voxels as are kept."""
+    if len(voxels) <= MAX_CLASS_VOXELS:
+        return voxels
+    generator = np.random.default_rng([zlib.crc32(case_id.encode("utf-8", "surrogateescape")), index])
+    return np.sort(generator.choice(voxels, MAX_CLASS_VOXELS, replace=False))
 
 
 def _save_labels(folder: Path, record: CaseRecord, label_zyx: np.ndarray) -> CaseRecord:

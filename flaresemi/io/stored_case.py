@@ -32,7 +32,8 @@ class CaseRecord:
     Attributes:
         preprocessing_hash: Of what decided the arrays; a case with another hash is made anew.
         grid: How the arrays lie in the canonical image.
-        organs_box: Box of all labels, in stage voxels; None when there are none.
+        organs_box: Box of all that may be an organ (organs, and what nobody annotated), in stage voxels; None where
+            there is nothing.
         supervised: The organs (1 and up) that the label map annotates.
         voxels_per_label: Stage voxels per index of the label map, from 1 on: per organ, unless organs are regions;
             empty when unlabeled.
@@ -44,6 +45,8 @@ class CaseRecord:
             writing.
         label_hash: The same of the label map; empty without one.
         label_source: Of the file that a pseudo-label came from; empty where it was drawn here.
+        annotated_voxels: Voxels that somebody annotated, as an organ or as background; None: all. The others have the
+            index behind the last one.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -59,6 +62,12 @@ class CaseRecord:
     image_hash: str = ""
     label_hash: str = ""
     label_source: str = ""
+    annotated_voxels: Count | None = None
+
+    @property
+    def ignored(self) -> int:
+        """Index of the voxels that nobody annotated."""
+        return len(self.voxels_per_label) + 1
 
     @staticmethod
     def unlabeled(*, case_id: str, preprocessing_hash: str, grid: StageGrid, source_hash: str = "") -> "CaseRecord":
@@ -92,16 +101,17 @@ class CaseRecord:
             organs: Highest index: the number of organs of the dataset, unless they are regions.
             supervised: The organs that this case annotates.
         """
-        counts = count_voxels(label_zyx, organs)
+        *counts, ignored = count_voxels(label_zyx, organs)
         return CaseRecord(
             case_id=case_id,
             preprocessing_hash=preprocessing_hash,
             grid=grid,
             organs_box=BoundingBox.of_mask(label_zyx != 0),
             supervised=supervised,
-            voxels_per_label=counts,
+            voxels_per_label=tuple(counts),
             has_label=True,
             source_hash=source_hash,
+            annotated_voxels=label_zyx.size - ignored if ignored else None,
         )
 
 
@@ -142,14 +152,21 @@ class StoredCase:
         """Stage voxels of one index of the label map (1 and up): all, or a fixed sample of 10000; (n, 3), (Z, Y, X)."""
         if self._class_voxels is None:
             return np.empty((0, 3), np.int32)
-        sizes = [min(count, MAX_CLASS_VOXELS) for count in self.record.voxels_per_label]
+        sizes = sample_sizes(self.record)
         start = sum(sizes[: index - 1])
         return np.asarray(self._class_voxels[start : start + sizes[index - 1]])
+
+    def annotated_sample(self) -> np.ndarray:
+        """Stage voxels that somebody annotated, as whatever, up to 10000; (n, 3). None where nothing is ignored."""
+        if self._class_voxels is None or self.record.annotated_voxels is None:
+            return np.empty((0, 3), np.int32)
+        return np.asarray(self._class_voxels[len(self._class_voxels) - sample_sizes(self.record)[-1] :])
 
     def read_patch(self, start_zyx: IntTriple, shape_zyx: IntTriple) -> tuple[np.ndarray, np.ndarray | None]:
         """Reads a box of voxels, which may reach outside the case or lie there altogether.
 
-        Outside, the image has its channel's lowest value (air) and the label map background.
+        Outside, the image has its channel's lowest value (air) and the label map background; where it has ignored
+        voxels, those outside are, too: else borders would outweigh what is annotated.
 
         Returns:
             The image, float32, (C, *shape), and the labels, (*shape); None when unlabeled. Both may be written to.
@@ -157,7 +174,7 @@ class StoredCase:
         wanted = BoundingBox.whole(shape_zyx).shifted(start_zyx)
         inside = wanted.clipped(self.record.grid.shape_zyx)
         image = np.empty((self.image_czyx.shape[0], *shape_zyx), np.float32)
-        label = None if self.label_zyx is None else np.zeros(shape_zyx, self.label_zyx.dtype)
+        label = None if self.label_zyx is None else np.full(shape_zyx, self.outside_label, self.label_zyx.dtype)
         if inside != wanted:
             image[...] = np.reshape(self.record.channel_minima, (-1, 1, 1, 1))
         if inside is not None:
@@ -168,6 +185,11 @@ class StoredCase:
                 label[target] = self.label_zyx[inside.slices]
         return image, label
 
+    @property
+    def outside_label(self) -> int:
+        """Index of what lies outside the case."""
+        return 0 if self.record.annotated_voxels is None else self.record.ignored
+
     def _check(self) -> None:
         shape = self.record.grid.shape_zyx
         image, label, voxels = self.image_czyx, self.label_zyx, self._class_voxels
@@ -175,21 +197,31 @@ class StoredCase:
             raise ValueError(f"image.npy holds {image.dtype} {image.shape}, its record says {shape}")
         if label is not None and (label.dtype.kind != "u" or label.shape != shape):
             raise ValueError(f"label.npy holds {label.dtype} {label.shape}, its record says {shape}")
-        expected = sum(min(count, MAX_CLASS_VOXELS) for count in self.record.voxels_per_label)
+        expected = sum(sample_sizes(self.record))
         if voxels is not None and (voxels.shape != (expected, 3) or voxels.dtype != np.int32):
             raise ValueError(f"class_voxels.npy holds {voxels.dtype} {voxels.shape}, its record says {expected} voxels")
 
 
+def sample_sizes(record: CaseRecord) -> list[int]:
+    """How many voxels are kept of each index, and, where voxels are ignored, of all that are annotated."""
+    counts = (
+        record.voxels_per_label
+        if record.annotated_voxels is None
+        else (*record.voxels_per_label, record.annotated_voxels)
+    )
+    return [min(count, MAX_CLASS_VOXELS) for count in counts]
+
+
 def count_voxels(label_zyx: np.ndarray, organs: int) -> tuple[int, ...]:
-    """Voxels of each organ.
+    """Voxels of each index from 1 on, and of those that nobody annotated, whose index is the one behind the last.
 
     Raises:
-        ValueError: an index is larger than there are organs.
+        ValueError: an index is larger.
     """
-    total = np.zeros(organs + 1, np.int64)
+    total = np.zeros(organs + 2, np.int64)
     for plane in label_zyx:  # bincount makes a 64-bit copy, so plane by plane
-        counts = np.bincount(plane.ravel(), minlength=organs + 1)
-        if counts.size > organs + 1:
+        counts = np.bincount(plane.ravel(), minlength=organs + 2)
+        if counts.size > organs + 2:
             raise ValueError(f"label index {counts.size - 1} where there are {organs} organs")
         total += counts
     return tuple(int(count) for count in total[1:])

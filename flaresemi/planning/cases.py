@@ -90,6 +90,8 @@ def read_case(case: Case, labels: LabelSet) -> tuple[Image, np.ndarray | None]:
     Organs that the case does not annotate are background, whatever the file holds: nobody vouches for them. Of regions,
     what only such organs tell apart is one (`LabelSet.told_apart`).
 
+    Voxels that nobody annotated have the index `labels.ignored`.
+
     Returns:
         The image, and internal indices, (Z, Y, X), uint8 or uint16; None for an unlabeled case.
 
@@ -138,7 +140,8 @@ def organs_of(case: Case, labels: LabelSet, label: LabelMap, image: SourceGrid) 
         )
     indices = labels.to_indices(label.array_zyx)
     if case.annotated is not None:
-        indices = np.array(labels.told_apart(supervised_organs(case, labels)), indices.dtype)[indices]
+        table = (*labels.told_apart(supervised_organs(case, labels)), labels.ignored)
+        indices = np.array(table[: int(np.iinfo(indices.dtype).max) + 1], indices.dtype)[indices]
     return indices
 
 

@@ -139,8 +139,16 @@ def measure_case(case: Case, labels: LabelSet, body: BodyRule) -> CaseMeasuremen
 def measure(
     case: Case, labels: LabelSet, prepared: PreparedImage, look: Look, indices_zyx: np.ndarray
 ) -> CaseMeasurement:
-    """Measures a labeled case that was read: its image, what that looks like, and its organs on the image's grid."""
+    """Measures a labeled case that was read: its image, what that looks like, and its organs on the image's grid.
+
+    Of voxels that nobody annotated nothing is measured: the organs' box, volumes and intensities are of what is known.
+    """
     image, box = prepared.image, prepared.body_box
+    ignored = 0
+    if labels.ignore is not None:
+        is_ignored = indices_zyx == labels.ignored
+        ignored = int(np.count_nonzero(is_ignored))
+        indices_zyx = np.where(is_ignored, indices_zyx.dtype.type(0), indices_zyx)
     counts = _voxels_per_organ(indices_zyx, labels)
     outside = counts - _voxels_per_organ(indices_zyx[box.slices], labels)
     supervised = supervised_organs(case, labels)
@@ -156,6 +164,7 @@ def measure(
             voxels_outside_body=tuple(int(count) for count in outside) if outside.any() else (),
             channel_facts=look.channels,
             body_share=look.body_share,
+            ignored_voxels=ignored,
         ),
         samples=_sample(image.array_czyx, indices_zyx, case.id),
     )

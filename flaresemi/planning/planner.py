@@ -112,6 +112,7 @@ def make_plans(
             "body": body_reason,
             "stages": stages_reason,
             "mirroring": mirroring_told(fingerprint.labels.names, fingerprint.labels.mirror_pairs),
+            **reasons.ignored(fingerprint, two),
         },
     )
 

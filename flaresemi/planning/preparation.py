@@ -231,7 +231,7 @@ def _prepare_stage(
             case_id=task.case.id, preprocessing_hash=made_by, grid=grid, source_hash=task.source_hash
         )
     else:
-        label = stage_labels(indices_zyx, grid)
+        label = stage_labels(indices_zyx, grid, labels.ignored)
         record = CaseRecord.labeled(
             case_id=task.case.id,
             preprocessing_hash=made_by,

@@ -8,6 +8,7 @@ from flaresemi.networks.cost import forward_gflop, parameter_count, training_mem
 from flaresemi.planning import sizing
 from flaresemi.planning.presets import Preset
 from flaresemi.planning.sizing import SizedStage, Sizer
+from flaresemi.plans import DatasetFingerprint
 
 #: Why a channel that is no CT is normalized as it is.
 INTENSITIES = {
@@ -90,6 +91,24 @@ def body(channels: tuple[str, ...]) -> str:
     if is_ct(channels[0]):
         return "the first channel is CT, where air is told from tissue by its HU"
     return f"the first channel is no CT ({', '.join(channels)}): the threshold comes from each image's histogram"
+
+
+def ignored(fingerprint: DatasetFingerprint, two: bool) -> dict[str, str]:
+    """What follows from voxels that nobody annotated; nothing where there are none."""
+    partial = [case for case in fingerprint.cases if case.ignored_voxels]
+    if not partial:
+        return {}
+    known = [1 - case.ignored_voxels / math.prod(case.shape_zyx) for case in partial]
+    text = (
+        f"{len(partial)} of {len(fingerprint.cases)} labeled cases are annotated in part ({100 * min(known):.2g} to "
+        f"{100 * max(known):.2g} % of their voxels): the organs' boxes, volumes and intensities are of that part"
+    )
+    if two:
+        text += (
+            "; FINE is trained where an organ may be, in the box of organs and ignored voxels, and meets smaller "
+            "boxes in prediction: --stages one avoids that"
+        )
+    return {"ignored": text}
 
 
 def _common(sizer: Sizer, stage: SizedStage) -> dict[str, str]:

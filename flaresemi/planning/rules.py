@@ -187,7 +187,9 @@ def _label_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
         )
     annotated = {value for organ in supervised_organs(case, labels) for value in labels.labels[organ - 1].values}
     present = set(facts.label.values)
-    if not present & annotated:
+    if present <= {labels.ignore}:
+        yield finding("warning", "empty label", "every voxel is ignored", "nothing is learned from it: remove the case")
+    elif not present & annotated:
         yield finding("warning", "empty label", "no organ is marked", "see whether the label map was saved empty")
     if lost := _lost_to_crop(facts.label, labels):
         yield finding(
@@ -249,6 +251,15 @@ def _dataset_findings(dataset: Dataset, facts: dict[str, CaseFacts]) -> Iterator
             file=description,
             message=f"in no label map: {', '.join(absent)}{assumed}",
             remedy="the network cannot learn them; see that names and values in dataset.json are right",
+        )
+    if labels.ignore in per_value and labels.background not in per_value:
+        yield Finding(
+            case_id="",
+            severity="warning",
+            problem="no background",
+            file=description,
+            message=f"no label map has background (value {labels.background}) beside ignored voxels",
+            remedy="without any example of background, the network calls everything an organ: annotate some of it, too",
         )
     caution = mirroring_caution(labels.names, labels.mirror_pairs)
     if caution is not None:

@@ -116,27 +116,29 @@ def prepare(image: Image, body: str) -> PreparedImage:
     return PreparedImage(image, box, mask)
 
 
-def stage_labels(indices_zyx: np.ndarray, grid: StageGrid) -> np.ndarray:
+def stage_labels(indices_zyx: np.ndarray, grid: StageGrid, ignored: int | None = None) -> np.ndarray:
     """A label map on a stage's voxels.
 
     Args:
         indices_zyx: Internal indices on the whole canonical image, uint8 or uint16.
         grid: The stage's grid of that image.
+        ignored: As for `resample_labels`.
     """
     if indices_zyx.shape != grid.canonical_shape_zyx:
         raise ValueError(f"label map of shape {indices_zyx.shape} for an image of {grid.canonical_shape_zyx}")
-    return resample_labels(indices_zyx[grid.body_box.slices], grid.shape_zyx)
+    return resample_labels(indices_zyx[grid.body_box.slices], grid.shape_zyx, ignored)
 
 
-def canonical_labels(indices_zyx: np.ndarray, grid: StageGrid) -> np.ndarray:
+def canonical_labels(indices_zyx: np.ndarray, grid: StageGrid, ignored: int | None = None) -> np.ndarray:
     """A stage's label map on the voxels of the canonical image: the way back of `stage_labels`.
 
     Args:
         indices_zyx: Internal indices on the whole stage grid, uint8 or uint16.
         grid: The stage's grid of the image.
+        ignored: As for `resample_labels`.
     """
     if indices_zyx.shape != grid.shape_zyx:
         raise ValueError(f"label map of shape {indices_zyx.shape} for a stage grid of {grid.shape_zyx}")
     canonical = np.zeros(grid.canonical_shape_zyx, indices_zyx.dtype)
-    canonical[grid.body_box.slices] = resample_labels(indices_zyx, grid.body_box.shape_zyx)
+    canonical[grid.body_box.slices] = resample_labels(indices_zyx, grid.body_box.shape_zyx, ignored)
     return canonical

@@ -7,6 +7,7 @@ separable: one weight matrix per axis. Shrinking widens the kernel by the factor
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -70,24 +71,47 @@ def input_support(from_shape: IntTriple, to_shape: IntTriple, kind: Kind, box: B
     return BoundingBox.of_slices(axis.span for axis in axes)
 
 
-def resample_labels(indices_zyx: np.ndarray, shape_zyx: IntTriple) -> np.ndarray:
+def resample_labels(indices_zyx: np.ndarray, shape_zyx: IntTriple, ignored: int | None = None) -> np.ndarray:
     """Resamples a label map: each class by linear interpolation of its mask, then the largest; ties to the lower index.
 
-    Only classes that are present are computed, each where it can win.
+    Only classes that are present are computed, each where it can win. A voxel is ignored where none of the input's
+    annotated ones lies in it (on a finer grid: where it lies in an ignored one), so that lines and slices of a voxel's
+    width are never lost; elsewhere ignored voxels have no say.
 
     Args:
         indices_zyx: uint8 or uint16, (Z, Y, X).
         shape_zyx: Shape of the result.
+        ignored: Index of voxels that nobody annotated; None: there are none.
     """
     shape: IntTriple = indices_zyx.shape
     if shape == tuple(shape_zyx):
         return indices_zyx.copy()
-    result = np.zeros(shape_zyx, indices_zyx.dtype)
     regions = {
         index: _reach(BoundingBox.of_slices(found), shape, shape_zyx)
         for index, found in enumerate(ndimage.find_objects(indices_zyx), start=1)
         if found is not None
     }
+    if ignored is not None and regions.pop(ignored, None) is not None:
+        result = _largest_class(indices_zyx, shape_zyx, regions)
+        result[~_any_within(indices_zyx != ignored, shape_zyx)] = ignored
+        return result
+    return _largest_class(indices_zyx, shape_zyx, regions)
+
+
+def _any_within(mask_zyx: np.ndarray, shape_zyx: IntTriple) -> np.ndarray:
+    """For each voxel of another grid, whether the center of a voxel of a mask lies in it, or its own center in one."""
+    for axis, to in enumerate(shape_zyx):
+        size = mask_zyx.shape[axis]
+        if to < size:  # voxel i has those from i * size / to - 1/2 on, rounded up
+            mask_zyx = np.logical_or.reduceat(mask_zyx, (2 * np.arange(to) * size + to - 1) // (2 * to), axis=axis)
+        else:
+            mask_zyx = mask_zyx.take((2 * np.arange(to) + 1) * size // (2 * to), axis=axis)
+    return mask_zyx
+
+
+def _largest_class(indices_zyx: np.ndarray, shape_zyx: IntTriple, regions: Mapping[int, BoundingBox]) -> np.ndarray:
+    """The class of the largest weight, of background and those that have a region of the result."""
+    result = np.zeros(shape_zyx, indices_zyx.dtype)
     if not regions:
         return result
     union = next(iter(regions.values()))

@@ -58,7 +58,7 @@ def export_labels(
                 where=case.images[0],
                 fix="run flaresemi_plan_and_preprocess again, and the round",
             )
-        indices = canonical_labels(np.asarray(stored.label_zyx), stored.record.grid)
+        indices = canonical_labels(np.asarray(stored.label_zyx), stored.record.grid, labels.ignored)
         write_label_map(outputs[case.id], labels.to_values(indices), source)
     return len(left)
 

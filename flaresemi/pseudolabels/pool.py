@@ -12,7 +12,7 @@ from tqdm import tqdm
 from flaresemi.case_names import case_file
 from flaresemi.compute.sharding import Shard
 from flaresemi.errors import DatasetError, FlaresemiError, PredictionError, SelectionError, listed
-from flaresemi.evaluation.overlap import dice_per_organ
+from flaresemi.evaluation.overlap import dice_of_annotated
 from flaresemi.files import write_text
 from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.labels import LabelSet
@@ -77,7 +77,7 @@ class PseudoLabels:
         case_id = labeled.score.case_id
         for store in self.stores.values():
             shape = store.images.open(case_id).record.grid.shape_zyx
-            label = resample_labels(labeled.label_zyx, shape)
+            label = resample_labels(labeled.label_zyx, shape, labels.ignored)
             store.write_labels(case_id, label, labels.channels - 1, tuple(range(1, labels.count + 1)))
         save_record(self._score_file(case_id), labeled.score)
 
@@ -206,15 +206,16 @@ def observe(labeler: Labeler, case_ids: Sequence[str]) -> list[Observation]:
             raise DatasetError(f"case '{case_id}' has no label map to compare with", where=stored.folder)
         labeled = labeler.label(case_id)
         truth = np.asarray(stored.label_zyx)
-        overlap = dice_per_organ(labeled.label_zyx, truth, labeler.labels.count, labeler.labels.regions)
+        overlap = dice_of_annotated(labeled.label_zyx, truth, labeler.labels)
         observations += [
             Observation(
                 case_id=case_id,
                 organ=labeler.labels.names[index - 1],
                 score=labeled.score.organs[labeler.labels.names[index - 1]],
-                dice=overlap[index - 1],
+                dice=found,
             )
             for index in stored.record.supervised
+            if (found := overlap[index - 1]) is not None
         ]
     return observations
 

@@ -62,12 +62,16 @@ class LabeledVolumes:
 
 
 def volumes_ml(
-    fingerprint: DatasetFingerprint, organs: Sequence[str], case_ids: Collection[str]
+    fingerprint: DatasetFingerprint, organs: Sequence[str], case_ids: Collection[str], *, parts: bool = False
 ) -> dict[str, list[float]]:
-    """Volumes of each organ in the labeled cases that annotate it, ml; 0 where it is absent."""
+    """Volumes of each organ in the labeled cases that annotate it, ml; 0 where it is absent.
+
+    Args:
+        parts: Of the cases with ignored voxels instead, of which that is known of each organ that is annotated.
+    """
     volumes: dict[str, list[float]] = {name: [] for name in organs}
     for case in fingerprint.cases:
-        if case.case_id not in case_ids:
+        if case.case_id not in case_ids or bool(case.ignored_voxels) != parts:
             continue
         z, y, x = case.spacing_zyx_mm
         for name, voxels, annotated in zip(organs, case.voxels_per_label, case.annotated, strict=True):
@@ -76,10 +80,22 @@ def volumes_ml(
     return volumes
 
 
-def labeled_volumes(volumes: Mapping[str, Sequence[float]]) -> dict[str, LabeledVolumes]:
-    """Summary of the result of `volumes_ml`; organs that no case has are left out."""
+def labeled_volumes(
+    volumes: Mapping[str, Sequence[float]], parts: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, LabeledVolumes]:
+    """Summary of the result of `volumes_ml`; organs that no case has are left out.
+
+    Args:
+        parts: What is known of the organs' volumes in cases with ignored voxels. Of an organ that no other case has, it
+            is less than the volume, which may be any then.
+    """
     present = {name: [volume for volume in found if volume > 0] for name, found in volumes.items()}
-    return {
+    unknown = {
+        name: LabeledVolumes(least_ml=min(known), most_ml=math.inf, absent=0)
+        for name, found in (parts or {}).items()
+        if (known := [volume for volume in found if volume > 0]) and not present[name]
+    }
+    return unknown | {
         name: LabeledVolumes(
             least_ml=min(found), most_ml=max(found), absent=len(volumes[name]) - len(found), present=len(found)
         )

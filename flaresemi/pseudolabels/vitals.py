@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flaresemi.errors import DatasetError
-from flaresemi.evaluation.overlap import dice_per_organ
+from flaresemi.evaluation.overlap import dice_of_annotated
 from flaresemi.pseudolabels.agreement import ABSENT_BELOW
 from flaresemi.pseudolabels.labeling import Labeler
 from flaresemi.ranges import Share, VolumeMl
@@ -120,11 +120,13 @@ def dice_of_labeled(labeler: Labeler, case_ids: Sequence[str]) -> dict[str, dict
         stored = labeler.fine_store.open(case_id)
         if stored.label_zyx is None:
             raise DatasetError(f"case '{case_id}' has no label map to compare with", where=stored.folder)
-        truth = np.asarray(stored.label_zyx)
-        overlap = dice_per_organ(labeler.segment(case_id), truth, labels.count, labels.regions)
+        overlap = dice_of_annotated(labeler.segment(case_id), np.asarray(stored.label_zyx), labels)
         voxels = labels.per_organ(np.array([0, *stored.record.voxels_per_label]))
-        has = [organ for organ in stored.record.supervised if voxels[organ - 1] > 0]
-        found[case_id] = {labels.names[organ - 1]: overlap[organ - 1] for organ in has}
+        found[case_id] = {
+            labels.names[organ - 1]: dice
+            for organ in stored.record.supervised
+            if voxels[organ - 1] > 0 and (dice := overlap[organ - 1]) is not None
+        }
     return found
 
 

@@ -13,6 +13,7 @@ from flaresemi.pseudolabels.vitals import (
     Vitals,
     compared,
     dice_of_labeled,
+    median_present,
     no_teacher,
     spread,
     volumes_of_pool,
@@ -33,7 +34,9 @@ class Protection:
         fold: The chain's fold.
         number: Of the round.
         training: Labeled cases that its models and those before are trained on.
-        labeled_ml: By organ, volumes in those that annotate it, 0 where it is absent.
+        labeled_ml: By organ, volumes in those that annotate it, 0 where it is absent; without those of which voxels are
+            ignored.
+        parts_ml: By organ, what is annotated of it in these.
     """
 
     workspace: Workspace
@@ -41,6 +44,12 @@ class Protection:
     number: int
     training: Sequence[str]
     labeled_ml: Mapping[str, Sequence[float]]
+    parts_ml: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def median_ml(self) -> tuple[float, ...]:
+        """Of every organ, the median of its volumes, or of its parts where nothing else is known."""
+        return tuple(median_present(found or self.parts_ml.get(name, ())) for name, found in self.labeled_ml.items())
 
     @property
     def _folder(self) -> RoundFolder:
@@ -82,7 +91,8 @@ class Protection:
         teachers = load_record(self._folder.vitals_before, Vitals, error=SelectionError)
         barred = no_teacher(scores, teachers, self.labeled_ml, rule.organ_threshold / 2)
         barred |= {name: f"vanishing in round {self.number - 1}: {why}" for name, why in self._vanishing().items()}
-        if set(barred) >= {name for name, volumes in self.labeled_ml.items() if any(volumes)}:
+        known = {name for name, volumes in self.labeled_ml.items() if any(volumes)}
+        if set(barred) >= (known or {*self.labeled_ml}):
             logger.warning(
                 "the models that label know no organ well enough: none is barred for that; train them longer"
             )

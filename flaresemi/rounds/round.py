@@ -22,7 +22,6 @@ from flaresemi.pseudolabels.labeling import Labeler
 from flaresemi.pseudolabels.pool import PseudoLabels, label_pool, observe, write_reliable_series
 from flaresemi.pseudolabels.selecting import labeled_volumes, select, volumes_ml
 from flaresemi.pseudolabels.teachers import judged_weights_hash, load_teachers, made_with
-from flaresemi.pseudolabels.vitals import median_present
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.rounds.protection import Protection
 from flaresemi.rounds.state import STEPS, RoundConfig, RoundState, file_hash, inputs_hash, load_state
@@ -213,7 +212,7 @@ class Round:
     def select(self) -> bool:
         """Merges the scores, calibrates them on the held-out cases, and selects."""
         scores = self.labels.merged_scores(self.pool, self.made_with())
-        medians = dict(zip(self.plans.labels.names, self._median_volumes_ml(), strict=True))
+        medians = dict(zip(self.plans.labels.names, self._protection.median_ml, strict=True))
         observed = (load_record(path, Observations, error=SelectionError) for path in self._observation_files())
         calibration = calibrate([each for record in observed for each in record.observations], medians)
         if calibration is not None:
@@ -232,7 +231,7 @@ class Round:
         selection = select(
             scores,
             self.config.selection,
-            labeled_volumes(self._protection.labeled_ml),
+            labeled_volumes(self._protection.labeled_ml, self._protection.parts_ml),
             round=self.number,
             fold=self.fold,
             barred=self._barred,
@@ -355,7 +354,7 @@ class Round:
             teachers,
             stores[Stage.FINE],
             stores[Stage.COARSE],
-            self._median_volumes_ml(),
+            self._protection.median_ml,
             device=str(how.device),
             precision=how.precision,
             tta=self.config.tta,
@@ -374,13 +373,14 @@ class Round:
 
     @functools.cached_property
     def _protection(self) -> Protection:
-        training = self.tasks[Stage.FINE].training
+        training, organs = self.tasks[Stage.FINE].training, self.plans.labels.names
         return Protection(
             workspace=self.workspace,
             fold=self.fold,
             number=self.number,
             training=training,
-            labeled_ml=volumes_ml(self.fingerprint, self.plans.labels.names, training),
+            labeled_ml=volumes_ml(self.fingerprint, organs, training),
+            parts_ml=volumes_ml(self.fingerprint, organs, training, parts=True),
         )
 
     @functools.cached_property
@@ -391,9 +391,6 @@ class Round:
             case_id: f"of group '{group}', of which fold {self.fold} holds cases out"
             for case_id, group in relatives.items()
         }
-
-    def _median_volumes_ml(self) -> tuple[float, ...]:
-        return tuple(median_present(found) for found in self._protection.labeled_ml.values())
 
 
 def _are_files(*paths: Path) -> bool:

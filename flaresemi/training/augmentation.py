@@ -95,7 +95,7 @@ class Augmentation:
         self.patch_zyx = patch_zyx
         self.strength = strength_of(strength)
         self.mirror_axes = mirror_axes
-        self.mirror_permutation = np.array(mirror_permutation)
+        self.mirror_permutation = np.append(mirror_permutation, len(mirror_permutation))  # ignored voxels stay it
         self.swaps_labels = list(mirror_permutation) != list(range(len(mirror_permutation)))
         self.in_plane = spacing_zyx_mm[0] > 3 * min(spacing_zyx_mm[1:])
         self.intensity = _intensity_transforms(self.strength)
@@ -114,7 +114,7 @@ class Augmentation:
         return other
 
     def __call__(
-        self, image_czyx: np.ndarray, label_zyx: np.ndarray, fill: np.ndarray, seed: int
+        self, image_czyx: np.ndarray, label_zyx: np.ndarray, fill: np.ndarray, seed: int, label_fill: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
         """Transforms one sample; the same seed gives the same result in any process.
 
@@ -123,13 +123,14 @@ class Augmentation:
             label_zyx: Label indices of the same shape.
             fill: What lies outside the image, per channel (C,).
             seed: For numpy's and Python's global generators, which batchgenerators draws from.
+            label_fill: Index of what lies outside the image.
 
         Returns:
             Image (C, *patch) float32 and label (*patch) of the input's type.
         """
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        image, label = self._spatial(image_czyx, label_zyx, fill)
+        image, label = self._spatial(image_czyx, label_zyx, fill, label_fill)
         image = self.intensity(data=image[None])["data"][0]
         for axis in self.mirror_axes:
             if np.random.random() < 0.5:
@@ -139,7 +140,7 @@ class Augmentation:
         return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, label_zyx.dtype)
 
     def _spatial(
-        self, image_czyx: np.ndarray, label_zyx: np.ndarray, fill: np.ndarray
+        self, image_czyx: np.ndarray, label_zyx: np.ndarray, fill: np.ndarray, label_fill: int
     ) -> tuple[np.ndarray, np.ndarray]:
         angle = math.radians(self.strength.rotation_degrees)
         around_z, around_others = (-angle, angle), (0.0, 0.0) if self.in_plane else (-angle, angle)
@@ -155,6 +156,7 @@ class Augmentation:
             angle_z=around_others,
             scale=self.strength.scaling,
             border_mode_data="constant",
+            border_cval_seg=label_fill,
             order_data=1,
             order_seg=0,
             random_crop=False,

@@ -258,7 +258,7 @@ def _store_one(
         indices = read_organs(dataclasses.replace(case, label=path), labels, read_grid(case.images[0]))
     except FlaresemiError as error:
         return f"{error.what} ({path})"
-    label = stage_labels(indices, store.images.record(case.id).grid)
+    label = stage_labels(indices, store.images.record(case.id).grid, labels.ignored)
     everything = tuple(range(1, labels.count + 1))
     store.write_labels(case.id, label, labels.channels - 1, everything, _source(contents[case.id], labels))
     return None

@@ -102,12 +102,14 @@ class LiveTeacherTrainer(SemiSupervisedTrainer):
     def _taught(
         self, weak_bczyx: torch.Tensor, on_disk_bzyx: torch.Tensor, supervised_bc: torch.Tensor
     ) -> torch.Tensor:
-        """What pseudo-labeled patches teach, (B, Z, Y, X)."""
+        """What pseudo-labeled patches teach, (B, Z, Y, X); where nothing is on disk, what the teacher is sure of."""
         with self.precision.autocast():
             logits = self.averaged_network(weak_bczyx)
-        logits, on_disk = merge_unsupervised(logits.float(), on_disk_bzyx, supervised_bc, self.task.labels.regions)
+        left_out, known = on_disk_bzyx == IGNORED, on_disk_bzyx.clamp_min(0)
+        logits, on_disk = merge_unsupervised(logits.float(), known, supervised_bc, self.task.labels.regions)
         sure, said = logits.softmax(1).max(1)
-        return said.masked_fill((sure < self.settings.confidence) & (said != on_disk), IGNORED)
+        agreed = (said == on_disk) & ~left_out
+        return said.masked_fill((sure < self.settings.confidence) & ~agreed, IGNORED)
 
     def _mixed(
         self, image_bczyx: torch.Tensor, target_bzyx: torch.Tensor, supervised_bc: torch.Tensor, labeled: int

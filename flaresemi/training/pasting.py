@@ -71,7 +71,8 @@ def pasted(patch: Batch, content: Batch, box: BoundingBox) -> Batch:
         box: Where, in the patch's voxels.
     """
     where = (..., *box.slices)
-    image, label = patch.image_bczyx.copy(), patch.label_bzyx.copy()
+    image = patch.image_bczyx.copy()
+    label = patch.label_bzyx.astype(np.promote_types(patch.label_bzyx.dtype, content.label_bzyx.dtype))  # a copy
     image[where], label[where] = content.image_bczyx, content.label_bzyx
     second = image
     if patch.second_bczyx is not patch.image_bczyx:

@@ -24,6 +24,8 @@ LARGEST_RATIO = 50.0
 def organs_in_one_piece(store: CaseStore, cases: Iterable[str], labels: LabelSet) -> tuple[str, ...]:
     """Names of the organs that are there, as one piece of about one size, in every labeled case that annotates them.
 
+    Cases with voxels that nobody annotated tell nothing of it.
+
     Args:
         store: A stage's prepared cases.
         cases: The labeled ones to look at.
@@ -32,6 +34,8 @@ def organs_in_one_piece(store: CaseStore, cases: Iterable[str], labels: LabelSet
     scattered: set[int] = set()
     for case_id in cases:
         stored = store.open(case_id)
+        if stored.record.annotated_voxels is not None:  # lines are no pieces, and what lies between them is not known
+            continue
         sizes = _organ_sizes(stored.label_zyx, stored.record.supervised, labels)
         for organ in stored.record.supervised:
             total, largest = sizes[organ]

@@ -18,6 +18,7 @@ from flaresemi.log_lines import format_last_resort
 from flaresemi.plans import StagePlan
 from flaresemi.system_errors import explained
 from flaresemi.training.augmentation import Augmentation, SecondView
+from flaresemi.training.losses import IGNORED
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class Batch:
 
     Attributes:
         image_bczyx: float32.
-        label_bzyx: Label indices.
+        label_bzyx: Label indices; `IGNORED` where nobody annotated.
         supervised_bc: Which organs each sample supervises, behind background, which it always does.
         weight_b: Loss weights; 0 for unlabeled samples.
         labeled_b: Which samples have a label map.
@@ -104,7 +105,8 @@ class PatchSampler(Samples):
         cases: What to draw from.
         plan: Patch size, region and margin.
         foreground_share: Share of patches centered on an organ; the organ is drawn uniformly among those that the
-            case supervises and has, so that small ones are seen as often as large ones.
+            case supervises and has, so that small ones are seen as often as large ones. Of cases with ignored voxels,
+            all other patches are centered on annotated ones.
         region_jitter_mm: Jitter of each face of the organs' box.
         outside_share: Share of patches drawn from anywhere in the body, where the stage works in the organs' box.
         augmentations: By strength name; a missing one means none.
@@ -175,8 +177,11 @@ class PatchSampler(Samples):
             label = np.zeros(image.shape[1:], np.uint8)
         if augmentation:
             fill = np.array(stored.record.channel_minima, np.float32)
+            outside = {"label_fill": stored.outside_label} if stored.outside_label else {}
             with self.clock("augment"):
-                image, label = augmentation(image, label, fill, int(generator.integers(2**32)))
+                image, label = augmentation(image, label, fill, int(generator.integers(2**32)), **outside)
+        if stored.record.annotated_voxels is not None:
+            label = np.where(label == stored.record.ignored, IGNORED, label.astype(np.int32))
         second = view = image[None]
         if self.second_view:
             with self.clock("augment"):
@@ -196,7 +201,7 @@ class PatchSampler(Samples):
     def _patch_start(self, stored: StoredCase, case: TrainingCase, generator: np.random.Generator) -> IntTriple:
         if self.plan.region == "organs" and generator.random() < self.outside_share:
             body = BoundingBox.whole(stored.record.grid.shape_zyx)
-            return draw_start(body, self.plan.patch_zyx, None, generator)
+            return draw_start(body, self.plan.patch_zyx, _annotated_voxel(stored, body, generator), generator)
         region = training_region(stored, self.plan, self.region_jitter_mm, generator)
         center: np.ndarray | None = None
         if generator.random() < self.foreground_share:
@@ -207,7 +212,19 @@ class PatchSampler(Samples):
                 voxels = np.concatenate([stored.class_voxels(index) for index in indices])
                 if len(voxels):
                     center = voxels[generator.integers(len(voxels))]
+        if center is None:
+            center = _annotated_voxel(stored, region, generator)
         return draw_start(region, self.plan.patch_zyx, center, generator)
+
+
+def _annotated_voxel(stored: StoredCase, region: BoundingBox, generator: np.random.Generator) -> np.ndarray | None:
+    """A random annotated voxel, of the region where it has one; None where all are annotated, or none."""
+    voxels = stored.annotated_sample()
+    if not len(voxels):
+        return None
+    inside = voxels[((voxels >= region.start) & (voxels < region.stop)).all(axis=1)]
+    chosen = inside if len(inside) else voxels
+    return chosen[generator.integers(len(chosen))]
 
 
 class LabeledAndUnlabeled(Samples):

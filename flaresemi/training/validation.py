@@ -15,7 +15,7 @@ from flaresemi.case_names import case_file
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import about_case
-from flaresemi.evaluation.overlap import dice, dice_per_organ
+from flaresemi.evaluation.overlap import dice, dice_of_annotated
 from flaresemi.evaluation.summary import evaluate_folders, save_summary, table
 from flaresemi.files import clear_folder, content_hash, write_text
 from flaresemi.geometry import BoundingBox
@@ -187,26 +187,29 @@ def _reference_file(case: Case, folder: Path) -> Path:
 def _largest_component_gain(
     predicted_zyx: np.ndarray, reference_zyx: np.ndarray, case: Case, labels: LabelSet
 ) -> dict[str, float]:
-    before = dice_per_organ(predicted_zyx, reference_zyx, labels.count, labels.regions)
+    before = dice_of_annotated(predicted_zyx, reference_zyx, labels)
     after = _cleaned_dice(predicted_zyx, reference_zyx, labels)
     return {
         name: new - old
         for name, old, new in zip(labels.names, before, after, strict=True)
-        if case.annotated is None or name in case.annotated
+        if (case.annotated is None or name in case.annotated) and old is not None and new is not None
     }
 
 
-def _cleaned_dice(predicted_zyx: np.ndarray, reference_zyx: np.ndarray, labels: LabelSet) -> tuple[float, ...]:
-    """Dice of every organ of whose prediction the largest component alone is kept."""
+def _cleaned_dice(predicted_zyx: np.ndarray, reference_zyx: np.ndarray, labels: LabelSet) -> tuple[float | None, ...]:
+    """Dice of every organ of whose prediction the largest component alone is kept, over the annotated voxels."""
     organs = range(1, labels.count + 1)
     if not labels.has_regions:
         cleaned = predicted_zyx.copy()
         keep_largest(cleaned, organs)
-        return dice_per_organ(cleaned, reference_zyx, labels.count)
+        return dice_of_annotated(cleaned, reference_zyx, labels)
     masks = [labels.mask(predicted_zyx, organ).astype(np.uint8) for organ in organs]
     for mask in masks:
         keep_largest(mask, (1,))
-    return tuple(dice(mask > 0, labels.mask(reference_zyx, organ)) for organ, mask in zip(organs, masks, strict=True))
+    known = reference_zyx != labels.ignored
+    return tuple(
+        dice((mask > 0) & known, labels.mask(reference_zyx, organ)) for organ, mask in zip(organs, masks, strict=True)
+    )
 
 
 def _largest_components_that_help(results: Sequence[CaseResult]) -> tuple[str, ...]:

@@ -242,8 +242,8 @@ def test_wrong_use_of_write(tmp_path):
         store.write(record, image, None)
     with pytest.raises(ValueError, match="voxels_per_label"):
         store.write(record, image, np.zeros_like(label))
-    label[0, 0, 0] = 4
-    with pytest.raises(ValueError, match="index 4"):
+    label[0, 0, 0] = 5  # 4 is what nobody annotated
+    with pytest.raises(ValueError, match="index 5"):
         store.write(record, image, label)
     assert store.case_ids() == ()
 

@@ -85,6 +85,9 @@ def test_what_is_sure_teaches_then_what_agrees_and_nothing_else(
     on_disk[:, 3] = 2
     taught = trainer._taught(torch.zeros(1, 1, 4, 2, 2), on_disk, torch.ones(1, 3, dtype=torch.bool))
     assert taught[0, :, 0, 0].tolist() == [1, 1, IGNORED, 2]
+    nothing = torch.full_like(on_disk, IGNORED)
+    taught = trainer._taught(torch.zeros(1, 1, 4, 2, 2), nothing, torch.ones(1, 3, dtype=torch.bool))
+    assert taught[0, :, 0, 0].tolist() == [1, 1, IGNORED, IGNORED], "voxels that a pseudo-label leaves out"
     rejected = torch.tensor([[True, False, True]])  # organ 1 is not supervised: background, wherever it is
     taught = trainer._taught(torch.zeros(1, 1, 4, 2, 2), on_disk, rejected)
     assert taught[0, :, 0, 0].tolist() == [0, 0, 0, IGNORED]

@@ -179,7 +179,8 @@ class RoundFacts:
     def labeled_volumes(self) -> dict[str, LabeledVolumes]:
         """Volumes in the labeled cases, of the organs that are in any."""
         case_ids = [case.case_id for case in self.fingerprint.cases]
-        return labeled_volumes(volumes_ml(self.fingerprint, self.organs, case_ids))
+        parts = volumes_ml(self.fingerprint, self.organs, case_ids, parts=True)
+        return labeled_volumes(volumes_ml(self.fingerprint, self.organs, case_ids), parts)
 
     @property
     def judge(self) -> str:
