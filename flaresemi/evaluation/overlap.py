@@ -69,12 +69,16 @@ def dice_of_annotated(prediction: np.ndarray, reference: np.ndarray, labels: Lab
         One value per organ; None for an organ that neither has there, while it may be where nobody annotated.
     """
     prediction, reference, is_partial = without_ignored(prediction, reference, labels)
+    if is_partial:
+        return dice_where_present(prediction, reference, labels)
+    return dice_per_organ(prediction, reference, labels.count, labels.regions)
+
+
+def dice_where_present(prediction: np.ndarray, reference: np.ndarray, labels: LabelSet) -> tuple[float | None, ...]:
+    """As `dice_per_organ`, but None for an organ that neither of both has."""
     found = dice_per_organ(prediction, reference, labels.count, labels.regions)
-    if not is_partial:
-        return found
-    known = np.bincount(prediction.ravel(), minlength=labels.channels)
-    known += np.bincount(reference.ravel(), minlength=labels.channels)
-    voxels = labels.per_organ(known)
+    predicted, referred = (np.bincount(each.ravel(), minlength=labels.channels) for each in (prediction, reference))
+    voxels = labels.per_organ(predicted) + labels.per_organ(referred)
     return tuple(value if count else None for value, count in zip(found, voxels, strict=True))
 
 

@@ -333,11 +333,12 @@ def _sample_voxels(record: CaseRecord, label_zyx: np.ndarray) -> np.ndarray:
     flat = label_zyx.ravel()
     is_annotated = None if record.annotated_voxels is None else flat != record.ignored
     foreground = np.flatnonzero(flat if is_annotated is None else (flat != 0) & is_annotated)
-    values = flat[foreground]
-    chosen = []
-    for index in range(1, len(record.voxels_per_label) + 1):
-        voxels = foreground[values == index]
-        chosen.append(_some(voxels, record.case_id, index))
+    foreground = foreground[np.argsort(flat[foreground], kind="stable")]  # one organ behind the other: one pass for all
+    ends = np.cumsum(record.voxels_per_label)
+    chosen = [
+        _some(foreground[end - count : end], record.case_id, index)
+        for index, (count, end) in enumerate(zip(record.voxels_per_label, ends, strict=True), start=1)
+    ]
     if is_annotated is not None:
         chosen.append(_some(np.flatnonzero(is_annotated), record.case_id, record.ignored))
     together = np.concatenate(chosen) if chosen else np.empty(0, np.int64)

@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 
-#: Values of a label map are listed up to this many; more is no label map.
-MAX_LISTED_VALUES = 300
+#: Values of a label map are listed up to this many; more is no label map. Chosen: many more than anybody has organs.
+MAX_LISTED_VALUES = 4096
 
 #: Main memory per byte of an image file while it is looked at. Measured: 6.2 bytes per voxel; CTs take 0.3 to 0.95
 #: bytes per voxel compressed.

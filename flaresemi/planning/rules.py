@@ -21,10 +21,13 @@ from flaresemi.planning.cases import (
 )
 from flaresemi.planning.findings import Finding, IntegrityReport, cases_per_value
 from flaresemi.planning.image_checks import check_image
-from flaresemi.planning.inspection import MAX_LISTED_VALUES, CaseFacts, LabelFacts, inspect_dataset
+from flaresemi.planning.inspection import CaseFacts, LabelFacts, inspect_dataset
 from flaresemi.planning.outliers import find_outliers
 from flaresemi.planning.regions import LOST_SHARE
 from flaresemi.sides import mirroring_caution
+
+#: Values that a message lists.
+_MOST_TOLD = 300
 
 #: NIfTI's two affines may differ by rounding; beyond this somebody changed one of them. Chosen.
 _AFFINES_APART_MM = 1.0
@@ -274,7 +277,7 @@ def _dataset_findings(dataset: Dataset, facts: dict[str, CaseFacts]) -> Iterator
 
 
 def _found_text(per_value: dict[int, tuple[str, ...]], known: frozenset[int]) -> str:
-    values = spans(list(per_value)[:MAX_LISTED_VALUES])
+    values = spans(list(per_value)[:_MOST_TOLD])
     strange = [value for value in per_value if value not in known]
     examples = ", ".join(
         f"{value} in {len(per_value[value])} case(s) such as '{per_value[value][0]}'" for value in strange[:3]
@@ -284,7 +287,7 @@ def _found_text(per_value: dict[int, tuple[str, ...]], known: frozenset[int]) ->
 
 def _template(dataset: Dataset, per_value: dict[int, tuple[str, ...]]) -> str:
     """A dataset.json to copy, with the values that are there."""
-    values = [value for value in per_value if value != 0][:MAX_LISTED_VALUES]
+    values = [value for value in per_value if value != 0][:_MOST_TOLD]
     channels = {str(index): name for index, name in enumerate(dataset.channels)}
     named = {"background": 0, **{f"organ {value}": value for value in values}}
     return json.dumps({"channel_names": channels, "labels": named}, indent=2, ensure_ascii=False)

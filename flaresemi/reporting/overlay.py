@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import ndimage
 
 from flaresemi.files import atomic_path, open_regular
 from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
@@ -27,6 +29,8 @@ _HEIGHT_INCHES = 5.0
 #: Width of one of two pictures side by side.
 _SIDE_INCHES = 4.2
 _LEGEND_INCHES = 2.2
+#: Lines of a legend of this height.
+_LEGEND_LINES = 28
 _FILL = 0.45
 _MARGIN_MM = 40.0
 
@@ -139,6 +143,8 @@ def save_comparison(
     for array in (*predictions_zyx, reference_zyx):
         if array.shape != image_zyx.shape:
             raise ValueError(f"arrays of one shape expected, found {array.shape} and {image_zyx.shape}")
+    reference_zyx = labels.painted(reference_zyx)
+    predictions_zyx = labels.painted(predictions_zyx[0]), labels.painted(predictions_zyx[1])
     position = busiest_slices(reference_zyx if reference_zyx.any() else predictions_zyx[1], labels.count)
     shown = _shown_box([*predictions_zyx, reference_zyx], image_zyx.shape, spacing_zyx_mm)
     sides = [_cut(image_zyx, [each, reference_zyx], position, spacing_zyx_mm, shown) for each in predictions_zyx]
@@ -226,12 +232,14 @@ def busiest_slices(indices_zyx: np.ndarray, organs: int) -> IntTriple:
     """
     position = [size // 2 for size in indices_zyx.shape]
     areas: list[list[np.ndarray]] = [[], [], []]
-    for index in range(1, organs + 1):
-        mask = indices_zyx == index
+    for index, box in enumerate(ndimage.find_objects(indices_zyx, max_label=organs), start=1):
+        if box is None:
+            continue
+        mask = indices_zyx[box] == index
         for axis in range(3):
-            area = np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
-            if area.any():
-                areas[axis].append(area / area.max())
+            area = np.zeros(indices_zyx.shape[axis], np.int64)
+            area[box[axis]] = np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
+            areas[axis].append(area / area.max())
     for axis in range(3):
         if areas[axis]:
             shares = np.array(areas[axis])
@@ -292,13 +300,15 @@ def _cut(
 
 def _draw(planes: tuple[_Plane, ...], labels: LabelSet, window: tuple[float, float], title: str | None) -> Figure:
     widths = _widths(planes, _HEIGHT_INCHES)
+    columns = math.ceil((len(_drawn(planes, labels)) + 2) / _LEGEND_LINES)
+    legend_inches = columns * _LEGEND_INCHES
     figure = new_figure(
-        figsize=(sum(widths) + _LEGEND_INCHES, _HEIGHT_INCHES + 0.6), facecolor="black", layout="constrained"
+        figsize=(sum(widths) + legend_inches, _HEIGHT_INCHES + 0.6), facecolor="black", layout="constrained"
     )
-    axes = figure.subplots(1, 4, width_ratios=[*widths, _LEGEND_INCHES])
+    axes = figure.subplots(1, 4, width_ratios=[*widths, legend_inches])
     for axis, plane in zip(axes, planes, strict=False):
         _draw_plane(axis, plane, labels.count, window)
-    _draw_legend(axes[-1], planes, labels)
+    _draw_legend(axes[-1], planes, labels, columns=columns)
     if title is not None:
         figure.suptitle(title, color="white", fontsize=11)
     return figure
@@ -355,14 +365,19 @@ def _outline(
     axes.contour(columns, rows, padded, levels=[0.5], colors=[color], linewidths=1.1, linestyles=style)
 
 
-def _draw_legend(axes: Axes, planes: tuple[_Plane, ...], labels: LabelSet) -> None:
+def _drawn(planes: tuple[_Plane, ...], labels: LabelSet) -> list[int]:
+    """The organs in these slices."""
+    maps = [array for plane in planes for array in (plane.filled, plane.outlined) if array is not None]
+    seen = {int(index) for array in maps for index in np.unique(array)}
+    return [index for index in range(1, labels.count + 1) if index in seen]
+
+
+def _draw_legend(axes: Axes, planes: tuple[_Plane, ...], labels: LabelSet, *, columns: int = 1) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     axes.set_axis_off()
-    maps = [array for plane in planes for array in (plane.filled, plane.outlined) if array is not None]
-    seen = {int(index) for array in maps for index in np.unique(array)}
-    drawn = [index for index in range(1, labels.count + 1) if index in seen]
+    drawn = _drawn(planes, labels)
     handles: list[Patch | Line2D] = [Patch(color=organ_color(index)) for index in drawn]
     names = [labels.names[index - 1] for index in drawn]
     handles.append(Patch(color=(0.7, 0.7, 0.7, _FILL)))
@@ -370,4 +385,4 @@ def _draw_legend(axes: Axes, planes: tuple[_Plane, ...], labels: LabelSet) -> No
     if planes[0].outlined is not None:
         handles.append(Line2D([], [], color="0.8"))
         names.append("outline: reference")
-    add_legend(axes, handles, names, loc="center left", frameon=False, labelcolor="white", fontsize=9)
+    add_legend(axes, handles, names, loc="center left", frameon=False, labelcolor="white", fontsize=9, ncols=columns)

@@ -9,7 +9,7 @@ from torch import nn
 from tqdm import tqdm
 
 from flaresemi.compute.precision import Precision
-from flaresemi.evaluation.overlap import dice, without_ignored
+from flaresemi.evaluation.overlap import dice_where_present, without_ignored
 from flaresemi.geometry import BoundingBox
 from flaresemi.inference.sliding_window import slide
 from flaresemi.io.case_store import CaseStore
@@ -98,10 +98,10 @@ def quick_validation(
             predicted = slide(image, forward, plan.patch_zyx, step=0.75).argmax(dim=0).cpu().numpy()
         reference = np.asarray(stored.label_zyx[box.slices])
         predicted, reference, _ = without_ignored(predicted, reference, labels)
+        found = dice_where_present(predicted, reference, labels)
         for organ in stored.record.supervised:
-            prediction_mask, reference_mask = labels.mask(predicted, organ), labels.mask(reference, organ)
-            if prediction_mask.any() or reference_mask.any():
-                scores.setdefault(labels.names[organ - 1], []).append(dice(prediction_mask, reference_mask))
+            if (value := found[organ - 1]) is not None:
+                scores.setdefault(labels.names[organ - 1], []).append(value)
     return {organ: float(np.mean(values)) for organ, values in sorted(scores.items())}
 
 
