@@ -51,7 +51,7 @@ logger = logging.getLogger("flaresemi.cli.semi_round")  # also when run with pyt
 _FEW_LABELS = 25
 #: Options that are fields of a record, and stand among the options only if they were given.
 _RULE = ("organ_threshold", "organ_share", "volume_factor", "best_share", "case_threshold", "require_complete")
-_STUDENTS = ("start", "length", "tta", "trainer", "trainer_settings")
+_STUDENTS = ("start", "length", "tta", "ignore_contested", "trainer", "trainer_settings")
 _STOP = ("patience", "min_delta", "max_rounds")
 _METHOD = ("preset", "select", *_RULE, *(field.name for field in dataclasses.fields(Mixing)), *_STUDENTS, *_STOP)
 _STOPPED = "stopped and saved; the same command goes on"
@@ -341,6 +341,12 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     """Fields of the records that decide a round; what is not given stays with its preset."""
     parser.add_argument(
         "--tta", action="store_true", default=argparse.SUPPRESS, help="label by the mean over mirrored images too"
+    )
+    parser.add_argument(
+        "--ignore-contested",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="leave out the voxels of pseudo-labels on which snapshots of the models disagree",
     )
     rule = parser.add_argument_group("selection", "what is not given has the default in brackets")
     defaults, round_defaults, stop_defaults = SelectionRule(), RoundConfig(), StopRule()

@@ -32,11 +32,13 @@ class LabeledCase:
         label_zyx: Label indices on the whole FINE grid of the case.
         region: The box that FINE segmented, in FINE voxels.
         score: How far the label map can be trusted.
+        ignored_zyx: Where it teaches nothing, bool; None: nowhere.
     """
 
     label_zyx: np.ndarray
     region: BoundingBox
     score: CaseScore
+    ignored_zyx: np.ndarray | None = None
 
 
 class Labeler:
@@ -54,6 +56,7 @@ class Labeler:
         precision: The numeric precision of the networks.
         step: Distance of neighboring windows, as a share of the window.
         tta: The final weights segment by the mean over mirrored images.
+        ignore_contested: Leave out the voxels on which the snapshots disagree with them.
     """
 
     def __init__(
@@ -67,11 +70,13 @@ class Labeler:
         precision: PrecisionName = "auto",
         step: float = 0.5,
         tta: bool = False,
+        ignore_contested: bool = False,
     ) -> None:
         # A named engine: labeling again on this machine gives the same labels.
         engine = Engine(select_device(device), precision, "torch")
         stage = functools.partial(StagePredictor, engine=engine, step=step)
         self.teachers = teachers
+        self._ignore_contested = ignore_contested
         self.labels = teachers.fine.labels
         self.fine_store = fine_store
         self.coarse_store = coarse_store
@@ -120,8 +125,13 @@ class Labeler:
         flags = (*flags, *self._unlike_training(grid))
         output = self._output(stored, region)
         image, fill_c = _crop(stored, output.region), _fill(stored)
-        saved, score = self._scorer.score(case_id, output, image, fill_c, grid.spacing_zyx_mm, flags)
-        return LabeledCase(label_zyx=_on_grid(stored, saved, output.region), region=output.region, score=score)
+        saved, score, contested = self._scorer.score(case_id, output, image, fill_c, grid.spacing_zyx_mm, flags)
+        return LabeledCase(
+            label_zyx=_on_grid(stored, saved, output.region),
+            region=output.region,
+            score=score,
+            ignored_zyx=_on_grid(stored, contested, output.region) if self._ignore_contested else None,
+        )
 
     def _output(self, stored: StoredCase, region: BoundingBox) -> FineOutput:
         crop = functools.partial(_crop, stored)

@@ -74,10 +74,13 @@ class PseudoLabels:
             labeled: The label map and its score.
             labels: The organs of the dataset.
         """
-        case_id = labeled.score.case_id
+        case_id, saved = labeled.score.case_id, labeled.label_zyx
+        if labeled.ignored_zyx is not None:
+            kind = saved.dtype if labels.ignored <= np.iinfo(saved.dtype).max else np.dtype(np.uint16)
+            saved = np.where(labeled.ignored_zyx, kind.type(labels.ignored), saved.astype(kind, copy=False))
         for store in self.stores.values():
             shape = store.images.open(case_id).record.grid.shape_zyx
-            label = resample_labels(labeled.label_zyx, shape, labels.ignored)
+            label = resample_labels(saved, shape, labels.ignored)
             store.write_labels(case_id, label, labels.channels - 1, tuple(range(1, labels.count + 1)))
         save_record(self._score_file(case_id), labeled.score)
 

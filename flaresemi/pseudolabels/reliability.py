@@ -72,7 +72,7 @@ class Reliability:
             fill_c: Padding value per channel, for a region smaller than a window.
             spacing_zyx_mm: Voxel spacing of the stage.
         """
-        _, score = self._scorer.score(case_id, output, image_czyx, fill_c, spacing_zyx_mm)
+        _, score, _ = self._scorer.score(case_id, output, image_czyx, fill_c, spacing_zyx_mm)
         return with_predictions(score, self.calibration) if self.calibration.is_better else score
 
 

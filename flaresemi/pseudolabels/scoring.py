@@ -59,8 +59,8 @@ class Scorer:
         fill_c: np.ndarray | None,
         spacing_zyx_mm: FloatTriple,
         flags: tuple[str, ...] = (),
-    ) -> tuple[np.ndarray, CaseScore]:
-        """The mask to save, and its score.
+    ) -> tuple[np.ndarray, CaseScore, np.ndarray]:
+        """The mask to save, its score, and which of its voxels are contested.
 
         Args:
             case_id: For the record.
@@ -71,7 +71,7 @@ class Scorer:
             flags: Anything unusual found before.
 
         Returns:
-            Label indices in the region, (Z, Y, X); and the score.
+            Label indices in the region, (Z, Y, X); the score; and where any earlier weights say something else, bool.
         """
         organs = self.labels.count
         regions = self.labels.regions
@@ -98,7 +98,10 @@ class Scorer:
             flags=(*flags, *output.notes),
             made_with=self.made_with,
         )
-        return saved, score
+        contested = np.zeros(saved.shape, bool)
+        for other in others:
+            contested |= other != saved
+        return saved, score, contested
 
 
 def _entropy(logits_czyx: torch.Tensor) -> np.ndarray:

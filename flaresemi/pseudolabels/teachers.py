@@ -46,13 +46,16 @@ def teacher_files(fine: ModelFolder, coarse: ModelFolder | None) -> tuple[Path, 
     return files if coarse is None else (*files, coarse.final)
 
 
-def made_with(fine: ModelFolder, coarse: ModelFolder | None, *, tta: bool = False) -> tuple[str, ...]:
-    """Everything that determines a pseudo-label: hashes of these files, in this order, and 'tta' where that is on.
+def made_with(
+    fine: ModelFolder, coarse: ModelFolder | None, *, tta: bool = False, ignore_contested: bool = False
+) -> tuple[str, ...]:
+    """Everything that determines a pseudo-label: hashes of these files, in this order, and the options that are on.
 
     Raises:
         SelectionError: one is missing.
     """
-    return (*(_hash(path) for path in teacher_files(fine, coarse)), *(("tta",) if tta else ()))
+    options = {"tta": tta, "contested voxels ignored": ignore_contested}
+    return (*(_hash(path) for path in teacher_files(fine, coarse)), *(name for name, is_on in options.items() if is_on))
 
 
 def judged_weights_hash(fine: ModelFolder) -> str:
@@ -69,7 +72,9 @@ def weights_hash(checkpoints: Sequence[Checkpoint]) -> str:
     return record_hash([checkpoint.weights_hash for checkpoint in checkpoints])
 
 
-def load_teachers(fine: ModelFolder, coarse: ModelFolder | None, plans: Plans, *, tta: bool = False) -> Teachers:
+def load_teachers(
+    fine: ModelFolder, coarse: ModelFolder | None, plans: Plans, *, tta: bool = False, ignore_contested: bool = False
+) -> Teachers:
     """Loads the models that label.
 
     Args:
@@ -77,13 +82,14 @@ def load_teachers(fine: ModelFolder, coarse: ModelFolder | None, plans: Plans, *
         coarse: The folder of COARSE's training; None where FINE works on the whole body.
         plans: The plans of the workspace, which the students are trained by.
         tta: Whether they will segment mirrored images, too; for the record.
+        ignore_contested: Whether voxels will be left out on which they disagree; likewise.
 
     Raises:
         SelectionError: a file is missing.
         CheckpointError: one is damaged.
         ConfigError: one was trained with other plans.
     """
-    hashes = made_with(fine, coarse, tta=tta)
+    hashes = made_with(fine, coarse, tta=tta, ignore_contested=ignore_contested)
     final, *snapshots = (_load(path, plans.fine) for path in teacher_files(fine, None))
     found = None if coarse is None else _load(coarse.final, plans.coarse)
     return Teachers(fine=final, snapshots=tuple(snapshots), coarse=found, made_with=hashes)

@@ -230,7 +230,8 @@ class SelfTraining:
             teachers = (fine, coarse if two_stage else None)
             if state is None or not all(path.is_file() for path in teacher_files(*teachers)):
                 continue
-            if state.made_with != made_with(*teachers, tta=state.config.tta):
+            now = made_with(*teachers, tta=state.config.tta, ignore_contested=state.config.ignore_contested)
+            if state.made_with != now:
                 raise SelectionError(
                     f"round {number} is complete, but the models that labeled it have changed since",
                     where=folder.root,

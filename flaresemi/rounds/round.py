@@ -96,6 +96,7 @@ class Round:
             )
         self.prepared = load_prepared(workspace)
         self.plans = self.prepared.plans
+        config.refuse_unfit(self.plans.labels, where=workspace.plans)
         self.split = self.prepared.splits.fold(fold)
         refuse_changed(dataset, dataset.labeled, self.plans, workspace)
         self.fingerprint = self.prepared.fingerprint or load_fingerprint(workspace.fingerprint)  # raises
@@ -330,7 +331,8 @@ class Round:
 
     def made_with(self) -> tuple[str, ...]:
         """Identifies the labeling models and options, see `teachers.made_with`."""
-        return made_with(*self._teachers, tta=self.config.tta)
+        fine, coarse = self._teachers
+        return made_with(fine, coarse, **self.config.labeling)
 
     def unlabeled(self, made_with: tuple[str, ...]) -> list[str]:
         """Cases of the pool that these checkpoints have not labeled in their current preparation."""
@@ -348,7 +350,7 @@ class Round:
         return [self.workspace.round(fold, self.number).observations for fold in self.peers]
 
     def _labeler(self, fine: ModelFolder, coarse: ModelFolder | None = None) -> Labeler:
-        teachers = load_teachers(fine, coarse, self.plans, tta=self.config.tta)
+        teachers = load_teachers(fine, coarse, self.plans, **self.config.labeling)
         stores, how = self.prepared.stores, self.execution
         return Labeler(
             teachers,
@@ -357,7 +359,7 @@ class Round:
             self._protection.median_ml,
             device=str(how.device),
             precision=how.precision,
-            tta=self.config.tta,
+            **self.config.labeling,
         )
 
     def _forget(self) -> None:

@@ -5,8 +5,9 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from flaresemi.errors import SelectionError
+from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.files import content_hash
+from flaresemi.labels import LabelSet
 from flaresemi.plans import NetworkArgument
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.ranges import Few, Range, Seconds, check_ranges
@@ -26,6 +27,7 @@ class RoundConfig:
 
     Attributes:
         tta: Test-time augmentation: pseudo-labels come from the mean over mirrored images.
+        ignore_contested: Voxels of a pseudo-label are left out where snapshots of the models that label disagree.
         selection: Which pseudo-labels are trained on.
         mixing: How students mix labeled with pseudo-labeled cases.
         start: Students start from `scratch` or from the weights of the `previous` round.
@@ -35,6 +37,7 @@ class RoundConfig:
     """
 
     tta: bool = False
+    ignore_contested: bool = False
     selection: SelectionRule = dataclasses.field(default_factory=SelectionRule)
     mixing: Mixing = dataclasses.field(default_factory=Mixing)
     start: Literal["scratch", "previous"] = "previous"
@@ -44,6 +47,24 @@ class RoundConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    @property
+    def labeling(self) -> dict[str, bool]:
+        """What decides pseudo-labels besides the models."""
+        return {"tta": self.tta, "ignore_contested": self.ignore_contested}
+
+    def refuse_unfit(self, labels: LabelSet, *, where: object) -> None:
+        """Checks that the dataset has what this asks for.
+
+        Raises:
+            ConfigError: voxels are to be left out, and no value stands for them.
+        """
+        if self.ignore_contested and labels.ignore is None:
+            raise ConfigError(
+                "--ignore-contested leaves voxels out, and dataset.json has no value for them",
+                where=where,
+                fix='add one to its labels ("ignore": 99, a value that no organ has), plan and train anew',
+            )
 
     @property
     def chosen_trainer(self) -> dict[str, Any]:
