@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from flaresemi.dataset import load_dataset
 from flaresemi.description import Description
@@ -28,7 +29,7 @@ from flaresemi.preprocessing.resampling import resample_labels
 from flaresemi.pseudolabels.selecting import labeled_volumes, volumes_ml
 from flaresemi.records import from_plain, record_hash, to_plain
 from flaresemi.training.augmentation import Augmentation
-from flaresemi.training.losses import IGNORED
+from flaresemi.training.losses import IGNORED, merge_unsupervised
 from flaresemi.training.pasting import pasted
 from flaresemi.training.pieces import organs_in_one_piece
 from flaresemi.training.sampling import PatchSampler, TrainingCase
@@ -306,6 +307,14 @@ def test_lines_are_no_pieces(tmp_path):
     for number in range(4):
         write(store, f"c{number}", np.where(corner() == NOBODY, 0, corner()).astype(np.uint8))
     assert organs_in_one_piece(CaseStore(tmp_path), ("c0", "c1", "c2", "c3"), LABELS) == ("left ball",)
+
+
+def test_losses_of_others_meet_it_under_one_number():
+    target = torch.tensor([[[[2, IGNORED, 1, 0]]]])
+    logits = torch.randn(1, 3, 1, 1, 4)
+    supervised = torch.tensor([[True, False, True]])
+    _, merged = merge_unsupervised(logits, target, supervised)
+    assert merged.flatten().tolist() == [2, IGNORED, 0, 0]
 
 
 class TestScores:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from flaresemi.labels import Members
 from flaresemi.ranges import OpenShare, check_ranges
-from flaresemi.training.losses import DeepSupervisionLoss, merge_unsupervised
+from flaresemi.training.losses import IGNORED, DeepSupervisionLoss, merge_unsupervised
 from flaresemi.training.trainer import Trainer
 
 
@@ -30,7 +30,7 @@ class TopKLoss(nn.Module):
     ) -> torch.Tensor:
         """A loss per sample; what a sample cannot tell apart, since it does not annotate all organs, is one."""
         logits, target = merge_unsupervised(logits_bczyx.float(), target_bzyx, supervised_bc, self.organs)
-        losses = functional.cross_entropy(logits, target, reduction="none").flatten(1)
+        losses = functional.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED).flatten(1)
         return losses.topk(max(round(self.share * losses.shape[1]), 1), dim=1).values.mean(dim=1)
 
 

@@ -105,11 +105,9 @@ class LiveTeacherTrainer(SemiSupervisedTrainer):
         """What pseudo-labeled patches teach, (B, Z, Y, X); where nothing is on disk, what the teacher is sure of."""
         with self.precision.autocast():
             logits = self.averaged_network(weak_bczyx)
-        left_out, known = on_disk_bzyx == IGNORED, on_disk_bzyx.clamp_min(0)
-        logits, on_disk = merge_unsupervised(logits.float(), known, supervised_bc, self.task.labels.regions)
+        logits, on_disk = merge_unsupervised(logits.float(), on_disk_bzyx, supervised_bc, self.task.labels.regions)
         sure, said = logits.softmax(1).max(1)
-        agreed = (said == on_disk) & ~left_out
-        return said.masked_fill((sure < self.settings.confidence) & ~agreed, IGNORED)
+        return said.masked_fill((sure < self.settings.confidence) & (said != on_disk), IGNORED)
 
     def _mixed(
         self, image_bczyx: torch.Tensor, target_bzyx: torch.Tensor, supervised_bc: torch.Tensor, labeled: int

@@ -129,7 +129,7 @@ def merge_unsupervised(
 
     Args:
         logits_bczyx: Of background and every other index.
-        target_bzyx: Label indices.
+        target_bzyx: Label indices; `IGNORED` stays.
         supervised_bc: True where organ c is annotated in the sample.
         organs: The indices of each organ; None: organ c is index c.
 
@@ -144,7 +144,8 @@ def merge_unsupervised(
         others = (heir != index)[:, :, None, None, None]
         together = torch.logsumexp(logits_bczyx.masked_fill(others, lowest), dim=1)
         merged = torch.cat([merged[:, :index], together[:, None], merged[:, index + 1 :]], dim=1)
-    return merged, heir.gather(1, target_bzyx.flatten(1)).view_as(target_bzyx)
+    target = heir.gather(1, target_bzyx.clamp_min(0).flatten(1)).view_as(target_bzyx)
+    return merged, target.masked_fill(target_bzyx == IGNORED, IGNORED)
 
 
 def _heirs(supervised_bc: torch.Tensor, channels: int, organs: Members | None) -> torch.Tensor:

@@ -148,7 +148,7 @@ class Trainer:
         return build_network(self.task.plan.network)
 
     def build_loss(self) -> nn.Module:
-        """Takes (outputs, target_bzyx, supervised_bc), gives a loss per sample.
+        """Takes (outputs, target_bzyx, supervised_bc), gives a loss per sample; targets may be `IGNORED`.
 
         Where organs are regions, a part of it has an attribute `organs`, `task.labels.regions`: it knows of them.
         """
