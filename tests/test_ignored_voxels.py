@@ -28,10 +28,10 @@ from flaresemi.plans import Stage
 from flaresemi.preprocessing.resampling import resample_labels
 from flaresemi.pseudolabels.selecting import labeled_volumes, volumes_ml
 from flaresemi.records import from_plain, record_hash, to_plain
+from flaresemi.training.anatomy import organs_in_one_piece
 from flaresemi.training.augmentation import Augmentation
 from flaresemi.training.losses import IGNORED, merge_unsupervised
 from flaresemi.training.pasting import pasted
-from flaresemi.training.pieces import organs_in_one_piece
 from flaresemi.training.sampling import PatchSampler, TrainingCase
 from tests.training.conftest import SHAPE, stage_plan
 

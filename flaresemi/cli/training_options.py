@@ -118,7 +118,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         type=_axes,
         default=argparse.SUPPRESS,
         metavar="x|zyx|none",
-        help="axes that are flipped; x swaps left and right organs [x]",
+        help="axes that are flipped; x swaps paired organs [x, where left and right are alike but for these]",
     )
     add("--validations", "cheap validations during the training")
     add("--validation-cases", "cases they look at; 0: all")

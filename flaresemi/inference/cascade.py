@@ -18,8 +18,7 @@ from flaresemi.errors import ImageError, listed
 from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
 from flaresemi.inference.checks import check_prepared, refusal
 from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
-from flaresemi.inference.models import CheckpointName, kept_largest, load_models
-from flaresemi.inference.postprocessing import clean_organs
+from flaresemi.inference.models import CheckpointName, cleaning, load_models
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
@@ -93,7 +92,7 @@ class Segmenter:
         self.options = {
             "tta": str(tta),
             "step": str(step),
-            "keep_largest": ", ".join(kept_largest(fine)),
+            "cleaning": str(cleaning(fine)),
             "meaning": record_hash([fine[0].body, fine[0].labels, fine[0].channels]),
         }
         stage = functools.partial(StagePredictor, engine=self.engine, step=step, window=window)
@@ -105,7 +104,7 @@ class Segmenter:
         self._fine = stage(fine, tta=tta)
         # One look at the whole body needs no mirrored second opinion.
         self._coarse = stage(coarse) if coarse and self.two_stage else None
-        self._keep_largest = tuple(self.labels.index(name) for name in kept_largest(fine))
+        self._clean = cleaning(fine)
 
     @classmethod
     def load(
@@ -273,8 +272,7 @@ class Segmenter:
         inside = grid.to_canonical(region)
         labels = self._labels(logits, region, grid, inside.shifted(back))
         indices = np.zeros(grid.canonical_shape_zyx, labels.dtype)
-        kept = clean_organs(labels, self.labels, self._keep_largest)
-        notes = self._doubts(kept, math.prod(grid.canonical_spacing_zyx_mm))
+        notes = self._doubts(self._clean(labels, self.labels), math.prod(grid.canonical_spacing_zyx_mm))
         indices[inside.slices] = labels
         return indices, notes
 

@@ -14,7 +14,8 @@ from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.files import copy_file
 from flaresemi.geometry import FloatTriple, IntTriple
 from flaresemi.inference.fine_stage import LEAST_REPAIR_MM, MAX_REPAIRS
-from flaresemi.inference.models import LoadedModels, kept_largest
+from flaresemi.inference.models import LoadedModels, cleaning
+from flaresemi.inference.postprocessing import ATTACHED_SHARE
 from flaresemi.inference.predictor import LONGEST_WINDOW_PATCHES
 from flaresemi.inference.regions import SPECK_SHARE, SPECK_VOXELS, TOUCHING_VOXELS
 from flaresemi.inference.sliding_window import GAUSSIAN_SIGMA
@@ -80,6 +81,7 @@ class ExportDescription:
     labels: LabelSet
     body: str
     keep_largest: tuple[str, ...]
+    touching: tuple[tuple[str, ...], ...]
     stages: dict[str, ExportedStage]
     label_values: tuple[LabelValue, ...] = ()
     label_organs: tuple[tuple[str, ...], ...] = ()
@@ -114,13 +116,14 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
         }
         for checkpoint, file in zip(models.fine, models.fine_files, strict=True):
             _copy_reliability(file, partial / _place(checkpoint))
-        fine = models.fine[0]
+        fine, cleaned = models.fine[0], cleaning(models.fine)
         description = ExportDescription(
             flaresemi=__version__,
             channels=fine.channels,
             labels=fine.labels,
             body=fine.body,
-            keep_largest=kept_largest(models.fine),
+            keep_largest=tuple(fine.labels.names[index - 1] for index in cleaned.largest),
+            touching=tuple(tuple(fine.labels.names[index - 1] for index in group) for group in cleaned.touching),
             stages=stages,
             label_values=(fine.labels.background, *(each.values[0] for each in fine.labels.classes)),
             label_organs=((), *(tuple(fine.labels.names[i - 1] for i in each.organs) for each in fine.labels.classes)),
@@ -262,6 +265,15 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
         "Restore: interpolate the logits linearly at the image's voxels (the inverse of the resampling) and take the "
         "largest; outside of the box is background."
     )
-    rest = "the output with most of its other organs and no further one" if fine.labels.has_regions else "background"
-    yield f"Clean: of the organs in `keep_largest`, keep the largest component (26 neighbors); the rest is {rest}."
+    yield _cleaning_told(fine.labels)
     yield "Write output i as `label_values[i]` on the image's own axes and geometry."
+
+
+def _cleaning_told(labels: LabelSet) -> str:
+    rest = "the output with most of its other organs and no further one" if labels.has_regions else "background"
+    return (
+        "Clean: the organs of each group in `touching` together fall into components (26 neighbors); the main one has "
+        f"the most organs with at least {ATTACHED_SHARE:g} of the most voxels that any component has of them, and of "
+        "such ones the most voxels. Of the organs that it has like that, keep what lies in it. Then, of the organs in "
+        f"`keep_largest`, keep the largest component; the rest is {rest}."
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from flaresemi.errors import CheckpointError
+from flaresemi.inference.postprocessing import Cleaning
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint
 from flaresemi.plans import Stage, StagePlan
 from flaresemi.sides import mirroring_caution
@@ -30,10 +31,15 @@ class LoadedModels:
     fine_files: tuple[Path, ...]
 
 
-def kept_largest(fine: Sequence[Checkpoint]) -> tuple[str, ...]:
-    """The organs of which these models, as an ensemble, keep the largest component: what most of them found best."""
-    votes = Counter(name for checkpoint in fine for name in checkpoint.keep_largest)
-    return tuple(name for name, count in votes.items() if 2 * count > len(fine))
+def cleaning(fine: Sequence[Checkpoint]) -> Cleaning:
+    """How these models, as an ensemble, clean their label maps: what most of them found best."""
+    index = fine[0].labels.index
+    groups = Counter(group for checkpoint in fine for group in checkpoint.touching)
+    names = Counter(name for checkpoint in fine for name in checkpoint.keep_largest)
+    return Cleaning(
+        touching=tuple(tuple(sorted(map(index, group))) for group, count in groups.items() if 2 * count > len(fine)),
+        largest=tuple(index(name) for name, count in names.items() if 2 * count > len(fine)),
+    )
 
 
 def load_models(

@@ -13,6 +13,9 @@ import numpy as np
 from flaresemi.geometry import BoundingBox
 from flaresemi.labels import LabelSet
 
+#: An organ is in a piece of its group where the piece has this share of the most that any has of it. Chosen.
+ATTACHED_SHARE = 0.1
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OrganComponents:
@@ -29,6 +32,27 @@ class OrganComponents:
     organs: np.ndarray
     sizes: np.ndarray
     boxes: Sequence[tuple[slice, ...]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Cleaning:
+    """How label maps are cleaned, by organ indices.
+
+    Attributes:
+        touching: Groups of organs that hang together, see `keep_attached`.
+        largest: Organs of which only the largest component is kept.
+    """
+
+    touching: tuple[tuple[int, ...], ...] = ()
+    largest: tuple[int, ...] = ()
+
+    def __call__(self, labels_zyx: np.ndarray, labels: LabelSet) -> dict[int, tuple[int, int]]:
+        """Cleans a label map in place; gives, per organ that was looked at, the voxels kept and those left out."""
+        attached = [keep_attached(labels_zyx, group) for group in self.touching]
+        kept = {index: counts for group in attached for index, counts in group.items()}
+        for index, (stay, go) in clean_organs(labels_zyx, labels, self.largest).items():
+            kept[index] = (stay, go + kept.get(index, (0, 0))[1])
+        return kept
 
 
 def organ_components(labels_zyx: np.ndarray) -> OrganComponents:
@@ -103,4 +127,41 @@ def keep_largest(labels_zyx: np.ndarray, organs: Iterable[int]) -> dict[int, tup
     for index in np.unique(found.organs[found.organs > 0]).tolist():
         own = found.organs == index
         kept[index] = (int(found.sizes[own & ~dropped].sum()), int(found.sizes[own & dropped].sum()))
+    return kept
+
+
+def keep_attached(labels_zyx: np.ndarray, organs: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Keeps, of organs that touch each other in every patient, what hangs together.
+
+    Of the pieces of all of them together, the one that holds most of the organs (of these, the largest) is kept. An
+    organ that has next to nothing there stays as it is: better a piece in the wrong place than an organ lost.
+
+    Args:
+        labels_zyx: Organ indices; changed in place.
+        organs: Their indices.
+
+    Returns:
+        Per organ that is there, the voxels that were kept and those that were left out.
+    """
+    wanted = np.zeros(int(np.iinfo(labels_zyx.dtype).max) + 1, bool)
+    wanted[list(organs)] = True
+    box = BoundingBox.of_mask(wanted[labels_zyx])
+    if box is None:
+        return {}
+    part = labels_zyx[box.slices]
+    numbers, count = cc3d.connected_components(wanted[part], connectivity=26, return_N=True)
+    inside = numbers > 0
+    places = np.searchsorted(organs, part[inside])
+    sizes = np.bincount((numbers[inside] - 1) * len(organs) + places, minlength=count * len(organs))
+    sizes = sizes.reshape(count, len(organs))
+    there = sizes >= np.maximum(ATTACHED_SHARE * sizes.max(axis=0), 1)
+    main = max(range(count), key=lambda piece: (int(there[piece].sum()), int(sizes[piece].sum())))
+    kept: dict[int, tuple[int, int]] = {}
+    for place, index in enumerate(organs):
+        total, attached = int(sizes[:, place].sum()), int(sizes[main, place])
+        if total and there[main, place]:
+            part[(part == index) & (numbers != main + 1)] = 0
+            kept[index] = (attached, total - attached)
+        elif total:
+            kept[index] = (total, 0)
     return kept

@@ -41,6 +41,7 @@ class Checkpoint:
         weights: The state dict to predict with.
         mirror_axes: Axes (0 = z, 1 = y, 2 = x) that test-time mirroring may flip.
         keep_largest: Names of organs of which only the largest component is kept.
+        touching: Groups of names of organs that hang together; what does not is left out, before that.
         norms: The appearance of the dataset's labeled cases; empty in older checkpoints.
         training_state: The state to resume from (optimizer and so on; tensors and plain types); None in files that are
             for prediction only, or when it was not asked for.
@@ -57,6 +58,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     mirror_axes: tuple[int, ...] = ()
     keep_largest: tuple[str, ...] = ()
+    touching: tuple[tuple[str, ...], ...] = ()
     norms: tuple[Norm, ...] = ()
     training_state: dict | None = None
     version: str = ""
@@ -86,6 +88,7 @@ class _Header:
     keep_largest: tuple[str, ...]
     version: str
     norms: tuple[Norm, ...] = ()
+    touching: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not is_fold(self.fold):  # it becomes the name of a folder

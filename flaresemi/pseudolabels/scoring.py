@@ -8,7 +8,7 @@ import torch
 
 from flaresemi.geometry import FloatTriple
 from flaresemi.inference.fine_stage import FineOutput
-from flaresemi.inference.postprocessing import clean_organs
+from flaresemi.inference.models import cleaning
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.sliding_window import most_likely
 from flaresemi.networks.checkpoint import Checkpoint
@@ -42,13 +42,13 @@ class Scorer:
         self.labels = final.labels
         self.made_with = made_with
         self.median_volumes_ml = tuple(median_volumes_ml)
-        self._keep_largest = tuple(self.labels.index(name) for name in final.keep_largest)
+        self._clean = cleaning([final])
         self._snapshots = [StagePredictor([snapshot], engine=engine, step=step) for snapshot in snapshots]
 
     def saved(self, output: FineOutput) -> np.ndarray:
         """The mask to save: label indices in the region, (Z, Y, X)."""
         saved = most_likely(output.logits)
-        clean_organs(saved, self.labels, self._keep_largest)
+        self._clean(saved, self.labels)
         return saved
 
     def score(

@@ -83,7 +83,8 @@ class TrainingConfig:
         outside_share: FINE in the organs' box: share of patches from anywhere in the body, so that FINE knows what lies
             about a box that is too large or in the wrong place, and the body where COARSE found nothing.
         augmentation: `none`, `standard` (nnU-Net's strengths), `strong`, or a name that an installed package declares.
-        mirror_axes: Axes that patches are flipped on: 0 z, 1 y, 2 x. Flipping x swaps left and right organs.
+        mirror_axes: Axes that patches are flipped on: 0 z, 1 y, 2 x. Flipping x swaps left and right organs. None: x,
+            where left and right of the labeled anatomy are alike but for paired organs.
         validations: Cheap validations spread over the training; 0: none.
         validation_cases: Cases of the fold that the cheap validation looks at; 0: all.
         snapshot_percents: Parts of the training after which weights are kept.
@@ -113,7 +114,7 @@ class TrainingConfig:
     region_jitter_mm: Annotated[float, Range(0, 500)] = 10.0
     outside_share: Share = 0.1
     augmentation: str = "standard"
-    mirror_axes: tuple[Axis, ...] = (2,)
+    mirror_axes: tuple[Axis, ...] | None = None
     validations: Few = 10
     validation_cases: Few = 8
     snapshot_percents: tuple[Annotated[int, Range(1, 100)], ...] = (36, 66, 100)

@@ -26,7 +26,7 @@ from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weig
 from flaresemi.networks.compiling import compiled
 from flaresemi.networks.memory_format import trains_channels_last
 from flaresemi.records import from_plain, save_record, to_plain
-from flaresemi.training import runs
+from flaresemi.training import anatomy, runs
 from flaresemi.training.augmentation import Augmentation
 from flaresemi.training.budget import ENDLESS, TIMED_STEPS, TimeBudget, kept_schedule
 from flaresemi.training.config import Recipe, TrainingConfig, local_batch_size, refuse_beyond_memory, resolve
@@ -35,7 +35,6 @@ from flaresemi.training.loading import failures_told, load_batches, usual_worker
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 from flaresemi.training.monitoring import Monitor, progress, quick_validation
 from flaresemi.training.optimization import Optimization
-from flaresemi.training.pieces import organs_in_one_piece
 from flaresemi.training.resuming import load_state, save_state
 from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, Samples, TrainingCase
 from flaresemi.training.schedule import Schedule, build_optimizer
@@ -161,9 +160,8 @@ class Trainer:
         """The augmentation for cases that ask for this strength."""
         if strength == "none":
             return None
-        plan, labels = self.task.plan, self.task.labels
-        axes = labels.mirror_axes(self.config.mirror_axes)
-        return Augmentation(plan.patch_zyx, plan.spacing_zyx_mm, strength, axes, labels.mirror_permutation)
+        plan, permutation = self.task.plan, self.task.labels.mirror_permutation
+        return Augmentation(plan.patch_zyx, plan.spacing_zyx_mm, strength, self.mirror_axes, permutation)
 
     def build_stopwatch(self) -> AbstractContextManager[Callable[[], float]]:
         """The clock of a time budget, in seconds."""
@@ -220,7 +218,7 @@ class Trainer:
         """
         if self.config.init_from is not None and not resume:
             load_weights(self.network, load_checkpoint(Path(self.config.init_from)))
-        tell_gaps(self.task, mirrors=2 in self.config.mirror_axes, enabled=self.ranks.is_main)
+        tell_gaps(self.task, mirrors=2 in self._wanted_axes, enabled=self.ranks.is_main)
         with self.build_stopwatch() as now:
             self.budget = TimeBudget(self.config.time_budget_seconds or math.inf, now)
             self._equip(self._settle(resume))
@@ -465,10 +463,30 @@ class Trainer:
             with self.budget.aside("checkpoint"):
                 save_checkpoint(self.task.folder.snapshot(percent), self._checkpoint())
 
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Axes that patches are flipped on."""
+        return self.task.labels.mirror_axes(self._wanted_axes)
+
     @functools.cached_property
-    def _in_one_piece(self) -> tuple[str, ...]:
-        """Organs of which prediction keeps the largest component, until a validation decides by what it gains."""
-        return organs_in_one_piece(self.task.store, self.task.training, self.task.labels)
+    def _wanted_axes(self) -> tuple[int, ...]:
+        """Axes that the user or the anatomy asks for, whether or not the sides of all organs are known."""
+        if self.config.mirror_axes is not None:
+            return self.config.mirror_axes
+        pair = anatomy.one_sided(self.task.store, self.task.training, self.task.labels)
+        if pair is None:
+            return (2,)
+        logger.info("patients are not mirrored: %s always lies to the same side of %s", *pair)
+        return ()
+
+    @functools.cached_property
+    def _cleaning(self) -> dict[str, Any]:
+        """What of a label map prediction keeps, by the labeled cases; a validation decides by what it gains."""
+        store, cases, labels = self.task.store, self.task.training, self.task.labels
+        return {
+            "keep_largest": anatomy.organs_in_one_piece(store, cases, labels),
+            "touching": anatomy.organs_that_touch(store, cases, labels),
+        }
 
     def _checkpoint(self, training_state: dict | None = None) -> Checkpoint:
         task = self.task
@@ -482,8 +500,8 @@ class Trainer:
             total_iterations=self.schedule.total_iterations,
             norms=task.norms,
             weights={name: value.detach().cpu().clone() for name, value in self.optimization.weights.items()},
-            mirror_axes=task.labels.mirror_axes(self.config.mirror_axes),
-            keep_largest=self._in_one_piece,
+            mirror_axes=self.mirror_axes,
+            **self._cleaning,
             training_state=training_state,
         )
 

@@ -1,7 +1,7 @@
 import numpy as np
 from scipy import ndimage
 
-from flaresemi.inference.postprocessing import clean_organs, keep_largest
+from flaresemi.inference.postprocessing import Cleaning, clean_organs, keep_attached, keep_largest
 from flaresemi.labels import Label, LabelSet
 
 
@@ -85,3 +85,49 @@ def test_what_is_dropped_of_a_region_stays_what_it_is_besides():
     assert kept((1,)) == [1, 2, 2, 3, 1, 2, 1, 0, 0, 0, 0]
     assert kept((1, 2)) == [1, 2, 2, 3, 1, 1, 1, 0, 0, 0, 0]
     assert kept(()) == row[0, 0].tolist()
+
+
+def heart() -> np.ndarray:
+    """Organ 1 about organ 2, organ 3 beside them; far away a piece of 3 that is larger than organ 3 itself."""
+    labels = np.zeros((12, 12, 40), np.uint8)
+    labels[2:8, 2:8, 2:8], labels[4:6, 4:6, 4:6] = 1, 2
+    labels[2:8, 2:8, 8:10] = 3
+    return labels
+
+
+def test_a_larger_piece_elsewhere_is_not_the_organ_where_another_one_hangs_together_with_its_neighbors():
+    labels = heart()
+    labels[2:8, 2:8, 30:36] = 3
+    assert keep_attached(labels, (1, 2, 3)) == {1: (208, 0), 2: (8, 0), 3: (72, 216)}
+    assert np.array_equal(labels, heart())
+
+
+def test_an_organ_that_is_only_elsewhere_is_not_lost():
+    labels = heart()
+    labels[labels == 3] = 0
+    labels[2:8, 2:8, 30:36] = 3
+    expected = labels.copy()
+    expected[0, 0, 0] = 0
+    labels[0, 0, 0] = 1
+    assert keep_attached(labels, (1, 2, 3)) == {1: (208, 1), 2: (8, 0), 3: (216, 0)}
+    assert np.array_equal(labels, expected)
+
+
+def test_most_organs_count_before_most_voxels():
+    labels = heart()
+    labels[:, :, 12:36] = 3  # larger than all the heart, and not attached to it
+    keep_attached(labels, (1, 2, 3))
+    assert np.array_equal(labels[:, :, :10], heart()[:, :, :10])
+    assert (labels[:, :, 12:36] == 3).all()  # what organ 3 has beside the heart is next to nothing: both stay
+
+
+def test_cleaning_attaches_first_and_keeps_the_largest_then():
+    labels = heart()
+    labels[2:8, 2:8, 30:36] = 3
+    labels[9, 9, 9] = 4
+    labels[11, 11, 11:13] = 4
+    named = LabelSet(labels=tuple(Label(name=str(index), value=index) for index in range(1, 5)))
+    told = Cleaning(touching=((1, 2, 3),), largest=(3, 4))(labels, named)
+    assert told[3] == (72, 216)
+    assert told[4] == (2, 1)
+    assert np.array_equal(labels[:, :, :10] * (labels[:, :, :10] != 4), heart()[:, :, :10])

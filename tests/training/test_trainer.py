@@ -25,7 +25,7 @@ from flaresemi.training.sampling import Batch
 from flaresemi.training.task import TrainingTask
 from flaresemi.training.trainer import Trainer
 from flaresemi.workspace import ModelFolder
-from tests.training.conftest import stage_plan
+from tests.training.conftest import LABELS, stage_plan
 
 CPU = torch.device("cpu")
 MakeTask = Callable[..., TrainingTask]
@@ -293,3 +293,25 @@ def test_the_averaged_network_has_the_newest_weights_also_after_resuming(
     assert all(seen)
     assert not any(parameter.requires_grad for parameter in resumed.averaged_network.parameters())
     assert resumed.network.training
+
+
+def test_patients_are_mirrored_where_their_sides_are_alike(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig
+) -> None:
+    """Two balls that change places are alike; where they do not, one is always to the right of the other."""
+    three = ("case_0", "case_1", "case_2")
+    alike = Trainer(make_task("alike", training=three, validation=()), quick_config, device=CPU)
+    assert alike.mirror_axes == (2,)
+    task = make_task("other", training=three, validation=(), labels=dataclasses.replace(LABELS, mirror_pairs=()))
+    assert Trainer(task, quick_config, device=CPU).mirror_axes == ()
+    assert Trainer(task, dataclasses.replace(quick_config, mirror_axes=(2,)), device=CPU).mirror_axes == (2,)
+
+
+def test_checkpoints_know_what_labeled_cases_tell_of_pieces(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig
+) -> None:
+    task = make_task(training=("case_0", "case_1", "case_2"), validation=())
+    assert Trainer(task, quick_config, device=CPU).fit()
+    final = load_checkpoint(task.folder.final)
+    assert final.keep_largest == ("left ball", "right ball")
+    assert final.touching == ()

@@ -6,7 +6,7 @@ import pytest
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.labels import Label, LabelSet
-from flaresemi.training.pieces import organs_in_one_piece
+from flaresemi.training.anatomy import one_sided, organs_in_one_piece, organs_that_touch
 
 SHAPE = (8, 8, 40)
 LABELS = LabelSet(labels=(Label(name="organ", value=1), Label(name="other", value=2)))
@@ -70,3 +70,50 @@ def test_a_slip_of_annotation_does_not_count(tmp_path: Path) -> None:
 def test_cases_that_do_not_annotate_an_organ_tell_nothing_of_it(tmp_path: Path) -> None:
     store = store_of(tmp_path, *[pieces(10)] * 3, supervised=(1,))
     assert organs_in_one_piece(store, ["c0", "c1", "c2"], LABELS) == ("organ",)
+
+
+def three(folder: Path, label: np.ndarray) -> CaseStore:
+    return store_of(folder, label, np.roll(label, 1, axis=0), np.roll(label, 1, axis=1))
+
+
+NAMES = ["c0", "c1", "c2"]
+
+
+def test_organs_that_touch_in_every_case_hang_together(tmp_path: Path) -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    label[2:4, 2:4, 5:10], label[2:4, 2:4, 10:14] = 1, 2
+    assert organs_that_touch(three(tmp_path / "always", label), NAMES, LABELS) == (("organ", "other"),)
+    apart = label.copy()
+    apart[:, :, 10] = 0
+    assert organs_that_touch(store_of(tmp_path / "once", label, label, apart), NAMES, LABELS) == ()
+    assert organs_that_touch(store_of(tmp_path / "two", label, label), NAMES[:2], LABELS) == ()
+    partly = store_of(tmp_path / "partly", label, label, label, supervised=(1,))
+    assert organs_that_touch(partly, NAMES, LABELS) == ()
+
+
+@pytest.mark.parametrize(
+    ("shifts", "pairs", "expected"),
+    [
+        ((0, 1, 2), (), ("organ", "other")),  # always 15 voxels to the left of the other
+        ((0, 1, 2), (("organ", "other"),), None),  # a pair: it changes places
+        ((0, 30, 0), (), None),  # once on the other side
+        ((0, 1), (), None),  # two cases tell nothing
+    ],
+)
+def test_an_organ_that_is_always_on_the_same_side_of_another(
+    tmp_path: Path, shifts: tuple[int, ...], pairs: tuple, expected: tuple[str, str] | None
+) -> None:
+    maps = []
+    for shift in shifts:
+        label = np.zeros(SHAPE, np.uint8)
+        label[2:4, 2:4, 2 + shift : 6 + shift] = 1
+        label[2:4, 6:8, 17:21] = 2
+        maps.append(label)
+    labels = LabelSet(labels=LABELS.labels, mirror_pairs=pairs)
+    assert one_sided(store_of(tmp_path, *maps), NAMES[: len(maps)], labels) == expected
+
+
+def test_organs_in_the_middle_are_on_no_side(tmp_path: Path) -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    label[2:4, 2:4, 10:21], label[2:4, 6:8, 11:22] = 1, 2  # a voxel apart, which is how a person draws
+    assert one_sided(three(tmp_path, label), NAMES, LABELS) is None
