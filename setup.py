@@ -38,7 +38,7 @@ DEVELOPMENT = [
     "pytest-timeout>=2.3.1",
     "pytest-xdist>=3.6",
     "ruff>=0.9",
-    "setuptools>=77",  # builds the packages of examples, which a test installs
+    "setuptools>=77.0.1",  # builds the packages of examples, which a test installs
     "surface-distance>=0.1",  # the reference implementation that ours is compared with
 ]
 
