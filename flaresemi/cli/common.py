@@ -52,7 +52,7 @@ class StrictParser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False, **settings)
         self.register("type", Path, _path)  # whatever says type=Path
         loudness = self.add_mutually_exclusive_group()
-        loudness.add_argument("--verbose", action="store_true", help="say more, and which module says it")
+        loudness.add_argument("--verbose", action="store_true", help="more log lines, with the module of each")
         loudness.add_argument("--quiet", action="store_true", help="warnings and errors only")
         self.add_argument("--version", action="version", version=f"flaresemi {__version__}")
 
@@ -63,7 +63,7 @@ class StrictParser(argparse.ArgumentParser):
 
 
 class StoppedEarly(Exception):
-    """A command was asked to stop from outside (a time limit, preemption) and has saved what it did."""
+    """A command was asked to stop (a time limit, preemption) and has saved its state."""
 
 
 def run(
@@ -131,14 +131,14 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=None,
         metavar="WORKSPACE",
-        help="folder for all that is written (default: DATASET/flaresemi)",
+        help="folder for everything that is written (default: DATASET/flaresemi)",
     )
 
 
 def add_field_option(
     group: argparse._ArgumentGroup, name: str, defaults: object, text: str, choices: Sequence[str] | None = None
 ) -> None:
-    """A flag for a field of a record, `defaults`; it stands in the options only if it was given."""
+    """A flag for a field of a record, `defaults`; present among the options only if given."""
     value = getattr(defaults, name)
     group.add_argument(
         flag_of(name),
@@ -150,12 +150,12 @@ def add_field_option(
 
 
 def add_trainer_options(group: argparse._ArgumentGroup) -> None:
-    """`--trainer` and `--trainer-setting`; they stand in the options only if they were given."""
+    """`--trainer` and `--trainer-setting`; present among the options only if given."""
     group.add_argument(
         "--trainer",
         default=argparse.SUPPRESS,
         metavar="NAME",
-        help="who trains: default, live_teacher, a name that a package declares, or package.module:Class [default]",
+        help="training method: default, live_teacher, the name of an installed one, or package.module:Class [default]",
     )
     group.add_argument(
         "--trainer-setting",
@@ -163,7 +163,7 @@ def add_trainer_options(group: argparse._ArgumentGroup) -> None:
         action=AddSetting,
         default=argparse.SUPPRESS,
         metavar="NAME=VALUE",
-        help="a choice of that trainer; once for each",
+        help="a setting of that trainer; repeat for each",
     )
 
 
@@ -194,7 +194,7 @@ def add_time_limit_option(parser: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=duration,
         metavar="8h",
-        help="stop and save in time before so much time has passed, as for a job with a limit",
+        help="save and stop before this much time has passed, for jobs with a limit",
     )
 
 
@@ -233,7 +233,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="folds to average (default: 'all' where it is trained, else every finished one)",
     )
     parser.add_argument("--checkpoint", choices=("final", "best", "latest"), default="final", help="which weights")
-    parser.add_argument("--coarse", type=Path, metavar="MODEL_FOLDER", help="take COARSE from another model folder")
+    parser.add_argument("--coarse", type=Path, metavar="MODEL_FOLDER", help="use COARSE from another model folder")
 
 
 def model_folder_of(options: argparse.Namespace) -> Path:

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         "--overlays",
         type=count,
         metavar="N",
-        help="draw the N cases with the lowest Dice, beside SUMMARY.json",
+        help="write pictures of the N cases with the lowest Dice, beside SUMMARY.json",
     )
     parser.add_argument(
         "--images", type=Path, metavar="FOLDER", help="images for the overlays (default: those of DATASET)"
@@ -208,7 +208,7 @@ def _with_z_range(labels: LabelSet, organs: list[str] | None) -> LabelSet:
 
 
 def _images(options: argparse.Namespace) -> Mapping[str, tuple[Path, ...]] | None:
-    """Image files per case; None where nobody said which, and this folder is no dataset."""
+    """Image files per case; None if none are named and this folder is no dataset."""
     if options.images is not None:
         cases = find_images(options.images)
     else:

@@ -1,7 +1,7 @@
-"""Standard output and error, which never end the work: what cannot be written there is lost, and the work goes on.
+"""Standard output and error, which never stop the work: what cannot be written there is dropped.
 
 They may be closed (daemons start programs so), lead to a disk that is full or to a reader that has left, or take
-another encoding. All that is written passes through here: nothing in a text from a file tells a terminal what to do.
+another encoding. All output passes through here, and control characters in texts from files are escaped.
 """
 
 import contextlib

@@ -87,7 +87,7 @@ def _plan_and_preprocess(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _check(options: argparse.Namespace, dataset: Dataset, workspace: Workspace) -> None:
-    """Looks into every file, writes the report and deals with what is bad.
+    """Inspects every file, writes the report and handles bad cases.
 
     Raises:
         DatasetError: cases cannot be used and shall not be left out, or the dataset as a whole is not described.
@@ -137,7 +137,7 @@ def _say_decisions(before: Decisions, now: Decisions) -> None:
 
 
 def _plans(options: argparse.Namespace, fingerprint: DatasetFingerprint, workspace: Workspace) -> Plans:
-    """Obeys the plans of the workspace, or makes new ones where there are none or `--replan` says so.
+    """Uses the plans of the workspace, or makes new ones if there are none or `--replan` is given.
 
     Raises:
         PlanError: the plans cannot be read, or were made from other labeled cases.
@@ -219,7 +219,7 @@ def _splits(
 def _prepare(
     options: argparse.Namespace, dataset: Dataset, plans: Plans, fingerprint: DatasetFingerprint, workspace: Workspace
 ) -> bool:
-    """Prepares what is missing, after saying what that will take.
+    """Prepares what is missing, after printing what that will cost.
 
     Returns:
         Whether all cases are prepared now.
@@ -243,7 +243,7 @@ def _prepare(
 
 
 def _check_disk(tasks: Sequence[Task], plans: Plans, fingerprint: DatasetFingerprint, workspace: Workspace) -> None:
-    """Says what is to come, and checks that the disk has room for it; cases that alone take too much do not count.
+    """Prints the estimate, and checks that the disk has room; cases that are too large on their own do not count.
 
     Raises:
         ConfigError: it has not.
@@ -335,14 +335,14 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--network",
         metavar="NAME",
-        help="who builds FINE's network: unet, mednext, or a name that an installed package declares [the preset's]",
+        help="FINE's architecture: unet, mednext, or a name that an installed package declares [the preset's]",
     )
     plan.add_argument(
         "--network-argument",
         dest="network_arguments",
         action=AddSetting,
         metavar="NAME=VALUE",
-        help="an argument of that network; once for each",
+        help="an argument of that network; repeat for each",
     )
     plan.add_argument(
         "--gpu-memory-gib", type=number(MemoryGib), default=None, metavar="G", help="memory for training [the preset's]"
@@ -354,9 +354,9 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="two: COARSE finds the organs, FINE segments them; one: FINE alone; auto: by the size of the body",
     )
     present = plan.add_mutually_exclusive_group()
-    present.add_argument("--replan", action="store_true", help="make new plans in place of those that are there")
+    present.add_argument("--replan", action="store_true", help="replace the present plans by new ones")
     present.add_argument(
-        "--keep-plans", action="store_true", help="obey the plans although the labeled cases have changed"
+        "--keep-plans", action="store_true", help="keep the plans although the labeled cases have changed"
     )
     plan.add_argument("--folds", type=count, default=None, metavar="N", help=f"for cross-validation [{DEFAULT_FOLDS}]")
     plan.add_argument(
@@ -376,11 +376,11 @@ def _parser() -> argparse.ArgumentParser:
     add_dataset_options(parser)
     _add_plan_options(parser)
     bad = parser.add_argument_group("bad cases", "what is decided is kept in the workspace and holds for all commands")
-    bad.add_argument("--skip-bad-cases", action="store_true", help="leave out cases that cannot be used")
+    bad.add_argument("--skip-bad-cases", action="store_true", help="leave out unusable cases")
     bad.add_argument(
         "--fix-geometry",
         action="store_true",
-        help="where only the header of a label map is wrong, take its voxels as the image's (no file is changed)",
+        help="if only the header of a label map is wrong, use the image's (no file is changed)",
     )
     work = parser.add_argument_group("work")
     work.add_argument("--check-only", action="store_true", help="stop after the integrity report")

@@ -85,20 +85,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_dataset_options(parser)
     add_model_options(parser)
-    parser.add_argument("--continue", dest="resume", action="store_true", help="skip cases that have their label map")
+    parser.add_argument("--continue", dest="resume", action="store_true", help="skip cases that are predicted already")
     parser.add_argument(
         "--overwrite",
         action="store_true",
         help="also replace files that flaresemi_predict did not write, or that were changed since it did",
     )
     parser.add_argument(
-        "--strict", action="store_true", help="refuse images that are warned of (see warnings.csv); the others are done"
+        "--strict", action="store_true", help="refuse images with warnings (see warnings.csv); the others are predicted"
     )
     parser.add_argument("--tta", action="store_true", help="average over mirrored images: slower, a little better")
     parser.add_argument(
         "--reliability",
         action="store_true",
-        help="also tell the Dice to expect of every organ, in reliability.csv: three times FINE's time",
+        help="also write the expected Dice of every organ to reliability.csv; takes three times FINE's time",
     )
     parser.add_argument(
         "--measure",
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "--step",
         type=number(Annotated[float, Range(0.01, 1)]),
         default=0.5,
-        help="distance of windows, share of a window (default: 0.5)",
+        help="distance of windows as a share of the window (default: 0.5)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "--engine",
         choices=("auto", "torch", "openvino"),
         default="auto",
-        help="who computes on a CPU (default: auto, a short check tells which is fastest)",
+        help="inference engine on a CPU (default: auto, the fastest by a short check)",
     )
     parser.add_argument("--threads", type=count, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument(
@@ -212,7 +212,7 @@ class _Predicted:
 def _predict_all(
     segmenter: Segmenter, jobs: Sequence[tuple[Case, Path]], extras: _Extras, *, overlap: bool
 ) -> list[tuple[Case, FlaresemiError]]:
-    """Predicts every case it can; returns those it could not, and why.
+    """Predicts every case that it can; returns the others, and why.
 
     With `overlap`, the next case is read and the one before written meanwhile: three are in memory at most.
     """
@@ -255,7 +255,7 @@ def _read(segmenter: Segmenter, case: Case) -> Image | FlaresemiError:
 def _segment(
     segmenter: Segmenter, case: Case, images: Iterator[tuple[Image | FlaresemiError, float]], extras: _Extras
 ) -> _Predicted:
-    """Segments the next of the images, and judges it where that is asked for."""
+    """Segments the next image, and scores its reliability if requested."""
     image, waited = next(images)
     if isinstance(image, FlaresemiError):
         raise image
@@ -271,7 +271,7 @@ def _segment(
 
 
 def _write(segmenter: Segmenter, case: Case, output: Path, predicted: _Predicted) -> dict[str, float]:
-    """Writes the label map, tells about the case, and gives the seconds of every step."""
+    """Writes the label map, logs the case, and returns the seconds of every step."""
     clock = StepClock()
     with clock("write"):
         write_prediction(

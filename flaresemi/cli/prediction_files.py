@@ -33,7 +33,7 @@ _WARNING_COLUMNS = ("case", "problem", "message", "remedy", "file", "refused")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiency:
-    """Time and memory of a case, from the reading of its image to its label map on the disk.
+    """Time and memory of a case, from reading its image to writing its label map.
 
     Attributes:
         steps: Seconds of each.
@@ -82,7 +82,7 @@ def remaining_jobs(
 
 
 def refuse_foreign_tables(remaining: Sequence[tuple[Case, Path]], results: Path, options: argparse.Namespace) -> None:
-    """Checks that what is written besides label maps takes the place of nothing else.
+    """Checks that the files written besides label maps replace nothing else.
 
     Raises:
         ConfigError: it would.
@@ -123,7 +123,7 @@ def _is_whole(output: Path) -> bool:
 
 
 def update_reliability(results: Path, *, always: bool) -> None:
-    """Writes the scores of all label maps of a folder that were judged, by this start or by others.
+    """Writes the scores of all scored label maps of a folder, of this run and of earlier ones.
 
     Args:
         results: The folder.
@@ -141,7 +141,7 @@ def update_reliability(results: Path, *, always: bool) -> None:
 
 
 def update_warnings(results: Path, refused: Sequence[Finding]) -> None:
-    """Writes what is warned of in all label maps of a folder, and in the cases that were refused now.
+    """Writes the warnings about all label maps of a folder, and about the cases that were refused now.
 
     Where there is nothing to warn of, there is no such table.
     """

@@ -1,4 +1,4 @@
-"""Files that a command may replace: those that it can tell to be its own; for the rest it has to be told."""
+"""Files that a command may replace: its own; for all others an option has to say so."""
 
 import os
 from collections.abc import Callable, Iterable

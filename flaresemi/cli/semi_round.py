@@ -288,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
         "--fold",
         nargs="+",
         metavar="FOLD",
-        help="folds whose cases judge and are never trained on; 'all' judges nothing "
+        help="folds whose cases are held out to judge by; 'all' holds out none "
         f"[0; with fewer than {_FEW_LABELS} labeled cases every fold]",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -300,17 +300,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_actions(what: argparse._ArgumentGroup) -> None:
-    what.add_argument("--until-converged", action="store_true", help="go on, round after round, by the stop rule")
-    what.add_argument("--rounds", type=count, metavar="N", help="go on until N rounds are complete")
+    what.add_argument(
+        "--until-converged", action="store_true", help="run round after round until the stop rule ends it"
+    )
+    what.add_argument("--rounds", type=count, metavar="N", help="run until N rounds are complete")
     what.add_argument(
         "--final",
         action="store_true",
         help="train the final models, on all labels and the best models' pseudo-labels "
         "(--until-converged does so at its end)",
     )
-    what.add_argument("--status", action="store_true", help="say where the chain stands, and do nothing")
+    what.add_argument("--status", action="store_true", help="print the progress of the chain, and do nothing else")
     what.add_argument(
-        "--report", action="store_true", help="write the last complete round's page again, and do nothing"
+        "--report", action="store_true", help="write the last complete round's page again, and do nothing else"
     )
     what.add_argument("--step", choices=STEPS, help="stop after this step of the round")
     what.add_argument(

@@ -15,14 +15,14 @@ _PROFILED_STEPS = 20
 
 
 def training_parser() -> argparse.ArgumentParser:
-    """The parser of flaresemi_train. What is a field of `TrainingConfig` stands in the options only if it was given."""
+    """The parser of flaresemi_train. Fields of `TrainingConfig` are among the options only if given."""
     parser = StrictParser("flaresemi_train", "Train one stage on one fold.")
     stages = [stage.value for stage in Stage]
     parser.add_argument("stage", choices=stages, help="COARSE finds the organs, FINE segments them")
     parser.add_argument("fold", type=_fold, help="number of the fold that is held out, or all")
     add_dataset_options(parser)
     former = parser.add_mutually_exclusive_group()
-    former.add_argument("--continue", dest="resume", action="store_true", help="go on with the training in this folder")
+    former.add_argument("--continue", dest="resume", action="store_true", help="resume the training in this folder")
     former.add_argument("--restart", action="store_true", help="discard the training in this folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--gpus", type=count, default=1, metavar="N", help="train on N GPUs of this machine")
@@ -31,7 +31,7 @@ def training_parser() -> argparse.ArgumentParser:
         type=number(Few),
         default=0,
         metavar="K",
-        help="go on by itself, up to K times, after a process has died [0]",
+        help="resume automatically, up to K times, after a process has died [0]",
     )
     add_time_limit_option(parser)
     parser.add_argument(
@@ -40,7 +40,7 @@ def training_parser() -> argparse.ArgumentParser:
         nargs="?",
         const=_PROFILED_STEPS,
         metavar="N",
-        help=f"do not train: run N steps of this training [{_PROFILED_STEPS}] and tell where their time goes",
+        help=f"do not train: run N steps of this training [{_PROFILED_STEPS}] and print where their time goes",
     )
     parser.add_argument("--no-validation", action="store_true", help="skip the validation on whole images at the end")
     _add_student_options(parser)
@@ -93,7 +93,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         type=duration,
         default=argparse.SUPPRESS,
         metavar="30m",
-        help="length in time: the number of steps is decided again and again while it goes on",
+        help="length in time: the number of steps is adapted while training",
     )
     add("--iterations-per-epoch", "steps that count as an epoch [250; fewer in a short training]")
     add("--batch-size", "patches per step over all GPUs [the plan's]")
@@ -107,7 +107,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         "--deep-supervision",
         action=argparse.BooleanOptionalAction,
         default=argparse.SUPPRESS,
-        help="losses on the lower decoder levels too [on]",
+        help="losses on the lower decoder levels, too [on]",
     )
     add("--foreground-share", "share of patches that are centered on an organ")
     add("--region-jitter-mm", "jitter of the faces of the organs' box (two stages)")
@@ -120,7 +120,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         metavar="x|zyx|none",
         help="axes that are flipped; x swaps paired organs [x, where left and right are alike but for these]",
     )
-    add("--validations", "cheap validations during the training")
+    add("--validations", "quick validations during the training")
     add("--validation-cases", "cases they look at; 0: all")
     add("--checkpoint-minutes", "time between two saves of the whole state")
     add("--precision", "mixed precision", choices=["auto", "fp32", "bf16", "fp16"])

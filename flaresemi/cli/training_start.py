@@ -1,4 +1,4 @@
-"""The start of flaresemi_train: a new training or one that goes on, its configuration, its pseudo-labels."""
+"""The start of flaresemi_train: a new training or a resumed one, its configuration, its pseudo-labels."""
 
 import argparse
 import dataclasses
@@ -34,7 +34,7 @@ _CONFIG_FIELDS = {field.name for field in dataclasses.fields(TrainingConfig)}
 
 
 def resumes(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks, device: torch.device) -> bool:
-    """Whether to go on with the training in the folder.
+    """Whether to resume the training in the folder.
 
     Processes that torchrun has started again after one of them died go on with what they did before, whatever the
     options wanted of an older training. Restarts are counted node by node, so that the ranks have to ask each other.
@@ -132,7 +132,7 @@ def configuration(folder: ModelFolder, options: argparse.Namespace, *, resume: b
 
 
 def refuse_other_choices(folder: ModelFolder, begun: object, given: Mapping[str, object]) -> None:
-    """Checks that options of a training that goes on are those that it began with.
+    """Checks that the options of a resumed training are those that it began with.
 
     Args:
         begun: The record that has these fields.

@@ -1,4 +1,4 @@
-"""Checkpoints and an image to a label map.
+"""From checkpoints and an image to a label map.
 
 `predict` is the whole of it for one image; `Segmenter` keeps the models for many.
 """

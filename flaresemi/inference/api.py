@@ -1,4 +1,4 @@
-"""The whole of it as one function."""
+"""Prediction of one image as one function."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +19,8 @@ def predict(
 ) -> np.ndarray:
     """Segments one image.
 
-    To segment many, make a `Segmenter` once and call it for each. What speaks against trusting the result (an image
-    that is not in HU, or far from the training data) is logged as a warning; `Segmenter.segment` also returns it, as
+    To segment many, make a `Segmenter` once and call it for each. Reasons not to trust the result (an image that is not
+    in HU, or far from the training data) are logged as warnings; `Segmenter.segment` also returns them, as
     `findings`.
 
     Args:
@@ -28,7 +28,7 @@ def predict(
             several channels.
         model_folder: A workspace or `models` folder, or one fold of it.
         output: Also write the label map here.
-        strict: Refuse images that are warned of.
+        strict: Refuse images with warnings.
         options: As for `Segmenter.load`: folds, checkpoint, coarse, device, tta, step, precision,
             engine.
 

@@ -34,7 +34,7 @@ from flaresemi.room import enough_memory
 
 logger = logging.getLogger(__name__)
 
-#: Smaller pieces of an organ are told of beyond this share of the largest. Chosen.
+#: Smaller pieces of an organ are reported beyond this share of the largest. Chosen.
 NOTABLE_SHARE = 0.1
 
 #: Called with the output of FINE, the prepared image in its region (channels, Z, Y, X), the padding value of each

@@ -16,7 +16,7 @@ _LEAST_VOXELS = 4
 
 
 class UnusualImageError(ImageError):
-    """An image that warnings are told of was refused, as asked for.
+    """An image with warnings was refused, as `--strict` asks for.
 
     Attributes:
         findings: The warnings.
@@ -26,14 +26,14 @@ class UnusualImageError(ImageError):
 
 
 def check_prepared(model: Checkpoint, prepared: PreparedImage) -> tuple[Finding, ...]:
-    """Everything that speaks against predicting an image with a model.
+    """Every reason not to trust a model's prediction on an image.
 
     Args:
         model: Older ones carry less, and allow fewer checks.
         prepared: The image, in which the patient was found.
 
     Returns:
-        Warnings, whose case and file are for whoever knows them to fill in.
+        Warnings; the caller fills in case and file.
     """
     look, image = look_at(prepared), prepared.image
     found = check_image("", (), model.channels, look.channels, modalities=image.modalities, non_finite=image.non_finite)
@@ -59,7 +59,7 @@ def _compare(model: Checkpoint, look: Look, stage_shape_zyx: tuple[int, ...]) ->
             "another protocol, another part of the body, or a wrong header: look at the image and at its label map",
         )
     for name, facts, plan in zip(model.channels, look.channels, model.plan.intensities, strict=True):
-        # Where norms are known, they are the better judges: a model of bones sees little of most bodies.
+        # Norms, if known, judge better: a model of bones uses little of most bodies' intensities.
         if not model.norms and plan.clip_high is not None and facts.middle_05 >= plan.clip_high:
             yield _warning(
                 "clipped",

@@ -67,7 +67,7 @@ class ExportedStage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExportDescription:
-    """All that is done to an image, for whoever runs the networks with other programs.
+    """Everything that is done to an image, for running the networks with other programs.
 
     Attributes:
         label_values: The value that is written for each output of the networks, background first; empty in older ones.

@@ -25,7 +25,7 @@ class FineOutput:
 
     Attributes:
         logits: Of background and every other index, (channels, *region.shape_zyx).
-        region: Where, in stage voxels; larger than asked for when an organ was cut off.
+        region: Where, in stage voxels; larger than requested if an organ was cut off.
         touched: Faces of the region that organs still reach.
         notes: Retreats and repairs, in words.
     """
@@ -37,7 +37,7 @@ class FineOutput:
 
 
 def fine_region(organs: BoundingBox | None, plan: StagePlan, grid: StageGrid) -> BoundingBox | None:
-    """The region that FINE segments first: the organs' box and its margin, at least a patch where the body goes on.
+    """The region that FINE segments first: the organs' box and its margin, at least a patch where the body continues.
 
     Args:
         organs: Their box in canonical voxels.

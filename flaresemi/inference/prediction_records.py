@@ -1,6 +1,6 @@
 """The record beside every label map of flaresemi_predict: that it is a prediction, and its origin.
 
-A label map is only replaced, or taken for done, where its record says that it was written here and is as it was then:
+A label map is only replaced, or skipped as done, if its record says that flaresemi wrote it and it is unchanged since:
 one that somebody has corrected since is theirs. It serves every format (the record is a file of its own), shards and
 several machines (a file per label map: nobody rewrites what others wrote), and a start after a kill (the record is
 there before its label map is, and says which one that takes the place of).
@@ -57,7 +57,7 @@ class ImageVersion:
         )
 
     def is_of(self, path: Path) -> bool:
-        """Whether the file at `path` is this version still: by name, size and time where those tell, else by content.
+        """Whether the file at `path` is this version still: by name, size and time if those suffice, else by content.
 
         Raises:
             OSError: it cannot be read.
@@ -67,7 +67,7 @@ class ImageVersion:
         if self.size != sum(state.st_size for state in states):
             return False
         same_time = self.mtime_ns == sum(state.st_mtime_ns for state in states)
-        # Archives keep whole seconds, or one time for all files: such a time tells nothing.
+        # Archives keep whole seconds, or one time for all files: such a time shows nothing.
         if same_time and self.name == path.name and self.mtime_ns % 10**9:
             return True
         return self.content == ImageVersion.of(path).content
@@ -85,7 +85,7 @@ class PredictionRecord:
         grid: Of the image's file, and so of the label map's.
         models: The networks that predicted it, see `Segmenter.models`.
         options: All else that decides the labels, by name.
-        score: How far it may be trusted, where that was asked for.
+        score: How far it may be trusted, if that was requested.
         findings: Warnings about the image.
     """
 

@@ -80,7 +80,7 @@ class StagePredictor:
         self._activations = 2 if engine.needs_fp32 else 1
 
     def window_zyx(self, region_zyx: IntTriple) -> IntTriple:
-        """The window for a region: the training patch or, where asked for and memory allows, a larger one."""
+        """The window for a region: the training patch or, if requested and memory allows, a larger one."""
         patch = self.plan.patch_zyx
         if self.window == "patch":
             return patch
@@ -93,7 +93,7 @@ class StagePredictor:
         return larger if needed < _free_gib(self.device) else patch
 
     def refuse_too_large(self, grid: StageGrid, region: BoundingBox) -> None:
-        """Checks, before its image is resampled, that a region and the scores in it fit into memory.
+        """Checks, before the image is resampled, that a region and its scores fit into memory.
 
         Raises:
             ImageError: they do not.
@@ -149,7 +149,7 @@ class StagePredictor:
 
     def _refuse_not_finite(self, logits_czyx: torch.Tensor) -> None:
         """Where a score is NaN or infinite, the largest one says nothing: most often all would be background."""
-        # The sum is finite where all are, but for scores that no network gives; then each of them is looked at.
+        # The sum is finite if all are, short of scores that no network gives; then each of them is checked.
         if not torch.isfinite(logits_czyx.sum()) and not all(torch.isfinite(each).all() for each in logits_czyx):
             raise PredictionError(
                 f"the output of {self.plan.stage.value} is not finite (NaN or infinity)",

@@ -25,7 +25,7 @@ FACE_NAMES = (("inferior", "superior"), ("anterior", "posterior"), ("right", "le
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TouchedFace:
-    """A face of a box that organs reach while the image goes on behind it.
+    """A face of a box that organs reach although the image continues beyond it.
 
     Attributes:
         axis: 0 to 2, (Z, Y, X).
@@ -43,7 +43,7 @@ class TouchedFace:
 
 
 def organs_box(labels_zyx: np.ndarray) -> BoundingBox | None:
-    """The box of all organs in a label map, specks left out; None when there is nothing but specks.
+    """The box of all organs in a label map, without small specks; None if there is nothing else.
 
     A component (26 neighbours) is a speck when it has fewer than `SPECK_VOXELS` voxels or less than `SPECK_SHARE` of
     the largest component of its organ: one stray voxel must not drag the box across the body.
@@ -84,7 +84,7 @@ def at_least(box: BoundingBox, minimum_zyx: IntTriple, shape_zyx: IntTriple) -> 
 
 
 def touched_faces(logits_czyx: torch.Tensor, box: BoundingBox, shape_zyx: IntTriple) -> tuple[TouchedFace, ...]:
-    """The faces of a region that organs reach although the image goes on there.
+    """The faces of a region that organs reach although the image continues there.
 
     Faces that lie on the border of the volume do not count: the organ ends there because the image does. Nor does what
     `organs_box` calls a speck: a stray blob at the edge is no organ that was cut off.

@@ -1,4 +1,4 @@
-"""A network that sees one window at a time, over a volume of any size."""
+"""A network applied window by window to a volume of any size."""
 
 import itertools
 import math
@@ -51,7 +51,7 @@ def slide(
     batch: int = 1,
     fill_c: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Weighted mean of what `forward` says about each voxel in all windows that hold it.
+    """Weighted mean of the output of `forward` for each voxel over all windows that contain it.
 
     A volume smaller than the window is padded on both sides, and cropped back.
 

@@ -40,7 +40,7 @@ class GridDifference:
 
 
 def grid_difference(label: SourceGrid, image: SourceGrid) -> GridDifference | None:
-    """Compares the grid of a label map with its image's, in the patient; None when they are one.
+    """Compares the grid of a label map with its image's, in the patient; None if they agree.
 
     They are also where they match as they are stored, by a position that counts in one of the headers only, and where
     the label map is a cropped part of the image's grid.

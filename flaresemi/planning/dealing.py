@@ -1,4 +1,4 @@
-"""Dealing cases to folds: as even as can be, groups whole, rare organs spread."""
+"""Assigning cases to folds: as evenly as possible, groups kept together, rare organs spread."""
 
 import collections
 import dataclasses
@@ -22,7 +22,7 @@ def deal(
 
     Cases are shuffled by a hash of seed and id, the same on every machine and with every version of numpy, and dealt
     one by one, large groups first. Only where an organ would be missing from a fold that could have it are cases
-    exchanged: first so that every fold may train on it, then so that as many as possible are judged by it.
+    exchanged: first so that every fold can train on it, then so that as many folds as possible are validated on it.
 
     Args:
         folds: At most so many; no more than there are groups and single cases, none where there is only one.
@@ -52,7 +52,7 @@ def deal(
 
 
 class _Spreading:
-    """Exchanges units between folds as long as rare organs stand in too few of them.
+    """Exchanges units between folds as long as rare organs are in too few of them.
 
     Args:
         units: In the order in which they are tried; their folds are changed.
@@ -92,7 +92,7 @@ class _Spreading:
         return False
 
     def _exchanges(self, organ: str) -> Iterator[tuple[_Unit, int, _Unit | None]]:
-        """Units that have an organ and stand with others that have it, and where they could go, for which other."""
+        """Units with an organ that others in their fold have too, where they could go, and in exchange for which."""
         counts = self.counts[organ]
         without = [fold for fold, count in enumerate(counts) if not count]
         for unit in self.units:

@@ -59,7 +59,7 @@ def save_decisions(workspace: Workspace, decisions: Decisions) -> None:
 
 
 def usable_cases(dataset: Dataset, workspace: Workspace) -> Dataset:
-    """The dataset as every command after planning shall see it: without the cases that were left out, and with the
+    """The dataset as every command after planning uses it: without the cases that were left out, and with the
     label maps that belong on their image's grid marked.
 
     Raises:

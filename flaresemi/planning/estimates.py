@@ -48,7 +48,7 @@ class StageEstimate:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Estimated cost of a dataset with its plans: not promised, but good to about a factor of 1.5.
+    """Estimated cost of a dataset with its plans, good to about a factor of 1.5.
 
     Attributes:
         labeled: Cases with a label map.
@@ -124,7 +124,7 @@ def estimate(
 def oversized(
     plans: Plans, fingerprint: DatasetFingerprint, images: Mapping[str, Geometry], *, disk_gib: float, memory_gib: float
 ) -> dict[str, str]:
-    """The images that alone take more than is free, each with what becomes of it; none where all do.
+    """The images that alone need more than is free, each with its size after resampling; none if all do.
 
     Args:
         images: Canonical grids by case.
@@ -142,7 +142,7 @@ def oversized(
 
 
 def largest(plans: Plans, images: Mapping[str, Geometry]) -> str:
-    """The image that takes most, and what becomes of it."""
+    """The image that needs most, and its size after resampling."""
     case_id = max(images, key=lambda case_id: _stage_voxels(images[case_id], plans.fine))
     return f"the largest is case '{case_id}': {_becomes(images[case_id], plans)}"
 

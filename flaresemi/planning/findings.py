@@ -118,7 +118,7 @@ class IntegrityReport:
 
 
 def cases_per_value(facts: dict[str, CaseFacts]) -> dict[int, tuple[str, ...]]:
-    """For each value that stands in a label map, ascending, the cases that have it."""
+    """The cases that each value of the label maps occurs in, by ascending value."""
     cases: dict[int, list[str]] = collections.defaultdict(list)
     for case_id, found in facts.items():
         for value in found.label.values if found.label else ():

@@ -67,7 +67,7 @@ def fingerprint_dataset(
 
     Args:
         dataset: What to measure; only its labeled cases are.
-        folder: Where measured cases are kept, so that a killed run goes on; None: nowhere.
+        folder: Where measured cases are kept, so that a killed run can be resumed; None: nowhere.
         workers: Processes; None: as many as cores and memory allow.
         body: How the patient is found; None: as suits the channels.
 

@@ -1,6 +1,6 @@
 """Facts of every file of a dataset, gathered in one parallel pass and kept, so that no file is read twice.
 
-Of labeled cases that pass keeps their part of the fingerprint, too. Nothing is judged here; the rules stand in `rules`.
+Labeled cases have their part of the fingerprint measured in this pass, too. Nothing is judged here; see `rules`.
 """
 
 import contextlib

@@ -141,7 +141,7 @@ def _choose_stages(sizer: Sizer, stages: StagesName) -> tuple[bool, str]:
     if stages == "one":
         return False, "one stage, as asked for: FINE works on the whole body"
     if stages == "two":
-        return True, "two stages, as asked for: COARSE finds the organs, FINE draws them in their box"
+        return True, "two stages, as asked for: COARSE finds the organs, FINE segments them in their box"
     if sizer.extents.organs_mm is None:
         return False, "one stage: no case has a labeled voxel, so there is no box of organs to look for"
     organs = sizer.fine(_organs_mm(sizer))
@@ -154,7 +154,10 @@ def _choose_stages(sizer: Sizer, stages: StagesName) -> tuple[bool, str]:
             False,
             f"one stage: {size}, at most {ONE_STAGE_PATCHES:g}, so finding the organs first would save nothing",
         )
-    return True, f"two stages: {size}, more than {ONE_STAGE_PATCHES:g}, so COARSE finds the organs and FINE draws them"
+    return (
+        True,
+        f"two stages: {size}, more than {ONE_STAGE_PATCHES:g}, so COARSE finds the organs and FINE segments them",
+    )
 
 
 def _organs_mm(sizer: Sizer) -> tuple[float, float, float]:

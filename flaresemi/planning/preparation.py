@@ -44,7 +44,7 @@ class _Source:
     """The sources of a prepared case.
 
     Attributes:
-        source_hash: Of the names, sizes and times of its files, by which a look tells that nothing has changed.
+        source_hash: Of the names, sizes and times of its files, which show at a glance that nothing has changed.
         content_hash: Of what they hold, where the times are others.
     """
 
@@ -189,7 +189,7 @@ def _write_if_new(path: Path, text: str) -> None:
 
 
 def _prepare_case(task: Task, *, labels: LabelSet, plans: Plans, workspace: Workspace) -> str | None:
-    """Prepares one case; what a user can mend comes back as text, so that the other cases go on."""
+    """Prepares one case; errors that a user can fix are returned as text, so that the other cases continue."""
     case = task.case
     source = _Source(source_hash=task.source_hash, content_hash=case_content_hash(case, labels, _RULES))
     try:

@@ -11,7 +11,7 @@ PresetName = Literal["small", "base", "large", "resenc_m", "mednext"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A network family and the budget that it is made for.
+    """A network family and the memory budget that it is designed for.
 
     Attributes:
         block: Encoder blocks.

@@ -89,7 +89,7 @@ def memory(name: str, gib: float, default: bool) -> str:
 def body(channels: tuple[str, ...]) -> str:
     """How the patient is found."""
     if is_ct(channels[0]):
-        return "the first channel is CT, where air is told from tissue by its HU"
+        return "the first channel is CT, where HU distinguish air from tissue"
     return f"the first channel is no CT ({', '.join(channels)}): the threshold comes from each image's histogram"
 
 

@@ -1,4 +1,4 @@
-"""All faults of a dataset at once, before any compute.
+"""All faults of a dataset, found before anything is computed.
 
 Facts come from `inspection`; here they are judged. An error makes a case unusable; a warning is worth a look.
 """
@@ -107,7 +107,7 @@ def _image_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
 
     if facts.image.disagreement_mm > _AFFINES_APART_MM:
         what = f"the header's sform and qform place it {facts.image.disagreement_mm:.3g} mm apart"
-        yield warning("two positions", what, "the sform is used; see that label maps were drawn on that")
+        yield warning("two positions", what, "the sform is used; check that label maps were made on it")
     if facts.image.source.forms is not None and facts.image.source.forms.unoriented:
         remedy = "its axes are taken to run to the left, to the back and up; see that right and left are right"
         yield warning("no orientation", "the header does not say how the patient lies (sform and qform code 0)", remedy)

@@ -18,7 +18,7 @@ _READING = 2
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileStamp:
-    """The state of a file, which tells it from an earlier version without reading it. Its folder may change.
+    """The state of a file, which distinguishes it from earlier versions without reading it. Its folder may change.
 
     Of a folder of DICOM slices, size and time are the sums over its files.
     """

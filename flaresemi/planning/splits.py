@@ -117,7 +117,7 @@ def make_splits(
     groups: Mapping[str, str] | None = None,
     organs: Mapping[str, Collection[str]] | None = None,
 ) -> Splits:
-    """Deals the cases to folds, as `deal` says: without groups and rare organs, their sizes differ by at most one.
+    """Assigns the cases to folds, see `deal`: without groups and rare organs, their sizes differ by at most one.
 
     With fewer cases (or groups) than folds, each validates alone; a single one has no folds, only 'all'.
 
@@ -234,7 +234,8 @@ def _untaught(splits: Splits, organs: Mapping[str, Collection[str]]) -> Iterator
                 having = [case for case in fold.validation if organ in organs.get(case, ())]
                 yield (
                     f"fold {number} trains without {organ}, which only cases that it holds out have "
-                    f"({listed(having)}): its models will never draw it; label more such cases, or train fold '{ALL}'"
+                    f"({listed(having)}): its models will never segment it; label more such cases, or train "
+                    f"fold '{ALL}'"
                 )
 
 
