@@ -28,7 +28,7 @@ DEPENDENCIES = [
     "threadpoolctl>=3.5",
     "Jinja2>=3.1",
     "tqdm>=4.66",
-    "packaging>=24.0",
+    "packaging>=24.2",  # setuptools, which torch.utils.benchmark imports, needs its licenses
 ]
 
 DEVELOPMENT = [
