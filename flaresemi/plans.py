@@ -39,7 +39,7 @@ class Stage(enum.StrEnum):
 
 
 #: How the patient is found in an image; see `Plans.body`.
-BodyRule = Literal["ct", "ct_parts", "foreground", "whole"]
+BodyRule = Literal["ct", "ct_parts", "foreground", "whole", "nonzero"]
 
 
 def body_rule(channels: tuple[str, ...]) -> BodyRule:
@@ -156,7 +156,8 @@ class IntensityPlan:
 
     `ct`: clip to [clip_low, clip_high], subtract mean, divide by sd. The numbers are unused and None in all others.
     `zscore`: mean and sd of the image inside the body. `none`: as it is. `rescale_to_0_1`: from the lowest to the
-    highest value of the image. `rgb_to_0_1`: divided by 255.
+    highest value of the image. `rgb_to_0_1`: divided by 255. Of models of nnU-Net: `zscore_crop`: mean and sd of all
+    that is not cropped off; `zscore_nonzero`: of the voxels that are not 0 and the holes in them; 0 stays 0.
     """
 
     scheme: Scheme
@@ -237,7 +238,7 @@ class StagePlan:
         batch_size: Patches per training step, over all GPUs.
         region: `body`: the stage works on the body crop; `organs`: in the organs' box plus margin, which COARSE finds.
         margin_mm: Margin about the organs' box, the same in training and prediction.
-        resampling: Interpolation of images.
+        resampling: Interpolation of images; `spline` is that of nnU-Net's models.
         reasons: For each number above, why it is what it is. Changes nothing.
     """
 
@@ -247,7 +248,7 @@ class StagePlan:
     batch_size: BatchSize
     region: Literal["body", "organs"]
     margin_mm: MarginMm
-    resampling: Literal["linear", "cubic"]
+    resampling: Literal["linear", "cubic", "spline"]
     intensities: tuple[IntensityPlan, ...]
     network: NetworkPlan
     reasons: dict[str, str]
@@ -286,7 +287,7 @@ class Plans:
         memory_gib: GPU memory that training was fitted into.
         body: How the patient is found in an image: `ct_parts`: by a threshold in HU, with hands, feet and other thin
             parts; `ct`: the same without them, as plans had it before there was another; `foreground`: by the image's
-            own histogram; `whole`: not at all, nothing is cropped.
+            own histogram; `whole`: not at all, nothing is cropped. (`nonzero`, in models of nnU-Net: what is not 0.)
         fine: The stage that draws. Its `region` decides whether there are two stages.
         coarse: The stage that finds; unused, but trainable, when `fine.region` is `body`.
     """
@@ -308,6 +309,9 @@ class Plans:
         if self.fine.stage is not Stage.FINE or self.coarse.stage is not Stage.COARSE:
             raise ValueError("'fine' must have stage FINE and 'coarse' stage COARSE")
         for plan in (self.fine, self.coarse):
+            schemes = {intensity.scheme for intensity in plan.intensities}
+            if plan.resampling == "spline" or self.body == "nonzero" or schemes & {"zscore_crop", "zscore_nonzero"}:
+                raise ValueError("'spline', 'nonzero', 'zscore_crop' and 'zscore_nonzero' are for models of nnU-Net")
             if plan.network.output_channels != self.labels.channels:
                 raise ValueError(
                     f"{plan.stage} has {plan.network.output_channels} output channels, "

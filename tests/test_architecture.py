@@ -23,6 +23,7 @@ ROWS = {
     "networks": 2,
     "evaluation": 2,
     "phantom": 2,
+    "nnunet": 3,
     "planning": 3,
     "reporting": 3,
     "inference": 4,

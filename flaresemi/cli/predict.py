@@ -94,7 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strict", action="store_true", help="refuse images with warnings (see warnings.csv); the others are predicted"
     )
-    parser.add_argument("--tta", action="store_true", help="average over mirrored images: slower, a little better")
+    parser.add_argument(
+        "--tta",
+        action=argparse.BooleanOptionalAction,
+        help="average over mirrored images: slower, a little better (default: models of nnU-Net only, as nnU-Net does)",
+    )
     parser.add_argument(
         "--reliability",
         action="store_true",
@@ -110,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
         type=number(Annotated[float, Range(0.01, 1)]),
         default=0.5,
         help="distance of windows as a share of the window (default: 0.5)",
+    )
+    parser.add_argument(
+        "--window",
+        choices=("auto", "patch"),
+        help="windows of the training patch's size, or larger ones where that computes fewer voxels "
+        "(default: patch for models of nnU-Net, otherwise auto)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
@@ -142,6 +152,7 @@ def _predict(options: argparse.Namespace) -> None:
         device=options.device,
         tta=options.tta,
         step=options.step,
+        window=options.window,
         precision=options.precision,
         engine=options.engine,
     )

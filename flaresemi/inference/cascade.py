@@ -19,6 +19,7 @@ from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
 from flaresemi.inference.checks import check_prepared, refusal
 from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
 from flaresemi.inference.models import CheckpointName, cleaning, load_models
+from flaresemi.inference.orientation import turned, turned_back
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
@@ -27,7 +28,7 @@ from flaresemi.io.images import Image, read_image
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.engine import Engine, EngineName
 from flaresemi.plans import Stage
-from flaresemi.preprocessing.preprocessor import PreparedImage, prepare
+from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, restoring_kinds
 from flaresemi.preprocessing.resampling import labels_from_logits
 from flaresemi.records import record_hash
 from flaresemi.room import enough_memory
@@ -46,11 +47,11 @@ class SegmenterOptions(TypedDict, total=False):
     """The options of a `Segmenter`, each explained there."""
 
     device: str
-    tta: bool
+    tta: bool | None
     step: float
     precision: PrecisionName
     engine: EngineName
-    window: WindowMode
+    window: WindowMode | None
 
 
 class Segmenter:
@@ -62,11 +63,14 @@ class Segmenter:
         coarse: Checkpoints that find the organs; not needed when `fine` works on the whole body, or when every call
             brings the organs' box. Without either, FINE searches the whole body.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        tta: Average over the mirrorings that the networks were trained with: slower, a little better.
+        tta: Average over the mirrorings that the networks were trained with: slower, a little better. None: as the
+            framework that trained them does, nnU-Net with and flaresemi without.
         step: Distance of neighbouring windows, as a share of the window.
-        precision: Of the networks' computation; `auto` knows the device.
+        precision: Of the networks' computation; `auto` knows the device, and computes models of nnU-Net in fp32 on a
+            CPU, as nnU-Net does.
         engine: Who computes; on a CPU `auto` measures what is fastest, see `Engine`.
-        window: `auto` lets windows be somewhat larger than the training patch where that computes fewer voxels.
+        window: `auto` lets windows be somewhat larger than the training patch where that computes fewer voxels. None:
+            `patch` for models of nnU-Net, otherwise `auto`.
     """
 
     def __init__(
@@ -75,15 +79,21 @@ class Segmenter:
         coarse: Sequence[Checkpoint] = (),
         *,
         device: str = "auto",
-        tta: bool = False,
+        tta: bool | None = None,
         step: float = 0.5,
         precision: PrecisionName = "auto",
         engine: EngineName = "auto",
-        window: WindowMode = "auto",
+        window: WindowMode | None = None,
     ) -> None:
         if not fine:
             raise ValueError("a segmenter needs a checkpoint to segment with")
-        self.engine = Engine(select_device(device), precision, engine)
+        self._convention = fine[0].convention
+        place = select_device(device)
+        if self._convention is not None:  # what nnU-Net itself predicts, unless something else is asked for
+            tta, window = tta is None or tta, window or "patch"
+            precision = "fp32" if precision == "auto" and place.type == "cpu" else precision
+        tta, window = bool(tta), window or "auto"
+        self.engine = Engine(place, precision, engine)
         #: Where `fine` was loaded from; empty when it was not.
         self.fine_files: tuple[Path, ...] = ()
         #: Stage, fold and weights of every network that was loaded.
@@ -95,6 +105,8 @@ class Segmenter:
             "cleaning": str(cleaning(fine)),
             "meaning": record_hash([fine[0].body, fine[0].labels, fine[0].channels]),
         }
+        if self._convention is not None:
+            self.options |= {"convention": record_hash(self._convention), "window": window}
         stage = functools.partial(StagePredictor, engine=self.engine, step=step, window=window)
         self._model = dataclasses.replace(fine[0], weights={})
         self.channels = fine[0].channels
@@ -207,7 +219,9 @@ class Segmenter:
         """
         if image.array_czyx.shape[0] != len(self.channels):
             raise ValueError(f"the image has {image.array_czyx.shape[0]} channels, not {len(self.channels)}")
-        clock = StepClock()
+        clock, source = StepClock(), image.source
+        if self._convention is not None:
+            image = turned(image, self._convention)
         with clock("body"):
             prepared = prepare(image, self.body)
             findings = check_prepared(self._model, prepared)
@@ -227,13 +241,15 @@ class Segmenter:
                 watch(output, crop(output.region), fill_c, grid.spacing_zyx_mm)
         with clock("restore"):
             indices, doubts = self._restore(output.logits, output.region, grid)
+            if self._convention is not None:
+                indices = turned_back(indices, image.source, source)
         notes += doubts
         if not indices.any():
             notes.append("no organ found in this image")
         return Segmentation(
             indices_zyx=indices,
             labels=self.labels,
-            source=image.source,
+            source=source,
             notes=tuple(notes),
             seconds=clock.seconds,
             findings=findings,
@@ -261,6 +277,8 @@ class Segmenter:
     def _padding(self, prepared: PreparedImage, region: BoundingBox) -> np.ndarray | None:
         """The padding values of training: each channel's minimum over the whole body; None where nothing is padded."""
         plan = self._fine.plan
+        if self._convention is not None:
+            return np.zeros(plan.network.input_channels, np.float32)
         if all(size >= patch for size, patch in zip(region.shape_zyx, plan.patch_zyx, strict=True)):
             return None
         return prepared.stage_image(plan).min(axis=(1, 2, 3))
@@ -285,15 +303,14 @@ class Segmenter:
             if others > NOTABLE_SHARE * largest
         ]
 
-    @staticmethod
-    def _labels(logits: torch.Tensor, region: BoundingBox, grid: StageGrid, out_box: BoundingBox) -> np.ndarray:
+    def _labels(self, logits: torch.Tensor, region: BoundingBox, grid: StageGrid, out_box: BoundingBox) -> np.ndarray:
         """Resampled logits to labels, on the device of the logits where they fit."""
-        shapes = grid.shape_zyx, grid.body_box.shape_zyx
+        shapes, kinds = (grid.shape_zyx, grid.body_box.shape_zyx), restoring_kinds(self._fine.plan, grid)
         try:
-            return labels_from_logits(logits, region, *shapes, out_box)
+            return labels_from_logits(logits, region, *shapes, out_box, kinds)
         except torch.OutOfMemoryError:
             logger.info("GPU memory ran out while restoring: done in main memory")
-        return labels_from_logits(logits.cpu(), region, *shapes, out_box)
+        return labels_from_logits(logits.cpu(), region, *shapes, out_box, kinds)
 
 
 def _find_organs(coarse: StagePredictor, prepared: PreparedImage) -> tuple[BoundingBox | None, list[str]]:

@@ -25,6 +25,7 @@ from flaresemi.networks.engine import trained_network
 from flaresemi.networks.openvino import NotConvertedError, save_program
 from flaresemi.plans import IntensityPlan
 from flaresemi.preprocessing.cropping import BODY_HU
+from flaresemi.preprocessing.splines import ANISOTROPY
 from flaresemi.ranges import LabelValue
 from flaresemi.records import save_record
 from flaresemi.unfinished import unfinished_path
@@ -58,7 +59,7 @@ class ExportedStage:
     networks: tuple[ExportedNetwork, ...]
     region: Literal["body", "organs"]
     spacing_zyx_mm: FloatTriple
-    resampling: Literal["linear", "cubic"]
+    resampling: Literal["linear", "cubic", "spline"]
     intensities: tuple[IntensityPlan, ...]
     window_zyx: IntTriple
     window_divisor_zyx: IntTriple
@@ -127,7 +128,7 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
             stages=stages,
             label_values=(fine.labels.background, *(each.values[0] for each in fine.labels.classes)),
             label_organs=((), *(tuple(fine.labels.names[i - 1] for i in each.organs) for each in fine.labels.classes)),
-            steps=tuple(_steps(fine, bool(models.coarse))),
+            steps=tuple(_nnunet_steps(fine) if fine.convention else _steps(fine, bool(models.coarse))),
         )
         save_record(partial / DESCRIPTION, description)
         try:
@@ -209,6 +210,41 @@ _INTENSITIES = (
     "box, divide by the highest less the lowest (the same few voxels left out, and clipped); 'rgb_to_0_1': divide "
     "by 255."
 )
+
+
+def _nnunet_steps(fine: Checkpoint) -> Iterator[str]:
+    """What is done around a network of nnU-Net, as `Convention` and `StagePlan` have it."""
+    convention = fine.convention
+    if convention is None:
+        raise ValueError("this is no model of nnU-Net")
+    lies = "as in the file" if convention.orientation == "file" else "pointing to superior, anterior and right"
+    yield (
+        f"Orient: the image's axes (Z, Y, X) {lies}, then in the order {list(convention.axes)}; spacings and windows "
+        "below are in this order. One file per channel, stacked in the order of `channels`."
+    )
+    yield "Crop to the box of the voxels that are not 0 in every channel."
+    yield (
+        "Intensities, per channel: 'ct': clip to [clip_low, clip_high], subtract mean, divide by sd; 'zscore_crop': "
+        "subtract the mean and divide by the SD of the crop; 'zscore_nonzero': those of the voxels that are not 0 in "
+        "every channel, and of the holes in them; the others become 0."
+    )
+    yield (
+        "Resample to the stage's spacing: round(voxels * spacing / stage spacing) voxels per axis; voxel i lies at "
+        "(i + 0.5) * old / new - 0.5; cubic B-splines through the voxels, clipped to the range of the image. Where "
+        f"the spacing of the image, or else the stage's, is over {ANISOTROPY:g} times as long on one axis as another, "
+        "slices are taken one by one, and the nearest one along that axis."
+    )
+    yield (
+        "Windows of `window_zyx`, at most half a window apart, the last one flush; smaller volumes are padded with 0 "
+        "on both sides. The logits of every window are the mean over all mirrorings that training used; those of all "
+        f"windows are averaged, weighted by a Gaussian about voxel size // 2 with a SD of {GAUSSIAN_SIGMA:g} windows, "
+        "and over all networks."
+    )
+    yield (
+        "Restore: interpolate the logits linearly at the voxels of the crop (the nearest slice where slices were "
+        "resampled one by one) and take the largest; outside of the crop is background."
+    )
+    yield "Write label i as `labels.labels[i - 1].value` on the image's own axes and geometry."
 
 
 def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Literal
 from flaresemi.errors import CheckpointError
 from flaresemi.inference.postprocessing import Cleaning
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint
+from flaresemi.nnunet.results import is_nnunet, load_nnunet
 from flaresemi.plans import Stage, StagePlan
 from flaresemi.sides import mirroring_caution
 from flaresemi.workspace import ModelFolder
@@ -52,7 +53,8 @@ def load_models(
     """Loads the checkpoints of a cascade from a folder that may have been moved from another machine.
 
     Args:
-        folder: A workspace, its `models` folder, one `fold_N` of it, or any folder that holds FINE (and COARSE).
+        folder: A workspace, its `models` folder, one `fold_N` of it, or any folder that holds FINE (and COARSE); or a
+            results folder of nnU-Net v2, or the archive that it exports.
         folds: Folds to average. None: `all` where it was trained; otherwise every numbered fold whose FINE is finished.
         checkpoint: Which weights: `final` (after the whole training), `best` or `latest`.
         coarse: Another such folder to take COARSE from.
@@ -61,6 +63,8 @@ def load_models(
         CheckpointError: nothing to predict with, a fold or COARSE is missing, or checkpoints that do not belong
             together; the message lists what was found.
     """
+    if is_nnunet(Path(folder)):
+        return _nnunet_models(Path(folder), folds, checkpoint, coarse)
     found = _stage_folders(Path(folder))
     chosen = _choose_folds(found, Path(folder), folds, checkpoint)
     fine_files = {fold: _file(found[fold] / Stage.FINE.value, checkpoint) for fold in chosen}
@@ -80,6 +84,21 @@ def load_models(
     return LoadedModels(fine=tuple(fine.values()), coarse=tuple(coarse_models.values()), fine_files=tuple(fine))
 
 
+def _nnunet_models(
+    folder: Path, folds: Sequence[str] | None, checkpoint: CheckpointName, coarse: Path | None
+) -> LoadedModels:
+    """The folds of a model of nnU-Net, which sees the whole image."""
+    if coarse is not None:
+        raise CheckpointError(
+            "a model of nnU-Net needs no COARSE: it sees the whole image", where=coarse, fix="leave --coarse out"
+        )
+    models = load_nnunet(folder, folds=folds, checkpoint=checkpoint)
+    check_together(models)
+    for path, model in models.items():
+        logger.info("%s of fold %s: %s", model.version, model.fold, path)
+    return LoadedModels(fine=tuple(models.values()), coarse=(), fine_files=tuple(models))
+
+
 def _warn_of_sides(model: Checkpoint) -> None:
     """Older versions knew fewer spellings of left and right, and taught the wrong sides in silence."""
     caution = mirroring_caution(model.labels.names, model.labels.mirror_pairs)
@@ -96,7 +115,7 @@ def check_together(models: dict[Path, Checkpoint]) -> None:
     first_path, first = next(iter(models.items()))
     first_of_stage: dict[Stage, tuple[Path, Checkpoint]] = {}
     for path, model in models.items():
-        for field in ("labels", "channels", "body"):
+        for field in ("labels", "channels", "body", "convention"):
             if getattr(model, field) != getattr(first, field):
                 raise CheckpointError(
                     f"these checkpoints differ in their {field} and cannot be used together",

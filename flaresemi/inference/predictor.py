@@ -55,6 +55,7 @@ class StagePredictor:
         tta: Also predict the mirrored window, for every subset of the axes that training mirrored, and take the mean.
         step: Distance of neighbouring windows, as a share of the window.
         window: `patch`: windows have the size of the training patch; `auto`: larger, where that computes fewer voxels.
+            A model of nnU-Net has its own rule about what counts in a window; see `Convention`.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class StagePredictor:
         self.device = engine.device
         self.step = step
         self.window = window
+        self._centered = checkpoints[0].convention is None
         self._permutation = list(checkpoints[0].labels.mirror_permutation)
         axes = [checkpoint.labels.mirror_axes(checkpoint.mirror_axes) if tta else () for checkpoint in checkpoints]
         if tta and not any(axes):
@@ -170,6 +172,7 @@ class StagePredictor:
                     step=self.step,
                     batch=attempt.batch,
                     fill_c=fill,
+                    centered=self._centered,
                 )
         except torch.OutOfMemoryError:
             if last:

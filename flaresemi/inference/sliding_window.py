@@ -33,12 +33,21 @@ def window_starts(size: int, window: int, step: float) -> tuple[int, ...]:
     return tuple(round(index * (size - window) / max(steps, 1)) for index in range(steps + 1))
 
 
-def gaussian_importance(window: int, device: torch.device | None = None) -> torch.Tensor:
+def gaussian_importance(
+    window: int, device: torch.device | None = None, *, center: float | None = None
+) -> torch.Tensor:
     """Weight of each voxel of a window along one axis, (window,) float32: 1 in the middle, e^-8 at the ends.
 
     The importance in 3D is the product over the axes, so the sum over all windows is such a product, too.
+
+    Args:
+        window: Its voxels.
+        device: Of the result.
+        center: Where it is 1, in voxels; None: in the middle.
     """
-    position = torch.arange(window, dtype=torch.float32, device=device) - (window - 1) / 2
+    position = torch.arange(window, dtype=torch.float32, device=device) - (
+        (window - 1) / 2 if center is None else center
+    )
     return torch.exp(-0.5 * (position / (window * GAUSSIAN_SIGMA)).square())
 
 
@@ -50,6 +59,7 @@ def slide(
     step: float = 0.5,
     batch: int = 1,
     fill_c: torch.Tensor | None = None,
+    centered: bool = True,
 ) -> torch.Tensor:
     """Weighted mean of the output of `forward` for each voxel over all windows that contain it.
 
@@ -62,6 +72,7 @@ def slide(
         step: Distance of neighbouring windows, as a share of the window.
         batch: Windows per call of `forward`.
         fill_c: Padding value per channel, which should be that of training; None: its minimum.
+        centered: Whether a window counts most in its middle; False: in voxel `size // 2`, as in nnU-Net.
 
     Returns:
         (outputs, Z, Y, X) float32.
@@ -69,7 +80,7 @@ def slide(
     device, shape = image_czyx.device, image_czyx.shape[1:]
     padded, inner = _padded(image_czyx, window_zyx, fill_c)
     starts = [window_starts(*sizes, step) for sizes in zip(padded.shape[1:], window_zyx, strict=True)]
-    importance = [gaussian_importance(size, device) for size in window_zyx]
+    importance = [gaussian_importance(size, device, center=None if centered else size // 2) for size in window_zyx]
     importance_zyx = _outer(importance)
     places = [
         tuple(slice(start, start + size) for start, size in zip(corner, window_zyx, strict=True))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flaresemi.appearance import Norm
 from flaresemi.case_names import is_fold
+from flaresemi.conventions import Convention
 from flaresemi.errors import CheckpointError, shown
 from flaresemi.files import atomic_path
 from flaresemi.labels import LabelSet
@@ -43,6 +44,7 @@ class Checkpoint:
         keep_largest: Names of organs of which only the largest component is kept.
         touching: Groups of names of organs that hang together; what does not is left out, before that.
         norms: The appearance of the dataset's labeled cases; empty in older checkpoints.
+        convention: What surrounds the network of a model of nnU-Net; None: flaresemi's own way.
         training_state: The state to resume from (optimizer and so on; tensors and plain types); None in files that are
             for prediction only, or when it was not asked for.
         version: Of the flaresemi that trained it.
@@ -60,6 +62,7 @@ class Checkpoint:
     keep_largest: tuple[str, ...] = ()
     touching: tuple[tuple[str, ...], ...] = ()
     norms: tuple[Norm, ...] = ()
+    convention: Convention | None = None
     training_state: dict | None = None
     version: str = ""
 
@@ -89,6 +92,7 @@ class _Header:
     version: str
     norms: tuple[Norm, ...] = ()
     touching: tuple[tuple[str, ...], ...] = ()
+    convention: Convention | None = None
 
     def __post_init__(self) -> None:
         if not is_fold(self.fold):  # it becomes the name of a folder
@@ -149,7 +153,7 @@ def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint
         _check_content(header, weights, training_state)
     except (KeyError, TypeError, ValueError) as problem:
         raise damaged(path, shown(repr(problem), 200)) from None
-    _refuse_not_finite(weights, path)
+    refuse_not_finite(weights, path)
     fields = {name: getattr(header, name) for name in _HEADER_FIELDS}
     return Checkpoint(weights=weights, training_state=training_state if with_training_state else None, **fields)
 
@@ -188,8 +192,12 @@ def compare_weights(network: nn.Module, weights: dict[str, Tensor]) -> list[str]
     return problems
 
 
-def _refuse_not_finite(weights: dict[str, Tensor], path: Path) -> None:
-    """A network with such a weight finds nothing, or anything, without a word."""
+def refuse_not_finite(weights: dict[str, Tensor], path: Path) -> None:
+    """Checks that no weight is NaN or infinite: such a network finds nothing, or anything, without a word.
+
+    Raises:
+        CheckpointError: one is.
+    """
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(

@@ -179,7 +179,7 @@ def _layers(plan: NetworkPlan) -> list[_Layer]:
             features = outputs
     for level in reversed(range(len(plan.features) - 1)):
         outputs = plan.features[level]
-        layers.append(_upsampling(level, features, outputs, plan.strides[level + 1]))
+        layers.append(_upsampling(level, features, outputs, plan))
         features = 2 * outputs
         for _ in range(plan.decoder_convs[level]):
             layers.append(_conv_norm(level, features, outputs, plan.kernels[level]))
@@ -206,9 +206,11 @@ def _residual_block(level: int, inputs: int, outputs: int, kernel: IntTriple, st
     return layers
 
 
-def _upsampling(level: int, inputs: int, outputs: int, stride: IntTriple) -> _Layer:
+def _upsampling(level: int, inputs: int, outputs: int, plan: NetworkPlan) -> _Layer:
     # Kernel and stride are equal, so each output voxel has one input voxel; what is kept is the concatenation.
-    return _Layer(level, inputs * outputs * math.prod(stride), inputs * outputs, 2 * outputs, 2 * outputs)
+    weights = inputs * outputs * math.prod(plan.strides[level + 1])
+    biases = outputs if plan.arguments.get("upsampling_bias", False) else 0
+    return _Layer(level, weights + biases, inputs * outputs, 2 * outputs, 2 * outputs)
 
 
 def _head(level: int, inputs: int, outputs: int) -> _Layer:

@@ -198,7 +198,7 @@ def _apply(module: nn.Module, node: Any) -> Any:
             node = ops.convolution(node, _array(module.weight), module.stride, pads, pads, module.dilation)
             return node if module.bias is None else ops.add(node, _per_channel(module.bias))
         case nn.ConvTranspose3d():
-            return ops.convolution_backprop_data(
+            node = ops.convolution_backprop_data(
                 node,
                 _array(module.weight),
                 module.stride,
@@ -206,6 +206,7 @@ def _apply(module: nn.Module, node: Any) -> Any:
                 pads_end=[0, 0, 0],
                 dilations=[1, 1, 1],
             )
+            return node if module.bias is None else ops.add(node, _per_channel(module.bias))
         case InstanceNorm():
             node = ops.mvn(node, np.array([2, 3, 4]), True, module.eps, "INSIDE_SQRT")
             return ops.add(ops.multiply(node, _per_channel(module.weight)), _per_channel(module.bias))

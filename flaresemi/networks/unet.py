@@ -16,11 +16,15 @@ class UNet(nn.Module):
         channels_last: Whether a GPU computes in the channels-last format where gradients are wanted; a CPU always does.
             False (the default): only a CPU does.
 
+    Args:
+        plan: Level by level.
+        upsampling_bias: Whether the transposed convolutions have a bias: those of nnU-Net's models do.
+
     Source: Çiçek et al., arXiv 1606.06650; strides in convolutions, transposed convolutions with kernel = stride,
     instance norm, leaky ReLU and deep supervision as in nnU-Net (Isensee et al., doi 10.1038/s41592-020-01008-z).
     """
 
-    def __init__(self, plan: NetworkPlan) -> None:
+    def __init__(self, plan: NetworkPlan, upsampling_bias: bool = False) -> None:
         super().__init__()
         self.deep_supervision = False
         self.channels_last = False
@@ -42,7 +46,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList()
         self.heads = nn.ModuleList()
         for level in range(len(plan.features)):
-            self._add_decoder_level(plan, level)
+            self._add_decoder_level(plan, level, upsampling_bias)
         initialize(self)
 
     def forward(self, image_bczyx: Tensor) -> Tensor | list[Tensor]:
@@ -79,11 +83,11 @@ class UNet(nn.Module):
                 logits.insert(0, self.heads[level](features))
         return logits if self.deep_supervision else logits[0]
 
-    def _add_decoder_level(self, plan: NetworkPlan, level: int) -> None:
+    def _add_decoder_level(self, plan: NetworkPlan, level: int, upsampling_bias: bool) -> None:
         """Adds what leads from level + 1 up to `level`; the lowest level has nothing."""
         if level + 1 == len(plan.features):
             return
         outputs, below, stride = plan.features[level], plan.features[level + 1], plan.strides[level + 1]
-        self.upsampling.append(nn.ConvTranspose3d(below, outputs, stride, stride, bias=False))
+        self.upsampling.append(nn.ConvTranspose3d(below, outputs, stride, stride, bias=upsampling_bias))
         self.decoder.append(ConvStack(2 * outputs, outputs, plan.kernels[level], (1, 1, 1), plan.decoder_convs[level]))
         self.heads.append(nn.Conv3d(outputs, plan.output_channels, 1))

@@ -72,11 +72,16 @@ def find_body(image_czyx: np.ndarray, spacing_zyx_mm: FloatTriple, body: BodyRul
             more than trifles: hands, feet, limbs, small animals.
             `foreground`: by each channel's own histogram, where in doubt too much.
             `whole`: the whole image; the mask is that of `foreground`.
+            `nonzero`: what is not 0 in all channels, voxel by voxel, without filling of holes, as nnU-Net crops.
 
     Returns:
         The box, and a bool mask of the box's shape, holes (lungs, bowel gas) filled, accurate to a block.
     """
     shape = (image_czyx.shape[1], image_czyx.shape[2], image_czyx.shape[3])
+    if body == "nonzero":
+        there = (image_czyx != 0).any(axis=0)
+        inside = BoundingBox.of_mask(there)
+        return (BoundingBox.whole(shape), np.ones(shape, bool)) if inside is None else (inside, there[inside.slices])
     blocks = _block_shape(spacing_zyx_mm, shape)
     spacing = tuple(size * block for size, block in zip(spacing_zyx_mm, blocks, strict=True))
     coarse: np.ndarray | None = None

@@ -15,6 +15,9 @@ _SAMPLE = 200_000
 _KEPT_CONTRASTS = 10
 _FEW = 1e-4
 
+#: What nnU-Net divides by at least.
+_LEAST_SD = 1e-8
+
 #: What the schemes divide by that measure nothing.
 _DIVISORS = {"none": 1.0, "rgb_to_0_1": 255.0}
 
@@ -77,6 +80,8 @@ def _measure(channel_zyx: np.ndarray, plan: IntensityPlan, mask_zyx: np.ndarray 
         return ChannelScaling(mean=plan.mean, sd=plan.sd, clip_low=plan.clip_low, clip_high=plan.clip_high)
     if plan.scheme in _DIVISORS:
         return ChannelScaling(mean=0.0, sd=_DIVISORS[plan.scheme], clip_low=-_LARGEST, clip_high=_LARGEST)
+    if plan.scheme in ("zscore_crop", "zscore_nonzero"):
+        return _zscore(channel_zyx, None if plan.scheme == "zscore_crop" else mask_zyx)
     if plan.scheme == "rescale_to_0_1":
         return _rescaling(channel_zyx)
     values = channel_zyx[mask_zyx] if mask_zyx is not None and mask_zyx.any() else channel_zyx.ravel()
@@ -89,6 +94,14 @@ def _measure(channel_zyx: np.ndarray, plan: IntensityPlan, mask_zyx: np.ndarray 
     low, high = stray or (None, None)
     # A constant channel carries nothing; rounding must not be blown up into something.
     return ChannelScaling(mean=mean, sd=sd if sd > 1e-6 * max(abs(mean), 1e-30) else 1.0, clip_low=low, clip_high=high)
+
+
+def _zscore(channel_zyx: np.ndarray, mask_zyx: np.ndarray | None) -> ChannelScaling:
+    """By all values, stray ones too, as nnU-Net does."""
+    values = channel_zyx if mask_zyx is None else channel_zyx[mask_zyx]
+    return ChannelScaling(
+        mean=float(values.mean(dtype=np.float64)), sd=max(float(values.std(dtype=np.float64)), _LEAST_SD)
+    )
 
 
 def _rescaling(channel_zyx: np.ndarray) -> ChannelScaling:

@@ -1,17 +1,20 @@
 """An image and its labels on the voxels of a stage."""
 
 import dataclasses
+import functools
 import math
 import typing
 
 import numpy as np
+from scipy import ndimage
 
 from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
 from flaresemi.io.images import Image
 from flaresemi.plans import BodyRule, IntensityPlan, StagePlan
 from flaresemi.preprocessing.cropping import find_body
 from flaresemi.preprocessing.normalization import ChannelScaling, measure_scaling, scale
-from flaresemi.preprocessing.resampling import input_support, resample_labels, resample_part
+from flaresemi.preprocessing.resampling import ALL_LINEAR, Kind, input_support, resample_labels, resample_part
+from flaresemi.preprocessing.splines import logit_kinds, resample_spline, separate_axis
 from flaresemi.records import record_hash
 from flaresemi.room import refuse_unfit
 
@@ -89,6 +92,8 @@ class PreparedImage:
         from_shape: IntTriple = self.body_box.shape_zyx
         box = BoundingBox.whole(to_shape) if box is None else box
         refuse_unfit(grid, bytes_per_voxel=4 * len(self.crop_czyx), shape_zyx=box.shape_zyx)
+        if plan.resampling == "spline":
+            return self._spline_image(plan, to_shape)[(slice(None), *box.slices)]
         support = input_support(from_shape, to_shape, plan.resampling, box)
         scalings = self._scaling(plan.intensities)
         result = np.empty((len(self.crop_czyx), *box.shape_zyx), np.float32)
@@ -97,10 +102,34 @@ class PreparedImage:
             result[index] = resample_part(part, support, from_shape, to_shape, plan.resampling, box)[0]
         return result
 
+    def _spline_image(self, plan: StagePlan, shape_zyx: IntTriple) -> np.ndarray:
+        """The whole of it, which a spline needs anyway."""
+        axis = separate_axis(self.image.geometry.spacing_zyx_mm, plan.spacing_zyx_mm)
+        result = np.empty((len(self.crop_czyx), *shape_zyx), np.float32)
+        for index, scaling in enumerate(self._scaling(plan.intensities)):
+            part = scale(self.crop_czyx[index : index + 1], (scaling,))
+            if plan.intensities[index].scheme == "zscore_nonzero":
+                part[:, ~self._filled_mask_zyx] = 0.0
+            result[index] = resample_spline(part, shape_zyx, axis)[0]
+        return result
+
+    @functools.cached_property
+    def _filled_mask_zyx(self) -> np.ndarray:
+        return ndimage.binary_fill_holes(self.body_mask_zyx)
+
     def _scaling(self, intensities: tuple[IntensityPlan, ...]) -> tuple[ChannelScaling, ...]:
         if intensities not in self._scalings:
-            self._scalings[intensities] = measure_scaling(self.crop_czyx, intensities, self.body_mask_zyx)
+            filled = any(intensity.scheme == "zscore_nonzero" for intensity in intensities)
+            mask = self._filled_mask_zyx if filled else self.body_mask_zyx
+            self._scalings[intensities] = measure_scaling(self.crop_czyx, intensities, mask)
         return self._scalings[intensities]
+
+
+def restoring_kinds(plan: StagePlan, grid: StageGrid) -> tuple[Kind, Kind, Kind]:
+    """How a stage's logits are brought back to the canonical voxels of its grid, axis by axis."""
+    if plan.resampling != "spline":
+        return ALL_LINEAR
+    return logit_kinds(separate_axis(plan.spacing_zyx_mm, grid.canonical_spacing_zyx_mm))
 
 
 def prepare(image: Image, body: str) -> PreparedImage:

@@ -16,7 +16,10 @@ from scipy import ndimage
 
 from flaresemi.geometry import BoundingBox, IntTriple
 
-Kind = Literal["linear", "cubic"]
+#: `linear` and `cubic` widen where an axis shrinks; `interpolate` (linear) and `nearest` do not.
+Kind = Literal["linear", "cubic", "interpolate", "nearest"]
+
+ALL_LINEAR: tuple[Kind, Kind, Kind] = ("linear", "linear", "linear")
 
 #: Working memory of one slab of `labels_from_logits`. Chosen: far below what a network needs.
 _SLAB_BYTES = 64 << 20
@@ -58,7 +61,7 @@ def resample_part(
     """
     box = BoundingBox.whole(to_shape) if box is None else box
     result = np.empty((part_czyx.shape[0], *box.shape_zyx), np.float32)
-    axes = _axes(part_box, from_shape, to_shape, kind, box)
+    axes = _axes(part_box, from_shape, to_shape, (kind,) * 3, box)
     for channel, target in zip(part_czyx, result, strict=True):
         known = channel if channel.flags.writeable and min(channel.strides) > 0 else channel.copy()  # as torch wants it
         target[...] = _resample(torch.from_numpy(known), axes).numpy()
@@ -67,7 +70,7 @@ def resample_part(
 
 def input_support(from_shape: IntTriple, to_shape: IntTriple, kind: Kind, box: BoundingBox) -> BoundingBox:
     """The input voxels that a part of the result is made from."""
-    axes = _axes(BoundingBox.whole(from_shape), from_shape, to_shape, kind, box)
+    axes = _axes(BoundingBox.whole(from_shape), from_shape, to_shape, (kind,) * 3, box)
     return BoundingBox.of_slices(axis.span for axis in axes)
 
 
@@ -135,6 +138,7 @@ def labels_from_logits(
     stage_shape_zyx: IntTriple,
     canonical_shape_zyx: IntTriple,
     out_box: BoundingBox,
+    kinds: tuple[Kind, Kind, Kind] = ALL_LINEAR,
 ) -> np.ndarray:
     """Resamples logits linearly and takes the largest: the same labels as all logits at once, in bounded memory.
 
@@ -147,6 +151,7 @@ def labels_from_logits(
         stage_shape_zyx: Shape of the stage grid.
         canonical_shape_zyx: Shape of the body crop at the image's own sampling.
         out_box: The part of the body crop to label.
+        kinds: How each axis is resampled.
 
     Returns:
         Internal indices, (*out_box.shape_zyx), uint8 (up to 256 classes) or uint16.
@@ -155,7 +160,7 @@ def labels_from_logits(
         raise ValueError(f"logits of shape {tuple(logits_czyx.shape)} for a box of {logits_box.shape_zyx}")
     classes = logits_czyx.shape[0]
     result = np.zeros(out_box.shape_zyx, np.uint8 if classes <= 256 else np.uint16)
-    axes = _axes(logits_box, stage_shape_zyx, canonical_shape_zyx, "linear", out_box)
+    axes = _axes(logits_box, stage_shape_zyx, canonical_shape_zyx, kinds, out_box)
     possible = _possible_cells(logits_czyx) if all(axis.index.shape[1] <= 2 * _CELL for axis in axes) else None
     depth, height, width = out_box.shape_zyx
     planes = max(1, _SLAB_BYTES // (16 * height * width))
@@ -167,7 +172,7 @@ def labels_from_logits(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Axis:
+class AxisWeights:
     """How the voxels of one axis of the result are made: the sum over k of weight[:, k] × input[index[:, k]].
 
     Attributes:
@@ -180,9 +185,9 @@ class _Axis:
     weight: np.ndarray
     ratio: float
 
-    def part(self, wanted: slice) -> "_Axis":
+    def part(self, wanted: slice) -> "AxisWeights":
         """The same for some voxels of the result only."""
-        return _Axis(self.index[wanted], self.weight[wanted], self.ratio)
+        return AxisWeights(self.index[wanted], self.weight[wanted], self.ratio)
 
     def voxels_from(self, known: slice) -> slice:
         """The voxels of the result whose middle tap is one of these input voxels."""
@@ -208,31 +213,32 @@ class _Axis:
 
 
 def _axes(
-    part_box: BoundingBox, from_shape: IntTriple, to_shape: IntTriple, kind: Kind, box: BoundingBox
-) -> tuple[_Axis, ...]:
-    return tuple(
-        _axis(from_size, to_size, kind, wanted, known)
-        for from_size, to_size, wanted, known in zip(from_shape, to_shape, box.slices, part_box.slices, strict=True)
-    )
+    part_box: BoundingBox, from_shape: IntTriple, to_shape: IntTriple, kinds: tuple[Kind, ...], box: BoundingBox
+) -> tuple[AxisWeights, ...]:
+    sizes = zip(from_shape, to_shape, kinds, box.slices, part_box.slices, strict=True)
+    return tuple(axis_weights(*each) for each in sizes)
 
 
-def _axis(from_size: int, to_size: int, kind: Kind, wanted: slice, known: slice) -> _Axis:
+def axis_weights(from_size: int, to_size: int, kind: Kind, wanted: slice, known: slice) -> AxisWeights:
+    """How the `wanted` voxels of an axis are made from the `known` ones of another sampling of it."""
     positions = np.arange(wanted.start, wanted.stop)
+    step = from_size / to_size
+    center = (positions + 0.5) * step - 0.5
     if from_size == to_size:
         index, weight = positions[:, None], np.ones((positions.size, 1))
+    elif kind == "nearest":
+        index, weight = np.floor(center + 0.5).astype(np.int64)[:, None], np.ones((positions.size, 1))
     else:
-        step = from_size / to_size
-        width = max(step, 1.0)
-        center = (positions + 0.5) * step - 0.5
-        radius = width * (1.0 if kind == "linear" else 2.0)
+        width = 1.0 if kind == "interpolate" else max(step, 1.0)
+        radius = width * (2.0 if kind == "cubic" else 1.0)
         first = np.floor(center - radius).astype(np.int64) + 1
         index = first[:, None] + np.arange(math.ceil(2 * radius))
-        kernel = _triangle if kind == "linear" else _catmull_rom
+        kernel = _catmull_rom if kind == "cubic" else _triangle
         weight = kernel((index - center[:, None]) / width)
         weight /= weight.sum(axis=1, keepdims=True)
     index = np.clip(index, 0, from_size - 1)
     index = np.clip(index, known.start, known.stop - 1) - known.start
-    return _Axis(index, weight.astype(np.float32), to_size / from_size)
+    return AxisWeights(index, weight.astype(np.float32), to_size / from_size)
 
 
 def _triangle(distance: np.ndarray) -> np.ndarray:
@@ -247,18 +253,19 @@ def _catmull_rom(distance: np.ndarray) -> np.ndarray:
     return np.where(d < 1.0, near, np.where(d < 2.0, far, 0.0))
 
 
-def _resample(volume_zyx: torch.Tensor, axes: tuple[_Axis, ...]) -> torch.Tensor:
+def _resample(volume_zyx: torch.Tensor, axes: tuple[AxisWeights, ...]) -> torch.Tensor:
     """Applies the three axes to the known part of a volume; float32 on the volume's device."""
     volume = volume_zyx[tuple(axis.span for axis in axes)].float()
     with torch.autocast(volume.device.type, enabled=False):  # a caller's mixed precision is not meant for this
         # The axis that shrinks most comes first: what follows has less to do.
         for dimension in sorted(range(3), key=lambda d: (axes[d].ratio, -d)):
             if not axes[dimension].is_identity:
-                volume = _apply(volume, dimension, axes[dimension])
+                volume = apply_axis(volume, dimension, axes[dimension])
     return volume
 
 
-def _apply(volume: torch.Tensor, dimension: int, axis: _Axis) -> torch.Tensor:
+def apply_axis(volume: torch.Tensor, dimension: int, axis: AxisWeights) -> torch.Tensor:
+    """Resamples one axis of a volume, which holds the weights' span of it and no more."""
     if dimension == 0 and volume.device.type == "cpu":
         return _combine_planes(volume, axis.index - axis.span.start, axis.weight)
     matrix = axis.matrix(volume.device)
@@ -283,7 +290,7 @@ def _combine_planes(volume: torch.Tensor, index: np.ndarray, weight: np.ndarray)
     return result
 
 
-def _largest(logits_czyx: torch.Tensor, axes: tuple[_Axis, ...], possible: np.ndarray | None) -> torch.Tensor:
+def _largest(logits_czyx: torch.Tensor, axes: tuple[AxisWeights, ...], possible: np.ndarray | None) -> torch.Tensor:
     """Index of the largest logit; classes are computed only where they are possible, unless that is None."""
     shape = tuple(len(axis.index) for axis in axes)
     best = torch.full(shape, -math.inf, device=logits_czyx.device)

@@ -18,6 +18,12 @@ def test_parameter_count_is_exact(plan: NetworkPlan) -> None:
     assert cost.parameter_count(plan) == sum(parameter.numel() for parameter in build_network(plan).parameters())
 
 
+def test_biases_of_transposed_convolutions_are_counted(make_plan: Callable[..., NetworkPlan]) -> None:
+    plan = make_plan(arguments={"upsampling_bias": True})
+    assert cost.parameter_count(plan) == sum(parameter.numel() for parameter in build_network(plan).parameters())
+    assert cost.parameter_count(plan) - cost.parameter_count(make_plan()) == 4 + 8
+
+
 def test_known_parameter_count() -> None:
     # nnU-Net's default network has 30.7 million parameters; ours has no convolution biases but more heads.
     plan = NetworkPlan(

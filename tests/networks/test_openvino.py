@@ -36,8 +36,9 @@ def network(**changes):
 
 
 @pytest.mark.parametrize("block", ["plain", "residual"])
-def test_it_is_the_same_function_for_windows_of_any_size(block):
-    torch_network = network(block=block)
+@pytest.mark.parametrize("arguments", [{}, {"upsampling_bias": True}])
+def test_it_is_the_same_function_for_windows_of_any_size(block, arguments):
+    torch_network = network(block=block, arguments=arguments)
     compiled = OpenVinoNetwork(torch_network, precision="fp32", threads=1)
     for shape in ((8, 16, 24), (4, 32, 16), (8, 16, 24)):
         windows = torch.randn(2, 2, *shape)

@@ -1,0 +1,27 @@
+"""How images come to a network and its scores back, where a model of another framework does it its own way."""
+
+import dataclasses
+from typing import Literal
+
+from flaresemi.ranges import Axis
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Convention:
+    """What surrounds a network of nnU-Net v2, as far as a `StagePlan` does not say it.
+
+    Windows have the size of the training patch and count by a Gaussian about their voxel `size // 2`; a volume smaller
+    than a window is padded with zeros; mirrored images are averaged unless the user wants it otherwise.
+
+    Attributes:
+        orientation: How arrays (Z, Y, X) lie: `file`: in the order of the file; `ras`: canonical, but pointing to
+            superior, anterior and right.
+        axes: Axis i of the network is axis axes[i] of such an array.
+    """
+
+    orientation: Literal["file", "ras"]
+    axes: tuple[Axis, Axis, Axis]
+
+    def __post_init__(self) -> None:
+        if sorted(self.axes) != [0, 1, 2]:
+            raise ValueError(f"axes must be a permutation of 0, 1 and 2, found {list(self.axes)}")

@@ -1,0 +1,1 @@
+"""Models of nnU-Net v2, read as data: a results folder becomes plans and weights of ours."""
