@@ -69,9 +69,9 @@ _STAND_INS: Mapping[str, Any] = {
 
 
 def is_nnunet(path: Path) -> bool:
-    """Whether a path is a model of nnU-Net: its archive, or a folder that holds trained configurations."""
+    """Whether a path is a model of nnU-Net: its archive (.zip), or a folder that holds trained configurations."""
     if path.is_file():
-        return zipfile.is_zipfile(path)
+        return path.suffix.lower() == ".zip"
     return path.is_dir() and bool(_models_below(path))
 
 
