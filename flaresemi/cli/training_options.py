@@ -131,7 +131,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="run the network through torch.compile, where that works here [off]",
     )
-    add("--init-from", "checkpoint to take the first weights from", metavar="CHECKPOINT")
+    add("--init-from", "model to start from, ours or nnU-Net's, of any organs: what fits is taken", metavar="MODEL")
     add("--seed", "of everything random")
     add_trainer_options(chosen)
 

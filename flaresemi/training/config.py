@@ -92,7 +92,7 @@ class TrainingConfig:
         precision: Mixed precision; `auto` chooses by the device.
         loader_workers: Processes that prepare patches; None: by the device; 0: in the training process itself.
         compile: Run the network through torch.compile, where that works.
-        init_from: Checkpoint file whose weights the training starts from; None: random ones.
+        init_from: Model whose weights the training starts from, as far as they fit; None: random ones.
         seed: Everything random follows from it.
         trainer: Who trains: `default`, a name that an installed package has declared, or `package.module:Class`.
         trainer_settings: Fields of the trainer's own `Settings`, by name.

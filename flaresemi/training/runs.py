@@ -24,6 +24,7 @@ from flaresemi.training.config import Recipe, TrainingConfig, lengthened
 from flaresemi.training.resuming import load_state
 from flaresemi.training.schedule import Decision, Schedule, marks
 from flaresemi.training.snapshots import renew_snapshots
+from flaresemi.training.starting import Start
 from flaresemi.training.task import Origin, Teaching, TrainingTask, other_fold
 from flaresemi.workspace import ModelFolder
 
@@ -69,6 +70,7 @@ class RunRecord:
         continued: When the run was resumed.
         made_from: What it stands on; None in records of older versions.
         changes: What of all this became another when it was resumed, and when; the fields have the newest values.
+        started_from: What of another model it began with; None where that is nothing, or all of it.
         packages: The package of each part that is not flaresemi's own: `trainer`, `network`, `augmentation NAME`.
     """
 
@@ -95,6 +97,7 @@ class RunRecord:
     made_from: Origin | None = None
     changes: tuple[RunChange, ...] = ()
     packages: dict[str, Package] = dataclasses.field(default_factory=dict)
+    started_from: Start | None = None
 
     @property
     def schedule(self) -> Schedule:

@@ -22,7 +22,7 @@ from flaresemi.compute.precision import Precision
 from flaresemi.errors import ConfigError, FlaresemiError
 from flaresemi.labels import Members
 from flaresemi.networks.building import build_network, refuse_other_network
-from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
 from flaresemi.networks.compiling import compiled
 from flaresemi.networks.memory_format import trains_channels_last
 from flaresemi.records import from_plain, save_record, to_plain
@@ -38,6 +38,7 @@ from flaresemi.training.optimization import Optimization
 from flaresemi.training.resuming import load_state, save_state
 from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, Samples, TrainingCase
 from flaresemi.training.schedule import Schedule, build_optimizer
+from flaresemi.training.starting import Start, start_from
 from flaresemi.training.task import TrainingTask, tell_gaps, unlabeled_cases
 
 logger = logging.getLogger(__name__)
@@ -146,6 +147,10 @@ class Trainer:
         """
         return build_network(self.task.plan.network)
 
+    def first_weights(self) -> Start | None:
+        """Puts what fits of the model `init_from` into the network; None where that is all of it."""
+        return start_from(self.network, self.task.labels.names, self.task.channels, Path(self.config.init_from or ""))
+
     def build_loss(self) -> nn.Module:
         """Takes (outputs, target_bzyx, supervised_bc), gives a loss per sample; targets may be `IGNORED`.
 
@@ -216,8 +221,7 @@ class Trainer:
             CheckpointError: the latest checkpoint is damaged or belongs to other plans.
             FlaresemiError: the loss became NaN or infinite.
         """
-        if self.config.init_from is not None and not resume:
-            load_weights(self.network, load_checkpoint(Path(self.config.init_from)))
+        self.start = self.first_weights() if self.config.init_from is not None and not resume else None
         tell_gaps(self.task, mirrors=2 in self._wanted_axes, enabled=self.ranks.is_main)
         with self.build_stopwatch() as now:
             self.budget = TimeBudget(self.config.time_budget_seconds or math.inf, now)
@@ -405,6 +409,7 @@ class Trainer:
                 training_cases=cases,
                 device=device_name(self.device),
                 trainer=type(self).__name__,
+                started_from=self.start,
                 processes=self.ranks.world_size,
                 precision=self.precision.name,
                 packages=packages,

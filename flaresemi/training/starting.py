@@ -1,0 +1,170 @@
+"""The first weights of a training from another model: of other organs, channels, patch or depth, ours or nnU-Net's.
+
+What fits is taken, tensor by tensor: by name and shape; outputs by the name of their organ; inputs by the name of their
+channel, new ones from the mean of the old ones. What was taken, and why the rest was not, is a table.
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from flaresemi.errors import CheckpointError, listed
+from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
+from flaresemi.nnunet.results import is_nnunet, load_nnunet, load_nnunet_weights
+from flaresemi.ranges import Count
+
+logger = logging.getLogger(__name__)
+
+#: Heads, one per level; the first convolution is whatever takes the image.
+_HEAD = re.compile(r"heads\.\d+\.(weight|bias)")
+
+#: Suffix of nnU-Net's checkpoints.
+_NNUNET = ".pth"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TensorStart:
+    """Where the first numbers of a tensor come from.
+
+    Attributes:
+        tensor: Its name in the network.
+        taken: How many of its numbers come from the other model.
+        numbers: How many it has.
+        why: What was taken, or why not.
+    """
+
+    tensor: str
+    taken: Count
+    numbers: Count
+    why: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a training began with.
+
+    Attributes:
+        file: The other model.
+        organs: Those whose outputs were taken, by name.
+        channels: Those whose inputs were taken, by name.
+        tensors: All of the network.
+    """
+
+    file: str
+    organs: tuple[str, ...]
+    channels: tuple[str, ...]
+    tensors: tuple[TensorStart, ...]
+
+    def table(self) -> str:
+        """In words, tensors with the same reason in one line."""
+        reasons: dict[str, list[TensorStart]] = {}
+        for each in self.tensors:
+            reasons.setdefault(each.why, []).append(each)
+        lines = [f"{'numbers taken':>24}  tensors"]
+        for why, tensors in reasons.items():
+            taken, numbers = (sum(getattr(each, name) for each in tensors) for name in ("taken", "numbers"))
+            names = f"{len(tensors)} tensors" if len(tensors) > 3 else listed([each.tensor for each in tensors])
+            lines.append(f"{f'{taken} of {numbers}':>24}  {names}: {why}")
+        return "\n".join(lines)
+
+
+def load_start(path: Path) -> Checkpoint:
+    """The model that a training starts from.
+
+    Args:
+        path: A checkpoint of ours or of nnU-Net, or a results folder of nnU-Net or its archive, whose first fold is
+            taken.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    if is_nnunet(path):
+        return next(iter(load_nnunet(path).values()))
+    return load_nnunet_weights(path) if path.suffix == _NNUNET else load_checkpoint(path)
+
+
+def start_from(network: nn.Module, organs: Sequence[str], channels: Sequence[str], path: Path) -> Start | None:
+    """Puts all weights of another model that fit into a new network.
+
+    Args:
+        network: As it is built: what does not fit keeps its random numbers.
+        organs: Those of the network's outputs, without background.
+        channels: Those of its inputs.
+        path: The other model.
+
+    Returns:
+        What was taken; None where that is everything, the other model being of the same kind.
+
+    Raises:
+        CheckpointError: nothing fits.
+    """
+    model = load_start(path)
+    own = network.state_dict()
+    same = model.labels.names == tuple(organs) and model.channels == tuple(channels)
+    if same and {name: tensor.shape for name, tensor in own.items()} == {
+        name: tensor.shape for name, tensor in model.weights.items()
+    }:
+        load_weights(network, model)
+        return None
+    first = next((name for name, tensor in own.items() if tensor.ndim == 5), "")
+    rows = _matches(["", *model.labels.names], ["", *organs])
+    inputs = _matches(model.channels, channels)
+    found = [_take(name, tensor, model.weights.get(name), first, rows, inputs) for name, tensor in own.items()]
+    beyond = sorted(model.weights.keys() - own.keys())
+    if not any(each.taken and own[each.tensor].ndim == 5 and not _HEAD.fullmatch(each.tensor) for each in found):
+        raise CheckpointError(
+            "nothing of this model fits the planned network: its layers have other names or shapes",
+            where=path,
+            fix="plan a network like it (its features, kernels and block), or leave --init-from out",
+        )
+    start = Start(
+        file=str(path),
+        organs=tuple(name for name in organs if name in model.labels.names),
+        channels=tuple(name for name in channels if name in model.channels),
+        tensors=tuple(found),
+    )
+    logger.info("the first weights come from %s\n%s", path, start.table())
+    if beyond:
+        logger.info("left out, since the planned network has no place for them: %s", listed(beyond))
+    return start
+
+
+def _matches(theirs: Sequence[str], ours: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of places (ours, theirs) with the same name."""
+    return [(place, theirs.index(name)) for place, name in enumerate(ours) if name in theirs]
+
+
+def _take(
+    name: str,
+    own: Tensor,
+    other: Tensor | None,
+    first: str,
+    rows: list[tuple[int, int]],
+    inputs: list[tuple[int, int]],
+) -> TensorStart:
+    """Fills one tensor of the network, in place, as far as the other one fits."""
+
+    def told(taken: int, why: str) -> TensorStart:
+        return TensorStart(tensor=name, taken=taken, numbers=own.numel(), why=why)
+
+    if other is None:
+        return told(0, "random: the other model has no such layer")
+    if _HEAD.fullmatch(name) and own.shape[1:] == other.shape[1:]:
+        for ours, theirs in rows:
+            own[ours] = other[theirs]
+        return told(len(rows) * own[0].numel(), "rows of organs with the same name; the others random")
+    if name == first and own.shape[0] == other.shape[0] and own.shape[2:] == other.shape[2:]:
+        mean = other.mean(dim=1)
+        for place in range(own.shape[1]):
+            own[:, place] = mean
+        for ours, theirs in inputs:
+            own[:, ours] = other[:, theirs]
+        return told(own.numel(), "channels with the same name; new ones from the mean of the other model's")
+    if own.shape != other.shape:
+        return told(0, f"random: shape {list(own.shape)}, the other model has {list(other.shape)}")
+    own.copy_(other)
+    return told(own.numel(), "taken")

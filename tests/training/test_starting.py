@@ -1,0 +1,178 @@
+"""Of another model, what fits is taken; outputs by the names of organs, inputs by those of channels."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from flaresemi.errors import CheckpointError
+from flaresemi.labels import Label, LabelSet
+from flaresemi.networks.building import build_network
+from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.records import load_record
+from flaresemi.training.config import TrainingConfig
+from flaresemi.training.runs import RunRecord
+from flaresemi.training.starting import start_from
+from flaresemi.training.task import TrainingTask
+from flaresemi.training.trainer import Trainer
+from tests.made_nnunet import write_results
+
+MakeTask = Callable[..., TrainingTask]
+
+PLAN = NetworkPlan(
+    block="plain",
+    input_channels=1,
+    output_channels=3,
+    features=(4, 6, 8),
+    kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+    strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+    encoder_convs=(1, 2, 2),
+    decoder_convs=(1, 2),
+)
+
+
+def _labels(*names: str) -> LabelSet:
+    return LabelSet(labels=tuple(Label(name=name, value=value) for value, name in enumerate(names, start=1)))
+
+
+@pytest.fixture
+def liver_and_spleen(tmp_path: Path) -> Path:
+    torch.manual_seed(1)
+    plan = StagePlan(
+        stage=Stage.FINE,
+        spacing_zyx_mm=(3.0, 1.5, 1.5),
+        patch_zyx=(8, 16, 16),
+        batch_size=2,
+        region="body",
+        margin_mm=0.0,
+        resampling="linear",
+        intensities=(IntensityPlan(scheme="zscore"),),
+        network=PLAN,
+        reasons={},
+    )
+    checkpoint = Checkpoint(
+        plan=plan,
+        body="foreground",
+        channels=("T1",),
+        labels=_labels("liver", "spleen"),
+        fold="0",
+        iteration=1,
+        total_iterations=1,
+        weights=build_network(PLAN).state_dict(),
+    )
+    save_checkpoint(tmp_path / "model.pt", checkpoint)
+    return tmp_path / "model.pt"
+
+
+def _built(**changes: object) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(2)
+    network = build_network(dataclasses.replace(PLAN, **changes))
+    return network, {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def test_rows_of_organs_and_channels_are_matched_by_name(liver_and_spleen: Path) -> None:
+    theirs = load_checkpoint(liver_and_spleen).weights
+    network, random = _built(input_channels=3, output_channels=4)
+    start = start_from(network, ("kidney", "spleen", "aorta"), ("CT", "T1", "T2"), liver_and_spleen)
+    ours = network.state_dict()
+    for name in ("heads.0.weight", "heads.0.bias", "heads.1.weight"):
+        for row, (expected, place) in enumerate([(theirs, 0), (random, 1), (theirs, 2), (random, 3)]):
+            assert torch.equal(ours[name][row], expected[name][place])
+    first = "encoder.0.0.0.weight"
+    for channel in range(3):
+        assert torch.equal(ours[first][:, channel], theirs[first][:, 0])  # the mean of one is itself
+    assert torch.equal(ours["encoder.1.0.0.weight"], theirs["encoder.1.0.0.weight"])
+    assert start is not None
+    assert (start.organs, start.channels) == (("spleen",), ("T1",))
+    rows = {each.tensor: each for each in start.tensors}
+    assert (rows["heads.0.bias"].taken, rows["heads.0.bias"].numbers) == (2, 4)
+    assert "rows of organs with the same name" in start.table()
+
+
+def test_new_channels_start_from_the_mean(liver_and_spleen: Path, tmp_path: Path) -> None:
+    two, _ = _built(input_channels=2)
+    model = load_checkpoint(liver_and_spleen)
+    plan = dataclasses.replace(
+        model.plan,
+        network=dataclasses.replace(PLAN, input_channels=2),
+        intensities=(IntensityPlan(scheme="zscore"),) * 2,
+    )
+    weights = two.state_dict()
+    save_checkpoint(tmp_path / "two.pt", dataclasses.replace(model, plan=plan, channels=("T1", "T2"), weights=weights))
+    network, _ = _built(input_channels=2)
+    start_from(network, ("liver", "spleen"), ("T2", "FLAIR"), tmp_path / "two.pt")
+    found, given = network.state_dict()["encoder.0.0.0.weight"], weights["encoder.0.0.0.weight"]
+    assert torch.equal(found[:, 0], given[:, 1])
+    torch.testing.assert_close(found[:, 1], given.mean(dim=1))
+
+
+def test_another_depth_and_other_kernels(liver_and_spleen: Path) -> None:
+    theirs = load_checkpoint(liver_and_spleen).weights
+    network, random = _built(
+        features=(4, 6, 8, 8),
+        kernels=((3, 3, 3),) * 4,
+        strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
+        encoder_convs=(1, 2, 2, 1),
+        decoder_convs=(1, 2, 1),
+    )
+    start = start_from(network, ("liver", "spleen"), ("T1",), liver_and_spleen)
+    ours = network.state_dict()
+    assert torch.equal(ours["encoder.2.0.0.weight"], theirs["encoder.2.0.0.weight"])
+    for name in ("encoder.0.0.0.weight", "encoder.3.0.0.weight"):
+        assert torch.equal(ours[name], random[name])
+    assert start is not None
+    why = {each.tensor: each.why for each in start.tensors}
+    assert why["encoder.0.0.0.weight"] == "random: shape [4, 1, 3, 3, 3], the other model has [4, 1, 1, 3, 3]"
+    assert why["encoder.3.0.0.weight"] == "random: the other model has no such layer"
+
+
+def test_the_same_kind_of_model_is_taken_whole(liver_and_spleen: Path) -> None:
+    network, _ = _built()
+    assert start_from(network, ("liver", "spleen"), ("T1",), liver_and_spleen) is None
+    theirs = load_checkpoint(liver_and_spleen).weights
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in network.state_dict().items())
+
+
+def test_the_same_shapes_with_other_organs_are_matched_by_name(liver_and_spleen: Path) -> None:
+    network, _ = _built()
+    assert start_from(network, ("spleen", "liver"), ("T1",), liver_and_spleen) is not None
+    ours, theirs = network.state_dict()["heads.0.bias"], load_checkpoint(liver_and_spleen).weights["heads.0.bias"]
+    assert torch.equal(ours, theirs[[0, 2, 1]])
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_model_of_nnunet(tmp_path: Path, what: str) -> None:
+    model = write_results(tmp_path / "Dataset001_Made")
+    network, _ = _built(decoder_convs=(1, 2), encoder_convs=(1, 2, 2))
+    path = model if what == "folder" else model / "fold_0" / "checkpoint_final.pth"
+    start = start_from(network, ("tumor", "spleen"), ("CT",), path)
+    content = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    ours = network.state_dict()
+    assert torch.equal(ours["encoder.2.1.0.weight"], content["encoder.stages.2.0.convs.1.conv.weight"])
+    assert torch.equal(ours["heads.0.weight"][2], content["decoder.seg_layers.1.weight"][2])
+    assert start is not None
+    assert start.organs == ("spleen",)
+
+
+def test_nothing_fits(liver_and_spleen: Path) -> None:
+    network, _ = _built(features=(5, 7, 9))
+    with pytest.raises(CheckpointError, match="nothing of this model fits"):
+        start_from(network, ("liver", "spleen"), ("T1",), liver_and_spleen)
+
+
+def test_what_was_taken_stands_in_the_record(make_task: MakeTask, quick_config: TrainingConfig, tmp_path: Path) -> None:
+    first, second = make_task("first"), make_task("second")
+    Trainer(first, quick_config, device=torch.device("cpu")).fit()
+    model = load_checkpoint(first.folder.final)
+    renamed = tuple(dataclasses.replace(label, name=f"{label.name} there") for label in model.labels.labels[1:])
+    labels = LabelSet(labels=(model.labels.labels[0], *renamed))
+    save_checkpoint(tmp_path / "other.pt", dataclasses.replace(model, labels=labels))
+    config = dataclasses.replace(quick_config, init_from=str(tmp_path / "other.pt"))
+    Trainer(second, config, device=torch.device("cpu")).fit()
+    record = load_record(second.folder.run_record, RunRecord)
+    assert record.started_from is not None
+    assert record.started_from.organs == model.labels.names[:1]
+    assert load_record(first.folder.run_record, RunRecord).started_from is None
