@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from flaresemi.errors import CheckpointError, listed, shown
+from flaresemi.files import read_text
 from flaresemi.networks.archive import read_tensors
 from flaresemi.networks.checkpoint import Checkpoint, refuse_not_finite
 from flaresemi.nnunet.architectures import our_weights
@@ -227,7 +228,7 @@ def _json(path: Path) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > _MOST_JSON_BYTES:
             raise ValueError("it is too large")
-        value = parse_json(path.read_text(encoding="utf-8"))
+        value = parse_json(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(
             f"no {path.name} beside this checkpoint of nnU-Net", where=path, fix="copy the whole folder of the model"
@@ -253,7 +254,7 @@ def _unpacked(path: Path) -> Iterator[Path]:
                 for entry, place in needed.items():
                     target = Path(temporary, *place)
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(entry) as source, open(target, "xb") as file:
+                    with archive.open(entry) as source, open(target, "wb") as file:
                         shutil.copyfileobj(source, file, 1 << 20)
         except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError) as problem:
             raise CheckpointError(
