@@ -218,10 +218,8 @@ def test_mixed_precision_of_the_caller_changes_nothing():
 def test_planes_on_a_cpu_and_the_matrix_on_a_gpu_are_the_same():
     volume = torch.randn((7, 5, 6), generator=torch.Generator().manual_seed(0))
     for size in (3, 5, 12):
-        (axis, _, _) = resampling._axes(
-            BoundingBox.whole((7, 5, 6)), (7, 5, 6), (size, 5, 6), "cubic", BoundingBox.whole((size, 5, 6))
-        )
-        planes = resampling._apply(volume, 0, axis)
+        axis = resampling.axis_weights(7, size, "cubic", slice(0, size), slice(0, 7))
+        planes = resampling.apply_axis(volume, 0, axis)
         matrix = (axis.matrix(volume.device) @ volume.reshape(7, -1)).reshape(size, 5, 6)
         torch.testing.assert_close(planes, matrix, atol=1e-5, rtol=1e-5)
 
