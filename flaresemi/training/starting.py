@@ -7,12 +7,13 @@ channel, new ones from the mean of the old ones. What was taken, and why the res
 import dataclasses
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from flaresemi.errors import CheckpointError, listed
+from flaresemi.labels import LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
 from flaresemi.nnunet.results import is_nnunet, load_nnunet, load_nnunet_weights
 from flaresemi.ranges import Count
@@ -87,12 +88,12 @@ def load_start(path: Path) -> Checkpoint:
     return load_nnunet_weights(path) if path.suffix == _NNUNET else load_checkpoint(path)
 
 
-def start_from(network: nn.Module, organs: Sequence[str], channels: Sequence[str], path: Path) -> Start | None:
+def start_from(network: nn.Module, labels: LabelSet, channels: Sequence[str], path: Path) -> Start | None:
     """Puts all weights of another model that fit into a new network.
 
     Args:
         network: As it is built: what does not fit keeps its random numbers.
-        organs: Those of the network's outputs, without background.
+        labels: What the network's outputs stand for.
         channels: Those of its inputs.
         path: The other model.
 
@@ -104,14 +105,15 @@ def start_from(network: nn.Module, organs: Sequence[str], channels: Sequence[str
     """
     model = load_start(path)
     own = network.state_dict()
-    same = model.labels.names == tuple(organs) and model.channels == tuple(channels)
+    ours, theirs = _outputs(labels), _outputs(model.labels)
+    same = theirs == ours and model.channels == tuple(channels)
     if same and {name: tensor.shape for name, tensor in own.items()} == {
         name: tensor.shape for name, tensor in model.weights.items()
     }:
         load_weights(network, model)
         return None
     first = next((name for name, tensor in own.items() if tensor.ndim == 5), "")
-    rows = _matches(["", *model.labels.names], ["", *organs])
+    rows = _matches(theirs, ours)
     inputs = _matches(model.channels, channels)
     found = [_take(name, tensor, model.weights.get(name), first, rows, inputs) for name, tensor in own.items()]
     beyond = sorted(model.weights.keys() - own.keys())
@@ -123,7 +125,7 @@ def start_from(network: nn.Module, organs: Sequence[str], channels: Sequence[str
         )
     start = Start(
         file=str(path),
-        organs=tuple(name for name in organs if name in model.labels.names),
+        organs=tuple(name for name in labels.names if name in model.labels.names),
         channels=tuple(name for name in channels if name in model.channels),
         tensors=tuple(found),
     )
@@ -133,8 +135,13 @@ def start_from(network: nn.Module, organs: Sequence[str], channels: Sequence[str
     return start
 
 
-def _matches(theirs: Sequence[str], ours: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of places (ours, theirs) with the same name."""
+def _outputs(labels: LabelSet) -> list[frozenset[str]]:
+    """The organs that each output stands for: none for background, several where regions overlap."""
+    return [frozenset(), *(frozenset(labels.names[i - 1] for i in each.organs) for each in labels.classes)]
+
+
+def _matches(theirs: Sequence[Hashable], ours: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """Pairs of places (ours, theirs) of the same."""
     return [(place, theirs.index(name)) for place, name in enumerate(ours) if name in theirs]
 
 

@@ -76,7 +76,7 @@ def _built(**changes: object) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]
 def test_rows_of_organs_and_channels_are_matched_by_name(liver_and_spleen: Path) -> None:
     theirs = load_checkpoint(liver_and_spleen).weights
     network, random = _built(input_channels=3, output_channels=4)
-    start = start_from(network, ("kidney", "spleen", "aorta"), ("CT", "T1", "T2"), liver_and_spleen)
+    start = start_from(network, _labels("kidney", "spleen", "aorta"), ("CT", "T1", "T2"), liver_and_spleen)
     ours = network.state_dict()
     for name in ("heads.0.weight", "heads.0.bias", "heads.1.weight"):
         for row, (expected, place) in enumerate([(theirs, 0), (random, 1), (theirs, 2), (random, 3)]):
@@ -103,7 +103,7 @@ def test_new_channels_start_from_the_mean(liver_and_spleen: Path, tmp_path: Path
     weights = two.state_dict()
     save_checkpoint(tmp_path / "two.pt", dataclasses.replace(model, plan=plan, channels=("T1", "T2"), weights=weights))
     network, _ = _built(input_channels=2)
-    start_from(network, ("liver", "spleen"), ("T2", "FLAIR"), tmp_path / "two.pt")
+    start_from(network, _labels("liver", "spleen"), ("T2", "FLAIR"), tmp_path / "two.pt")
     found, given = network.state_dict()["encoder.0.0.0.weight"], weights["encoder.0.0.0.weight"]
     assert torch.equal(found[:, 0], given[:, 1])
     torch.testing.assert_close(found[:, 1], given.mean(dim=1))
@@ -118,7 +118,7 @@ def test_another_depth_and_other_kernels(liver_and_spleen: Path) -> None:
         encoder_convs=(1, 2, 2, 1),
         decoder_convs=(1, 2, 1),
     )
-    start = start_from(network, ("liver", "spleen"), ("T1",), liver_and_spleen)
+    start = start_from(network, _labels("liver", "spleen"), ("T1",), liver_and_spleen)
     ours = network.state_dict()
     assert torch.equal(ours["encoder.2.0.0.weight"], theirs["encoder.2.0.0.weight"])
     for name in ("encoder.0.0.0.weight", "encoder.3.0.0.weight"):
@@ -131,14 +131,14 @@ def test_another_depth_and_other_kernels(liver_and_spleen: Path) -> None:
 
 def test_the_same_kind_of_model_is_taken_whole(liver_and_spleen: Path) -> None:
     network, _ = _built()
-    assert start_from(network, ("liver", "spleen"), ("T1",), liver_and_spleen) is None
+    assert start_from(network, _labels("liver", "spleen"), ("T1",), liver_and_spleen) is None
     theirs = load_checkpoint(liver_and_spleen).weights
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in network.state_dict().items())
 
 
 def test_the_same_shapes_with_other_organs_are_matched_by_name(liver_and_spleen: Path) -> None:
     network, _ = _built()
-    assert start_from(network, ("spleen", "liver"), ("T1",), liver_and_spleen) is not None
+    assert start_from(network, _labels("spleen", "liver"), ("T1",), liver_and_spleen) is not None
     ours, theirs = network.state_dict()["heads.0.bias"], load_checkpoint(liver_and_spleen).weights["heads.0.bias"]
     assert torch.equal(ours, theirs[[0, 2, 1]])
 
@@ -148,7 +148,7 @@ def test_a_model_of_nnunet(tmp_path: Path, what: str) -> None:
     model = write_results(tmp_path / "Dataset001_Made")
     network, _ = _built(decoder_convs=(1, 2), encoder_convs=(1, 2, 2))
     path = model if what == "folder" else model / "fold_0" / "checkpoint_final.pth"
-    start = start_from(network, ("tumor", "spleen"), ("CT",), path)
+    start = start_from(network, _labels("tumor", "spleen"), ("CT",), path)
     content = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
     ours = network.state_dict()
     assert torch.equal(ours["encoder.2.1.0.weight"], content["encoder.stages.2.0.convs.1.conv.weight"])
@@ -157,10 +157,23 @@ def test_a_model_of_nnunet(tmp_path: Path, what: str) -> None:
     assert start.organs == ("spleen",)
 
 
+def test_outputs_of_regions_are_matched_by_the_organs_that_they_stand_for(liver_and_spleen: Path) -> None:
+    """An output for a combination of organs is none of a single organ, whatever their order."""
+    theirs = load_checkpoint(liver_and_spleen).weights["heads.0.bias"]
+    regions = LabelSet(
+        labels=(Label(name="organs", value=1, more_values=(2,)), Label(name="spleen", value=2)), mirror_pairs=()
+    )
+    network, random = _built()
+    assert start_from(network, regions, ("T1",), liver_and_spleen) is not None
+    ours = network.state_dict()["heads.0.bias"]
+    assert ours[0] == theirs[0]
+    assert torch.equal(ours[1:], random["heads.0.bias"][1:])
+
+
 def test_nothing_fits(liver_and_spleen: Path) -> None:
     network, _ = _built(features=(5, 7, 9))
     with pytest.raises(CheckpointError, match="nothing of this model fits"):
-        start_from(network, ("liver", "spleen"), ("T1",), liver_and_spleen)
+        start_from(network, _labels("liver", "spleen"), ("T1",), liver_and_spleen)
 
 
 def test_what_was_taken_stands_in_the_record(make_task: MakeTask, quick_config: TrainingConfig, tmp_path: Path) -> None:
