@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flaresemi.errors import CheckpointError, listed, shown
 from flaresemi.networks.building import build_on_meta
+from flaresemi.networks.checkpoint import compare_weights
 from flaresemi.plans import NetworkPlan
 
 #: The classes that can be run, by the last part of their names: our block, and what its convolutions are called.
@@ -109,7 +110,8 @@ def our_weights(theirs: Mapping[str, Tensor], plan: NetworkPlan, where: object) 
     Raises:
         CheckpointError: they are not those of this network; the message names what differs.
     """
-    names = {name: _their_name(name, plan) for name in build_on_meta(plan).state_dict()}
+    network = build_on_meta(plan)
+    names = {name: _their_name(name, plan) for name in network.state_dict()}
     missing = sorted({name for name in names.values() if name not in theirs})
     left = sorted(name for name in theirs if name not in names.values() and not _NEEDLESS.fullmatch(name))
     if missing or left:
@@ -123,7 +125,17 @@ def our_weights(theirs: Mapping[str, Tensor], plan: NetworkPlan, where: object) 
             where=where,
             fix="a trainer of its own has built another network: predict with nnU-Net itself",
         )
-    return {ours: theirs[name].detach().to(copy=True) for ours, name in names.items()}
+    taken = {ours: theirs[name].detach() for ours, name in names.items()}
+    if problems := compare_weights(network, taken):
+        raise CheckpointError(
+            f"the checkpoint's weights do not fit the network in plans.json: {'; '.join(problems[:4])}",
+            where=where,
+            fix="copy the whole folder of the model again: plans.json and checkpoint are of two models",
+        )
+    stored = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in taken.values()}
+    if sum(each.numel() * each.element_size() for each in taken.values()) > sum(stored.values()):
+        raise CheckpointError("damaged checkpoint: its weights announce more numbers than there are", where=where)
+    return {ours: each.to(copy=True) for ours, each in taken.items()}
 
 
 def _architecture(configuration: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

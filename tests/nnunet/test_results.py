@@ -254,6 +254,17 @@ def test_damaged_checkpoints(tmp_path: Path, change: dict) -> None:
         load_nnunet(model)
 
 
+def test_views_of_few_numbers_are_not_copied_as_many(tmp_path: Path) -> None:
+    model = write_results(tmp_path / "Dataset001_Made")
+    file = model / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    weights: dict[str, Tensor] = content["network_weights"]
+    weights["encoder.stages.2.0.convs.1.conv.weight"] = torch.ones(1).expand(8, 8, 3, 3, 3)
+    torch.save(content, file)
+    with pytest.raises(CheckpointError, match="more numbers than there are"):
+        load_nnunet(model)
+
+
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     model = write_results(tmp_path / "Dataset001_Made")
     file = model / "fold_0" / "checkpoint_final.pth"

@@ -1,0 +1,106 @@
+"""nnU-Net's half of nnunet_models.py: plans, trains and predicts with nnU-Net's own commands. Needs no flaresemi.
+
+The folders nnUNet_raw, nnUNet_preprocessed and nnUNet_results are environment variables, as nnU-Net wants them.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from nnunetv2 import paths
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from measuring import peak_rss_mib, report
+
+PLANNERS = {"plain": "ExperimentPlanner", "residual": "nnUNetPlannerResEncM"}
+PLANS = {"plain": "nnUNetPlans", "residual": "nnUNetResEncUNetMPlans"}
+
+
+def make_plans(task: dict) -> dict:
+    """A raw dataset of some cases, planned and preprocessed; the batch made small, so that a CPU trains it."""
+    name, source = task["name"], Path(task["source"])
+    raw = Path(paths.nnUNet_raw) / name
+    cases = sorted(path.name.removesuffix("_0000.nii.gz") for path in (source / "imagesTr").glob("*_0000.nii.gz"))
+    for case in cases[: task["cases"]]:
+        for kind, ending in (("imagesTr", "_0000"), ("labelsTr", "")):
+            (raw / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / kind / f"{case}{ending}.nii.gz", raw / kind)
+    description = {"file_ending": ".nii.gz"} | json.loads((source / "dataset.json").read_text())
+    description["numTraining"] = task["cases"]
+    (raw / "dataset.json").write_text(json.dumps(description))
+    number = int(name[7:10])
+    extract_fingerprints([number], num_processes=1, check_dataset_integrity=False)
+    kinds = [kind for kind in ("plain", "residual") if kind in task["kinds"]]
+    for kind in kinds:
+        plan_experiments([number], PLANNERS[kind], preprocess_class_name="DefaultPreprocessor")
+        path = Path(paths.nnUNet_preprocessed) / name / f"{PLANS[kind]}.json"
+        plans = json.loads(path.read_text())
+        full = plans["configurations"]["3d_fullres"]
+        full["batch_size"] = 2
+        full["patch_size"] = [min(*sizes) for sizes in zip(full["patch_size"], task["patch"], strict=True)]
+        arguments = full["architecture"]["arch_kwargs"]
+        arguments["features_per_stage"] = [min(16 << level, 128) for level in range(arguments["n_stages"])]
+        if task.get("lowres"):
+            spacing = [2 * size for size in full["spacing"]]
+            shape = [size // 2 for size in full["median_image_size_in_voxels"]]
+            low = full | {"spacing": spacing, "median_image_size_in_voxels": shape}
+            plans["configurations"]["3d_lowres"] = low | {"data_identifier": f"{PLANS[kind]}_3d_lowres"}
+        path.write_text(json.dumps(plans))
+        configurations = ["3d_fullres", "3d_lowres"] if task.get("lowres") else ["3d_fullres"]
+        preprocess([number], PLANS[kind], configurations, [1] * len(configurations))
+    return {"cases": cases[: task["cases"]]}
+
+
+class ShortTrainer(nnUNetTrainer):
+    """A few epochs of a few steps with Adam, which needs fewer of them, without the validation at the end."""
+
+    def configure_optimizers(self) -> tuple:
+        optimizer = torch.optim.AdamW(self.network.parameters(), 2e-3)
+        return optimizer, PolyLRScheduler(optimizer, 2e-3, self.num_epochs)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        pass
+
+
+def train(task: dict) -> dict:
+    """A training of one fold."""
+    torch.manual_seed(0)
+    base = Path(paths.nnUNet_preprocessed) / task["name"]
+    plans = json.loads((base / f"{PLANS[task['kind']]}.json").read_text()) | {"continue_training": False}
+    description = json.loads((base / "dataset.json").read_text())
+    ShortTrainer.__name__ = "nnUNetTrainer"  # who predicts looks for the class by its name
+    trainer = ShortTrainer(plans, task["configuration"], task["fold"], description, device=torch.device("cpu"))
+    trainer.num_epochs, trainer.num_val_iterations_per_epoch = 4, 1
+    trainer.num_iterations_per_epoch = task["steps"] // 4
+    started = time.perf_counter()
+    trainer.run_training()
+    return {"seconds": time.perf_counter() - started, "folder": trainer.output_folder_base}
+
+
+def predict(task: dict) -> dict:
+    """nnUNetPredictor as nnUNetv2_predict uses it, one case after the other in one process."""
+    predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=task["mirroring"], allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(task["model"], tuple(task["folds"]))
+    before, started = peak_rss_mib(), time.perf_counter()
+    predictor.predict_from_files_sequential(
+        [[str(path)] for path in task["images"]], task["outputs"], save_probabilities=False, overwrite=True
+    )
+    return {"seconds": time.perf_counter() - started, "rss_before_mib": before}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", choices=["make_plans", "train", "predict"])
+    parser.add_argument("task", type=json.loads)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    work = {"make_plans": make_plans, "train": train, "predict": predict}[options.work]
+    packages = ("nnunetv2", "torch", "numpy", "scikit-image", "scipy")
+    report(work(options.task), {name: importlib.metadata.version(name) for name in packages})
