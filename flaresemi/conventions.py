@@ -5,6 +5,11 @@ from typing import Literal
 
 from flaresemi.ranges import Axis
 
+#: Words of plans that only models of nnU-Net have. `spline`: cubic B-splines without widening; `nonzero`: what is 0 in
+#: every channel is cropped off; `zscore_crop`: mean and sd of the crop; `zscore_nonzero`: those of the voxels that are
+#: not 0 and of the holes in them; the others become 0.
+NNUNET_ONLY = frozenset({"spline", "nonzero", "zscore_crop", "zscore_nonzero"})
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Convention:

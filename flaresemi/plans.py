@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from flaresemi.channels import Scheme, is_ct
+from flaresemi.conventions import NNUNET_ONLY
 from flaresemi.errors import PlanError
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.labels import LabelSet
@@ -156,8 +157,7 @@ class IntensityPlan:
 
     `ct`: clip to [clip_low, clip_high], subtract mean, divide by sd. The numbers are unused and None in all others.
     `zscore`: mean and sd of the image inside the body. `none`: as it is. `rescale_to_0_1`: from the lowest to the
-    highest value of the image. `rgb_to_0_1`: divided by 255. Of models of nnU-Net: `zscore_crop`: mean and sd of all
-    that is not cropped off; `zscore_nonzero`: of the voxels that are not 0 and the holes in them; 0 stays 0.
+    highest value of the image. `rgb_to_0_1`: divided by 255. Others are for models of nnU-Net; see `conventions`.
     """
 
     scheme: Scheme
@@ -309,9 +309,8 @@ class Plans:
         if self.fine.stage is not Stage.FINE or self.coarse.stage is not Stage.COARSE:
             raise ValueError("'fine' must have stage FINE and 'coarse' stage COARSE")
         for plan in (self.fine, self.coarse):
-            schemes = {intensity.scheme for intensity in plan.intensities}
-            if plan.resampling == "spline" or self.body == "nonzero" or schemes & {"zscore_crop", "zscore_nonzero"}:
-                raise ValueError("'spline', 'nonzero', 'zscore_crop' and 'zscore_nonzero' are for models of nnU-Net")
+            if {plan.resampling, self.body, *(each.scheme for each in plan.intensities)} & NNUNET_ONLY:
+                raise ValueError(f"{sorted(NNUNET_ONLY)} are for models of nnU-Net")
             if plan.network.output_channels != self.labels.channels:
                 raise ValueError(
                     f"{plan.stage} has {plan.network.output_channels} output channels, "
