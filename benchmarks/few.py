@@ -41,7 +41,13 @@ from flaresemi.planning.presets import PRESETS
 from flaresemi.plans import load_plans
 from flaresemi.records import save_record
 
-SUPERVISED = ("a", "a-long", "e")
+#: Options of flaresemi_train by arm: one change each to arm a, tried on the development cases.
+STARTS: dict[str, tuple[str, ...]] = {
+    "a mirrored": ("--mirror-axes", "x"),
+    "a strong": ("--augmentation", "strong"),
+}
+
+SUPERVISED = ("a", "a-long", "e", *STARTS)
 
 #: Options of flaresemi_semi_round by arm; all run two rounds on fold 'all'.
 ROUNDS: dict[str, tuple[str, ...]] = {
@@ -321,7 +327,7 @@ class Few:
         data, workspace, fold = folder / "data", folder / "few", "all"
         if arm == "e":
             data, workspace, fold = folder / "truth", folder / "all", "0"
-        elif arm == "a-long":
+        elif arm != "a":
             workspace = self._copy(number, arm, with_models=False)
         times = 1 + rounds if arm == "a-long" else 1
         lengths = {"FINE": self.yardstick.iterations}
@@ -342,6 +348,7 @@ class Few:
                 "--iterations",
                 times * iterations,
                 *batch,
+                *STARTS.get(arm, ()),
                 "--seed",
                 number,
                 "--validations",
