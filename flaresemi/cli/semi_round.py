@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ logger = logging.getLogger("flaresemi.cli.semi_round")  # also when run with pyt
 _FEW_LABELS = 25
 #: Options that are fields of a record, and stand among the options only if they were given.
 _RULE = ("organ_threshold", "organ_share", "volume_factor", "best_share", "case_threshold", "require_complete")
-_STUDENTS = ("start", "length", "tta", "ignore_contested", "trainer", "trainer_settings")
+_STUDENTS = ("start", "length", "tta", "ignore_contested", "teacher", "trainer", "trainer_settings")
 _STOP = ("patience", "min_delta", "max_rounds")
 _METHOD = ("preset", "select", *_RULE, *(field.name for field in dataclasses.fields(Mixing)), *_STUDENTS, *_STOP)
 _STOPPED = "stopped and saved; the same command goes on"
@@ -349,6 +350,13 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=argparse.SUPPRESS,
         help="leave out the voxels of pseudo-labels on which snapshots of the models disagree",
+    )
+    parser.add_argument(
+        "--teacher",
+        metavar="MODEL",
+        type=os.path.abspath,
+        default=argparse.SUPPRESS,
+        help="label with this model in the first round, nnU-Net's or another workspace's; organs are matched by name",
     )
     rule = parser.add_argument_group("selection", "what is not given has the default in brackets")
     defaults, round_defaults, stop_defaults = SelectionRule(), RoundConfig(), StopRule()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
 from flaresemi.inference.sliding_window import most_likely
 from flaresemi.io.case_store import CaseStore, StoredCase
+from flaresemi.labels import LabelSet
 from flaresemi.networks.engine import Engine
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.scoring import Scorer
@@ -39,6 +41,26 @@ class LabeledCase:
     region: BoundingBox
     score: CaseScore
     ignored_zyx: np.ndarray | None = None
+
+
+class LabelsCases(Protocol):
+    """Whoever labels the pool.
+
+    Attributes:
+        labels: The organs.
+        fine_store: Prepared cases at FINE's spacing.
+        made_with: Identifies it, for the record.
+    """
+
+    labels: LabelSet
+    fine_store: CaseStore
+    made_with: tuple[str, ...]
+
+    def label(self, case_id: str) -> LabeledCase:
+        """Labels one case."""
+
+    def segment(self, case_id: str) -> np.ndarray:
+        """The label map alone, on FINE's grid."""
 
 
 class Labeler:
@@ -77,6 +99,7 @@ class Labeler:
         stage = functools.partial(StagePredictor, engine=engine, step=step)
         self.teachers = teachers
         self._ignore_contested = ignore_contested
+        self.made_with = teachers.made_with
         self.labels = teachers.fine.labels
         self.fine_store = fine_store
         self.coarse_store = coarse_store

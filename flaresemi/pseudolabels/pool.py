@@ -20,7 +20,7 @@ from flaresemi.locking import Claims
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.resampling import resample_labels
 from flaresemi.pseudolabels.calibration import Observation
-from flaresemi.pseudolabels.labeling import LabeledCase, Labeler
+from flaresemi.pseudolabels.labeling import LabeledCase, LabelsCases
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.selection import CaseScore, Selection
 from flaresemi.unfinished import remove_leftovers
@@ -130,7 +130,7 @@ class PseudoLabels:
 
 
 def label_pool(
-    labeler: Labeler,
+    labeler: LabelsCases,
     labels: PseudoLabels,
     case_ids: Sequence[str],
     *,
@@ -158,7 +158,7 @@ def label_pool(
     """
 
     def is_done(case_id: str) -> bool:
-        return labels.is_current(case_id, labeler.teachers.made_with)
+        return labels.is_current(case_id, labeler.made_with)
 
     is_watched = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
     failures: list[FlaresemiError] = []
@@ -200,7 +200,7 @@ def _raise_all(failures: Sequence[FlaresemiError], of: int) -> None:
         )
 
 
-def observe(labeler: Labeler, case_ids: Sequence[str]) -> list[Observation]:
+def observe(labeler: LabelsCases, case_ids: Sequence[str]) -> list[Observation]:
     """Labels held-out real cases as if they were unlabeled and compares with their labels, on FINE's grid."""
     observations = []
     for case_id in tqdm(case_ids, desc="calibrating", unit="case", disable=not sys.stderr.isatty()):

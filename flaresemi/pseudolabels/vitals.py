@@ -17,7 +17,7 @@ from tqdm import tqdm
 from flaresemi.errors import DatasetError
 from flaresemi.evaluation.overlap import dice_of_annotated
 from flaresemi.pseudolabels.agreement import ABSENT_BELOW
-from flaresemi.pseudolabels.labeling import Labeler
+from flaresemi.pseudolabels.labeling import LabelsCases
 from flaresemi.ranges import Share, VolumeMl
 from flaresemi.selection import CaseScore
 
@@ -108,7 +108,7 @@ def spread(case_ids: Sequence[str], count: int) -> tuple[str, ...]:
     return tuple(ordered[round(place)] for place in np.linspace(0, len(ordered) - 1, count))
 
 
-def dice_of_labeled(labeler: Labeler, case_ids: Sequence[str]) -> dict[str, dict[str, float]]:
+def dice_of_labeled(labeler: LabelsCases, case_ids: Sequence[str]) -> dict[str, dict[str, float]]:
     """Dice of every organ that a labeled case annotates and has, by case, on FINE's grid.
 
     Raises:
@@ -130,7 +130,7 @@ def dice_of_labeled(labeler: Labeler, case_ids: Sequence[str]) -> dict[str, dict
     return found
 
 
-def volumes_of_pool(labeler: Labeler, case_ids: Sequence[str]) -> dict[str, dict[str, float]]:
+def volumes_of_pool(labeler: LabelsCases, case_ids: Sequence[str]) -> dict[str, dict[str, float]]:
     """Volume of every organ, by case, ml.
 
     Raises:

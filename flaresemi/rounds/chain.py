@@ -11,6 +11,7 @@ from flaresemi.evaluation.summary import Summary, load_summary
 from flaresemi.planning.preparation import case_versions
 from flaresemi.planning.splits import ALL, load_splits
 from flaresemi.plans import Stage, load_plans
+from flaresemi.pseudolabels.outside import OUTSIDE
 from flaresemi.pseudolabels.teachers import made_with, teacher_files
 from flaresemi.ranges import Few, Share
 from flaresemi.records import load_record, save_record
@@ -229,6 +230,8 @@ class SelfTraining:
             fine, coarse = (self.workspace.round_model(fold, number - 1, stage) for stage in (Stage.FINE, Stage.COARSE))
             teachers = (fine, coarse if two_stage else None)
             if state is None or not all(path.is_file() for path in teacher_files(*teachers)):
+                continue
+            if state.made_with[:1] == (OUTSIDE,):  # it may have gone elsewhere since
                 continue
             now = made_with(*teachers, tta=state.config.tta, ignore_contested=state.config.ignore_contested)
             if state.made_with != now:

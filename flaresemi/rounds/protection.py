@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from flaresemi.errors import SelectionError
-from flaresemi.pseudolabels.labeling import Labeler
+from flaresemi.pseudolabels.labeling import LabelsCases
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.pseudolabels.vitals import (
     LABELED_CASES,
@@ -55,7 +55,7 @@ class Protection:
     def _folder(self) -> RoundFolder:
         return self.workspace.round(self.fold, self.number)
 
-    def look_before(self, labeler: Labeler, scores: Mapping[str, CaseScore]) -> None:
+    def look_before(self, labeler: LabelsCases, scores: Mapping[str, CaseScore]) -> None:
         """Records what the models that label make of every organ.
 
         Args:
@@ -66,7 +66,7 @@ class Protection:
         volumes = {case: {name: organ.volume_ml for name, organ in scores[case].organs.items()} for case in pool}
         save_record(self._folder.vitals_before, self._seen(labeler, volumes))
 
-    def look_after(self, labeler: Labeler) -> None:
+    def look_after(self, labeler: LabelsCases) -> None:
         """Records what the students make of every organ in the same cases, and warns of those that are vanishing."""
         before = load_record(self._folder.vitals_before, Vitals, error=SelectionError)
         first = self.workspace.round(self.fold, 1).vitals_before
@@ -77,9 +77,9 @@ class Protection:
         for organ, why in after.vanishing.items():
             logger.warning("round %d: %s is vanishing: %s", self.number, organ, why)
 
-    def _seen(self, labeler: Labeler, volumes_ml: dict[str, dict[str, float]]) -> Vitals:
+    def _seen(self, labeler: LabelsCases, volumes_ml: dict[str, dict[str, float]]) -> Vitals:
         dice = dice_of_labeled(labeler, spread(self.training, LABELED_CASES))
-        return Vitals(made_with=labeler.teachers.made_with, dice=dice, volumes_ml=volumes_ml)
+        return Vitals(made_with=labeler.made_with, dice=dice, volumes_ml=volumes_ml)
 
     def barred(self, scores: Sequence[CaseScore], rule: SelectionRule) -> dict[str, str]:
         """Organs of which no pseudo-label may be learned in this round, each with the reason; not by whole cases.

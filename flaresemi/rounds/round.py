@@ -17,12 +17,14 @@ from flaresemi.io.case_store import LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.preparation import refuse_changed
 from flaresemi.plans import Stage, load_fingerprint
-from flaresemi.pseudolabels.calibration import Observations, calibrate, with_predictions
+from flaresemi.pseudolabels.calibration import Observations
 from flaresemi.pseudolabels.labeling import Labeler
+from flaresemi.pseudolabels.outside import OutsideTeacher
 from flaresemi.pseudolabels.pool import PseudoLabels, label_pool, observe, write_reliable_series
 from flaresemi.pseudolabels.selecting import labeled_volumes, select, volumes_ml
-from flaresemi.pseudolabels.teachers import judged_weights_hash, load_teachers, made_with
+from flaresemi.pseudolabels.teachers import load_teachers, made_with
 from flaresemi.records import load_record, record_hash, save_record
+from flaresemi.rounds.expecting import with_expected_dice
 from flaresemi.rounds.protection import Protection
 from flaresemi.rounds.state import STEPS, RoundConfig, RoundState, file_hash, inputs_hash, load_state
 from flaresemi.rounds.steps import Step, run_step
@@ -200,12 +202,12 @@ class Round:
     def label(self, shard: Shard = Shard()) -> bool:  # noqa: B008 (frozen)
         """Labels the pool with the models of the previous round, and the held-out cases; or one shard of the pool."""
         self._forget()
-        labeler, stop_requested = self._labeler(*self._teachers), self.execution.stop_requested
+        labeler, stop_requested = self._outside or self._labeler(*self._teachers), self.execution.stop_requested
         if not label_pool(labeler, self.labels, self.pool, shard=shard, stop_requested=stop_requested):
             return False
         if shard.count == 1:
-            observations = observe(labeler, self.split.validation)
-            save_record(self.folder.observations, Observations(observations=tuple(observations)))
+            observed = Observations(observations=tuple(observe(labeler, self.split.validation)))
+            save_record(self.folder.observations, observed)
             scores = self.labels.merged_scores(self.pool, self.made_with())
             self._protection.look_before(labeler, {score.case_id: score for score in scores})
         return True
@@ -213,21 +215,9 @@ class Round:
     def select(self) -> bool:
         """Merges the scores, calibrates them on the held-out cases, and selects."""
         scores = self.labels.merged_scores(self.pool, self.made_with())
-        medians = dict(zip(self.plans.labels.names, self._protection.median_ml, strict=True))
-        observed = (load_record(path, Observations, error=SelectionError) for path in self._observation_files())
-        calibration = calibrate([each for record in observed for each in record.observations], medians)
-        if calibration is not None:
-            calibration = dataclasses.replace(calibration, made_with=judged_weights_hash(self._teacher(Stage.FINE)))
-            save_record(self.calibration_file, calibration)
-            logger.info(
-                "predicted Dice: mean error %.3f on held-out cases (agreement itself: %.3f)",
-                calibration.error,
-                calibration.error_of_agreement,
-            )
-        else:
-            self.calibration_file.unlink(missing_ok=True)
-        if calibration is not None and calibration.is_better:
-            scores = tuple(with_predictions(score, calibration) for score in scores)
+        records = [load_record(path, Observations, error=SelectionError) for path in self._observation_files()]
+        teacher, medians = None if self._outside else self._teacher(Stage.FINE), self._protection.median_ml
+        scores = with_expected_dice(scores, records, dict(zip(self.plans.labels.names, medians, strict=True)), teacher)
         save_scores(self.folder.scores, scores)
         selection = select(
             scores,
@@ -238,6 +228,7 @@ class Round:
             barred=self._barred,
             no_teacher=self._no_teacher(),
         )
+        selection = self._outside.without_unknown(selection) if self._outside else selection
         save_record(self.folder.selection, selection)
         write_reliable_series(self.folder, selection)
         for note in selection.notes:
@@ -332,7 +323,7 @@ class Round:
     def made_with(self) -> tuple[str, ...]:
         """Identifies the labeling models and options, see `teachers.made_with`."""
         fine, coarse = self._teachers
-        return made_with(fine, coarse, **self.config.labeling)
+        return self._outside.made_with if self._outside else made_with(fine, coarse, **self.config.labeling)
 
     def unlabeled(self, made_with: tuple[str, ...]) -> list[str]:
         """Cases of the pool that these checkpoints have not labeled in their current preparation."""
@@ -348,6 +339,15 @@ class Round:
 
     def _observation_files(self) -> list[Path]:
         return [self.workspace.round(fold, self.number).observations for fold in self.peers]
+
+    @functools.cached_property
+    def _outside(self) -> OutsideTeacher | None:
+        """Labels the pool in the first round, where the user names one."""
+        if self.config.teacher is None or self.number > 1:
+            return None
+        how, fine = self.execution, self.prepared.stores[Stage.FINE]
+        options = {"device": str(how.device), "precision": how.precision, "tta": self.config.tta}
+        return OutsideTeacher(Path(self.config.teacher), self.plans, self.dataset, fine, **options)
 
     def _labeler(self, fine: ModelFolder, coarse: ModelFolder | None = None) -> Labeler:
         teachers = load_teachers(fine, coarse, self.plans, **self.config.labeling)

@@ -32,6 +32,8 @@ class RoundConfig:
         mixing: How students mix labeled with pseudo-labeled cases.
         start: Students start from `scratch` or from the weights of the `previous` round.
         length: Iterations of a student, relative to the supervised training of its stage.
+        teacher: A model of nnU-Net or from another workspace that labels the pool in the first round, in the place of
+            the supervised models.
         trainer: Who trains the students, see `TrainingConfig`; None: who trained the supervised models.
         trainer_settings: Of that trainer.
     """
@@ -42,11 +44,14 @@ class RoundConfig:
     mixing: Mixing = dataclasses.field(default_factory=Mixing)
     start: Literal["scratch", "previous"] = "previous"
     length: Annotated[float, Range(0, 1000, above=True)] = 1.0
+    teacher: str | None = None
     trainer: str | None = None
     trainer_settings: dict[str, NetworkArgument] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.teacher is not None and self.ignore_contested:
+            raise ValueError("--teacher labels without snapshots: give --ignore-contested from the second round on")
 
     @property
     def labeling(self) -> dict[str, bool]:

@@ -14,6 +14,7 @@ from flaresemi.evaluation.summary import load_summary
 from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
 from flaresemi.pseudolabels.calibration import Calibration, Observation, Observations
+from flaresemi.pseudolabels.outside import OUTSIDE
 from flaresemi.pseudolabels.selecting import LabeledVolumes, labeled_volumes, volumes_ml
 from flaresemi.pseudolabels.vitals import Vitals
 from flaresemi.records import load_record
@@ -224,6 +225,7 @@ def gather(
         not_found.append(f"{folder.scores}: the scores are not known")
     scores = load_scores(folder.scores) if folder.scores.is_file() else ()
     calibration = workspace.round_model(fold, number - 1, Stage.FINE).calibration
+    calibrated = calibration.is_file() and states[-1].made_with[:1] != (OUTSIDE,)
     observed = (workspace.round(each, number).observations for each in folds)
     vanishing = tuple(vanishing_organs(workspace, folds, each) for each in range(1, number + 1))
     dices = [each.values("dice") for each in held_out[:number]]
@@ -241,7 +243,7 @@ def gather(
         states=states,
         selections=selections,
         scores=tuple(sorted(scores, key=lambda case: (-case.score, case.case_id))),
-        calibration=load_record(calibration, Calibration, error=SelectionError) if calibration.is_file() else None,
+        calibration=load_record(calibration, Calibration, error=SelectionError) if calibrated else None,
         observations=tuple(
             each
             for path in observed
