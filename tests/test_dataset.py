@@ -165,7 +165,6 @@ GOOD = {"labels": {"background": 0, "liver": 1, "spleen": 2}}
             {"labels": {"left": [1, 3], "right": 2, "hard": 3}, "mirror_pairs": [["left", "right"]]},
             "mirror pairs: value 3 is left, hard, and no value is right, hard, which it becomes",
         ),
-        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "ignore label is not supported"),
         ({"labels": {"liver": 1.5}}, "label 'liver' must be an integer, found 1.5"),
         ({"labels": {"liver": True}}, "label 'liver' must be an integer, found True"),
         ({"labels": {"liver": "--5"}}, "must be an integer"),

@@ -49,6 +49,7 @@ from flaresemi.planning.splits import Splits
 from flaresemi.plans import DatasetFingerprint, Plans, StagePlan
 from flaresemi.pseudolabels.calibration import Calibration, Observations
 from flaresemi.pseudolabels.exporting import ExportRecord
+from flaresemi.pseudolabels.vitals import Vitals
 from flaresemi.ranges import range_of, type_hints
 from flaresemi.records import dumps, load_record, save_record
 from flaresemi.rounds.chain import ChainState
@@ -71,7 +72,7 @@ RECORDS = (
     BudgetState,
     CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint, Decisions, DemoRecord, ExportRecord,
     FinalState, InspectedCases, Observations, Origin, Plans, PredictionRecord, RoundState, RunRecord, Selection, Splits,
-    Summary, Teaching, TrainingConfig, _Header, _Kept, _Source,
+    Summary, Teaching, TrainingConfig, Vitals, _Header, _Kept, _Source,
 )  # fmt: skip
 
 #: Bytes of a file that no header may lead to.
