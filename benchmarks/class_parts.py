@@ -156,11 +156,7 @@ def report(bench: running.Bench, classes: list[int]) -> None:
         cells = (f"{each['seconds']:.2f} s, {each['gib']:.2f}" if each else "–" for each in found)
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
     dates = sorted({each["made"] for each in bench.steps.values()})
-    lines += ["", "Run by `OMP_NUM_THREADS=1 python benchmarks/class_parts.py`, " + "; ".join(dates) + "."]
-    lines += ["", running.machine()]
-    bench.results.mkdir(parents=True, exist_ok=True)
-    (bench.results / f"{bench.name}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    bench.publish([*lines, "", f"Run by `OMP_NUM_THREADS=1 python benchmarks/class_parts.py`, {'; '.join(dates)}."])
 
 
 if __name__ == "__main__":

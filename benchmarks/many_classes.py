@@ -150,11 +150,7 @@ def report(bench: running.Bench, options: argparse.Namespace) -> None:
         patch = "×".join(map(str, load_plans(plans).fine.patch_zyx)) if plans.exists() else "–"
         lines.append(f"| {classes} | {patch} | {' | '.join(cells)} |")
     dates = sorted({found["made"] for found in bench.steps.values()})
-    lines += ["", "Run by `OMP_NUM_THREADS=1 python benchmarks/many_classes.py`, " + "; ".join(dates) + "."]
-    lines += ["", running.machine()]
-    bench.results.mkdir(parents=True, exist_ok=True)
-    (bench.results / f"{bench.name}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    bench.publish([*lines, "", f"Run by `OMP_NUM_THREADS=1 python benchmarks/many_classes.py`, {'; '.join(dates)}."])
 
 
 if __name__ == "__main__":

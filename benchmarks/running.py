@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,10 +72,14 @@ class Bench:
                 command = facts["command"].replace(str(self.work), "WORK").replace(str(SHARED), "../shared/data")
                 command = command.replace(f"{ROOT}/", "")
                 lines.append(f"| {step} | `{command}` | {facts['seconds']:.0f} | {facts.get('made', '')} |")
-        lines += ["", machine()]
+        self.publish(lines)
+
+    def publish(self, lines: Sequence[str]) -> None:
+        """Writes NAME.md into `results`: these lines, and the machine."""
+        text = "\n".join([*lines, "", machine()])
         self.results.mkdir(parents=True, exist_ok=True)
-        (self.results / f"{self.name}.md").write_text("\n".join(lines) + "\n")
-        print("\n".join(lines))
+        (self.results / f"{self.name}.md").write_text(text + "\n")
+        print(text)
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from flaresemi.room import enough_memory
 
 logger = logging.getLogger(__name__)
 
-#: Smaller pieces of an organ are reported beyond this share of the largest. Chosen.
+#: What is left out of an organ is reported beyond this share of what is kept. Chosen.
 NOTABLE_SHARE = 0.1
 
 #: Called with the output of FINE, the prepared image in its region (channels, Z, Y, X), the padding value of each
@@ -87,7 +87,7 @@ class Segmenter:
     ) -> None:
         if not fine:
             raise ValueError("a segmenter needs a checkpoint to segment with")
-        self._convention = fine[0].convention
+        self._convention, self._clean = fine[0].convention, cleaning(fine)
         place = select_device(device)
         if self._convention is not None:  # what nnU-Net itself predicts, unless something else is asked for
             tta, window = tta is None or tta, window or "patch"
@@ -102,7 +102,7 @@ class Segmenter:
         self.options = {
             "tta": str(tta),
             "step": str(step),
-            "cleaning": str(cleaning(fine)),
+            "cleaning": str(self._clean),
             "meaning": record_hash([fine[0].body, fine[0].labels, fine[0].channels]),
         }
         if self._convention is not None:
@@ -116,7 +116,6 @@ class Segmenter:
         self._fine = stage(fine, tta=tta)
         # One look at the whole body needs no mirrored second opinion.
         self._coarse = stage(coarse) if coarse and self.two_stage else None
-        self._clean = cleaning(fine)
 
     @classmethod
     def load(
@@ -297,10 +296,10 @@ class Segmenter:
     def _doubts(self, kept: Mapping[int, tuple[int, int]], voxel_mm3: float) -> list[str]:
         """Notes of the organs of which much was left out."""
         return [
-            f"{self.labels.names[index - 1]}: the largest piece, {largest * voxel_mm3 / 1000:.3g} ml, was kept, and "
-            f"others, {others * voxel_mm3 / 1000:.3g} ml, were left out"
-            for index, (largest, others) in kept.items()
-            if others > NOTABLE_SHARE * largest
+            f"{self.labels.names[index - 1]}: {stay * voxel_mm3 / 1000:.3g} ml in one place were kept, "
+            f"{go * voxel_mm3 / 1000:.3g} ml in others were left out"
+            for index, (stay, go) in kept.items()
+            if go > NOTABLE_SHARE * stay
         ]
 
     def _labels(self, logits: torch.Tensor, region: BoundingBox, grid: StageGrid, out_box: BoundingBox) -> np.ndarray:

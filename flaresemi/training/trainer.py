@@ -263,7 +263,7 @@ class Trainer:
                 self._keep_to_budget()
                 bar.total = self.schedule.total_iterations
         if self.ranks.is_main and self.iteration == first:  # it was complete, but its final weights are lost
-            save_checkpoint(self.task.folder.final, self._checkpoint())
+            self._save_final()
         self._save_latest()
         return True
 
@@ -466,7 +466,10 @@ class Trainer:
     def _save_snapshot(self, percent: int) -> None:
         if self.ranks.is_main:
             with self.budget.aside("checkpoint"):
-                save_checkpoint(self.task.folder.snapshot(percent), self._checkpoint())
+                if percent == 100:
+                    self._save_final()
+                else:
+                    save_checkpoint(self.task.folder.snapshot(percent), self._checkpoint())
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:
@@ -484,14 +487,18 @@ class Trainer:
         logger.info("patients are not mirrored: %s always lies to the same side of %s", *pair)
         return ()
 
-    @functools.cached_property
-    def _cleaning(self) -> dict[str, Any]:
-        """What of a label map prediction keeps, by the labeled cases; a validation decides by what it gains."""
+    def _save_final(self) -> None:
+        """Saves the final weights, with what the labeled cases tell of pieces, until a validation decides by its gain.
+
+        To look at all labeled cases takes a while: no other checkpoint, of which one may be saved in a hurry, has it.
+        """
         store, cases, labels = self.task.store, self.task.training, self.task.labels
-        return {
-            "keep_largest": anatomy.organs_in_one_piece(store, cases, labels),
-            "touching": anatomy.organs_that_touch(store, cases, labels),
-        }
+        final = dataclasses.replace(
+            self._checkpoint(),
+            keep_largest=anatomy.organs_in_one_piece(store, cases, labels),
+            touching=anatomy.organs_that_touch(store, cases, labels),
+        )
+        save_checkpoint(self.task.folder.final, final)
 
     def _checkpoint(self, training_state: dict | None = None) -> Checkpoint:
         task = self.task
@@ -506,7 +513,6 @@ class Trainer:
             norms=task.norms,
             weights={name: value.detach().cpu().clone() for name, value in self.optimization.weights.items()},
             mirror_axes=self.mirror_axes,
-            **self._cleaning,
             training_state=training_state,
         )
 

@@ -64,6 +64,15 @@ def models(workspace: Path) -> ModelFolder:
     return Workspace(workspace).model("0", Stage.FINE)
 
 
+def planned(dataset: Path, folder: Path, *more: str) -> tuple[list[str], Path]:
+    """The options that name a dataset, and a workspace of it with one tiny stage."""
+    data, workspace = ["-d", str(dataset)], folder / "workspace"
+    words = ["--preset", "small", "--stages", "one", "--workers", "1", "--quiet", *more]
+    assert plan_and_preprocess.main([*data, "-w", str(workspace), *words]) == 0
+    shrink(workspace)
+    return data, workspace
+
+
 def kill_when_saved(words: list[str], folder: ModelFolder, site: Path) -> None:
     """Starts a training in a process of its own, which gets SIGKILL when it has saved its state."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *sys.path]), "OMP_NUM_THREADS": "1"}
@@ -80,11 +89,8 @@ def kill_when_saved(words: list[str], folder: ModelFolder, site: Path) -> None:
 def test_an_example_trains_is_killed_resumes_predicts_is_exported_and_does_a_round(
     name: str, phantom_dataset: Path, site: Path, tmp_path: Path
 ) -> None:
-    planned, chosen = TRAININGS[name]
-    data, workspace = ["-d", str(phantom_dataset)], tmp_path / "workspace"
-    plan = ["--preset", "small", "--stages", "one", "--workers", "1", "--quiet", *planned]
-    assert plan_and_preprocess.main([*data, "-w", str(workspace), *plan]) == 0
-    shrink(workspace)
+    plan, chosen = TRAININGS[name]
+    data, workspace = planned(phantom_dataset, tmp_path, *plan)
     whole = tmp_path / "whole"
     shutil.copytree(workspace, whole)
     length = ["--iterations", "12", "--iterations-per-epoch", "4", "--validations", "1", "--checkpoint-minutes", "0"]
@@ -128,10 +134,7 @@ def test_an_example_trains_is_killed_resumes_predicts_is_exported_and_does_a_rou
 def test_a_method_does_not_go_on_with_other_unlabeled_cases(
     phantom_dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data, workspace = ["-d", str(phantom_dataset)], tmp_path / "workspace"
-    plan = ["--preset", "small", "--stages", "one", "--workers", "1", "--quiet"]
-    assert plan_and_preprocess.main([*data, "-w", str(workspace), *plan]) == 0
-    shrink(workspace)
+    data, workspace = planned(phantom_dataset, tmp_path)
     words = ["FINE", "0", *data, "-w", str(workspace), "--validations", "0", *CPU, "--loader-workers", "0"]
     assert train.main([*words, "--iterations", "2", "--trainer", "mean_teacher"]) == 0
     record = models(workspace).run_record
@@ -147,10 +150,7 @@ def test_a_method_does_not_go_on_with_other_unlabeled_cases(
 def test_another_package_does_not_go_on_with_a_training(
     phantom_dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data, workspace = ["-d", str(phantom_dataset)], tmp_path / "workspace"
-    plan = ["--preset", "small", "--stages", "one", "--workers", "1", "--quiet"]
-    assert plan_and_preprocess.main([*data, "-w", str(workspace), *plan]) == 0
-    shrink(workspace)
+    data, workspace = planned(phantom_dataset, tmp_path)
     words = ["FINE", "0", *data, "-w", str(workspace), "--iterations", "2", "--validations", "0", *CPU]
     words += ["--loader-workers", "0"]
     assert train.main([*words, "--trainer", "topk", "--trainer-setting", "shear=0.2"]) == 2
@@ -198,12 +198,10 @@ def test_a_reader_opens_its_files_like_any_other(phantom_dataset: Path, tmp_path
     if description.exists():
         content = json.loads(description.read_text(encoding="utf-8"))
         description.write_text(json.dumps(content | {"file_ending": ".npz"}), encoding="utf-8")
-    words = ["-d", str(data), "-w", str(tmp_path / "workspace")]
-    plan = ["--preset", "small", "--stages", "one", "--workers", "1", "--quiet"]
-    assert plan_and_preprocess.main([*words, *plan]) == 0
-    shrink(tmp_path / "workspace")
+    named, workspace = planned(data, tmp_path)
+    words = [*named, "-w", str(workspace)]
     assert train.main(["FINE", "0", *words, "--iterations", "2", "--loader-workers", "0", *CPU]) == 0
-    trained = ["-m", str(tmp_path / "workspace" / "models")]
+    trained = ["-m", str(workspace / "models")]
     assert predict.main(["-i", str(data / "unlabeled_image"), "-o", str(tmp_path / "out"), *trained, *CPU]) == 0
     assert list((tmp_path / "out").glob("*.nii.gz"))
     broken = data / "unlabeled_image" / "broken_0000.npz"
