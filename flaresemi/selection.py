@@ -73,6 +73,8 @@ class SelectedCase:
         supervised: Organs for which its label map is trusted, including trusted absences.
         rejected: The other organs, with the reason.
         weight: Factor of its loss.
+        source: Whose label map it is: the round's own (`pseudo`); one of an earlier round that a person accepted, in
+            these organs; or one that a person corrected, which counts as a real one.
     """
 
     case_id: str
@@ -80,6 +82,12 @@ class SelectedCase:
     supervised: tuple[str, ...]
     rejected: dict[str, str]
     weight: Annotated[float, Range(0, 100)] = 1.0
+    source: Literal["pseudo", "accepted", "corrected"] = "pseudo"
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """The larger, the better: what a person corrected before all else, then by score."""
+        return self.source == "corrected", self.score
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ class Workspace:
     rounds/fold_0/round_1/                see RoundFolder
     rounds/folds_0.json                   what was judged of the chains of these folds
     rounds/final/                         models on everything, after the chains have ended
+    reviews/CASE.json                     what persons decided about unlabeled cases, see `reviews`
     ```
     """
 
@@ -146,6 +147,11 @@ class Workspace:
         """The models that are trained on everything after the chains have ended."""
         return RoundFolder(self.root / "rounds" / "final", "all")
 
+    @property
+    def reviews(self) -> Path:
+        """What persons decided about unlabeled cases; `label_maps` in it holds what they vouch for."""
+        return self.root / "reviews"
+
     def round(self, fold: str, number: int) -> "RoundFolder":
         """Folder of one round of a chain, from 1."""
         return RoundFolder(self.chain(fold) / f"round_{number}", fold)
@@ -192,6 +198,8 @@ class RoundFolder:
         "scores.csv",
         "selection.json",
         "reliable_series.txt",
+        "reviews.json",
+        "reviewed",
         "report.html",
         "models",
     )
@@ -244,6 +252,15 @@ class RoundFolder:
     @property
     def reliable_series(self) -> Path:
         return self.root / "reliable_series.txt"
+
+    @property
+    def reviews(self) -> Path:
+        """The decisions of persons that the round began with."""
+        return self.root / "reviews.json"
+
+    def reviewed(self, stage: Stage) -> Path:
+        """Label maps that persons vouch for, on this stage's grid."""
+        return self.root / "reviewed" / stage.value
 
     @property
     def report(self) -> Path:

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def export_labels(
-    cases: Sequence[Case], store: LabelStore, labels: LabelSet, folder: Path, record: ExportRecord
+    cases: Sequence[Case], stores: Mapping[str, LabelStore], labels: LabelSet, folder: Path, record: ExportRecord
 ) -> int:
     """Writes CASE.nii.gz for every case that has none in the folder yet.
 
@@ -34,7 +34,7 @@ def export_labels(
 
     Args:
         cases: Unlabeled cases.
-        store: Their pseudo-labels on FINE's grid.
+        stores: Per case, where its label map on FINE's grid lies.
         labels: The organs and their values.
         folder: The output folder.
         record: Describes the pseudo-labels; saved beside them.
@@ -50,7 +50,7 @@ def export_labels(
     _check_folder(folder, outputs, record)
     left = [case for case in cases if not outputs[case.id].exists()]
     for case in tqdm(left, desc="exporting", unit="case", disable=not sys.stderr.isatty()):
-        stored = store.open(case.id)
+        stored = stores[case.id].open(case.id)
         source = read_grid(case.images[0])
         if source.canonical.shape_zyx != stored.record.grid.canonical_shape_zyx or stored.label_zyx is None:
             raise DatasetError(

@@ -113,6 +113,7 @@ def select(
     fold: str,
     barred: Mapping[str, str] | None = None,
     no_teacher: Mapping[str, str] | None = None,
+    may_be_empty: bool = False,
 ) -> Selection:
     """Selects the pseudo-labels that the next training uses.
 
@@ -124,6 +125,7 @@ def select(
         fold: The chain's fold.
         barred: Cases that must not be used whatever their score, with the reason.
         no_teacher: Organs that must not be supervised in any of them, with the reason; not for whole cases.
+        may_be_empty: Something else will be trained on, so that nothing need be selected.
 
     Raises:
         SelectionError: there are no scores, or nothing is selected.
@@ -138,7 +140,7 @@ def select(
         numbers = ("organ_threshold", "organ_share", "volume_factor")
         cuts = _organ_cuts(ranked, rule)
         selected, rejected, notes = _select_organs(ranked, rule, volumes, cuts, no_teacher or {})
-    if not selected:
+    if not selected and not may_be_empty:
         best = ranked[0]
         raise SelectionError(
             f"no pseudo-label is good enough: the best case, '{best.case_id}', has a score of {best.score:.3f}",

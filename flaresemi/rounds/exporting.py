@@ -1,5 +1,6 @@
 """The pseudo-labels of a round as files for other programs."""
 
+import logging
 from pathlib import Path
 
 from flaresemi.errors import SelectionError, listed
@@ -10,6 +11,8 @@ from flaresemi.records import load_record
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import load_state
 from flaresemi.selection import ExportRecord, Selection
+
+logger = logging.getLogger(__name__)
 
 
 def export_round(round: Round, folder: Path, *, selected_only: bool) -> int:
@@ -45,4 +48,17 @@ def export_round(round: Round, folder: Path, *, selected_only: bool) -> int:
         trained_on=round.split.train,
         selection=selection,
     )
-    return export_labels(cases, round.labels.stores[Stage.FINE], round.plans.labels, folder, record)
+    stores = {case.id: round.labels.stores[Stage.FINE] for case in cases}
+    if selection is not None:
+        stores |= {case.case_id: round.reviews.label_store(Stage.FINE, case) for case in selection.selected}
+    labels = round.plans.labels
+    in_parts = [case.id for case in cases if stores[case.id].record(case.id).annotated_voxels is not None]
+    if in_parts and labels.ignore is None:
+        logger.warning(
+            "%d case(s) were corrected in some slices alone, and dataset.json has no value for the others "
+            '("ignore"): they are not exported: %s',
+            len(in_parts),
+            listed(in_parts),
+        )
+        cases = [case for case in cases if case.id not in in_parts]
+    return export_labels(cases, stores, labels, folder, record)

@@ -58,11 +58,12 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
     Raises:
         FlaresemiError: as raised by the rounds.
     """
+    first, folder = rounds[0], rounds[0].workspace.final_round
+    for round in rounds:
+        round.reviews.keeps = folder.state.exists() and not folder.model(Stage.FINE).final.exists()
     for last_step in ("label", "select"):  # all folds label first: each selects by a calibration on all of them
         if any(round.run(last_step=last_step) is None for round in rounds):
             return None
-    first = rounds[0]
-    folder = first.workspace.final_round
     chains, selection = merged([load_record(round.folder.selection, Selection) for round in rounds])
     state = FinalState(
         inputs=inputs_hash(*(round.training_inputs(stage) for round in rounds for stage in first.stages)),
@@ -79,8 +80,11 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
     save_record(folder.state, state)
     save_record(folder.selection, selection)
     for stage in first.stages:
-        by_fold = {round.fold: round.labels.stores[stage] for round in rounds}
-        if not _train(first, stage, selection, {case_id: by_fold[fold] for case_id, fold in chains.items()}):
+        by_fold = {round.fold: round for round in rounds}
+        labels = {
+            case.case_id: by_fold[chains[case.case_id]].reviews.label_store(stage, case) for case in selection.selected
+        }
+        if not _train(first, stage, selection, labels):
             return None
     if first.calibration_file.exists():  # the final models have no held-out cases; those of the chain are alike
         fine = folder.model(Stage.FINE)
@@ -102,7 +106,7 @@ def merged(selections: Sequence[Selection]) -> tuple[dict[str, str], Selection]:
     best: dict[str, tuple[SelectedCase, str]] = {}
     for selection in selections:
         for case in selection.selected:
-            if case.case_id not in best or case.score > best[case.case_id][0].score:
+            if case.case_id not in best or case.rank > best[case.case_id][0].rank:
                 best[case.case_id] = (case, selection.fold)
     everywhere = set.intersection(*(set(selection.rejected) for selection in selections))
     ordered = sorted(best.values(), key=lambda item: (-item[0].score, item[0].case_id))

@@ -26,6 +26,7 @@ from flaresemi.pseudolabels.teachers import load_teachers, made_with
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.rounds.expecting import with_expected_dice
 from flaresemi.rounds.protection import Protection
+from flaresemi.rounds.reviewed import RoundReviews
 from flaresemi.rounds.state import STEPS, RoundConfig, RoundState, file_hash, inputs_hash, load_state
 from flaresemi.rounds.steps import Step, run_step
 from flaresemi.selection import Selection, save_scores
@@ -113,6 +114,7 @@ class Round:
         self.pool = tuple(case.id for case in dataset.unlabeled)
         self.stages = (Stage.COARSE, Stage.FINE) if self.plans.two_stage else (Stage.FINE,)
         self.labels = PseudoLabels(self.folder, {stage: self.prepared.stores[stage] for stage in self.stages})
+        self.reviews = RoundReviews(workspace, dataset, self.plans.labels, self.labels)
         self._labels_hash: str | None = None
         self._untaught: dict[str, str] | None = None
 
@@ -138,10 +140,10 @@ class Round:
         refuse_changed(self.dataset, self.dataset.unlabeled, self.plans, self.workspace)
         for stage, task in self.tasks.items():  # they must not have been trained on the cases that judge them
             refuse_other_origin(dataclasses.replace(task, folder=self._teacher(stage)), goes_on=False)
-        state = load_state(self.folder.state) or RoundState(
-            fold=self.fold, round=self.number, config=self.config, steps={}
-        )
+        start = RoundState(fold=self.fold, round=self.number, config=self.config, steps={})
+        state = load_state(self.folder.state) or start
         state = dataclasses.replace(state, config=self.config, made_with=self.made_with())
+        self.reviews.take(begun="train COARSE" in state.steps)
         for step in self.steps[: STEPS.index(last_step) + 1]:
             state = run_step(step, state, self.folder.state)
             if not state.steps[step.name].done:
@@ -166,7 +168,7 @@ class Round:
             inputs=self._selection_inputs,
             cases=held_out + training,
             run=self.select,
-            outputs=lambda: _are_files(self.folder.selection, self.folder.scores),
+            outputs=lambda: self.folder.scores.is_file() and self.reviews.are_stored(),
         )
         summaries = [self.folder.model(stage).validation / "summary.json" for stage in self.stages]
         validating = Step(
@@ -227,8 +229,10 @@ class Round:
             fold=self.fold,
             barred=self._barred,
             no_teacher=self._no_teacher(),
+            may_be_empty=self.reviews.vouches,
         )
         selection = self._outside.without_unknown(selection) if self._outside else selection
+        selection = self.reviews.applied(selection, scores, self._barred)
         save_record(self.folder.selection, selection)
         write_reliable_series(self.folder, selection)
         for note in selection.notes:
@@ -240,9 +244,7 @@ class Round:
         """Trains the student of a stage on the fold's labeled training cases and the selected pseudo-labels."""
         if stage not in self.stages:
             return True
-        selection = load_record(self.folder.selection, Selection, error=SelectionError)
-        labels = dict.fromkeys((case.case_id for case in selection.selected), self.labels.stores[stage])
-        return self.fit(self.tasks[stage], selection, labels)
+        return self.fit(self.tasks[stage], *self.reviews.trained_on(stage))
 
     def fit(self, task: TrainingTask, selection: Selection, labels: Mapping[str, LabelStore]) -> bool:
         """Trains a student, or resumes its training; False when it was asked to stop.
@@ -267,13 +269,8 @@ class Round:
         if self.execution.stop_requested():
             return False
         for task in self.tasks.values() if self.split.validation else ():
-            text = validate(
-                task,
-                self.folder.model(Stage.COARSE),
-                self.dataset,
-                device=self.execution.device,
-                precision=self.execution.precision,
-            )
+            how, coarse = self.execution, self.folder.model(Stage.COARSE)
+            text = validate(task, coarse, self.dataset, device=how.device, precision=how.precision)
             logger.info("%s", text)
         if self.execution.stop_requested():
             return False
@@ -290,8 +287,8 @@ class Round:
         observed = (file_hash(path, fix="run the labeling step to its end") for path in self._observation_files())
         if self._labels_hash is None:
             self._labels_hash = self.labels.hash(self.pool)
-        barred = (*sorted(self._barred.items()), *sorted(self._no_teacher().items()))
-        return inputs_hash(self._labeling_inputs(), self._labels_hash, self.config.selection, *observed, *barred)
+        given = (*sorted(self._barred.items()), *sorted(self._no_teacher().items()), *self.reviews.inputs)
+        return inputs_hash(self._labeling_inputs(), self._labels_hash, self.config.selection, *observed, *given)
 
     def _selected(self) -> str:
         return inputs_hash(self._selection_inputs(), file_hash(self.folder.selection))

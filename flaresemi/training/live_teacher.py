@@ -61,6 +61,11 @@ class LiveTeacherTrainer(SemiSupervisedTrainer):
             for case in cases
             if case.is_pseudo
         ]
+        if not views:
+            raise ConfigError(
+                "a live teacher labels pseudo-labeled cases, and every selected case is one that a person corrected",
+                fix="--trainer default",
+            )
         strength = self.semi.mixing.pseudo_augmentation
         pseudo = Trainer.case_sampler(
             self,

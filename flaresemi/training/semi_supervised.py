@@ -87,28 +87,33 @@ class SemiSupervisedTrainer(Trainer):
         super().__init__(dataclasses.replace(task, store=mixed, taught_by=semi.taught_by), config, **settings)
 
     def training_cases(self) -> list[TrainingCase]:
-        """Labeled and pseudo-labeled cases, drawn in the ratio of `pseudo_share`."""
+        """Labeled cases, corrected ones among them, and pseudo-labeled ones, drawn in the ratio of `pseudo_share`."""
         mixing = self.semi.mixing
-        labeled = super().training_cases()
-        names = self.task.labels.names
+        labeled = [*super().training_cases(), *self._selected(corrected=True)]
+        pseudo = self._selected(corrected=False)
+        for_pseudo = mixing.pseudo_share / len(pseudo) if pseudo else 0.0
+        for_labeled = ((1 - mixing.pseudo_share) if pseudo else 1.0) / len(labeled)
+        return [dataclasses.replace(case, share=for_labeled) for case in labeled] + [
+            dataclasses.replace(case, share=for_pseudo) for case in pseudo
+        ]
+
+    def _selected(self, *, corrected: bool) -> list[TrainingCase]:
+        """The selected cases that a person corrected, which are labeled ones, or the others."""
+        mixing, names = self.semi.mixing, self.task.labels.names
         last = None
-        if mixing.fine_tune and self.config.fixed_iterations:
+        if mixing.fine_tune and self.config.fixed_iterations and not corrected:
             last = round(self.config.fixed_iterations * (1 - mixing.fine_tune))
-        pseudo = [
+        return [
             TrainingCase(
                 case_id=case.case_id,
                 supervised=tuple(index for index, name in enumerate(names, start=1) if name in case.supervised),
                 weight=case.weight,
-                augmentation=mixing.pseudo_augmentation,
+                augmentation=self.config.augmentation if corrected else mixing.pseudo_augmentation,
                 last_iteration=last,
-                is_pseudo=True,
+                is_pseudo=not corrected,
             )
             for case in self.semi.selection.selected
-        ]
-        for_pseudo = mixing.pseudo_share / len(pseudo)
-        for_labeled = (1 - mixing.pseudo_share) / len(labeled)
-        return [dataclasses.replace(case, share=for_labeled) for case in labeled] + [
-            dataclasses.replace(case, share=for_pseudo) for case in pseudo
+            if (case.source == "corrected") is corrected
         ]
 
     def case_sampler(self, cases: Sequence[TrainingCase], **settings: Any) -> PatchSampler:

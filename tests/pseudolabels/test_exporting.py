@@ -80,7 +80,7 @@ def one_label_nearby(store: LabelStore) -> np.ndarray:
 
 def test_without_resampling_it_is_the_prediction(case: Case, tmp_path: Path) -> None:
     store, predicted = label_and_predict(case, tmp_path, (3.0, 2.5, 2.5))
-    assert export_labels([case], store, LABELS, tmp_path / "out", RECORD) == 1
+    assert export_labels([case], {case.id: store}, LABELS, tmp_path / "out", RECORD) == 1
     exported = read_label_map(tmp_path / "out" / "scan.nii.gz")
     assert exported.source == read_grid(case.images[0])
     assert set(np.unique(predicted)) == {0, 2, 300}
@@ -92,7 +92,7 @@ def test_with_resampling_it_differs_along_borders_only(
     case: Case, tmp_path: Path, spacing: tuple[float, float, float]
 ) -> None:
     store, predicted = label_and_predict(case, tmp_path, spacing)
-    export_labels([case], store, LABELS, tmp_path / "out", RECORD)
+    export_labels([case], {case.id: store}, LABELS, tmp_path / "out", RECORD)
     exported = read_label_map(tmp_path / "out" / "scan.nii.gz").array_zyx
     sure = one_label_nearby(store)
     assert (exported[sure] > 0).sum() > 500
@@ -112,15 +112,15 @@ def test_the_way_to_the_image_and_back(case: Case, tmp_path: Path) -> None:
 def test_what_is_written_is_kept_and_rounds_are_not_mixed(case: Case, tmp_path: Path) -> None:
     store, _ = label_and_predict(case, tmp_path, (3.0, 2.5, 2.5))
     out = tmp_path / "out"
-    assert export_labels([case], store, LABELS, out, RECORD) == 1
-    assert export_labels([case], store, LABELS, out, RECORD) == 0
+    assert export_labels([case], {case.id: store}, LABELS, out, RECORD) == 1
+    assert export_labels([case], {case.id: store}, LABELS, out, RECORD) == 0
     with pytest.raises(ConfigError, match="round 1 of fold 0"):
-        export_labels([case], store, LABELS, out, dataclasses.replace(RECORD, round=2))
+        export_labels([case], {case.id: store}, LABELS, out, dataclasses.replace(RECORD, round=2))
     with pytest.raises(ConfigError, match="produced by other weights"):
-        export_labels([case], store, LABELS, out, dataclasses.replace(RECORD, made_with=("xyz",)))
+        export_labels([case], {case.id: store}, LABELS, out, dataclasses.replace(RECORD, made_with=("xyz",)))
     (out / "exported.json").unlink()
     with pytest.raises(ConfigError, match="there already"):
-        export_labels([case], store, LABELS, out, RECORD)
+        export_labels([case], {case.id: store}, LABELS, out, RECORD)
 
 
 def test_an_image_of_another_shape_is_refused(case: Case, tmp_path: Path) -> None:
@@ -130,4 +130,4 @@ def test_an_image_of_another_shape_is_refused(case: Case, tmp_path: Path) -> Non
     )
     write_label_map(case.images[0], np.zeros((9, 9, 9), np.int16), grid)
     with pytest.raises(DatasetError, match="not the one that was labeled"):
-        export_labels([case], store, LABELS, tmp_path / "out", RECORD)
+        export_labels([case], {case.id: store}, LABELS, tmp_path / "out", RECORD)

@@ -112,7 +112,7 @@ def _picture(facts: RoundFacts, shown: Shown) -> dict[str, object]:
     """A JPEG in base 64 with its width and height, or the problem that prevented it."""
     case_id = shown.score.case_id
     try:
-        stored = facts.pseudo_labels.open(case_id)
+        stored = facts.label_store(case_id).open(case_id)
     except DatasetError as problem:
         return {"problem": problem.what}
     if stored.label_zyx is None:

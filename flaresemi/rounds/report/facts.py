@@ -145,10 +145,12 @@ class RoundFacts:
     def stages(self) -> tuple[Stage, ...]:
         return (Stage.COARSE, Stage.FINE) if self.plans.two_stage else (Stage.FINE,)
 
-    @property
-    def pseudo_labels(self) -> LabelStore:
-        """On FINE's grid."""
-        return LabelStore(self.folder.labels(Stage.FINE), CaseStore(self.workspace.preprocessed(Stage.FINE)))
+    def label_store(self, case_id: str) -> LabelStore:
+        """Where the label map of a case lies on FINE's grid: among the pseudo-labels, or among those of persons."""
+        selected = self.selection.selected if self.selection is not None else ()
+        is_reviewed = any(case.case_id == case_id and case.source != "pseudo" for case in selected)
+        folder = self.folder.reviewed(Stage.FINE) if is_reviewed else self.folder.labels(Stage.FINE)
+        return LabelStore(folder, CaseStore(self.workspace.preprocessed(Stage.FINE)))
 
     def model(self, number: int, stage: Stage) -> ModelFolder:
         """Of this chain; 0 is the supervised start."""
