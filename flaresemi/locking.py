@@ -37,7 +37,9 @@ _LONGEST_TOLD = 500
 #: What a lock begins with.
 _OWNER = b"process "
 
+#: Between two looks at what others are doing, and at what this process has not finished yet.
 _WAIT_SECONDS = 0.5
+_OWN_SECONDS = 0.05
 
 
 @contextlib.contextmanager
@@ -90,7 +92,11 @@ class Claims:
             yield is_taken
 
     def hand_out(
-        self, names: Sequence[str], is_done: Callable[[str], bool], stop_requested: Callable[[], bool]
+        self,
+        names: Sequence[str],
+        is_done: Callable[[str], bool],
+        stop_requested: Callable[[], bool],
+        is_finished: Callable[[str], bool] = lambda _: True,
     ) -> Iterator[str]:
         """Gives the names that nobody has done or is doing, each claimed until the next one is asked for.
 
@@ -100,31 +106,62 @@ class Claims:
             names: In the order of preference.
             is_done: Asked before a name is given, when it is claimed.
             stop_requested: Asked before each name, and while waiting; True ends it.
+            is_finished: For who asks for the next name before the last one is done: whether the work on a name that was
+                given has come to its end, well or not. Until then it stays claimed.
         """
-        while names:
-            busy = []
-            for name in names:
-                if stop_requested():
-                    return
-                if is_done(name):
-                    continue
-                with self.claim(name) as is_taken:
-                    if not is_taken:
-                        busy.append(name)
-                    elif not is_done(name):  # its owner may have finished it a moment ago
-                        yield name
-            if len(busy) == len(names):
-                time.sleep(_WAIT_SECONDS)
-            names = busy
+        held: dict[str, contextlib.ExitStack] = {}
+        try:
+            while names or held:
+                busy = []
+                for name in names:
+                    _release(held, is_finished)
+                    if stop_requested():
+                        return
+                    if is_done(name):
+                        continue
+                    with contextlib.ExitStack() as claim:
+                        if not claim.enter_context(self.claim(name)):
+                            busy.append(name)
+                        elif not is_done(name):  # its owner may have finished it a moment ago
+                            held[name] = claim.pop_all()
+                            yield name
+                _release(held, is_finished)
+                if busy and len(busy) == len(names):
+                    time.sleep(_WAIT_SECONDS)
+                elif held and not busy:
+                    if stop_requested():
+                        return
+                    time.sleep(_OWN_SECONDS)
+                names = busy
+        finally:
+            _release(held, lambda _: True)
+
+    def clear(self) -> None:
+        """Removes what killed processes have left, and the folder itself where nobody claims anything."""
+        for path in self.path.iterdir() if self.are_exclusive else ():
+            if path.is_file():
+                with contextlib.suppress(InUseError), _held(path):
+                    pass
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+
+def _release(held: dict[str, contextlib.ExitStack], is_finished: Callable[[str], bool]) -> None:
+    """Gives up the claims of the names that are finished."""
+    for name in [name for name in held if is_finished(name)]:
+        held.pop(name).close()
 
 
 @contextlib.contextmanager
 def _held(path: Path, command: Sequence[str] = ()) -> Iterator[bool]:
     """Holds a lock while the block runs; gives False where there are no locks."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as opened:
         while True:
-            file = opened.enter_context(open(path, "a+b", opener=open_no_link))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                file = opened.enter_context(open(path, "a+b", opener=open_no_link))
+            except FileNotFoundError:  # whoever was the last one here has just removed the folder
+                continue
             _refuse_foreign(file, path)
             is_held = _lock(file, path)
             if not is_held or _has_name(file, path):

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -217,3 +218,31 @@ def test_without_locks_every_claim_is_granted(tmp_path: Path, monkeypatch: pytes
     number = errno.EIO
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         Claims(tmp_path / "claims")
+
+
+def test_a_name_stays_claimed_until_its_work_has_ended(tmp_path: Path) -> None:
+    claims, ended, done = Claims(tmp_path / "claims"), set(), set()
+    given = claims.hand_out(["a", "b", "c"], done.__contains__, never, ended.__contains__)
+    assert [next(given), next(given)] == ["a", "b"]
+    with claims.claim("a") as is_taken:  # flock asks each opened file
+        assert not is_taken
+    ended.add("a")  # well or not
+    assert next(given) == "c"
+    with claims.claim("a") as is_taken:
+        assert is_taken
+    with claims.claim("b") as is_taken:
+        assert not is_taken
+    threading.Timer(0.2, lambda: ended.update("bc")).start()
+    assert list(given) == []  # it ends when all that it gave has
+    assert ended == {"a", "b", "c"}
+    claims.clear()
+    assert not claims.path.exists()
+
+
+def test_what_killed_processes_left_is_cleared_and_what_is_claimed_is_not(tmp_path: Path) -> None:
+    claims = Claims(tmp_path / "claims")
+    (claims.path / "left").write_bytes(b"process 1 on a since b: c")
+    with claims.claim("held") as is_taken:
+        assert is_taken
+        claims.clear()
+        assert [path.name for path in claims.path.iterdir()] == ["held"]

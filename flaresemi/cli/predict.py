@@ -7,35 +7,34 @@ import functools
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from flaresemi.case_names import case_file
-from flaresemi.cli.common import (
-    StrictParser,
-    add_dataset_options,
-    add_model_options,
-    model_folder_of,
-    print_next,
-    run,
-)
+from flaresemi.cli.common import model_folder_of, print_next, run
 from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting
-from flaresemi.cli.numbers import count, number
+from flaresemi.cli.launching import helpers, wait_for, without_options
 from flaresemi.cli.prediction_files import (
     Efficiency,
+    is_predicted,
     refuse_foreign_tables,
     remaining_jobs,
     update_reliability,
     update_warnings,
 )
+from flaresemi.cli.prediction_options import prediction_parser
+from flaresemi.cli.turns import Turns
 from flaresemi.compute.background import FinishBehind, read_ahead
 from flaresemi.compute.device import limit_threads
+from flaresemi.compute.distributed import Ranks, launched_ranks
 from flaresemi.compute.metering import Meter, StepClock
+from flaresemi.compute.sharding import Shard, joint_shard
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 from flaresemi.geometry import FloatTriple
@@ -45,9 +44,9 @@ from flaresemi.inference.fine_stage import FineOutput
 from flaresemi.inference.prediction_records import write_prediction
 from flaresemi.inference.segmentation import Segmentation
 from flaresemi.io.images import Image
+from flaresemi.machine import available_cores
 from flaresemi.planning.findings import Finding
 from flaresemi.pseudolabels.reliability import Reliability, summary_line
-from flaresemi.ranges import Range
 from flaresemi.records import save_record
 from flaresemi.selection import CaseScore
 from flaresemi.unfinished import remove_leftovers
@@ -59,107 +58,25 @@ Value = TypeVar("Value")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(_predict, _parser(), argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run(lambda options: _predict(options, words), prediction_parser(), words)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = StrictParser(
-        prog="flaresemi_predict",
-        description="Segments images with trained models. Every label map lies on exactly the grid of its image.",
-    )
-    parser.add_argument(
-        "-i",
-        "--input",
-        type=Path,
-        required=True,
-        metavar="INPUT",
-        help="an image (a file or a folder of DICOM slices), a folder of images, or a text file with one path per line",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="OUTPUT",
-        help="folder for the label maps (CASE.nii.gz and so on); for one image also a file",
-    )
-    add_dataset_options(parser)
-    add_model_options(parser)
-    parser.add_argument("--continue", dest="resume", action="store_true", help="skip cases that are predicted already")
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="also replace files that flaresemi_predict did not write, or that were changed since it did",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="refuse images with warnings (see warnings.csv); the others are predicted"
-    )
-    parser.add_argument(
-        "--tta",
-        action=argparse.BooleanOptionalAction,
-        help="average over mirrored images: slower, a little better (default: models of nnU-Net only, as nnU-Net does)",
-    )
-    parser.add_argument(
-        "--reliability",
-        action="store_true",
-        help="also write the expected Dice of every organ to reliability.csv; takes three times FINE's time",
-    )
-    parser.add_argument(
-        "--measure",
-        action="store_true",
-        help="also write time, processor use and memory of every case, sampled every 0.1 s, to efficiency/CASE.json",
-    )
-    parser.add_argument(
-        "--step",
-        type=number(Annotated[float, Range(0.01, 1)]),
-        default=0.5,
-        help="distance of windows as a share of the window (default: 0.5)",
-    )
-    parser.add_argument(
-        "--window",
-        choices=("auto", "patch"),
-        help="windows of the training patch's size, or larger ones where that computes fewer voxels "
-        "(default: patch for models of nnU-Net, otherwise auto)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
-    parser.add_argument(
-        "--engine",
-        choices=("auto", "torch", "openvino"),
-        default="auto",
-        help="inference engine on a CPU (default: auto, the fastest by a short check)",
-    )
-    parser.add_argument("--threads", type=count, metavar="N", help="processor threads (default: all cores)")
-    parser.add_argument(
-        "--single-process",
-        action="store_true",
-        help="one thing after the other: nothing is read or written meanwhile; for debugging",
-    )
-    return parser
-
-
-def _predict(options: argparse.Namespace) -> None:
+def _predict(options: argparse.Namespace, words: list[str]) -> None:
+    ranks = launched_ranks() or Ranks(0, options.gpus)
+    part = joint_shard(options.shard, ranks)
+    options.threads = options.threads or (max(available_cores() // options.gpus, 1) if options.gpus > 1 else None)
     limit_threads()
     if options.threads:
         torch.set_num_threads(options.threads)
     if not options.input.exists():  # before the models are loaded, which takes a while
         raise ConfigError("input not found", where=options.input)
-    segmenter = Segmenter.load(
-        model_folder_of(options),
-        folds=options.fold,
-        checkpoint=options.checkpoint,
-        coarse=options.coarse,
-        device=options.device,
-        tta=options.tta,
-        step=options.step,
-        window=options.window,
-        precision=options.precision,
-        engine=options.engine,
-    )
+    if options.measure and ranks.world_size > 1:
+        raise ConfigError("--measure measures one case with nothing beside it", fix="leave --gpus and torchrun out")
+    options.resume |= part.helps  # what others have done meanwhile is done
+    segmenter = _load(options, part)
     cases = find_cases(options.input, channels=len(segmenter.channels))
-    jobs = list(zip(cases, output_paths(cases, options.input, options.output), strict=True))
-    refuse_overwriting(jobs, options.input, overwrite=options.overwrite)
-    results = options.output if image_stem(options.output) is None or options.output.is_dir() else options.output.parent
+    jobs, results = _jobs(options, cases, part)
     extras = _Extras(
         reliability=_reliability(options, segmenter) if options.reliability else None,
         efficiency=results / "efficiency" if options.measure else None,
@@ -172,15 +89,58 @@ def _predict(options: argparse.Namespace) -> None:
     remove_leftovers(*{output.parent for _, output in jobs})
     for folder in {output.parent for _, output in remaining}:
         folder.mkdir(parents=True, exist_ok=True)
-    # What is measured is one case, so nothing of another one may be read or written meanwhile.
-    failures = _predict_all(segmenter, remaining, extras, overlap=not (options.single_process or options.measure))
-    update_reliability(results, always=options.reliability)
-    update_warnings(
-        results, [each for case, error in failures for each in _about(case, getattr(error, "findings", ()))]
+    is_done = functools.partial(is_predicted, options=options, segmenter=segmenter)
+    turns = Turns(remaining, part, [case.id for case in cases], results, is_done)
+    threads = [] if options.threads is None else ["--threads", str(options.threads)]
+    helping = [*threads, *without_options(words, "--gpus", "--threads")]
+    with helpers("flaresemi.cli.predict", helping, Ranks() if launched_ranks() else ranks) as others:
+        # What is measured is one case, so nothing of another one may be read or written meanwhile.
+        failures = _predict_all(segmenter, turns, extras, overlap=not (options.single_process or options.measure))
+        if not turns.are_shared:
+            wait_for(others)
+    if ranks.is_main:
+        _conclude(options, turns, results, failures)
+
+
+def _load(options: argparse.Namespace, part: Shard) -> Segmenter:
+    return Segmenter.load(
+        model_folder_of(options),
+        folds=options.fold,
+        checkpoint=options.checkpoint,
+        coarse=options.coarse,
+        device=str(part.device(options.device)) if part.local_rank is not None else options.device,
+        tta=options.tta,
+        step=options.step,
+        window=options.window,
+        precision=options.precision,
+        engine=options.engine,
     )
+
+
+def _jobs(options: argparse.Namespace, cases: Sequence[Case], part: Shard) -> tuple[list[tuple[Case, Path]], Path]:
+    """The cases that this process may have to do with their label maps, and the folder of these."""
+    jobs = list(zip(cases, output_paths(cases, options.input, options.output), strict=True))
+    refuse_overwriting(jobs, options.input, overwrite=options.overwrite)
+    mine = set(part.before_others([case.id for case in cases]))
+    results = options.output if image_stem(options.output) is None or options.output.is_dir() else options.output.parent
+    return [(case, output) for case, output in jobs if case.id in mine], results
+
+
+def _conclude(
+    options: argparse.Namespace, turns: Turns, results: Path, failures: Sequence[tuple[Case, FlaresemiError]]
+) -> None:
+    """Writes the tables beside the label maps, and tells what was done.
+
+    Raises:
+        ImageError: cases could not be predicted.
+    """
+    with turns.alone():
+        update_reliability(results, always=options.reliability)
+        refused = [each for case, error in failures for each in _about(case, getattr(error, "findings", ()))]
+        update_warnings(results, refused, turns.elsewhere)
     if failures:
-        raise _summary(failures, len(remaining))
-    logger.info("%d label map(s) written to %s", len(remaining), options.output)
+        raise _summary(failures, len(turns))
+    logger.info("%s", turns.told(options.output))
     if options.output.is_dir():
         print_next(f"flaresemi_evaluate -p {shlex.quote(str(options.output))} -r REFERENCES -o SUMMARY.json")
 
@@ -215,13 +175,20 @@ class _Extras:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class _Read:
+    case: Case
+    output: Path
+    image: Image | FlaresemiError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Predicted:
     segmentation: Segmentation
     score: CaseScore | None
 
 
 def _predict_all(
-    segmenter: Segmenter, jobs: Sequence[tuple[Case, Path]], extras: _Extras, *, overlap: bool
+    segmenter: Segmenter, turns: Turns, extras: _Extras, *, overlap: bool
 ) -> list[tuple[Case, FlaresemiError]]:
     """Predicts every case that it can; returns the others, and why.
 
@@ -235,39 +202,51 @@ def _predict_all(
         except FlaresemiError as error:
             logger.warning("%s: %s", case.id, error)
             failures.append((case, error))
+            turns.end(case)
             return None
 
-    bar = tqdm(jobs, desc="predict", unit="case", disable=not sys.stderr.isatty() or len(jobs) < 2)
-    reading = read_ahead(functools.partial(_read, segmenter), [case for case, _ in jobs], overlap=overlap)
-    with contextlib.closing(reading) as images, FinishBehind(overlap=overlap) as finish:
-        for case, output in bar:
-            segment = functools.partial(_segment, segmenter, case, images, extras)
-            if extras.efficiency is None:
-                predicted = attempt(case, segment)
-                if predicted is not None:
-                    write = functools.partial(_write, segmenter, case, output, predicted)
-                    finish(functools.partial(attempt, case, write))
-                continue
+    def write(case: Case, output: Path, predicted: _Predicted) -> dict[str, float]:
+        seconds = _write(segmenter, case, output, predicted)
+        turns.end(case, is_written=True)
+        return seconds
+
+    bar = functools.partial(tqdm, total=len(turns), desc="predict", unit="case", disable=not turns.is_watched)
+    if extras.efficiency is not None:
+        for case, output in bar(turns):
+
+            def work(job: tuple[Case, Path] = (case, output)) -> dict[str, float]:
+                started = time.perf_counter()
+                read = _read(segmenter, job)
+                return write(*job, _segment(segmenter, read, extras, time.perf_counter() - started))
+
             with Meter(segmenter.engine.device) as meter:
-                seconds = attempt(case, lambda: _write(segmenter, case, output, segment()))  # noqa: B023 (called at once)
+                seconds = attempt(case, work)
             if seconds is not None:
                 efficiency = Efficiency(case_id=case.id, steps=seconds, cost=meter.cost)
                 save_record(case_file(extras.efficiency, case.id, ".json"), efficiency)
+        return failures
+    reading = read_ahead(functools.partial(_read, segmenter), turns, overlap=overlap)
+    with contextlib.closing(reading) as images, turns, FinishBehind(overlap=overlap) as finish:
+        for read, waited in bar(images):
+            predicted = attempt(read.case, functools.partial(_segment, segmenter, read, extras, waited))
+            if predicted is not None:
+                finish(
+                    functools.partial(attempt, read.case, functools.partial(write, read.case, read.output, predicted))
+                )
     return failures
 
 
-def _read(segmenter: Segmenter, case: Case) -> Image | FlaresemiError:
+def _read(segmenter: Segmenter, job: tuple[Case, Path]) -> _Read:
+    case, output = job
     try:
-        return segmenter.read(case.images)
+        return _Read(case, output, segmenter.read(case.images))
     except FlaresemiError as error:  # for when it is this case's turn
-        return error
+        return _Read(case, output, error)
 
 
-def _segment(
-    segmenter: Segmenter, case: Case, images: Iterator[tuple[Image | FlaresemiError, float]], extras: _Extras
-) -> _Predicted:
-    """Segments the next image, and scores its reliability if requested."""
-    image, waited = next(images)
+def _segment(segmenter: Segmenter, read: _Read, extras: _Extras, waited: float) -> _Predicted:
+    """Segments an image, and scores its reliability if requested."""
+    case, image = read.case, read.image
     if isinstance(image, FlaresemiError):
         raise image
     judged: list[CaseScore] = []

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from flaresemi.case_names import case_file
@@ -45,6 +45,16 @@ class Efficiency:
     cost: Cost
 
 
+def is_predicted(case: Case, output: Path, options: argparse.Namespace, segmenter: Segmenter) -> bool:
+    """Whether these networks have segmented this very image, and all that is asked for is there."""
+    record = load_prediction(output)
+    if record is None or not output.is_file() or content_hash(output) != record.label_map:
+        return False
+    lacks_score = options.reliability and not record.score
+    is_refused = bool(record.findings) and options.strict
+    return not (lacks_score or is_refused) and record.is_current(case.images, segmenter.models, segmenter.options)
+
+
 def remaining_jobs(
     jobs: Sequence[tuple[Case, Path]], options: argparse.Namespace, segmenter: Segmenter
 ) -> list[tuple[Case, Path]]:
@@ -59,11 +69,9 @@ def remaining_jobs(
         record = load_prediction(output)
         if record is not None and output.is_file():
             if options.resume and content_hash(output) == record.label_map:
-                is_current = record.is_current(case.images, segmenter.models, segmenter.options)
-                lacks_score = options.reliability and not record.score
-                if is_current and not lacks_score and not (record.findings and options.strict):
+                if is_predicted(case, output, options, segmenter):
                     continue
-                outdated += not is_current
+                outdated += not record.is_current(case.images, segmenter.models, segmenter.options)
             if not is_prediction(output) and not _is_whole(output):
                 damaged.add(output)
         remaining.append((case, output))
@@ -140,25 +148,33 @@ def update_reliability(results: Path, *, always: bool) -> None:
     logger.info("reliability of every organ: %s", results / RELIABILITY)
 
 
-def update_warnings(results: Path, refused: Sequence[Finding]) -> None:
+def update_warnings(results: Path, refused: Sequence[Finding], elsewhere: Collection[str] = ()) -> None:
     """Writes the warnings about all label maps of a folder, and about the cases that were refused now.
 
     Where there is nothing to warn of, there is no such table.
+
+    Args:
+        results: The folder.
+        refused: Of the cases that were refused now.
+        elsewhere: Cases that are another process's to do: what the table says of those that it has refused stays.
     """
     found = [each for path in visible_files(results) for each in _present_findings(path)]
     path = results / WARNINGS
-    if not found and not refused:
+    before = read_table(path)[1] if elsewhere and _holds_warnings(path) else []
+    kept = [tuple(row.values()) for row in before if row["case"] in elsewhere and row["refused"] == "yes"]
+    if not found and not refused and not kept:
         if _holds_warnings(path):
             path.unlink()
         return
     now = {each.case_id for each in refused}
     told = sorted([*refused, *(each for each in found if each.case_id not in now)], key=lambda each: each.case_id)
-    rows = (
+    rows: list[tuple[str, ...]] = [
         (each.case_id, each.problem, each.message, each.remedy, each.file, "yes" if each.case_id in now else "no")
         for each in told
-    )
+    ]
+    rows = sorted([*rows, *kept], key=lambda row: row[0])
     write_table(path, [_WARNING_COLUMNS, *rows])
-    logger.warning("%d image(s) are warned of: %s", len({each.case_id for each in told}), path)
+    logger.warning("%d image(s) are warned of: %s", len({row[0] for row in rows}), path)
 
 
 def _present_findings(label_map: Path) -> tuple[Finding, ...]:

@@ -3,16 +3,13 @@
 import argparse
 import contextlib
 import logging
-import os
-import re
-import signal
 import sys
-import time
 from collections.abc import Sequence
 
 import torch
 
-from flaresemi.cli.common import EXIT_STOPPED, StoppedEarly, dataset_words, open_workspace, print_next, run
+from flaresemi.cli.common import StoppedEarly, dataset_words, open_workspace, print_next, run
+from flaresemi.cli.launching import launch_ranks, launched_at
 from flaresemi.cli.output import require_printed
 from flaresemi.cli.signals import StopSignals
 from flaresemi.cli.training_options import training_parser
@@ -41,14 +38,7 @@ from flaresemi.workspace import Workspace
 
 logger = logging.getLogger("flaresemi.cli.train")  # also when run with python -m
 
-#: Signals to the process that waits, which its training processes get as well.
-_HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-
-#: Environment variable: when the process that waits began, so that its time limit is theirs, however often they start.
-_LAUNCHED = "FLARESEMI_LAUNCHED"
-
-#: How long it then lets them save.
-_SAVE_SECONDS = 120
+_GO_ON = "the same command with --continue goes on"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace, words: list[str]) -> None:
     if (options.gpus > 1 or options.max_restarts > 0) and launched_ranks() is None:
-        _launch(options, words)
+        module, restarts = "flaresemi.cli.train", options.max_restarts
+        launch_ranks(module, words, gpus=options.gpus, max_restarts=restarts, go_on=_GO_ON)
         return
     workspace = open_workspace(options)
     stage = Stage(options.stage)
@@ -68,8 +59,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     command = ("flaresemi_train", *words)
-    launched = os.environ.get(_LAUNCHED) if launched_ranks() else None
-    stopping = StopSignals(options.time_limit, began=float(launched) if launched else None)
+    stopping = StopSignals(options.time_limit, began=launched_at())
     with contextlib.ExitStack() as alone:  # to the end of the validation, when the ranks have parted
         with join_ranks(device.type) as ranks, stopping as signals:
             if ranks.world_size > 1 and device.type == "cuda":
@@ -135,46 +125,6 @@ def _finish(
         print_next(["flaresemi_train", "FINE", fold, *words, *taught])
     else:
         print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *words, "--fold", fold])
-
-
-def _launch(options: argparse.Namespace, words: list[str]) -> None:
-    """Starts one process per GPU, as torchrun does, and waits for them.
-
-    Raises:
-        StoppedEarly: a signal or the time limit stopped them.
-        ConfigError: they failed.
-    """
-    from torch.distributed import run as torchrun
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    kept = re.sub(r"(^|\0)--(gpus|max-restarts)[=\0][^\0]*", "", "\0".join(words)).strip("\0").split("\0")
-    stopped = StoppedEarly("the training processes were stopped; the same command with --continue goes on")
-    os.environ[_LAUNCHED] = str(time.monotonic())
-    try:
-        torchrun.main(
-            [
-                "--standalone",
-                f"--nproc-per-node={options.gpus}",
-                f"--max-restarts={options.max_restarts}",
-                f"--signals-to-handle={_HANDED_ON}",
-                f"--shutdown-timeout={_SAVE_SECONDS}",
-                "-m",
-                "flaresemi.cli.train",
-                *kept,
-            ]
-        )
-    except SignalException as received:
-        if received.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        raise stopped from None
-    except ChildFailedError as problem:
-        codes = {failure.exitcode for failure in problem.failures.values()}
-        if codes == {EXIT_STOPPED}:
-            raise stopped from None
-        raise ConfigError(
-            f"the training processes ended with code {problem.get_first_failure()[1].exitcode}; the reason stands above"
-        ) from None
 
 
 if __name__ == "__main__":

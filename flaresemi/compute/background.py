@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
@@ -11,29 +11,38 @@ Value = TypeVar("Value")
 
 
 def read_ahead(
-    read: Callable[[Item], Value], items: Sequence[Item], *, overlap: bool
+    read: Callable[[Item], Value], items: Iterable[Item], *, overlap: bool
 ) -> Generator[tuple[Value, float], None, None]:
     """Yields what was read of each item, and the seconds that were spent on waiting for it.
 
     Args:
         read: What it raises is raised when that item's turn comes, and ends the reading.
-        items: In order.
-        overlap: A thread reads one item while the one before is worked on: two are in memory at most.
+        items: In order; each is asked for when it is to be read.
+        overlap: A thread asks for one item and reads it while the one before is worked on: two are in memory at most.
     """
     if not overlap:
         for item in items:
             start = time.perf_counter()
             yield read(item), time.perf_counter() - start
         return
+    coming = iter(items)
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-        coming = [pool.submit(read, item) for item in items[:1]]
-        for index in range(len(items)):
+        reading = pool.submit(_read_next, read, coming)
+        while True:
             start = time.perf_counter()
-            value = coming.pop().result()
+            found = reading.result()
             waited = time.perf_counter() - start
-            if index + 1 < len(items):
-                coming.append(pool.submit(read, items[index + 1]))
-            yield value, waited
+            if found is None:
+                return
+            reading = pool.submit(_read_next, read, coming)
+            yield found[0], waited
+
+
+def _read_next(read: Callable[[Item], Value], items: Iterator[Item]) -> tuple[Value] | None:
+    """What is read of the next item; None where there is none."""
+    for item in items:
+        return (read(item),)
+    return None
 
 
 class FinishBehind:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from flaresemi.compute.device import select_device
-from flaresemi.compute.distributed import launched_ranks
+from flaresemi.compute.distributed import Ranks, launched_ranks
 from flaresemi.errors import ConfigError
 
 _BY_HAND = re.compile(r"(\d+)/(\d+)")
@@ -26,12 +26,14 @@ class Shard:
             hold up the rest. A part that was named by hand is that part and no more.
         local_rank: Number of this process on its machine, which is also its GPU; None where the process has its
             machine to itself.
+        within: The part that was named by hand and that this one is a part of; None: of everything.
     """
 
     number: int = 0
     count: int = 1
     helps: bool = False
     local_rank: int | None = None
+    within: "Shard | None" = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.count:
@@ -62,7 +64,8 @@ class Shard:
         return sorted(names)[self.number :: self.count]
 
     def before_others(self, names: Sequence[str]) -> list[str]:
-        """Its own part and, if it helps, all other names after it."""
+        """Its own part and, if it helps, all other names after it; no more than the part that was named by hand."""
+        names = names if self.within is None else self.within.of(names)
         own = self.of(names)
         return own + sorted(set(names).difference(own)) if self.helps else own
 
@@ -92,6 +95,25 @@ def shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:
             )
         return Shard(ranks.rank, ranks.world_size, helps=True, local_rank=ranks.local_rank)
     raise ConfigError(f"'{text}' is no shard", fix="write 0/4, 1/4, 2/4 or 3/4 for four of them, slurm or torchrun")
+
+
+def joint_shard(text: str | None, ranks: Ranks | None) -> Shard:
+    """The part of a process of a launch, whose processes share what the launch as a whole takes.
+
+    Args:
+        text: The part of the launch, as for `shard`; None: everything.
+        ranks: Who this process is in the launch; None where it is alone.
+
+    Raises:
+        ConfigError: as for `shard`.
+    """
+    whole = Shard() if text is None else shard(text)
+    if ranks is None or ranks.world_size == 1 or text == "torchrun":
+        return whole
+    if whole.count == 1 or whole.helps:
+        number, count = whole.number * ranks.world_size + ranks.rank, whole.count * ranks.world_size
+        return Shard(number, count, helps=True, local_rank=ranks.local_rank)
+    return Shard(ranks.rank, ranks.world_size, helps=True, local_rank=ranks.local_rank, within=whole)
 
 
 def _slurm_shard(environment: Mapping[str, str]) -> Shard:

@@ -110,6 +110,11 @@ class PredictionRecord:
             return False
 
 
+def claims_folder(results: Path) -> Path:
+    """Where processes that share the images of a folder of label maps claim the one that each is at work on."""
+    return results / RECORDS / "claimed"
+
+
 def record_file(label_map: Path) -> Path:
     """Where the record of a label map is."""
     return label_map.parent / RECORDS / f"{label_map.name}.json"
@@ -125,6 +130,10 @@ def load_prediction(label_map: Path) -> PredictionRecord | None:
 
 def is_prediction(label_map: Path) -> bool:
     """Whether a file is a label map that flaresemi_predict wrote here, as it was written."""
+    return _has_record(label_map) or _has_record(label_map)  # another process may have replaced both between two looks
+
+
+def _has_record(label_map: Path) -> bool:
     record = load_prediction(label_map)
     return record is not None and label_map.is_file() and content_hash(label_map) in (record.label_map, record.replaced)
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from flaresemi.cli import demo, evaluate, export, plan_and_preprocess, predict, semi_round
+from flaresemi.cli import demo, evaluate, export, plan_and_preprocess, semi_round
 from flaresemi.cli.numbers import field_type, number
+from flaresemi.cli.prediction_options import prediction_parser
 from flaresemi.cli.training_options import training_parser
 from flaresemi.ranges import AtLeastOne, Share
 from flaresemi.training.config import TrainingConfig
@@ -16,7 +17,7 @@ PARSERS: dict[str, tuple[Callable[[], argparse.ArgumentParser], list[str]]] = {
     "evaluate": (evaluate._parser, ["-p", "a", "-r", "b", "-o", "c.json"]),
     "export": (export._parser, ["-o", "a"]),
     "plan": (plan_and_preprocess._parser, []),
-    "predict": (predict._parser, ["-i", "a", "-o", "b"]),
+    "predict": (prediction_parser, ["-i", "a", "-o", "b"]),
     "round": (semi_round._parser, []),
     "train": (training_parser, ["FINE", "0"]),
 }

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from flaresemi.compute.sharding import Shard, shard
+from flaresemi.compute.distributed import Ranks
+from flaresemi.compute.sharding import Shard, joint_shard, shard
 from flaresemi.errors import ConfigError
 
 CASES = [f"case_{number}" for number in range(10)]
@@ -81,3 +82,17 @@ def test_a_rank_works_on_its_gpu_unless_one_is_named(monkeypatch: pytest.MonkeyP
 
 def test_nothing_is_taken_from_the_environment_unasked() -> None:
     assert shard("0/2", array(1, 0, 1, 2) | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}) == Shard(0, 2)
+
+
+def test_the_processes_of_a_launch_share_what_the_launch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert joint_shard(None, Ranks()) == joint_shard(None, None) == Shard()
+    assert joint_shard(None, Ranks(1, 4, 1)) == Shard(1, 4, helps=True, local_rank=1)
+    halves = [[joint_shard(f"{half}/2", Ranks(rank, 3, rank)) for rank in range(3)] for half in range(2)]
+    for half, parts in enumerate(halves):
+        assert sorted(
+            name for part in parts for name in part.before_others(CASES)[: len(part.of(part.within.of(CASES)))]
+        ) == (Shard(half, 2).of(CASES))
+        assert all(sorted(part.before_others(CASES)) == Shard(half, 2).of(CASES) for part in parts)
+    for name, value in array(1, 0, 1, 2).items():
+        monkeypatch.setenv(name, value)
+    assert joint_shard("slurm", Ranks(1, 4, 1)) == Shard(5, 8, helps=True, local_rank=1)

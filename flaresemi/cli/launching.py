@@ -1,0 +1,140 @@
+"""Several processes for one command: ranks that torchrun starts, or helpers that share a list with this process."""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from flaresemi.cli.common import EXIT_STOPPED, StoppedEarly
+from flaresemi.compute.distributed import Ranks, launched_ranks
+from flaresemi.errors import ConfigError, FlaresemiError
+
+logger = logging.getLogger(__name__)
+
+#: Signals to the process that waits, which its training processes get as well.
+_HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+
+#: How long it then lets them save.
+_SAVE_SECONDS = 120
+
+#: Environment variable: when the process that waits began, so that its time limit is theirs, however often they start.
+_LAUNCHED = "FLARESEMI_LAUNCHED"
+
+
+def launch_ranks(module: str, words: Sequence[str], *, gpus: int, max_restarts: int, go_on: str) -> None:
+    """Starts one process per GPU, as torchrun does, and waits for them.
+
+    Args:
+        module: The command, as python -m takes it.
+        words: Its options; those that decide what is started here are left out.
+        gpus: How many processes.
+        max_restarts: How often all of them are started again after one has died.
+        go_on: What goes on after a stop, for messages.
+
+    Raises:
+        StoppedEarly: a signal or the time limit stopped them.
+        FlaresemiError: they failed.
+    """
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    stopped = StoppedEarly(f"the training processes were stopped; {go_on}")
+    os.environ[_LAUNCHED] = str(time.monotonic())
+    try:
+        torchrun.main(
+            [
+                "--standalone",
+                f"--nproc-per-node={gpus}",
+                f"--max-restarts={max_restarts}",
+                f"--signals-to-handle={_HANDED_ON}",
+                f"--shutdown-timeout={_SAVE_SECONDS}",
+                "-m",
+                module,
+                *without_options(words, "--gpus", "--max-restarts"),
+            ]
+        )
+    except SignalException as received:
+        if received.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise stopped from None
+    except ChildFailedError as problem:
+        codes = {rank: failure.exitcode for rank, failure in problem.failures.items()}
+        if set(codes.values()) == {EXIT_STOPPED}:
+            raise stopped from None
+        raise _failure(codes, go_on) from None
+
+
+def launched_at() -> float | None:
+    """When the process that waits for this rank began, as `time.monotonic` has it; None where none of ours does."""
+    launched = os.environ.get(_LAUNCHED) if launched_ranks() else None
+    return float(launched) if launched else None
+
+
+def _failure(codes: Mapping[int, int], go_on: str) -> FlaresemiError:
+    """One message about the ranks that failed: those that were killed first, since the others fail for want of them."""
+    killed = {rank: code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+    if not killed:
+        code = next(iter(codes.values()))
+        return ConfigError(f"the training processes ended with code {code}; the reason stands above")
+    rank, code = next(iter(killed.items()))
+    return FlaresemiError(f"process {rank} of this launch {how_ended(code)}, and the others ended with it", fix=go_on)
+
+
+def how_ended(code: int) -> str:
+    """What an exit code says of how a process ended."""
+    if code >= 0:
+        return f"ended with code {code}; the reason stands above"
+    name = signal.Signals(-code).name
+    return f"was killed ({name})" + (", most likely for lack of memory" if name == "SIGKILL" else "")
+
+
+def without_options(words: Sequence[str], *flags: str) -> list[str]:
+    """The words of a command without these options, which have a value each."""
+    named = "|".join(re.escape(flag) for flag in flags)
+    kept = re.sub(rf"(^|\0)(?:{named})[=\0][^\0]*", "", "\0".join(words)).strip("\0")
+    return kept.split("\0") if kept else []
+
+
+@contextlib.contextmanager
+def helpers(module: str, words: Sequence[str], ranks: Ranks) -> Iterator[list[subprocess.Popen]]:
+    """Starts the other processes of a launch of which this one is the first, and ends them with the block.
+
+    They know who they are by the variables of torchrun, and need nobody else: if one dies, the others do its part, and
+    this one says so.
+
+    Args:
+        module: The command, as python -m takes it.
+        words: Its options.
+        ranks: Who this process is; alone: nothing is started.
+    """
+    command, started = [sys.executable, "-m", module, *words], []
+    try:
+        for rank in range(1, ranks.world_size):
+            place = {"RANK": str(rank), "WORLD_SIZE": str(ranks.world_size), "LOCAL_RANK": str(rank)}
+            started.append(subprocess.Popen(command, env=os.environ | place))
+        yield started
+        for rank, process in enumerate(started, start=1):
+            if code := process.poll():
+                logger.warning("process %d of this launch %s; the others did what it left", rank, how_ended(code))
+    finally:
+        for process in started:
+            process.terminate()
+        wait_for(started)
+
+
+def wait_for(processes: Iterable[subprocess.Popen]) -> None:
+    """Waits until processes have ended."""
+    for process in processes:
+        process.wait()
+
+
+def orphaned() -> Callable[[], bool]:
+    """Says whether the process that started this one has gone since now."""
+    parent = os.getppid()
+    return lambda: os.getppid() != parent

@@ -1,0 +1,100 @@
+"""The options of flaresemi_predict."""
+
+import argparse
+from pathlib import Path
+from typing import Annotated
+
+from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options
+from flaresemi.cli.numbers import count, number
+from flaresemi.ranges import Range
+
+
+def prediction_parser() -> argparse.ArgumentParser:
+    """The parser of flaresemi_predict."""
+    parser = StrictParser(
+        prog="flaresemi_predict",
+        description="Segments images with trained models. Every label map lies on exactly the grid of its image.",
+    )
+    parser.add_argument(
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        metavar="INPUT",
+        help="an image (a file or a folder of DICOM slices), a folder of images, or a text file with one path per line",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUTPUT",
+        help="folder for the label maps (CASE.nii.gz and so on); for one image also a file",
+    )
+    add_dataset_options(parser)
+    add_model_options(parser)
+    parser.add_argument("--continue", dest="resume", action="store_true", help="skip cases that are predicted already")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace files that flaresemi_predict did not write, or that were changed since it did",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse images with warnings (see warnings.csv); the others are predicted"
+    )
+    parser.add_argument(
+        "--tta",
+        action=argparse.BooleanOptionalAction,
+        help="average over mirrored images: slower, a little better (default: models of nnU-Net only, as nnU-Net does)",
+    )
+    parser.add_argument(
+        "--reliability",
+        action="store_true",
+        help="also write the expected Dice of every organ to reliability.csv; takes three times FINE's time",
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="also write time, processor use and memory of every case, sampled every 0.1 s, to efficiency/CASE.json",
+    )
+    parser.add_argument(
+        "--step",
+        type=number(Annotated[float, Range(0.01, 1)]),
+        default=0.5,
+        help="distance of windows as a share of the window (default: 0.5)",
+    )
+    parser.add_argument(
+        "--window",
+        choices=("auto", "patch"),
+        help="windows of the training patch's size, or larger ones where that computes fewer voxels "
+        "(default: patch for models of nnU-Net, otherwise auto)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "torch", "openvino"),
+        default="auto",
+        help="inference engine on a CPU (default: auto, the fastest by a short check)",
+    )
+    parser.add_argument(
+        "--threads", type=count, metavar="N", help="processor threads (default: all cores; with --gpus, its share)"
+    )
+    parser.add_argument(
+        "--gpus",
+        type=count,
+        default=1,
+        metavar="N",
+        help="share the images among N processes, each on a GPU of this machine; as --continue, they skip what is done",
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="predict only this part of the images: 0/4; or slurm: the tasks of this job array share them",
+    )
+    parser.add_argument(
+        "--single-process",
+        action="store_true",
+        help="one thing after the other: nothing is read or written meanwhile; for debugging",
+    )
+    return parser
