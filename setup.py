@@ -47,7 +47,7 @@ OPENVINO = ["openvino>=2026.2"]  # earlier ones cut files off on a full disk, wi
 
 DOCUMENTATION = ["sphinx>=8.0", "myst-parser>=4.0", "furo>=2024.8.6"]
 
-COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "export", "semi_round", "demo", "doctor")
+COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "export", "semi_round", "review", "demo", "doctor")
 
 setup(
     name="flaresemi",

@@ -25,7 +25,11 @@ nitpicky = False
 
 #: The table of contents, which only the site has: page, caption, what stands below it.
 CONTENTS = (
-    ("README", "Use", "dataset training prediction self_training machines few_labels from_nnunet flare22 slurm/README"),
+    (
+        "README",
+        "Use",
+        "dataset training prediction self_training review machines few_labels from_nnunet flare22 slurm/README",
+    ),
     ("README", "Build on it", "extending api compatibility"),
     ("README", "Look inside", "trust architecture /benchmarks/README /CONTRIBUTING /CHANGELOG"),
     ("benchmarks/README", "Results", "results/*"),

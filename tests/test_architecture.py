@@ -30,7 +30,8 @@ ROWS = {
     "training": 5,
     "pseudolabels": 5,
     "rounds": 6,
-    "cli": 7,
+    "review": 7,
+    "cli": 8,
 }
 
 #: Where a third-party package may be imported: a file or a folder of the package. Others may be imported from row 1 up.

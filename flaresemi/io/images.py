@@ -180,6 +180,34 @@ def write_label_map(path: Path, values_zyx: np.ndarray, source: SourceGrid) -> N
     if values_zyx.dtype.kind not in "iub":
         raise ValueError(f"label maps hold integers, found {values_zyx.dtype}")
     values = values_zyx.astype(np.uint8) if values_zyx.dtype.kind == "b" else values_zyx
+    _write(path, values, source, ending)
+
+
+def write_channel(path: Path, image_zyx: np.ndarray, source: SourceGrid) -> None:
+    """Writes one channel of an image as NIfTI for other programs, on its source's grid, atomically.
+
+    Args:
+        path: Where to; folders are made.
+        image_zyx: Canonical array; see `compact`.
+        source: The grid of its file.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written to; nothing is left behind.
+    """
+    _write(Path(path), compact(image_zyx), source, image_ending(Path(path)))
+
+
+def compact(image_zyx: np.ndarray) -> np.ndarray:
+    """The same intensities as int16 where each is such a whole number, else as float32."""
+    numbers = np.iinfo(np.int16)
+    if numbers.min <= image_zyx.min() and image_zyx.max() <= numbers.max:
+        whole = image_zyx.astype(np.int16)
+        if np.array_equal(whole, image_zyx):
+            return whole
+    return image_zyx.astype(np.float32, copy=False)
+
+
+def _write(path: Path, values: np.ndarray, source: SourceGrid, ending: str) -> None:
     stored = np.ascontiguousarray(source.to_file(values))
     with written_whole(path, expected_bytes=values.nbytes, ending=".mha" if ending == ".mhd" else ending) as temporary:
         if ending in NIFTI_ENDINGS:

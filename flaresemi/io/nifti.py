@@ -266,6 +266,26 @@ def write(path: Path, voxels_zyx: np.ndarray, geometry: Geometry, forms: NiftiFo
     Raises:
         OSError: the disk is full or the folder cannot be written to.
     """
+    content = _content(voxels_zyx, geometry, forms)
+    with open(path, "wb") as file:
+        if not path.name.lower().endswith(".gz"):
+            file.writelines(content)
+            return
+        # Of a label map in bytes, runs are all there is: three times as fast as the search for more, within 25 %.
+        strategy = zlib.Z_RLE if voxels_zyx.itemsize == 1 else zlib.Z_DEFAULT_STRATEGY
+        stream = zlib.compressobj(wbits=31, strategy=strategy)
+        for part in content:
+            file.write(stream.compress(part))
+        file.write(stream.flush())
+
+
+def as_bytes(voxels_zyx: np.ndarray, geometry: Geometry) -> bytes:
+    """A single-file NIfTI in memory, as `write` would write it, not compressed."""
+    return b"".join(_content(voxels_zyx, geometry, None))
+
+
+def _content(voxels_zyx: np.ndarray, geometry: Geometry, forms: NiftiForms | None) -> tuple[bytes, memoryview]:
+    """Header and voxels of a single-file NIfTI."""
     nibabel = import_without("nibabel", "pydicom")  # only NIfTI needs it; the two take a while to import
 
     numbers = [*geometry.spacing_zyx_mm, *geometry.origin_xyz_mm]
@@ -291,17 +311,7 @@ def write(path: Path, voxels_zyx: np.ndarray, geometry: Geometry, forms: NiftiFo
         header["quatern_b"], header["quatern_c"], header["quatern_d"] = forms.quaternion
         header["qoffset_x"], header["qoffset_y"], header["qoffset_z"] = forms.offset
         header["srow_x"], header["srow_y"], header["srow_z"] = np.reshape(forms.srow, (3, 4))
-    content = header.binaryblock + bytes(4), voxels.data  # no extensions
-    with open(path, "wb") as file:
-        if not path.name.lower().endswith(".gz"):
-            file.writelines(content)
-            return
-        # Of a label map in bytes, runs are all there is: three times as fast as the search for more, within 25 %.
-        strategy = zlib.Z_RLE if voxels.itemsize == 1 else zlib.Z_DEFAULT_STRATEGY
-        stream = zlib.compressobj(wbits=31, strategy=strategy)
-        for part in content:
-            file.write(stream.compress(part))
-        file.write(stream.flush())
+    return header.binaryblock + bytes(4), voxels.data.cast("B")  # no extensions
 
 
 def _affine_lps_mm(geometry: Geometry) -> np.ndarray:

@@ -52,6 +52,7 @@ from flaresemi.pseudolabels.exporting import ExportRecord
 from flaresemi.pseudolabels.vitals import Vitals
 from flaresemi.ranges import range_of, type_hints
 from flaresemi.records import dumps, load_record, save_record
+from flaresemi.review.exchange import ExportedQueue
 from flaresemi.reviews import Review
 from flaresemi.rounds.chain import ChainState
 from flaresemi.rounds.final import FinalState
@@ -73,8 +74,8 @@ from tests.trust.mutations import mutate, spoil
 RECORDS = (
     BudgetState,
     CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint, Decisions, DemoRecord, ExportRecord,
-    FinalState, InspectedCases, Observations, Origin, Plans, PredictionRecord, Review, RoundState, RunRecord, Selection,
-    Splits, Summary, TakenReviews, Teaching, TrainingConfig, Vitals, _Header, _Kept, _Source,
+    ExportedQueue, FinalState, InspectedCases, Observations, Origin, Plans, PredictionRecord, Review, RoundState,
+    RunRecord, Selection, Splits, Summary, TakenReviews, Teaching, TrainingConfig, Vitals, _Header, _Kept, _Source,
 )  # fmt: skip
 
 #: Bytes of a file that no header may lead to.

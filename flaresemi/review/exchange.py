@@ -1,0 +1,310 @@
+"""The queue as a folder for other programs (3D Slicer, ITK-SNAP, napari), and what was corrected there back again."""
+
+import dataclasses
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flaresemi.case_names import case_file
+from flaresemi.dataset import Case
+from flaresemi.errors import ConfigError, DatasetError, FlaresemiError, SelectionError, listed, shown
+from flaresemi.evaluation.folders import files_by_case
+from flaresemi.files import content_hash, read_text, write_text
+from flaresemi.image_paths import visible_files
+from flaresemi.io.images import read_grid, write_channel, write_label_map
+from flaresemi.labels import LabelSet
+from flaresemi.planning.cases import read_organs
+from flaresemi.ranges import Few
+from flaresemi.records import load_record, save_record
+from flaresemi.reporting.palette import organ_color
+from flaresemi.review.decisions import ReviewDecision, decide
+from flaresemi.review.material import Material
+from flaresemi.review.queue import QueueItem
+from flaresemi.reviews import LONGEST_NAME, Review
+from flaresemi.tables import write_table
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+
+#: Files beside the images and label maps.
+QUEUE_RECORD, QUEUE_TABLE, SNAP_TABLE, SLICER_TABLE = "queue.json", "queue.csv", "organs.label.txt", "organs.ctbl"
+
+_SNAP_LINE = re.compile(r'\s*(\d+)\s+\d+\s+\d+\s+\d+\s+\S+\s+\d+\s+\d+\s+"(.*)"\s*')
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedCase:
+    """A case of an exported queue.
+
+    Attributes:
+        label: Hash of the file of its label map; empty: none was written.
+        looked_at: Hash of the pseudo-label on FINE's grid; empty: there was none.
+        revision: Of the decision at that time; 0: none.
+    """
+
+    case_id: str
+    label: str = ""
+    looked_at: str = ""
+    revision: Few = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedQueue:
+    """The record beside an exported queue, by which it is told what was changed.
+
+    Attributes:
+        fold: Of the chain.
+        round: Whose pseudo-labels; 0: none.
+        cases: The most urgent first.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    fold: str
+    round: Few
+    cases: tuple[ExportedCase, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OrganChange:
+    """How an organ differs from the pseudo-label.
+
+    Attributes:
+        added_voxels: Voxels that are the organ now.
+        removed_voxels: Voxels that were.
+        voxel_ml: Volume of one.
+    """
+
+    added_voxels: int
+    removed_voxels: int
+    voxel_ml: float
+
+    def __str__(self) -> str:
+        parts = ((self.added_voxels, "+"), (self.removed_voxels, "-"))
+        return ", ".join(f"{sign}{count} voxels ({count * self.voxel_ml:.3g} ml)" for count, sign in parts if count)
+
+
+def export_queue(material: Material, folder: Path, most: int) -> int:
+    """Writes the most urgent cases: `images`, `labels`, tables of names and values, and why each deserves a look.
+
+    Of a case that was corrected before, the label map is the corrected one. Held-out cases are left out.
+
+    Args:
+        material: The workspace.
+        folder: A new or empty folder.
+        most: How many cases.
+
+    Returns:
+        The number of cases.
+
+    Raises:
+        ConfigError: the folder holds something.
+        FlaresemiError: an image cannot be read.
+    """
+    if os.path.lexists(folder) and (not folder.is_dir() or any(visible_files(folder))):
+        raise ConfigError("this folder is not empty", where=folder, fix="name another one; it need not be there")
+    number = material.newest
+    items, _ = material.queue()
+    chosen = [item for item in items if item.group == "unlabeled"][:most]
+    exported = [_export_case(material, item.case_id, folder, number) for item in chosen]
+    _write_tables(material.labels, folder)
+    _write_queue(chosen, folder)
+    save_record(folder / QUEUE_RECORD, ExportedQueue(fold=material.fold, round=number, cases=tuple(exported)))
+    return len(exported)
+
+
+def _export_case(material: Material, case_id: str, folder: Path, number: int) -> ExportedCase:
+    case = material.unlabeled[case_id]
+    image = material.image(case)
+    for channel, array in enumerate(image.array_czyx):
+        write_channel(case_file(folder / "images", case_id, f"_{channel:04d}.nii.gz"), array, image.source)
+    review = material.review(case_id)
+    seen = material.label_map(case, "reviewed", number) or material.label_map(case, "newest", number)
+    written = ""
+    if seen is not None:
+        path = case_file(folder / "labels", case_id, ".nii.gz")
+        write_label_map(path, material.labels.to_values(seen.indices_zyx), image.source)
+        written = content_hash(path)
+    return ExportedCase(
+        case_id=case_id,
+        label=written,
+        looked_at=material.label_hash(case_id, number),
+        revision=review.revision if review else 0,
+    )
+
+
+def _write_tables(labels: LabelSet, folder: Path) -> None:
+    """Names, values and colors, in the words of ITK-SNAP and of 3D Slicer."""
+    snap = ['    0     0    0    0        0  0  0    "Clear Label"']
+    slicer = ["# Color table: value, name, red, green, blue, opacity", "0 background 0 0 0 0"]
+    for value, name, color in named_values(labels):
+        red, green, blue = color
+        snap.append(f'{value:5d}   {red:3d}  {green:3d}  {blue:3d}        1  1  1    "{name}"')
+        slicer.append(f"{value} {name.replace(' ', '_')} {red} {green} {blue} 255")
+    write_text(folder / SNAP_TABLE, "\n".join(snap) + "\n")
+    write_text(folder / SLICER_TABLE, "\n".join(slicer) + "\n")
+
+
+def named_values(labels: LabelSet) -> list[tuple[int, str, tuple[int, int, int]]]:
+    """The user's value, the name and the color of everything that a label map of the dataset can say."""
+    rows = [
+        (each.values[0], name, _color(min(each.organs)))
+        for each, name in zip(labels.classes, labels.class_names, strict=True)
+    ]
+    return rows if labels.ignore is None else [*rows, (labels.ignore, "ignore", (128, 128, 128))]
+
+
+def _color(organ: int) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * part) for part in organ_color(organ))
+    return red, green, blue
+
+
+def _write_queue(items: Sequence[QueueItem], folder: Path) -> None:
+    rows: list[list[object]] = [["rank", "case", "why"]]
+    rows += [
+        [rank, item.case_id, "; ".join(each.text for each in item.reasons)] for rank, item in enumerate(items, start=1)
+    ]
+    write_table(folder / QUEUE_TABLE, rows)
+
+
+def import_corrections(
+    material: Material, folder: Path, by: str, organs: Sequence[str] | None = None
+) -> dict[str, dict[str, OrganChange]]:
+    """Takes the label maps that another program changed as corrections.
+
+    Args:
+        material: The workspace.
+        folder: One that `export_queue` wrote, or any folder with CASE.nii.gz and the like: label maps in it, or in
+            `labels` in it. Of an exported one, only what has changed is taken.
+        by: Who corrected them.
+        organs: The organs that were looked at; None: all, which makes each a labeled case.
+
+    Returns:
+        By case that was taken, by organ that has changed, how.
+
+    Raises:
+        ConfigError: no label map, or no such organ.
+        DatasetError: label maps do not lie on their images, have undeclared values or belong to no unlabeled case; all
+            of them are named, after the others were taken.
+    """
+    names = material.labels.names if organs is None else tuple(dict.fromkeys(organs))
+    if unknown := [name for name in names if name not in material.labels.names]:
+        raise ConfigError(f"no such organ: {listed(unknown)}", fix=f"the organs are {', '.join(material.labels.names)}")
+    if not 0 < len(by.strip()) <= LONGEST_NAME:
+        raise ConfigError(f"a name has 1 to {LONGEST_NAME} characters", fix="--by NAME says who corrected them")
+    _refuse_other_names(folder, material.labels)
+    exported = _exported(folder, material)
+    files = files_by_case(folder / "labels" if (folder / "labels").is_dir() else folder)
+    taken: dict[str, dict[str, OrganChange]] = {}
+    failures: list[str] = []
+    unchanged = 0
+    for case_id, path in files.items():
+        before = exported.get(case_id)
+        if before is not None and before.label == content_hash(path):
+            unchanged += 1
+            continue
+        try:
+            taken[case_id] = _take(material, case_id, path, by, names, before)
+        except FlaresemiError as failure:
+            failures.append(f"{failure.what} ({path})")
+    if unchanged:
+        logger.info("%d label map(s) are as they were exported, and are not taken", unchanged)
+    if failures:
+        raise DatasetError(
+            f"{len(failures)} of {len(files)} label maps cannot be taken; {len(taken)} were\n" + "\n".join(failures),
+            fix="correct or remove these files and start again: what is taken already is known by its contents",
+        )
+    return taken
+
+
+def _exported(folder: Path, material: Material) -> Mapping[str, ExportedCase]:
+    path = folder / QUEUE_RECORD
+    if not path.is_file():
+        return {}
+    record = load_record(path, ExportedQueue, error=SelectionError)
+    if record.fold != material.fold:
+        raise ConfigError(
+            f"this queue is one of fold {record.fold}", where=path, fix=f"import it with --fold {record.fold}"
+        )
+    return {case.case_id: case for case in record.cases}
+
+
+def _take(
+    material: Material, case_id: str, path: Path, by: str, organs: tuple[str, ...], before: ExportedCase | None
+) -> dict[str, OrganChange]:
+    case = material.unlabeled.get(case_id)
+    if case is None:
+        kind = "a labeled one" if any(each.id == case_id for each in material.dataset.labeled) else "not in the dataset"
+        raise DatasetError(f"case '{case_id}' is no unlabeled case: it is {kind}")
+    indices = read_organs(dataclasses.replace(case, label=path), material.labels, read_grid(case.images[0]))
+    review, number = material.review(case_id), material.newest
+    if review is not None and _says_the_same(review, indices, material, case, organs):
+        return {}
+    revision = review.revision if review else 0
+    if before is not None and revision != before.revision:
+        who = review.who if review else "somebody, who took it back"
+        raise ConfigError(f"case '{case_id}' was decided since the export, by {who}: export it again")
+    seen = material.label_map(case, "reviewed", number) or material.label_map(case, "newest", number)
+    decision = ReviewDecision(
+        revision=revision,
+        looked_at=material.label_hash(case_id, number),
+        corrected=organs,
+        note=f"imported from {path.name}",
+        indices_zyx=indices,
+    )
+    decide(material, case_id, by, decision)
+    grid = read_grid(case.images[0]).canonical
+    return changes(None if seen is None else seen.indices_zyx, indices, material.labels, grid.spacing_zyx_mm)
+
+
+def _says_the_same(
+    review: Review, indices: np.ndarray, material: Material, case: Case, organs: tuple[str, ...]
+) -> bool:
+    """Whether a label map was taken before."""
+    if set(review.corrected) != set(organs) or review.slices:
+        return False
+    seen = material.label_map(case, "reviewed", material.newest)
+    return seen is not None and np.array_equal(seen.indices_zyx, indices)
+
+
+def changes(
+    before_zyx: np.ndarray | None, after_zyx: np.ndarray, labels: LabelSet, spacing_zyx_mm: tuple[float, float, float]
+) -> dict[str, OrganChange]:
+    """By organ that differs, how; from nothing, where there was no label map."""
+    voxel_ml = math.prod(spacing_zyx_mm) / 1000
+    found = {}
+    for organ, name in enumerate(labels.names, start=1):
+        now = labels.mask(after_zyx, organ)
+        before = np.zeros_like(now) if before_zyx is None else labels.mask(before_zyx, organ)
+        added, removed = int(np.count_nonzero(now & ~before)), int(np.count_nonzero(before & ~now))
+        if added or removed:
+            found[name] = OrganChange(added_voxels=added, removed_voxels=removed, voxel_ml=voxel_ml)
+    return found
+
+
+def _refuse_other_names(folder: Path, labels: LabelSet) -> None:
+    """Checks that ITK-SNAP's table in the folder still gives our values our names.
+
+    Raises:
+        DatasetError: it does not: whoever drew meant other organs.
+    """
+    path = folder / SNAP_TABLE
+    if not path.is_file():
+        return
+    ours = {value: name for value, name, _ in named_values(labels)}
+    for line in read_text(path, errors="replace").splitlines():
+        match = _SNAP_LINE.fullmatch(line)
+        if match is None or int(match[1]) == 0:
+            continue
+        value, name = int(match[1]), match[2]
+        if ours.get(value) not in (None, name):
+            raise DatasetError(
+                f"value {value} is '{shown(name)}' in this table, and '{ours[value]}' in the dataset",
+                where=path,
+                fix="draw with the dataset's values, or remove the table if it is not true of the label maps",
+            )

@@ -1,0 +1,86 @@
+"""A decision becomes a record and a label map that another program could have written; nobody replaces one unseen."""
+
+import numpy as np
+import pytest
+
+from flaresemi.errors import ConfigError, InUseError, SelectionError
+from flaresemi.files import content_hash
+from flaresemi.io.images import read_grid, read_label_map
+from flaresemi.review.decisions import OpenCasesOfTabs, ReviewDecision, decide, take_back
+from flaresemi.reviews import review_file, reviewed_label
+from tests.review.made_review import MadeReview
+
+CASE = "phantom_0004"
+
+
+def test_who_decided_what_about_which_label_map(made: MadeReview) -> None:
+    material = made.material()
+    seen = material.label_hash(CASE, 2)
+    names = material.labels.names
+    first = decide(
+        material, CASE, "Ann", ReviewDecision(revision=0, looked_at=seen, accepted=names[:1], rejected=names[2:3])
+    )
+    assert (first.revision, first.by, first.fold, first.round, first.looked_at) == (1, "Ann", "0", 2, seen)
+    assert first.image
+    assert material.review(CASE) == first
+    path = reviewed_label(made.workspace.reviews, CASE, 1)
+    assert content_hash(path) == first.label_hash
+    image = material.unlabeled[CASE].images[0]
+    assert read_grid(path).geometry == read_grid(image).geometry
+    newest = material.label_map(material.unlabeled[CASE], "newest", 2)
+    assert np.array_equal(read_label_map(path).array_zyx, material.labels.to_values(newest.indices_zyx))
+    # The second replaces the first, whose label map stays.
+    drawn = np.where(newest.indices_zyx == 1, 2, newest.indices_zyx)
+    second = decide(
+        material,
+        CASE,
+        "Bob",
+        ReviewDecision(revision=1, looked_at=seen, corrected=names[:2], indices_zyx=drawn, note="?"),
+    )
+    assert (second.revision, second.label_revision) == (2, 2)
+    reviewed = material.label_map(material.unlabeled[CASE], "reviewed", 2)
+    assert np.array_equal(reviewed.indices_zyx, drawn)
+    assert path.is_file()
+    take_back(material, CASE, 2)
+    assert material.review(CASE) is None
+    assert not review_file(made.workspace.reviews, CASE).exists()
+
+
+def test_nobody_decides_about_what_was_not_seen(made: MadeReview) -> None:
+    material = made.material()
+    names, seen = material.labels.names, material.label_hash(CASE, 2)
+    decide(material, CASE, "Ann", ReviewDecision(revision=0, looked_at=seen, rejected=names[:1]))
+    with pytest.raises(InUseError, match="decided meanwhile by Ann"):
+        decide(material, CASE, "Bob", ReviewDecision(revision=0, looked_at=seen, rejected=names[:1]))
+    with pytest.raises(InUseError, match="made anew"):
+        decide(material, CASE, "Bob", ReviewDecision(revision=1, looked_at="other", rejected=names[:1]))
+    with pytest.raises(InUseError, match="meanwhile"):
+        take_back(material, CASE, 3)
+    for case_id in ("phantom_0001", "../../etc/passwd", "none"):  # labeled, held out, none at all
+        with pytest.raises(ConfigError, match="no unlabeled case"):
+            decide(material, case_id, "Bob", ReviewDecision(revision=0, looked_at="", rejected=names[:1]))
+    with pytest.raises(SelectionError, match="not: lver"):
+        decide(material, CASE, "Bob", ReviewDecision(revision=1, looked_at=seen, rejected=("lver",)))
+    with pytest.raises(SelectionError, match="nothing is decided"):
+        decide(material, CASE, "Bob", ReviewDecision(revision=1, looked_at=seen))
+    assert material.review(CASE).by == "Ann"
+
+
+def test_one_tab_has_a_case_until_it_is_closed_or_silent() -> None:
+    now = [0.0]
+    tabs = OpenCasesOfTabs(lambda: now[0])
+    assert tabs.claim("a", "tab 1", "Ann") is None
+    assert tabs.claim("a", "tab 2", "Bob") == "Ann"
+    with pytest.raises(InUseError, match="Ann has case 'a' open"):
+        tabs.require("a", "tab 2", "Bob")
+    now[0] = 40.0
+    assert tabs.claim("a", "tab 1", "Ann") is None  # still there
+    now[0] = 80.0
+    assert tabs.claim("a", "tab 2", "Bob") == "Ann"
+    assert tabs.claim("b", "tab 1", "Ann") is None  # and gone on to another case
+    assert tabs.claim("a", "tab 2", "Bob") is None
+    assert tabs.holders() == {"a": "Bob", "b": "Ann"}
+    tabs.release("tab 2")
+    now[0] = 200.0
+    assert tabs.holders() == {}
+    assert tabs.claim("b", "tab 2", "Bob") is None

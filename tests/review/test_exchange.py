@@ -1,0 +1,126 @@
+"""What is exported can be corrected by any program and comes back as a correction; what does not fit is refused."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from flaresemi.cli import review as command
+from flaresemi.errors import ConfigError, DatasetError
+from flaresemi.io.images import read_image, read_label_map
+from flaresemi.review.exchange import SLICER_TABLE, SNAP_TABLE, OrganChange, changes, export_queue, import_corrections
+from tests.review.made_review import MadeReview
+
+CASES = ["phantom_0004", "phantom_0005", "phantom_0006"]
+
+
+def words(made: MadeReview) -> list[str]:
+    return ["-d", str(made.dataset), "-w", str(made.workspace.root)]
+
+
+def change(path: Path, value: int) -> int:
+    """Draws a box with another program; the number of voxels that it changes."""
+    image = sitk.ReadImage(str(path))
+    array = sitk.GetArrayFromImage(image)
+    box = array[5:15, 10:20, 10:20]
+    changed = int((box != value).sum())
+    box[:] = value
+    drawn = sitk.GetImageFromArray(array)
+    drawn.CopyInformation(image)
+    sitk.WriteImage(drawn, str(path))
+    return changed
+
+
+def test_out_and_back(made: MadeReview, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "queue"
+    assert command.main([*words(made), "--export-queue", str(out), "--most", "2"]) == 0
+    assert f"--import-corrections {out} --by NAME" in capsys.readouterr().out
+    assert sorted(path.name for path in (out / "labels").iterdir()) == [f"{name}.nii.gz" for name in CASES[:2]]
+    material = made.material()
+    case = material.unlabeled[CASES[0]]
+    ours, theirs = read_image(case.images), read_image([out / "images" / f"{CASES[0]}_0000.nii.gz"])
+    assert np.array_equal(ours.array_czyx, theirs.array_czyx)
+    assert ours.geometry.far_corner_distance_mm(theirs.geometry) < 1e-3
+    values = read_label_map(out / "labels" / f"{CASES[0]}.nii.gz").array_zyx
+    newest = material.label_map(case, "newest", 2).indices_zyx
+    assert np.array_equal(values, material.labels.to_values(newest))
+    assert re.search(r'^ +1 .*"liver"$', (out / SNAP_TABLE).read_text(encoding="utf-8"), re.MULTILINE)
+    assert "\n2 right_kidney " in (out / SLICER_TABLE).read_text(encoding="utf-8")
+    why = (out / "queue.csv").read_text(encoding="utf-8")
+    assert "not found, though every labeled case has it: spleen" in why
+    count = change(out / "labels" / f"{CASES[0]}.nii.gz", 3)
+    assert command.main([*words(made), "--import-corrections", str(out), "--by", "Ann"]) == 0
+    told = capsys.readouterr().out
+    assert f"spleen +{count} voxels" in told
+    assert "1 correction(s) taken" in told  # the other one is as it was
+    review = material.review(CASES[0])
+    assert (review.by, review.corrected, review.rejected) == ("Ann", material.labels.names, ())
+    assert material.review(CASES[1]) is None
+    assert command.main([*words(made), "--import-corrections", str(out), "--by", "Ann"]) == 0  # once is enough
+    assert material.review(CASES[0]) == review
+
+
+def test_what_does_not_fit_is_refused_by_name_and_the_rest_is_taken(made: MadeReview, tmp_path: Path) -> None:
+    material = made.material()
+    out = tmp_path / "queue"
+    assert export_queue(material, out, 3) == 3
+    with pytest.raises(ConfigError, match="not empty"):
+        export_queue(material, out, 3)
+    labels = out / "labels"
+    change(labels / f"{CASES[0]}.nii.gz", 3)
+    change(labels / f"{CASES[1]}.nii.gz", 77)
+    shifted = sitk.ReadImage(str(labels / f"{CASES[2]}.nii.gz"))
+    shifted.SetOrigin((500.0, 0.0, 0.0))
+    sitk.WriteImage(shifted, str(labels / f"{CASES[2]}.nii.gz"))
+    for name in ("phantom_0001", "stranger"):
+        sitk.WriteImage(shifted, str(labels / f"{name}.nii.gz"))
+    with pytest.raises(DatasetError) as caught:
+        import_corrections(material, out, "Ann", ["spleen"])
+    for told in (
+        "4 of 5 label maps cannot be taken; 1 were", "has value 77", "does not lie on its image",
+        "'phantom_0001' is no unlabeled case: it is a labeled one", "'stranger' is no unlabeled case",
+    ):  # fmt: skip
+        assert told in caught.value.what
+    assert material.review(CASES[0]).corrected == ("spleen",)
+    with pytest.raises(ConfigError, match="no such organ: splen"):
+        import_corrections(material, out, "Ann", ["splen"])
+    table = out / SNAP_TABLE
+    table.write_text(table.read_text(encoding="utf-8").replace('"liver"', '"spleen"', 1), encoding="utf-8")
+    with pytest.raises(DatasetError, match="value 1 is 'spleen' in this table, and 'liver' in the dataset"):
+        import_corrections(material, out, "Ann")
+
+
+def test_a_decision_since_the_export_is_not_replaced(made: MadeReview, tmp_path: Path) -> None:
+    material = made.material()
+    out = tmp_path / "queue"
+    export_queue(material, out, 3)
+    other = tmp_path / "other"
+    export_queue(material, other, 3)
+    change(other / "labels" / f"{CASES[0]}.nii.gz", 3)
+    import_corrections(material, other, "Bob")
+    change(out / "labels" / f"{CASES[0]}.nii.gz", 4)
+    with pytest.raises(DatasetError, match="decided since the export, by Bob"):
+        import_corrections(material, out, "Ann")
+    assert material.review(CASES[0]).by == "Bob"
+
+
+def test_differences_in_voxels_and_millilitres(kept: MadeReview) -> None:
+    labels = kept.material().labels
+    before, after = np.array([[[1, 1, 0, 2]]]), np.array([[[1, 0, 2, 2]]])
+    found = changes(before, after, labels, (10.0, 10.0, 10.0))
+    assert found["liver"] == OrganChange(added_voxels=0, removed_voxels=1, voxel_ml=1.0)
+    assert str(found["liver"]) == "-1 voxels (1 ml)"
+    assert str(changes(None, after, labels, (10, 10, 10))["right kidney"]) == "+2 voxels (2 ml)"
+
+
+def test_the_list_in_the_terminal(kept: MadeReview, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(words(kept)) == 0
+    told = capsys.readouterr().out
+    assert "fold 0, pseudo-labels of round 2" in told
+    assert "not found, though every labeled case has it: spleen" in told
+    assert "to label next" in told
+    assert command.main([*words(kept), "--import-corrections", "x"]) == 2
+    assert "--by NAME" in capsys.readouterr().err
+    assert command.main([*words(kept), "--organs", "liver"]) == 2
