@@ -45,6 +45,9 @@ DEVELOPMENT = [
 #: Computes faster than torch on most CPUs; see benchmarks/results/hardware_limit.md.
 OPENVINO = ["openvino>=2026.2"]  # earlier ones cut files off on a full disk, without a word
 
+#: Writes DICOM segmentations.
+DICOM = ["highdicom>=0.25"]
+
 DOCUMENTATION = ["sphinx>=8.0", "myst-parser>=4.0", "furo>=2024.8.6"]
 
 COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "export", "semi_round", "review", "demo", "doctor")
@@ -60,7 +63,12 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["flaresemi", "flaresemi.*"]),
     install_requires=DEPENDENCIES,
-    extras_require={"dev": [*DEVELOPMENT, *OPENVINO, *DOCUMENTATION], "openvino": OPENVINO, "docs": DOCUMENTATION},
+    extras_require={
+        "dev": [*DEVELOPMENT, *OPENVINO, *DICOM, *DOCUMENTATION],
+        "openvino": OPENVINO,
+        "dicom": DICOM,
+        "docs": DOCUMENTATION,
+    },
     entry_points={"console_scripts": [f"flaresemi_{name} = flaresemi.cli.{name}:main" for name in COMMANDS]},
     classifiers=[
         "Intended Audience :: Healthcare Industry",

@@ -10,6 +10,7 @@ from pathlib import Path
 from flaresemi.channels import meant_scheme
 from flaresemi.errors import DatasetError, is_one_line, shown
 from flaresemi.labels import Label, LabelSet
+from flaresemi.organ_codes import read_codes
 from flaresemi.records import closest, load_json
 from flaresemi.region_order import written_values
 from flaresemi.sides import find_sides
@@ -29,6 +30,7 @@ _KEYS = (
     "annotated_labels",
     "groups",
     "regions_class_order",
+    "codes",
 )
 #: What may not go unread because of its spelling, likeliest first.
 _MATTERING = ("labels", *(key for key in _KEYS if key not in ("labels", "name")))
@@ -158,8 +160,7 @@ class Description:
                     "correct the key, or remove it where it means something else",
                 )
             hint = closest(key, _KEYS)
-            level = logging.WARNING if hint else logging.INFO
-            logger.log(level, "%s: key '%s' is not used%s", self.path, shown(key), hint)
+            (logger.warning if hint else logger.info)("%s: key '%s' is not used%s", self.path, shown(key), hint)
 
     def _refuse_other_description(self, content: dict) -> None:
         """FLARE22's organs are for a file that describes nothing else."""
@@ -240,8 +241,8 @@ class Description:
                 background=background,
                 ignore=self._ignore,
             )
-            order = content.get("regions_class_order")
-            if order is not None and labels.has_regions:
+            read_codes(content.get("codes", {}), names)  # they count in prediction alone, and are refused at once
+            if (order := content.get("regions_class_order")) is not None and labels.has_regions:
                 labels = dataclasses.replace(labels, written_values=written_values(labels, order, self.path))
             return self._mirrored(labels, content)
         except (ValueError, TypeError) as problem:

@@ -178,6 +178,17 @@ def find_sides(names: Sequence[str]) -> Sides:
     )
 
 
+def read_side(name: str) -> tuple[tuple[str, ...], str]:
+    """The words of an organ's name in small letters, without those for a side, and the side.
+
+    Returns:
+        The side is `<` for left, `>` for right, and empty where the name says none or both.
+    """
+    items = _read(name).items
+    sides = {item for item in items if item in "<>"}
+    return tuple(item for item in items if item not in sides), sides.pop() if len(sides) == 1 else ""
+
+
 def mirroring_told(names: Sequence[str], pairs: Sequence[tuple[str, str]] | None) -> str:
     """The effect of mirroring left to right on these organs.
 

@@ -71,12 +71,14 @@ class Stack:
         return {
             **patient_elements(self.sop_class),
             "00080008": ("CS", self.image_type),
+            "00080018": ("UI", f"{self.uid}.{index + 1}"),
             "00080060": ("CS", self.modality),
             "0020000E": ("UI", self.uid),
             "00200011": ("IS", self.number),
             "00200013": ("IS", str(997 * (index + 3) % 101)),  # instance numbers mislead
             "00200032": ("DS", numbers(position)),
             "00200037": ("DS", numbers(self.direction.T[:2].ravel())),
+            "00200052": ("UI", f"{self.uid}.0"),
             "00280002": ("US", 1),
             "00280004": ("CS", "MONOCHROME2"),
             "00280010": ("US", plane.shape[0]),

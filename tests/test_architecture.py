@@ -37,7 +37,8 @@ ROWS = {
 #: Where a third-party package may be imported: a file or a folder of the package. Others may be imported from row 1 up.
 ONLY_IN = {
     "SimpleITK": ("io/images.py", "io/image_file.py", "io/dicom_voxels.py"),
-    "pydicom": ("io/dicom_elements.py", "io/dicom_voxels.py"),
+    "pydicom": ("io/dicom", "io/rtstruct.py"),
+    "highdicom": "io/dicom_seg.py",
     "nibabel": "io/",
     "acvl_utils": "inference/",
     "batchgenerators": "training/",
@@ -58,7 +59,7 @@ IMPORT_NAMES = {
 }
 
 #: Packages of an extra, imported inside functions where they are there.
-OPTIONAL = {"openvino"}
+OPTIONAL = {"openvino", "highdicom"}
 
 #: Needed by a package that we import, without being imported by us.
 INDIRECT = {"tensorboard"}  # behind torch.utils.tensorboard

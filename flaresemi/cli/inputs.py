@@ -67,20 +67,45 @@ def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
     return tuple(cases.values())
 
 
-def output_paths(cases: Sequence[Case], source: Path, output: Path) -> list[Path]:
+def results_folder(output: Path, ending: str | None = None) -> Path:
+    """The folder of the results of an output, which may be one file."""
+    return output.parent if _is_file_name(output, ending) else output
+
+
+def _is_file_name(output: Path, ending: str | None) -> bool:
+    name = output.name.lower()
+    is_named_so = image_stem(output) is not None if ending is None else name.endswith(ending[ending.rindex(".") :])
+    return is_named_so and not output.is_dir()
+
+
+def output_paths(cases: Sequence[Case], source: Path, output: Path, ending: str | None = None) -> list[Path]:
     """Where the label map of each case goes: into a folder, named like the case with the ending of its image.
 
     That of a DICOM series, or of a file that another package reads, is a .nii.gz file.
 
+    Args:
+        cases: Of the input.
+        source: The input.
+        output: What the user named.
+        ending: Of the results' names; None: that of the images.
+
     Raises:
-        ConfigError: an image file is named as the output of a folder or list.
+        ConfigError: an image file is named as the output of a folder or list, or for results that are none.
     """
-    if image_stem(output) is not None and not output.is_dir():
+    if ending is not None and image_stem(output) is not None and not output.is_dir():
+        raise ConfigError(
+            f"the output is named like an image, and DICOM objects are written (*{ending})",
+            where=output,
+            fix=f"name a folder, or for one image CASE{ending}",
+        )
+    if _is_file_name(output, ending):
         if len(cases) != 1 or image_name(source) is None:
             raise ConfigError("the output must be a folder, it is named like an image", where=output)
         return [output]
     if output.exists() and not output.is_dir():
         raise ConfigError("the output exists and is no folder", where=output)
+    if ending is not None:
+        return [case_file(output, case.id, ending) for case in cases]
     endings = [".nii.gz" if case.images[0].is_dir() else image_ending(case.images[0]) for case in cases]
     endings = [ending if ending in IMAGE_ENDINGS else ".nii.gz" for ending in endings]
     return [case_file(output, case.id, ending) for case, ending in zip(cases, endings, strict=True)]

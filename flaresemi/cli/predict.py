@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from flaresemi.case_names import case_file
 from flaresemi.cli.common import model_folder_of, print_next, run
-from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting
+from flaresemi.cli.dicom_options import dicom_output, ending_of
+from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting, results_folder
 from flaresemi.cli.launching import helpers, wait_for, without_options
 from flaresemi.cli.prediction_files import (
     Efficiency,
@@ -38,11 +39,11 @@ from flaresemi.compute.sharding import Shard, joint_shard
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 from flaresemi.geometry import FloatTriple
-from flaresemi.image_paths import image_stem
 from flaresemi.inference.cascade import Segmenter, Watch
+from flaresemi.inference.dicom_output import DicomOutput
 from flaresemi.inference.fine_stage import FineOutput
 from flaresemi.inference.prediction_records import write_prediction
-from flaresemi.inference.segmentation import Segmentation
+from flaresemi.inference.segmentation import Segmentation, write_segmentation
 from flaresemi.io.images import Image
 from flaresemi.machine import available_cores
 from flaresemi.planning.findings import Finding
@@ -71,25 +72,31 @@ def _predict(options: argparse.Namespace, words: list[str]) -> None:
         torch.set_num_threads(options.threads)
     if not options.input.exists():  # before the models are loaded, which takes a while
         raise ConfigError("input not found", where=options.input)
+    ending = ending_of(options)
     if options.measure and ranks.world_size > 1:
         raise ConfigError("--measure measures one case with nothing beside it", fix="leave --gpus and torchrun out")
     options.resume |= part.helps  # what others have done meanwhile is done
     segmenter = _load(options, part)
     cases = find_cases(options.input, channels=len(segmenter.channels))
-    jobs, results = _jobs(options, cases, part)
+    dicom = dicom_output(options, segmenter)
+    if dicom is not None:
+        dicom.check([case.images for case in cases])
+    jobs, results = _jobs(options, cases, part, ending)
     extras = _Extras(
+        dicom=dicom,
+        options=segmenter.options | ({} if dicom is None else dicom.options),
         reliability=_reliability(options, segmenter) if options.reliability else None,
         efficiency=results / "efficiency" if options.measure else None,
         strict=options.strict,
     )
-    remaining = remaining_jobs(jobs, options, segmenter)
+    remaining = remaining_jobs(jobs, options, segmenter.models, extras.options)
     refuse_foreign_tables(remaining, results, options)
     if len(remaining) < len(jobs):
         logger.info("%d of %d cases have their label map already", len(jobs) - len(remaining), len(jobs))
     remove_leftovers(*{output.parent for _, output in jobs})
     for folder in {output.parent for _, output in remaining}:
         folder.mkdir(parents=True, exist_ok=True)
-    is_done = functools.partial(is_predicted, options=options, segmenter=segmenter)
+    is_done = functools.partial(is_predicted, options=options, models=segmenter.models, deciding=extras.options)
     turns = Turns(remaining, part, [case.id for case in cases], results, is_done)
     threads = [] if options.threads is None else ["--threads", str(options.threads)]
     helping = [*threads, *without_options(words, "--gpus", "--threads")]
@@ -117,13 +124,14 @@ def _load(options: argparse.Namespace, part: Shard) -> Segmenter:
     )
 
 
-def _jobs(options: argparse.Namespace, cases: Sequence[Case], part: Shard) -> tuple[list[tuple[Case, Path]], Path]:
+def _jobs(
+    options: argparse.Namespace, cases: Sequence[Case], part: Shard, ending: str | None
+) -> tuple[list[tuple[Case, Path]], Path]:
     """The cases that this process may have to do with their label maps, and the folder of these."""
-    jobs = list(zip(cases, output_paths(cases, options.input, options.output), strict=True))
+    jobs = list(zip(cases, output_paths(cases, options.input, options.output, ending), strict=True))
     refuse_overwriting(jobs, options.input, overwrite=options.overwrite)
     mine = set(part.before_others([case.id for case in cases]))
-    results = options.output if image_stem(options.output) is None or options.output.is_dir() else options.output.parent
-    return [(case, output) for case, output in jobs if case.id in mine], results
+    return [(case, output) for case, output in jobs if case.id in mine], results_folder(options.output, ending)
 
 
 def _conclude(
@@ -167,11 +175,15 @@ class _Extras:
         reliability: Judges it.
         efficiency: Folder for what it cost.
         strict: Whether an image that is warned of is refused.
+        dicom: Writes results as DICOM objects; None: they are label maps.
+        options: All that decides what is written, by name.
     """
 
     reliability: Reliability | None
     efficiency: Path | None
     strict: bool
+    dicom: DicomOutput | None
+    options: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -206,7 +218,7 @@ def _predict_all(
             return None
 
     def write(case: Case, output: Path, predicted: _Predicted) -> dict[str, float]:
-        seconds = _write(segmenter, case, output, predicted)
+        seconds = _write(segmenter, case, output, extras, predicted)
         turns.end(case, is_written=True)
         return seconds
 
@@ -260,17 +272,18 @@ def _segment(segmenter: Segmenter, read: _Read, extras: _Extras, waited: float) 
     return _Predicted(segmentation, judged[-1] if judged else None)
 
 
-def _write(segmenter: Segmenter, case: Case, output: Path, predicted: _Predicted) -> dict[str, float]:
+def _write(segmenter: Segmenter, case: Case, output: Path, extras: _Extras, predicted: _Predicted) -> dict[str, float]:
     """Writes the label map, logs the case, and returns the seconds of every step."""
-    clock = StepClock()
+    clock, dicom = StepClock(), extras.dicom
     with clock("write"):
         write_prediction(
             output,
             predicted.segmentation,
             images=case.images,
             models=segmenter.models,
-            options=segmenter.options,
+            options=extras.options,
             score=predicted.score,
+            write=write_segmentation if dicom is None else functools.partial(dicom.write, case.images[0]),
         )
     seconds = predicted.segmentation.seconds | clock.seconds
     logger.info("%s", _line(case, predicted.segmentation, seconds))

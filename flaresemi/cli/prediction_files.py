@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import functools
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from flaresemi.case_names import case_file
@@ -14,7 +14,6 @@ from flaresemi.dataset import Case
 from flaresemi.errors import ImageError, SelectionError
 from flaresemi.files import content_hash
 from flaresemi.image_paths import visible_files
-from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.prediction_records import PredictionRecord, is_prediction, load_prediction, record_file
 from flaresemi.io.images import read_label_map
 from flaresemi.planning.findings import Finding
@@ -45,20 +44,31 @@ class Efficiency:
     cost: Cost
 
 
-def is_predicted(case: Case, output: Path, options: argparse.Namespace, segmenter: Segmenter) -> bool:
-    """Whether these networks have segmented this very image, and all that is asked for is there."""
+def is_predicted(
+    case: Case, output: Path, options: argparse.Namespace, models: Sequence[str], deciding: Mapping[str, str]
+) -> bool:
+    """Whether these networks have segmented this very image, and all is there; arguments as of `remaining_jobs`."""
     record = load_prediction(output)
     if record is None or not output.is_file() or content_hash(output) != record.label_map:
         return False
     lacks_score = options.reliability and not record.score
     is_refused = bool(record.findings) and options.strict
-    return not (lacks_score or is_refused) and record.is_current(case.images, segmenter.models, segmenter.options)
+    return not (lacks_score or is_refused) and record.is_current(case.images, models, deciding)
 
 
 def remaining_jobs(
-    jobs: Sequence[tuple[Case, Path]], options: argparse.Namespace, segmenter: Segmenter
+    jobs: Sequence[tuple[Case, Path]],
+    options: argparse.Namespace,
+    models: Sequence[str],
+    deciding: Mapping[str, str],
 ) -> list[tuple[Case, Path]]:
     """The cases to predict: with `--continue` those alone of which these networks have not segmented this very image.
+
+    Args:
+        jobs: Cases and the files for their label maps.
+        options: Of the command.
+        models: The networks, see `Segmenter.models`.
+        deciding: All else that decides what is written, by name.
 
     Raises:
         ConfigError: a file is in the place of a label map that may not be replaced.
@@ -69,9 +79,9 @@ def remaining_jobs(
         record = load_prediction(output)
         if record is not None and output.is_file():
             if options.resume and content_hash(output) == record.label_map:
-                if is_predicted(case, output, options, segmenter):
+                if is_predicted(case, output, options, models, deciding):
                     continue
-                outdated += not record.is_current(case.images, segmenter.models, segmenter.options)
+                outdated += not record.is_current(case.images, models, deciding)
             if not is_prediction(output) and not _is_whole(output):
                 damaged.add(output)
         remaining.append((case, output))
@@ -122,6 +132,8 @@ def _holds_warnings(path: Path) -> bool:
 
 def _is_whole(output: Path) -> bool:
     """Whether a label map can be read to its end: a copy that broke off is nobody's work, and predicted again."""
+    if output.suffix == ".dcm":  # any object of DICOM may be in its place
+        return True
     try:
         read_label_map(output)
     except ImageError as problem:

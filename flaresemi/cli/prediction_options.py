@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options
+from flaresemi.cli.dicom_options import add_dicom_options
 from flaresemi.cli.numbers import count, number
 from flaresemi.ranges import Range
 
@@ -33,6 +34,7 @@ def prediction_parser() -> argparse.ArgumentParser:
     )
     add_dataset_options(parser)
     add_model_options(parser)
+    add_dicom_options(parser)
     parser.add_argument("--continue", dest="resume", action="store_true", help="skip cases that are predicted already")
     parser.add_argument(
         "--overwrite",

@@ -8,7 +8,7 @@ there before its label map is, and says which one that takes the place of).
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from flaresemi import __version__
@@ -146,15 +146,25 @@ def write_prediction(
     models: Sequence[str],
     options: Mapping[str, str],
     score: CaseScore | None = None,
+    write: Callable[[Path, Segmentation], None] = write_segmentation,
 ) -> None:
     """Writes a label map, and its record first.
+
+    Args:
+        path: The file.
+        segmentation: What is written.
+        images: One per channel.
+        models: As in the record.
+        options: As in the record.
+        score: As in the record.
+        write: Writes it in its format.
 
     Raises:
         ImageError: the file format cannot hold it.
         OSError: the disk is full, or an image has gone meanwhile.
     """
     with atomic_path(path) as temporary:
-        write_segmentation(temporary, segmentation)
+        write(temporary, segmentation)
         record = PredictionRecord(
             label_map=content_hash(temporary),
             replaced=content_hash(path) if is_prediction(path) else None,

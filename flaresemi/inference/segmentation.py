@@ -41,6 +41,10 @@ class Segmentation:
         """The label map with the user's values, axes ordered and directed as in the file, (Z, Y, X) as ITK has it."""
         return np.ascontiguousarray(self.source.to_file(self.values_zyx))
 
+    def mask_in_file(self, organ: int) -> np.ndarray:
+        """Where an organ (1 and up) is, bool, axes ordered and directed as in the file."""
+        return np.ascontiguousarray(self.source.to_file(self.labels.mask(self.indices_zyx, organ)))
+
 
 def write_segmentation(path: Path, segmentation: Segmentation) -> None:
     """Writes a segmentation on exactly the grid of its image, with the user's values, atomically.

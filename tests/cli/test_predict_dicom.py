@@ -1,0 +1,144 @@
+"""flaresemi_predict --format: results as DICOM objects beside the series that they are of."""
+
+import json
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+
+from flaresemi.cli import predict
+from flaresemi.inference.prediction_records import load_prediction
+from flaresemi.labels import Label, LabelSet
+from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
+from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.workspace import Workspace
+from tests.made_dicom import Stack
+
+SHAPE = (12, 24, 24)
+
+
+class BrightIsLiver(torch.nn.Module):
+    """The liver is where there are more than 150 HU."""
+
+    def __init__(self, plan):
+        super().__init__()
+        self.register_buffer("threshold", torch.zeros(1))
+
+    def forward(self, image_bczyx):
+        bright = image_bczyx - self.threshold
+        return torch.cat([torch.zeros_like(bright), bright], dim=1)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a model in flaresemi/models and a series in scans/a."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flaresemi.networks.engine.build_network", BrightIsLiver)
+    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
+    network = NetworkPlan(
+        block="plain",
+        input_channels=1,
+        output_channels=2,
+        features=(4, 8),
+        kernels=((3, 3, 3),) * 2,
+        strides=((1, 1, 1), (2, 2, 2)),
+        encoder_convs=(1, 1),
+        decoder_convs=(1,),
+    )
+    plan = StagePlan(
+        stage=Stage.FINE,
+        spacing_zyx_mm=(3.0, 3.0, 3.0),
+        patch_zyx=(16, 16, 16),
+        batch_size=2,
+        margin_mm=20.0,
+        resampling="linear",
+        region="body",
+        network=network,
+        reasons={},
+        intensities=(IntensityPlan(scheme="ct", clip_low=-1000.0, clip_high=1000.0, mean=0.0, sd=1.0),),
+    )
+    checkpoint = Checkpoint(
+        plan=plan,
+        body="ct",
+        channels=("CT",),
+        labels=LabelSet(labels=(Label(name="liver", value=7),)),
+        fold="0",
+        iteration=1,
+        total_iterations=1,
+        weights={"threshold": torch.tensor([150.0])},
+    )
+    save_checkpoint(Workspace(tmp_path / "flaresemi").model("0", Stage.FINE).final, checkpoint)
+    array = np.zeros(SHAPE, np.int16)
+    array[:, 0] = -1000
+    array[4:8, 6:18, 5:13] = 300
+    Stack(array_zyx=array, spacing=(3.0, 3.0, 3.0)).write(tmp_path / "scans" / "a")
+    return tmp_path
+
+
+@pytest.mark.parametrize("form", ["dicom-seg", "rtstruct"])
+def test_a_folder_of_series(folder, form):
+    arguments = ["-i", "scans", "-o", "out", "--format", form, "--model-name", "abdomen", "--content-label", "Study 7"]
+    assert predict.main(arguments) == 0
+    (path,) = (folder / "out").glob("*.dcm")
+    assert path.name == {"dicom-seg": "a.seg.dcm", "rtstruct": "a.rtstruct.dcm"}[form]
+    made = pydicom.dcmread(path)
+    if form == "dicom-seg":
+        assert int(made.NumberOfFrames) == 4
+        assert np.count_nonzero(made.pixel_array) == 4 * 12 * 8
+    else:
+        assert len(made.ROIContourSequence[0].ContourSequence) == 4
+    assert made.SeriesDescription == "abdomen: Study 7"
+    assert load_prediction(path).options["label"] == "Study 7"
+
+
+def test_continue_skips_what_is_written_and_another_label_is_written_anew(folder):
+    arguments = ["-i", "scans", "-o", "out", "--format", "rtstruct", "--continue"]
+    assert predict.main(arguments) == 0
+    path = folder / "out" / "a.rtstruct.dcm"
+    first = path.read_bytes()
+    assert predict.main(arguments) == 0
+    assert path.read_bytes() == first
+    assert predict.main([*arguments, "--content-label", "other"]) == 0
+    assert pydicom.dcmread(path).StructureSetLabel == "OTHER"
+    path.write_bytes(first[:-2])  # somebody else's now
+    assert predict.main(arguments) == 2
+
+
+def test_one_series_to_one_file(folder):
+    assert predict.main(["-i", "scans/a", "-o", "liver.dcm", "--format", "rtstruct"]) == 0
+    assert pydicom.dcmread(folder / "liver.dcm").Modality == "RTSTRUCT"
+
+
+def test_the_users_codes_come_from_the_dataset_or_a_file(folder):
+    own = {"value": "X1", "scheme": "99US", "meaning": "Our liver"}
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": {"liver": 7}, "codes": {"liver": own}}), encoding="utf-8"
+    )
+    assert predict.main(["-i", "scans", "-o", "out", "--format", "dicom-seg"]) == 0
+    (segment,) = pydicom.dcmread(folder / "out" / "a.seg.dcm").SegmentSequence
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Our liver"
+    other = folder / "codes.json"
+    other.write_text(json.dumps({"codes": {"liver": own | {"value": "X2"}}}), encoding="utf-8")
+    arguments = ["-i", "scans", "-o", "out", "--format", "dicom-seg", "--continue", "--organ-codes", "codes.json"]
+    assert predict.main(arguments) == 0
+    (segment,) = pydicom.dcmread(folder / "out" / "a.seg.dcm").SegmentSequence
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "X2"
+    other.write_text(json.dumps({"codes": {"river": own}}), encoding="utf-8")
+    assert predict.main(arguments) == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["-i", "scan.nii.gz", "-o", "out", "--format", "dicom-seg"], "1 image(s) are files: scan.nii.gz"),
+        (["-i", "scans", "-o", "out.nii.gz", "--format", "rtstruct"], "named like an image"),
+        (["-i", "scans", "-o", "out", "--model-name", "x"], "--model-name is written into DICOM objects alone"),
+        (["-i", "scans", "-o", "out", "--format", "rtstruct", "--content-label", "a" * 65], "1 to 64 characters"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_with_one_message(folder, capsys, extra, said):
+    (folder / "scan.nii.gz").write_bytes(b"not looked at")
+    assert predict.main(extra) == 2
+    assert said in capsys.readouterr().err
+    assert not list(folder.glob("out*"))
