@@ -109,3 +109,11 @@ class PredictionError(FlaresemiError):
 
 class SelectionError(FlaresemiError):
     """Pseudo-labels, their scores or their selection are missing, damaged or leave nothing to train on."""
+
+
+class LostError(FlaresemiError):
+    """Another process of the same launch has died."""
+
+
+class ToldError(FlaresemiError):
+    """Another process of the same launch tells of what ends this one: it is silent."""

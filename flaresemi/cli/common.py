@@ -19,7 +19,7 @@ from tqdm import tqdm
 from flaresemi import __version__
 from flaresemi.cli.numbers import field_type
 from flaresemi.cli.output import ReaderLeft, require_printed, unfailing_output
-from flaresemi.errors import ConfigError, FlaresemiError, listed, shown, visible
+from flaresemi.errors import ConfigError, FlaresemiError, ToldError, listed, shown, visible
 from flaresemi.log_lines import LineFormatter
 from flaresemi.machine import raise_file_limit
 from flaresemi.records import closest, parse_json
@@ -100,11 +100,14 @@ def _end_of(command: Callable[[argparse.Namespace], int | None], options: argpar
     with _log_to_stderr(verbose=options.verbose, quiet=options.quiet):
         try:
             return command(options) or EXIT_OK
+        except ToldError:
+            return EXIT_USER_ERROR
         except FlaresemiError as error:
             _complain(error)
             return EXIT_USER_ERROR
         except StoppedEarly as stop:
-            _say(str(stop))
+            if _is_first():
+                _say(str(stop))
             return EXIT_STOPPED
         except KeyboardInterrupt:
             _say("stopped; start again with the same command to go on")
@@ -294,8 +297,7 @@ def _log_to_stderr(*, verbose: bool, quiet: bool) -> Iterator[None]:
     """Sends flaresemi's log to stderr while a command runs; other packages' only from WARNING on."""
     ours, root = logging.getLogger("flaresemi"), logging.getLogger()
     level_before = ours.level
-    speaks = os.environ.get("RANK", "0") == "0"  # under torchrun the first process tells the story
-    ours.setLevel(logging.WARNING if quiet or not speaks else logging.DEBUG if verbose else logging.INFO)
+    ours.setLevel(logging.WARNING if quiet or not _is_first() else logging.DEBUG if verbose else logging.INFO)
     # A command that runs others (the demo) has set the handler up already.
     handler = None if any(isinstance(each, _StderrHandler) for each in root.handlers) else _StderrHandler()
     if handler is not None:
@@ -307,6 +309,11 @@ def _log_to_stderr(*, verbose: bool, quiet: bool) -> Iterator[None]:
         ours.setLevel(level_before)
         if handler is not None:
             root.removeHandler(handler)
+
+
+def _is_first() -> bool:
+    """Whether this is the process of its launch that tells the story."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _only_print(_: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Several processes for one command: ranks that torchrun starts, or helpers that share a list with this process."""
 
+import argparse
 import contextlib
 import logging
 import os
@@ -11,8 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from flaresemi.cli.common import EXIT_STOPPED, StoppedEarly
+from flaresemi.cli.numbers import count, number
+from flaresemi.compute.crew import Crew
 from flaresemi.compute.distributed import Ranks, launched_ranks
-from flaresemi.errors import ConfigError, FlaresemiError
+from flaresemi.errors import ConfigError, FlaresemiError, ToldError
+from flaresemi.ranges import Few
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +72,48 @@ def launch_ranks(module: str, words: Sequence[str], *, gpus: int, max_restarts: 
         if set(codes.values()) == {EXIT_STOPPED}:
             raise stopped from None
         raise _failure(codes, go_on) from None
+
+
+def add_launch_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds `--gpus` and `--max-restarts`, for `launch_ranks`."""
+    parser.add_argument("--gpus", type=count, default=1, metavar="N", help=what)
+    parser.add_argument(
+        "--max-restarts",
+        type=number(Few),
+        default=0,
+        metavar="K",
+        help="go on automatically, up to K times, after a process has died [0]",
+    )
+
+
+def lead_or_follow(crew: Crew, own: object, work: Callable[[], None]) -> None:
+    """Runs the work in the first process of a launch; the others do what it calls them for.
+
+    Args:
+        crew: Of the launch.
+        own: What this process has of its own, for what they do together.
+        work: Of the first one; it calls the others by the crew.
+
+    Raises:
+        StoppedEarly: the work was asked to stop.
+        ToldError: in the others: it failed.
+    """
+    if not crew.ranks.is_main:
+        end = crew.follow(own)
+        if end == "stopped":
+            raise StoppedEarly("stopped with the first process of the launch")
+        if end == "failed":
+            raise ToldError("the first process of the launch has failed")
+        return
+    try:
+        work()
+    except StoppedEarly:
+        crew.dismiss("stopped")
+        raise
+    except FlaresemiError:
+        crew.dismiss("failed")
+        raise
+    crew.dismiss("done")
 
 
 def launched_at() -> float | None:

@@ -22,23 +22,25 @@ from flaresemi.cli.common import (
     print_next,
     run,
 )
+from flaresemi.cli.launching import add_launch_options, launch_ranks, launched_at, lead_or_follow
 from flaresemi.cli.mixing_options import add_mixing_options, given_mixing
 from flaresemi.cli.numbers import count
 from flaresemi.cli.output import require_printed
 from flaresemi.cli.signals import StopSignals
-from flaresemi.compute.device import limit_threads
-from flaresemi.compute.distributed import launched_ranks
-from flaresemi.compute.sharding import shard
+from flaresemi.compute.crew import Crew
+from flaresemi.compute.device import limit_threads, select_device
+from flaresemi.compute.distributed import join_ranks, launched_ranks
+from flaresemi.compute.sharding import joint_shard
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import ConfigError
 from flaresemi.locking import working_alone
 from flaresemi.planning.decisions import usable_cases
-from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
-from flaresemi.rounds.chain import ChainState, SelfTraining
+from flaresemi.rounds.chain import FEW_LABELS, ChainState, SelfTraining, usual_folds
 from flaresemi.rounds.exporting import export_round
-from flaresemi.rounds.round import Execution, Round
+from flaresemi.rounds.pieces import Execution
+from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import PRESETS, STEPS, RoundConfig, load_state
 from flaresemi.rounds.stopping import StopRule
 from flaresemi.training.augmentation import strength_of
@@ -48,8 +50,6 @@ from flaresemi.workspace import Workspace
 
 logger = logging.getLogger("flaresemi.cli.semi_round")  # also when run with python -m
 
-#: With fewer labeled cases, one fold holds out too few to judge a round by: all folds take part (chosen).
-_FEW_LABELS = 25
 #: Options that are fields of a record, and stand among the options only if they were given.
 _RULE = ("organ_threshold", "organ_share", "volume_factor", "best_share", "case_threshold", "require_complete")
 _STUDENTS = ("start", "length", "tta", "ignore_contested", "teacher", "trainer", "trainer_settings")
@@ -66,33 +66,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _semi_round(options: argparse.Namespace, words: list[str]) -> None:
     limit_threads()
-    workspace = open_workspace(options)
+    looks = options.status or options.report or options.export_labels is not None
     ranks = launched_ranks()
-    if ranks is not None and ranks.world_size > 1 and options.shard is None:
-        raise ConfigError(
-            f"{ranks.world_size} processes of torchrun would each run the same round",
-            fix="only labeling can be divided: add --shard torchrun, and run the round itself once without torchrun",
-        )
-    with StopSignals(options.time_limit) as signals:
-        training = _self_training(options, workspace, signals)
-        if options.status:
-            print(_status(training, workspace))
-            require_printed()
-            return
-        if options.report:
-            _print_reports(training.write_reports())
-            return
-        if options.export_labels is not None:
-            _export(options, training)
-            return
-        if options.shard is not None:  # shards of the same labeling work side by side
-            _run_step(options, training)
-            return
-        command = ["flaresemi_semi_round", *words]
-        with contextlib.ExitStack() as alone:
-            for fold in training.folds:
-                alone.enter_context(working_alone(workspace.lock("rounds", f"fold_{fold}"), command))
-            _run_rounds(options, training, command)
+    if (options.gpus > 1 or options.max_restarts > 0) and ranks is None and not looks:
+        module, restarts = "flaresemi.cli.semi_round", options.max_restarts
+        launch_ranks(module, words, gpus=options.gpus, max_restarts=restarts, go_on="the same command goes on")
+        return
+    workspace = open_workspace(options)
+    with StopSignals(options.time_limit, began=launched_at()) as signals:
+        if looks:
+            if ranks is None or ranks.is_main:
+                _look(options, _self_training(options, workspace, _execution(options, signals)))
+        elif options.shard is not None:  # shards of the same labeling work side by side
+            _run_step(options, _self_training(options, workspace, _execution(options, signals)))
+        else:
+            with join_ranks(select_device(options.device).type) as joined:
+                how = _execution(options, signals, Crew(joined))
+                lead_or_follow(how.crew, how, lambda: _lead(options, words, workspace, how))
+
+
+def _look(options: argparse.Namespace, training: SelfTraining) -> None:
+    """What prints or writes what is there, and does nothing else."""
+    if options.status:
+        print(_status(training, training.workspace))
+        require_printed()
+    elif options.report:
+        _print_reports(training.write_reports())
+    else:
+        _export(options, training)
+
+
+def _lead(options: argparse.Namespace, words: list[str], workspace: Workspace, how: Execution) -> None:
+    """The work of the first process of a launch, or of the only one."""
+    training, command = _self_training(options, workspace, how), ["flaresemi_semi_round", *words]
+    with contextlib.ExitStack() as alone:
+        for fold in training.folds:
+            alone.enter_context(working_alone(workspace.lock("rounds", f"fold_{fold}"), command))
+        _run_rounds(options, training, command)
 
 
 def _run_rounds(options: argparse.Namespace, training: SelfTraining, command: list[str]) -> None:
@@ -159,45 +169,24 @@ def _again(options: argparse.Namespace, training: SelfTraining) -> list[str]:
     return words
 
 
-def _self_training(options: argparse.Namespace, workspace: Workspace, signals: StopSignals) -> SelfTraining:
+def _execution(options: argparse.Namespace, signals: StopSignals, crew: Crew | None = None) -> Execution:
+    crew = crew or Crew()
+    device = joint_shard(options.shard, launched_ranks()).device(options.device)
+    return Execution(device=device, precision=options.precision, stop_requested=signals.requested, crew=crew)
+
+
+def _self_training(options: argparse.Namespace, workspace: Workspace, how: Execution) -> SelfTraining:
     try:
         config, rule = _round_config(options), StopRule(**_given(options, *_STOP))
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
-    device = shard(options.shard or "0/1").device(options.device)
-    execution = Execution(device=device, precision=options.precision, stop_requested=signals.requested)
-    folds = tuple(dict.fromkeys(options.fold)) if options.fold else _folds(workspace)
+    folds = tuple(dict.fromkeys(options.fold)) if options.fold else usual_folds(workspace)
 
     def make_round(fold: str, number: int) -> Round:
         dataset = usable_cases(load_dataset(options.dataset), workspace)
-        return Round(workspace, dataset, fold, number, config, execution, peers=folds)
+        return Round(workspace, dataset, fold, number, config, how, peers=folds)
 
     return SelfTraining(workspace, folds, rule, make_round)
-
-
-def _folds(workspace: Workspace) -> tuple[str, ...]:
-    """Fold 0; all folds where one holds too few cases out to judge a round by, and no two hold out the same.
-
-    Raises:
-        ConfigError: there is one labeled case, and therefore no fold.
-    """
-    splits = load_splits(workspace.splits)
-    if not splits.folds:
-        raise ConfigError(
-            "with one labeled case, nothing can be held out to judge a round by",
-            where=workspace.splits,
-            fix="label more cases, or go on unjudged: --fold all --rounds 1",
-        )
-    if len(splits.case_ids) >= _FEW_LABELS:
-        return ("0",)
-    folds = tuple(str(number) for number in range(len(splits.folds)))
-    if splits.held_out_twice(folds):
-        logger.info("fold 0 takes part alone: folds of %s hold out the same cases", splits.given or workspace.splits)
-        return ("0",)
-    logger.info(
-        "%d labeled cases are few: all %d folds take part (--fold 0: that one alone)", len(splits.case_ids), len(folds)
-    )
-    return folds
 
 
 def _round_config(options: argparse.Namespace) -> RoundConfig:
@@ -226,7 +215,7 @@ def _run_step(options: argparse.Namespace, training: SelfTraining) -> None:
         raise ConfigError("only labeling can be divided: --shard goes with --step label")
     number = training.complete_rounds + 1
     if options.shard is not None:
-        part = shard(options.shard)
+        part = joint_shard(options.shard, launched_ranks())
         for fold in training.folds:
             if not training.make_round(fold, number).label(part):
                 raise StoppedEarly(_STOPPED)
@@ -290,9 +279,10 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="FOLD",
         help="folds whose cases are held out to judge by; 'all' holds out none "
-        f"[0; with fewer than {_FEW_LABELS} labeled cases every fold]",
+        f"[0; with fewer than {FEW_LABELS} labeled cases every fold]",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_launch_options(parser, "share the work among N GPUs of this machine")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="mixed precision")
     add_time_limit_option(parser)
     _add_actions(parser.add_argument_group("what to do"))

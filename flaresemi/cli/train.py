@@ -25,7 +25,7 @@ from flaresemi.cli.training_start import (
 from flaresemi.compute.allocation import keep_freed_memory
 from flaresemi.compute.device import limit_threads, select_device
 from flaresemi.compute.distributed import Ranks, join_ranks, launched_ranks
-from flaresemi.compute.precision import PrecisionName
+from flaresemi.compute.sharding import joint_shard
 from flaresemi.errors import ConfigError
 from flaresemi.locking import working_alone
 from flaresemi.plans import Stage
@@ -33,7 +33,7 @@ from flaresemi.training.distillation import caution
 from flaresemi.training.profiling import profile
 from flaresemi.training.task import TrainingTask, load_task
 from flaresemi.training.trainers import make_trainer
-from flaresemi.training.validation import validate
+from flaresemi.training.validation import begin_validation, conclude_validation, validate_cases
 from flaresemi.workspace import Workspace
 
 logger = logging.getLogger("flaresemi.cli.train")  # also when run with python -m
@@ -84,8 +84,17 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
                 )
             if ranks.any(signals.requested(), device) and task.validation and not options.no_validation:
                 raise StoppedEarly("trained and saved; the same command with --continue validates on whole images")
+            validates = bool(task.validation) and not options.no_validation
+            coarse = workspace.model(task.fold, Stage.COARSE)
+            if validates and ranks.is_main:
+                begin_validation(trainer.task, coarse)
+            ranks.barrier()
+        if validates:  # each by itself: it waits for the others by their results, which may take longer than a barrier
+            part, precision = joint_shard(None, ranks), config.precision
+            dataset = usable_dataset(options, workspace)
+            validate_cases(trainer.task, coarse, dataset, device=device, precision=precision, shard=part)
         if ranks.is_main:
-            _finish(options, workspace, trainer.task, device, config.precision)
+            _finish(options, workspace, trainer.task)
 
 
 def _profile(options: argparse.Namespace, task: TrainingTask, device: torch.device, ranks: Ranks) -> None:
@@ -106,17 +115,10 @@ def _profile(options: argparse.Namespace, task: TrainingTask, device: torch.devi
         require_printed()
 
 
-def _finish(
-    options: argparse.Namespace,
-    workspace: Workspace,
-    task: TrainingTask,
-    device: torch.device,
-    precision: PrecisionName,
-) -> None:
+def _finish(options: argparse.Namespace, workspace: Workspace, task: TrainingTask) -> None:
     stage, fold = task.plan.stage, task.fold
     if task.validation and not options.no_validation:
-        dataset = usable_dataset(options, workspace)
-        print(validate(task, workspace.model(fold, Stage.COARSE), dataset, device=device, precision=precision))
+        print(conclude_validation(task, workspace.model(fold, Stage.COARSE), usable_dataset(options, workspace)))
         if task.taught_by is not None and (doubt := caution(task.taught_by, task.validation)):
             print(doubt)
     words = dataset_words(options)

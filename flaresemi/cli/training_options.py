@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from flaresemi.cli.common import StrictParser, add_dataset_options, add_time_limit_option, add_trainer_options, duration
+from flaresemi.cli.launching import add_launch_options
 from flaresemi.cli.mixing_options import add_mixing_options
-from flaresemi.cli.numbers import count, field_type, number
+from flaresemi.cli.numbers import count, field_type
 from flaresemi.plans import Stage
-from flaresemi.ranges import Few
 from flaresemi.records import closest
 from flaresemi.training.config import TrainingConfig
 
@@ -25,14 +25,7 @@ def training_parser() -> argparse.ArgumentParser:
     former.add_argument("--continue", dest="resume", action="store_true", help="resume the training in this folder")
     former.add_argument("--restart", action="store_true", help="discard the training in this folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--gpus", type=count, default=1, metavar="N", help="train on N GPUs of this machine")
-    parser.add_argument(
-        "--max-restarts",
-        type=number(Few),
-        default=0,
-        metavar="K",
-        help="resume automatically, up to K times, after a process has died [0]",
-    )
+    add_launch_options(parser, "train on N GPUs of this machine")
     add_time_limit_option(parser)
     parser.add_argument(
         "--profile",

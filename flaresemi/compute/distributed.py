@@ -14,6 +14,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from flaresemi.errors import FlaresemiError, LostError, ToldError
+
+#: What gloo and NCCL say when another process has gone, where torch has no class for it.
+_LOSSES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport", "NCCL error")
+
+#: In the store of a start: that somebody tells of its failure. The first process has so long to be the one.
+_SPOKEN = "flaresemi/spoken"
+_SPEAK_SECONDS = 5.0
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ranks:
@@ -90,6 +99,10 @@ def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Rank
     """Joins the process group that torchrun's environment variables describe; alone, does nothing.
 
     torchrun (RANK, WORLD_SIZE, LOCAL_RANK) is the one launcher; SLURM and --gpus start it.
+
+    Raises:
+        LostError: another process has died.
+        ToldError: what ends this process is told by another one.
     """
     ranks = launched_ranks() or Ranks()
     if ranks.world_size == 1:
@@ -105,8 +118,51 @@ def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Rank
     try:
         yield ranks
         dist.barrier()  # a rank that left first would break the connections of those still at work
+    except FlaresemiError as problem:
+        raise _once(problem, store, ranks) from None
+    except RuntimeError as problem:
+        if not _is_loss(problem):
+            raise
+        raise _once(_lost(store, ranks), store, ranks) from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _is_loss(problem: RuntimeError) -> bool:
+    """Whether an error of torch says that another process of the launch has gone."""
+    said = str(problem)
+    return isinstance(problem, dist.DistError) or any(phrase in said for phrase in _LOSSES)
+
+
+def _lost(store: dist.Store, ranks: Ranks) -> FlaresemiError:
+    """The message of a process that lost another: the reason, where that one left it."""
+    for rank in range(ranks.world_size):
+        if store.check([_reason(rank)]):
+            return FlaresemiError(f"process {rank} of this launch: {store.get(_reason(rank)).decode()}")
+    return LostError(
+        "another process of this launch has died, and this one ended with it",
+        fix="the same command goes on; what was finished is kept",
+    )
+
+
+def _once(problem: FlaresemiError, store: dist.Store, ranks: Ranks) -> FlaresemiError:
+    """The error, as one that is told already where another process of the launch tells it: one of them speaks."""
+    with contextlib.suppress(RuntimeError):  # the store's host is gone
+        if not ranks.is_main:
+            if not isinstance(problem, LostError):
+                store.set(_reason(ranks.rank), str(problem))
+            dist.destroy_process_group()  # by which the first process sees that it has to speak
+            until = time.monotonic() + _SPEAK_SECONDS
+            while time.monotonic() < until and not store.check([_SPOKEN]):
+                time.sleep(0.05)
+        if store.add(_SPOKEN, 1) > 1:
+            return ToldError(problem.what)
+    return problem
+
+
+def _reason(rank: int) -> str:
+    return f"flaresemi/failed/{rank}"
 
 
 def unused_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:

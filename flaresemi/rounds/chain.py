@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,11 @@ from flaresemi.training.validation import was_judged_by
 from flaresemi.workspace import ModelFolder, RoundFolder, Workspace
 
 SCHEMA_VERSION = 1
+
+#: With fewer labeled cases, one fold holds out too few to judge a round by: all folds take part (chosen).
+FEW_LABELS = 25
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,3 +320,28 @@ def held_out_dice(summary: Summary) -> HeldOutDice:
         case.case_id: {name: organ.dice for name, organ in case.organs.items() if organ.dice is not None}
         for case in summary.cases
     }
+
+
+def usual_folds(workspace: Workspace) -> tuple[str, ...]:
+    """Fold 0; all folds where one holds too few cases out to judge a round by, and no two hold out the same.
+
+    Raises:
+        ConfigError: there is one labeled case, and therefore no fold.
+    """
+    splits = load_splits(workspace.splits)
+    if not splits.folds:
+        raise ConfigError(
+            "with one labeled case, nothing can be held out to judge a round by",
+            where=workspace.splits,
+            fix="label more cases, or go on unjudged: --fold all --rounds 1",
+        )
+    if len(splits.case_ids) >= FEW_LABELS:
+        return ("0",)
+    folds = tuple(str(number) for number in range(len(splits.folds)))
+    if splits.held_out_twice(folds):
+        logger.info("fold 0 takes part alone: folds of %s hold out the same cases", splits.given or workspace.splits)
+        return ("0",)
+    logger.info(
+        "%d labeled cases are few: all %d folds take part (--fold 0: that one alone)", len(splits.case_ids), len(folds)
+    )
+    return folds

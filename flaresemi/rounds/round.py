@@ -3,12 +3,9 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
-from flaresemi.compute.precision import PrecisionName
 from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import Dataset
 from flaresemi.errors import ConfigError, SelectionError
@@ -18,44 +15,36 @@ from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.preparation import refuse_changed
 from flaresemi.plans import Stage, load_fingerprint
 from flaresemi.pseudolabels.calibration import Observations
-from flaresemi.pseudolabels.labeling import Labeler
+from flaresemi.pseudolabels.labeling import LabelsCases
 from flaresemi.pseudolabels.outside import OutsideTeacher
 from flaresemi.pseudolabels.pool import PseudoLabels, label_pool, observe, write_reliable_series
 from flaresemi.pseudolabels.selecting import labeled_volumes, select, volumes_ml
-from flaresemi.pseudolabels.teachers import load_teachers, made_with
+from flaresemi.pseudolabels.teachers import made_with
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.rounds.expecting import with_expected_dice
+from flaresemi.rounds.pieces import (
+    Execution,
+    OutsideTeaching,
+    Teaching,
+    label_part,
+    train_part,
+    validate_part,
+)
 from flaresemi.rounds.protection import Protection
 from flaresemi.rounds.reviewed import RoundReviews
 from flaresemi.rounds.state import STEPS, RoundConfig, RoundState, file_hash, inputs_hash, load_state
 from flaresemi.rounds.steps import Step, run_step
 from flaresemi.selection import Selection, save_scores
-from flaresemi.training.config import TrainingConfig
+from flaresemi.training.config import TrainingConfig, local_batch_size
 from flaresemi.training.resuming import has_state
 from flaresemi.training.runs import RunRecord, refuse_foreign_files, refuse_other_origin
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask, load_prepared
-from flaresemi.training.trainers import make_trainer
-from flaresemi.training.validation import validate
+from flaresemi.training.validation import begin_validation, conclude_validation
 from flaresemi.unfinished import remove_leftovers
 from flaresemi.workspace import ModelFolder, Workspace
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
-    """How the steps of a round are run.
-
-    Attributes:
-        device: The device of all computations.
-        precision: The numeric precision of the networks.
-        stop_requested: Polled during labeling and training; True saves and stops.
-    """
-
-    device: torch.device
-    precision: PrecisionName = "auto"
-    stop_requested: Callable[[], bool] = lambda: False
 
 
 class Round:
@@ -135,6 +124,9 @@ class Round:
             The state; None when the round was asked to stop before its end.
         """
         self._forget()
+        processes = self.execution.crew.ranks.world_size
+        for stage in self.stages if processes > 1 else ():  # now, and not after days of labeling
+            local_batch_size(self.training_config(stage), self.plans.stage(stage).batch_size, processes)
         models = [self.folder.model(stage) for stage in self.stages]
         remove_leftovers(self.folder.root, *(place for model in models for place in (model.root, model.validation)))
         refuse_changed(self.dataset, self.dataset.unlabeled, self.plans, self.workspace)
@@ -204,8 +196,11 @@ class Round:
     def label(self, shard: Shard = Shard()) -> bool:  # noqa: B008 (frozen)
         """Labels the pool with the models of the previous round, and the held-out cases; or one shard of the pool."""
         self._forget()
-        labeler, stop_requested = self._outside or self._labeler(*self._teachers), self.execution.stop_requested
-        if not label_pool(labeler, self.labels, self.pool, shard=shard, stop_requested=stop_requested):
+        how, is_shared = self.execution, self.execution.crew.ranks.world_size > 1 and shard.count == 1
+        if is_shared and not all(how.crew.together(how, label_part, self._teaching, self.labels, self.pool)):
+            return False
+        labeler: LabelsCases = self._outside or self._teaching.labeler(how)
+        if not label_pool(labeler, self.labels, self.pool, shard=shard, stop_requested=how.stop_requested):
             return False
         if shard.count == 1:
             observed = Observations(observations=tuple(observe(labeler, self.split.validation)))
@@ -255,26 +250,22 @@ class Round:
             labels: The store of each selected case's label map, on the stage's grid.
         """
         semi = SemiSupervision(labels=labels, selection=selection, mixing=self.config.mixing)
-        trainer = make_trainer(
-            task,
-            self.training_config(task.plan.stage),
-            semi,
-            device=self.execution.device,
-            stop_requested=self.execution.stop_requested,
-        )
-        return trainer.fit(resume=has_state(task.folder))
+        how, config = self.execution, self.training_config(task.plan.stage)
+        return all(how.crew.together(how, train_part, task, config, semi, has_state(task.folder), in_step=True))
 
     def validate(self) -> bool:
         """Segments the held-out real cases with the students' final weights, scores the result, looks after organs."""
         if self.execution.stop_requested():
             return False
+        how, coarse = self.execution, self.folder.model(Stage.COARSE)
         for task in self.tasks.values() if self.split.validation else ():
-            how, coarse = self.execution, self.folder.model(Stage.COARSE)
-            text = validate(task, coarse, self.dataset, device=how.device, precision=how.precision)
-            logger.info("%s", text)
-        if self.execution.stop_requested():
+            begin_validation(task, coarse)
+            how.crew.together(how, validate_part, task, coarse, self.dataset)
+            logger.info("%s", conclude_validation(task, coarse, self.dataset))
+        if how.stop_requested():
             return False
-        self._protection.look_after(self._labeler(*(self.folder.model(stage) for stage in reversed(self.stages))))
+        students = self._models(*(self.folder.model(stage) for stage in reversed(self.stages)))
+        self._protection.look_after(students.labeler(how))
         return True
 
     # The inputs of each step, as hashes. Their order is part of the format of the state file.
@@ -340,23 +331,24 @@ class Round:
     @functools.cached_property
     def _outside(self) -> OutsideTeacher | None:
         """Labels the pool in the first round, where the user names one."""
-        if self.config.teacher is None or self.number > 1:
-            return None
-        how, fine = self.execution, self.prepared.stores[Stage.FINE]
-        options = {"device": str(how.device), "precision": how.precision, "tta": self.config.tta}
-        return OutsideTeacher(Path(self.config.teacher), self.plans, self.dataset, fine, **options)
+        return self._teaching.labeler(self.execution) if isinstance(self._teaching, OutsideTeaching) else None
 
-    def _labeler(self, fine: ModelFolder, coarse: ModelFolder | None = None) -> Labeler:
-        teachers = load_teachers(fine, coarse, self.plans, **self.config.labeling)
-        stores, how = self.prepared.stores, self.execution
-        return Labeler(
-            teachers,
-            stores[Stage.FINE],
-            stores[Stage.COARSE],
-            self._protection.median_ml,
-            device=str(how.device),
-            precision=how.precision,
-            **self.config.labeling,
+    @property
+    def _teaching(self) -> Teaching | OutsideTeaching:
+        """Who labels the pool."""
+        if self.config.teacher is None or self.number > 1:
+            return self._models(*self._teachers)
+        model, store, tta = Path(self.config.teacher), self.prepared.stores[Stage.FINE], self.config.tta
+        return OutsideTeaching(model=model, plans=self.plans, dataset=self.dataset, fine_store=store, tta=tta)
+
+    def _models(self, fine: ModelFolder, coarse: ModelFolder | None = None) -> Teaching:
+        return Teaching(
+            fine=fine,
+            coarse=coarse,
+            plans=self.plans,
+            stores=self.prepared.stores,
+            median_volumes_ml=self._protection.median_ml,
+            labeling=self.config.labeling,
         )
 
     def _forget(self) -> None:

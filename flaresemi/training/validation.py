@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from flaresemi.case_names import case_file
 from flaresemi.compute.precision import PrecisionName
+from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import about_case
 from flaresemi.evaluation.overlap import dice, dice_of_annotated
@@ -24,6 +25,7 @@ from flaresemi.inference.postprocessing import keep_largest
 from flaresemi.inference.segmentation import write_segmentation
 from flaresemi.io.images import Image, write_label_map
 from flaresemi.labels import LabelSet
+from flaresemi.locking import Claims
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flaresemi.planning.cases import read_case
 from flaresemi.plans import Stage
@@ -33,6 +35,9 @@ from flaresemi.training.task import TrainingTask
 from flaresemi.workspace import ModelFolder
 
 logger = logging.getLogger(__name__)
+
+#: Locks of the cases that processes are validating now; there only meanwhile.
+_CLAIMED = ".claimed"
 
 #: Keeping only the largest component of an organ must raise its mean Dice by this much to be adopted (chosen).
 LARGEST_COMPONENT_GAIN = 0.002
@@ -80,20 +85,66 @@ def validate(
     Raises:
         FlaresemiError: the checkpoint or a case cannot be read, or the networks' output on it is not finite.
     """
-    final = load_checkpoint(task.folder.final)
+    begin_validation(task, coarse_folder)
+    validate_cases(task, coarse_folder, dataset, device=device, precision=precision)
+    return conclude_validation(task, coarse_folder, dataset)
+
+
+# The parts of it, where several processes share the cases: one begins and concludes, and all do what lies between.
+
+
+def begin_validation(task: TrainingTask, coarse_folder: ModelFolder) -> None:
+    """Keeps earlier results only if the same weights made them, of the same held-out cases."""
     coarse = _coarse_checkpoint(task, coarse_folder)
+    made_with = {
+        "final": load_checkpoint(task.folder.final).weights_hash,
+        "coarse": coarse.weights_hash if coarse else None,
+    }
+    _begin(
+        task.folder.validation, made_with | ({"cases": record_hash(task.made_from.held_out)} if task.made_from else {})
+    )
+
+
+def validate_cases(
+    task: TrainingTask,
+    coarse_folder: ModelFolder,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    precision: PrecisionName = "auto",
+    shard: Shard = Shard(),  # noqa: B008 (frozen)
+) -> None:
+    """Predicts the validation cases that are not done, each with its record; see `validate`.
+
+    Args:
+        shard: Of this process. One that helps ends when all cases are done, by whichever process.
+    """
+    final, coarse = load_checkpoint(task.folder.final), _coarse_checkpoint(task, coarse_folder)
     folder = task.folder.validation
-    made_with = {"final": final.weights_hash, "coarse": coarse.weights_hash if coarse else None}
-    _begin(folder, made_with | ({"cases": record_hash(task.made_from.held_out)} if task.made_from else {}))
     # What is kept of an organ is decided here, so every component must be seen.
     drawn = dataclasses.replace(final, keep_largest=())
     segmenter = Segmenter([drawn], [coarse] if coarse else [], device=str(device), precision=precision, engine="torch")
-    cases = [dataset.case(case_id) for case_id in task.validation]
     needs_box = segmenter.two_stage and coarse is None
-    for case in tqdm(cases, desc="validation", unit="case", disable=not sys.stderr.isatty()):
-        if not _is_validated(case, folder):
-            with about_case(case.id):
-                _validate_case(case, segmenter, task, folder, needs_box=needs_box)
+    cases = {case_id: dataset.case(case_id) for case_id in task.validation}
+    names: Iterable[str] = cases
+    if shard.helps:
+        claims = Claims(folder / _CLAIMED)
+        names = claims.hand_out(
+            shard.before_others(task.validation), lambda name: _is_validated(cases[name], folder), lambda: False
+        )
+    hidden = not sys.stderr.isatty() or bool(shard.local_rank)
+    for name in tqdm(names, desc="validation", total=len(cases), unit="case", disable=hidden):
+        if not _is_validated(cases[name], folder):
+            with about_case(name):
+                _validate_case(cases[name], segmenter, task, folder, needs_box=needs_box)
+
+
+def conclude_validation(task: TrainingTask, coarse_folder: ModelFolder, dataset: Dataset) -> str:
+    """Scores all cases together and decides what is kept of an organ; see `validate`, whose text this returns."""
+    final, folder = load_checkpoint(task.folder.final), task.folder.validation
+    if (folder / _CLAIMED).is_dir():
+        Claims(folder / _CLAIMED).clear()
+    cases = [dataset.case(case_id) for case_id in task.validation]
     results = [load_record(case_file(folder, case.id, ".json"), CaseResult) for case in cases]
     helped = _largest_components_that_help(results)
     save_checkpoint(task.folder.final, dataclasses.replace(final, keep_largest=helped))
@@ -107,7 +158,7 @@ def validate(
     lines = [table(summary)]
     if helped:
         lines.append(f"prediction will keep only the largest component of {', '.join(helped)}: it scores better here")
-    if needs_box:
+    if task.plan.region == "organs" and _coarse_checkpoint(task, coarse_folder) is None:
         lines.append("validated in the reference's box, which is optimistic: COARSE of this fold is not trained yet")
     if task.plan.stage is Stage.COARSE:
         lines.append(_recall_text(dict(zip(task.validation, results, strict=True))))

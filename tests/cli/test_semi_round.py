@@ -138,17 +138,31 @@ def test_labels_are_exported_once_they_are_there(
     assert [case.case_id for case in selection.selected] == [unlabeled.id]
 
 
-def test_torchrun_divides_labeling_only(
+def test_ranks_of_torchrun_may_share_labeling_alone(
     place: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert semi_round.main([*place, *TAKE_ALL]) == 2
-    assert "add --shard torchrun" in capsys.readouterr().err
+    assert semi_round.main([*place, "--status"]) == 0
+    assert capsys.readouterr().out == ""  # the first rank says it
     assert semi_round.main([*place, *TAKE_ALL, "--fold", "0", "--shard", "torchrun"]) == 0
     assert "next:" not in capsys.readouterr().out  # the first rank says it
     rounds = Workspace(Path(place[3])).round("0", 1)
     assert not rounds.state.exists()  # a shard writes cases and nothing else
+
+
+def test_several_processes_are_started_by_torchrun(
+    place: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr("torch.distributed.run.main", commands.append)
+    assert semi_round.main([*place, *TAKE_ALL, "--gpus", "4", "--max-restarts=2", "--rounds", "2"]) == 0
+    launcher = commands[0].index("flaresemi.cli.semi_round")
+    assert {"--nproc-per-node=4", "--max-restarts=2"} <= set(commands[0][:launcher])
+    assert commands[0][launcher + 1 :] == [*place, *TAKE_ALL, "--rounds", "2"]
+    assert semi_round.main([*place, "--gpus", "4", "--status"]) == 0  # which is one process's work
+    assert "0 complete rounds" in capsys.readouterr().out
+    assert len(commands) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,17 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from flaresemi.cli import semi_round
+from flaresemi.cli.prediction_options import prediction_parser
 from flaresemi.cli.training_options import training_parser
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "slurm"
 FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".sbatch", ".sh"))
-PARSERS = {"flaresemi_train": training_parser(), "flaresemi_semi_round": semi_round._parser()}
+PARSERS = {
+    "flaresemi_train": training_parser(),
+    "flaresemi_semi_round": semi_round._parser(),
+    "flaresemi_predict": prediction_parser(),
+}
+MODULES = {"flaresemi.cli.train": "flaresemi_train", "flaresemi.cli.semi_round": "flaresemi_semi_round"}
 
 #: What the variables of the files might be.
 VALUES = {"stage": "FINE", "dataset": "data", "workspace": "work"}
@@ -40,8 +46,8 @@ def test_every_option_is_known(path: Path) -> None:
     for program, *words in found:
         if program == "torchrun":
             launch = get_args_parser().parse_args(words)
-            assert (launch.module, launch.training_script) == (True, "flaresemi.cli.train")
-            program, words = "flaresemi_train", launch.training_script_args
+            assert launch.module
+            program, words = MODULES[launch.training_script], launch.training_script_args
         PARSERS[program].parse_args(words)
 
 
@@ -85,9 +91,10 @@ def test_a_stopped_job_queues_again(slurm: dict[str, str], name: str, code: str,
         assert stages == (["COARSE", "FINE"] if code == "0" else ["COARSE"])
 
 
-def test_a_stopped_job_on_several_nodes_queues_again_after_torchrun_has_ended(slurm: dict[str, str]) -> None:
+@pytest.mark.parametrize("name", ["train_nodes.sbatch", "round_nodes.sbatch"])
+def test_a_stopped_job_on_several_nodes_queues_again_after_torchrun_has_ended(slurm: dict[str, str], name: str) -> None:
     srun = Path(slurm["CALLS"]).with_name("srun")
-    words = ("train_nodes.sbatch", "data", "work", "FINE", "0")
+    words = (name, "data", "work", "FINE" if name.startswith("train") else "0", "0")
     assert calls(slurm | {"CODE": "1"}, *words)[0] == 1
     saves = "trap 'sleep 0.2; echo saved >> \"$CALLS\"; exit 1' TERM; kill -TERM $PPID; sleep 3 & wait"
     srun.write_text(f"#!/bin/sh\n{saves}\n", encoding="utf-8")

@@ -9,7 +9,7 @@ import torch
 from flaresemi.cli import plan_and_preprocess, train
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage
-from flaresemi.workspace import Workspace
+from flaresemi.workspace import ModelFolder, Workspace
 from tests.made_workspace import shrink
 
 QUICK = [
@@ -26,11 +26,14 @@ def trained(phantom_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     assert plan_and_preprocess.main([*words, "--preset", "small", "--stages", "one", "--workers", "1", "--quiet"]) == 0
     shrink(workspace)
     assert train.main(["FINE", "0", *words, *QUICK, "--device", "cpu"]) == 0
-    # Untrained networks see an organ nowhere: these weights see one everywhere, so that there is something to score.
-    model = Workspace(workspace).model("0", Stage.FINE)
+    see_organs_everywhere(Workspace(workspace).model("0", Stage.FINE))
+    return workspace
+
+
+def see_organs_everywhere(model: ModelFolder) -> None:
+    """Untrained networks see an organ nowhere; these weights see one everywhere: so there is something to score."""
     for path in (model.final, model.snapshot(36), model.snapshot(66)):
         checkpoint = load_checkpoint(path)
         weights = dict(checkpoint.weights)
         weights["heads.0.bias"] = torch.tensor([0.0, 50.0] + [0.0] * 12)
         save_checkpoint(path, dataclasses.replace(checkpoint, weights=weights))
-    return workspace

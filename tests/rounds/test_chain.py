@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from flaresemi.cli import semi_round
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.evaluation.summary import load_summary, save_summary
@@ -16,7 +15,7 @@ from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record, save_record
-from flaresemi.rounds.chain import SelfTraining, mean_dice
+from flaresemi.rounds.chain import SelfTraining, mean_dice, usual_folds
 from flaresemi.rounds.final import FinalState, merged
 from flaresemi.rounds.round import Execution, Round
 from flaresemi.rounds.state import RoundConfig
@@ -77,7 +76,7 @@ def test_folds_that_hold_out_the_same_case_are_not_judged_together(workspace: Wo
     with pytest.raises(ConfigError, match=f"folds 0, 1 hold out the same cases: {splits.folds[0].validation[0]}"):
         self_training(workspace, phantom_dataset, ("0", "1"))
     self_training(workspace, phantom_dataset, ("0",))
-    assert semi_round._folds(workspace) == ("0",)
+    assert usual_folds(workspace) == ("0",)
 
 
 def test_a_complete_round_of_other_models_is_not_built_upon(workspace: Workspace, phantom_dataset: Path) -> None:

@@ -1,0 +1,130 @@
+"""The pieces of a round that take long: what each process of a launch does of them, on its own device."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from flaresemi.compute.crew import Crew
+from flaresemi.compute.precision import PrecisionName
+from flaresemi.compute.sharding import Shard
+from flaresemi.dataset import Dataset
+from flaresemi.io.case_store import CaseStore
+from flaresemi.plans import Plans, Stage
+from flaresemi.pseudolabels.labeling import Labeler, LabelsCases
+from flaresemi.pseudolabels.outside import OutsideTeacher
+from flaresemi.pseudolabels.pool import PseudoLabels, label_pool
+from flaresemi.pseudolabels.teachers import load_teachers
+from flaresemi.training.config import TrainingConfig
+from flaresemi.training.semi_supervised import SemiSupervision
+from flaresemi.training.task import TrainingTask
+from flaresemi.training.trainers import make_trainer
+from flaresemi.training.validation import validate_cases
+from flaresemi.workspace import ModelFolder
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How the steps of a round are run.
+
+    Attributes:
+        device: The device of all computations.
+        precision: The numeric precision of the networks.
+        stop_requested: Polled during labeling and training; True saves and stops.
+        crew: The processes that share labeling, training and validation; all else is done by the first.
+    """
+
+    device: torch.device
+    precision: PrecisionName = "auto"
+    stop_requested: Callable[[], bool] = lambda: False
+    crew: Crew = dataclasses.field(default_factory=Crew)
+
+    @property
+    def part(self) -> Shard:
+        """Of this process, of cases that the crew shares."""
+        ranks = self.crew.ranks
+        if ranks.world_size == 1:
+            return Shard()
+        return Shard(ranks.rank, ranks.world_size, helps=True, local_rank=ranks.local_rank)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Teaching:
+    """The models of a round that label, before they are loaded.
+
+    Attributes:
+        fine: The folder of FINE's training.
+        coarse: The folder of COARSE's training; None where FINE works on the whole body.
+        plans: Of the workspace.
+        stores: The prepared cases.
+        median_volumes_ml: Of every organ, in labeled cases.
+        labeling: What decides pseudo-labels besides the models.
+    """
+
+    fine: ModelFolder
+    coarse: ModelFolder | None
+    plans: Plans
+    stores: Mapping[Stage, CaseStore]
+    median_volumes_ml: Sequence[float]
+    labeling: Mapping[str, bool]
+
+    def labeler(self, how: Execution) -> Labeler:
+        """Loads them."""
+        return Labeler(
+            load_teachers(self.fine, self.coarse, self.plans, **self.labeling),
+            self.stores[Stage.FINE],
+            self.stores[Stage.COARSE],
+            self.median_volumes_ml,
+            device=str(how.device),
+            precision=how.precision,
+            **self.labeling,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideTeaching:
+    """The same of a teacher from outside.
+
+    Attributes:
+        model: Where it is.
+        plans: Of the workspace.
+        dataset: Whose images are labeled.
+        fine_store: The same cases at FINE's spacing.
+        tta: Whether mirrored images are labeled, too.
+    """
+
+    model: Path
+    plans: Plans
+    dataset: Dataset
+    fine_store: CaseStore
+    tta: bool
+
+    def labeler(self, how: Execution) -> OutsideTeacher:
+        """Loads it."""
+        options = {"device": str(how.device), "precision": how.precision, "tta": self.tta}
+        return OutsideTeacher(self.model, self.plans, self.dataset, self.fine_store, **options)
+
+
+def label_part(
+    how: Execution,
+    teaching: Teaching | OutsideTeaching,
+    labels: PseudoLabels,
+    pool: Sequence[str],
+) -> bool:
+    """Labels what others have not; False when it was asked to stop."""
+    labeler: LabelsCases = teaching.labeler(how)
+    return label_pool(labeler, labels, pool, shard=how.part, stop_requested=how.stop_requested)
+
+
+def train_part(how: Execution, task: TrainingTask, config: TrainingConfig, semi: SemiSupervision, resume: bool) -> bool:
+    """Trains with the others, step by step; False when one of them was asked to stop."""
+    ranks, asked = how.crew.ranks, how.stop_requested
+    trainer = make_trainer(task, config, semi, device=how.device, ranks=ranks, stop_requested=asked)
+    return trainer.fit(resume=resume)
+
+
+def validate_part(how: Execution, task: TrainingTask, coarse_folder: ModelFolder, dataset: Dataset) -> None:
+    """Validates the cases that others have not."""
+    device, precision = how.device, how.precision
+    validate_cases(task, coarse_folder, dataset, device=device, precision=precision, shard=how.part)

@@ -1,0 +1,85 @@
+"""Three processes of a launch, for test_crew.py: they fork from one, since importing torch takes longest of all."""
+
+import datetime
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+from flaresemi.compute.crew import Crew
+from flaresemi.compute.distributed import join_ranks
+from flaresemi.errors import DatasetError, FlaresemiError
+
+COUNT = 3
+
+
+def times(own: int, factor: int) -> int:
+    return own * factor
+
+
+def fail_in(own: int, who: int) -> None:
+    if own == who:
+        raise DatasetError(f"process {own} cannot")
+
+
+def fail_within_a_step(own: int, who: int) -> None:
+    fail_in(own, who)
+    dist.barrier()
+
+
+def die_within_a_step(own: int, who: int) -> None:
+    if own == who:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+
+def lead(crew: Crew) -> list[object]:
+    """What the first process makes of the others."""
+    found: list[object] = [crew.together(0, times, 3)]
+    try:
+        crew.together(0, fail_in, 2)
+    except DatasetError as problem:
+        found.append(problem.what)
+    found.append(crew.together(0, times, 2))  # they are all there still
+    if sys.argv[1] == "fails":
+        crew.together(0, fail_within_a_step, 1, in_step=True)
+    if sys.argv[1] == "dies":
+        crew.together(0, die_within_a_step, 1, in_step=True)
+    if sys.argv[1] == "first dies":
+        crew.together(0, die_within_a_step, 0, in_step=True)
+    return found
+
+
+def act(rank: int, tell: Callable[[object], None]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    try:
+        with join_ranks("cpu") as ranks:
+            crew = Crew(ranks)
+            if rank:
+                tell(crew.follow(rank))
+            else:
+                tell(lead(crew))
+                crew.dismiss("done")
+    except FlaresemiError as problem:
+        tell([type(problem).__name__, problem.what])
+
+
+if __name__ == "__main__":
+    # As torchrun's agent does, whose store outlives its processes.
+    store = dist.TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=datetime.timedelta(seconds=60)
+    )
+    os.environ |= {"WORLD_SIZE": str(COUNT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    children = []
+    for rank in range(COUNT):
+        child = os.fork()
+        if child == 0:
+            act(rank, lambda told, rank=rank: print(json.dumps([rank, told]), flush=True))
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
