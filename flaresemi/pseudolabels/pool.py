@@ -200,9 +200,9 @@ def _raise_all(failures: Sequence[FlaresemiError], of: int) -> None:
         )
 
 
-def observe(labeler: LabelsCases, case_ids: Sequence[str]) -> list[Observation]:
-    """Labels held-out real cases as if they were unlabeled and compares with their labels, on FINE's grid."""
-    observations = []
+def observe(labeler: LabelsCases, case_ids: Sequence[str]) -> dict[str, list[Observation]]:
+    """Labels held-out real cases as if they were unlabeled and compares with their labels, on FINE's grid, by case."""
+    observations = {}
     for case_id in tqdm(case_ids, desc="calibrating", unit="case", disable=not sys.stderr.isatty()):
         stored = labeler.fine_store.open(case_id)
         if stored.label_zyx is None:
@@ -210,7 +210,7 @@ def observe(labeler: LabelsCases, case_ids: Sequence[str]) -> list[Observation]:
         labeled = labeler.label(case_id)
         truth = np.asarray(stored.label_zyx)
         overlap = dice_of_annotated(labeled.label_zyx, truth, labeler.labels)
-        observations += [
+        observations[case_id] = [
             Observation(
                 case_id=case_id,
                 organ=labeler.labels.names[index - 1],

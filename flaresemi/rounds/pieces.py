@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,9 @@ from flaresemi.training.task import TrainingTask
 from flaresemi.training.trainers import make_trainer
 from flaresemi.training.validation import validate_cases
 from flaresemi.workspace import ModelFolder
+
+#: Looks at cases with the models that label: what it finds, by case.
+Look = Callable[[LabelsCases, Sequence[str]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,7 @@ class Execution:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Teaching:
+class LabelingModels:
     """The models of a round that label, before they are loaded.
 
     Attributes:
@@ -83,7 +87,7 @@ class Teaching:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class OutsideTeaching:
+class OutsideModel:
     """The same of a teacher from outside.
 
     Attributes:
@@ -106,9 +110,43 @@ class OutsideTeaching:
         return OutsideTeacher(self.model, self.plans, self.dataset, self.fine_store, **options)
 
 
+class Looks:
+    """Looks of one teaching's models at cases, which the processes of a launch share.
+
+    Args:
+        how: Of this process, the first.
+        teaching: The models.
+        labeler: The models, where they are loaded already.
+    """
+
+    def __init__(
+        self, how: Execution, teaching: LabelingModels | OutsideModel, labeler: LabelsCases | None = None
+    ) -> None:
+        self._how, self._teaching = how, teaching
+        self._labeler: LabelsCases = labeler or teaching.labeler(how)
+        self.made_with = self._labeler.made_with
+
+    def __call__(self, look: Look, case_ids: Sequence[str]) -> dict[str, Any]:
+        """What a function, which is at the top of a module, finds in each case; in the order of the cases."""
+        crew = self._how.crew
+        if crew.ranks.world_size == 1:
+            return look(self._labeler, case_ids)
+        parts = crew.together(self._how, look_part, self._teaching, look, case_ids)
+        found = {case_id: each for part in parts for case_id, each in part.items()}
+        return {case_id: found[case_id] for case_id in case_ids if case_id in found}
+
+
+def look_part(
+    how: Execution, teaching: LabelingModels | OutsideModel, look: Look, case_ids: Sequence[str]
+) -> dict[str, Any]:
+    """Looks at every n-th case."""
+    part = how.part.of(case_ids)
+    return look(teaching.labeler(how), part) if part else {}
+
+
 def label_part(
     how: Execution,
-    teaching: Teaching | OutsideTeaching,
+    teaching: LabelingModels | OutsideModel,
     labels: PseudoLabels,
     pool: Sequence[str],
 ) -> bool:

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from flaresemi.errors import SelectionError
-from flaresemi.pseudolabels.labeling import LabelsCases
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.pseudolabels.vitals import (
     LABELED_CASES,
@@ -19,6 +18,7 @@ from flaresemi.pseudolabels.vitals import (
     volumes_of_pool,
 )
 from flaresemi.records import load_record, save_record
+from flaresemi.rounds.pieces import Looks
 from flaresemi.selection import CaseScore
 from flaresemi.workspace import RoundFolder, Workspace
 
@@ -55,31 +55,31 @@ class Protection:
     def _folder(self) -> RoundFolder:
         return self.workspace.round(self.fold, self.number)
 
-    def look_before(self, labeler: LabelsCases, scores: Mapping[str, CaseScore]) -> None:
+    def look_before(self, looks: Looks, scores: Mapping[str, CaseScore]) -> None:
         """Records what the models that label make of every organ.
 
         Args:
-            labeler: These models.
+            looks: Of these models.
             scores: Of all cases of the pool.
         """
         pool = spread(tuple(scores), POOL_CASES)
         volumes = {case: {name: organ.volume_ml for name, organ in scores[case].organs.items()} for case in pool}
-        save_record(self._folder.vitals_before, self._seen(labeler, volumes))
+        save_record(self._folder.vitals_before, self._seen(looks, volumes))
 
-    def look_after(self, labeler: LabelsCases) -> None:
+    def look_after(self, looks: Looks) -> None:
         """Records what the students make of every organ in the same cases, and warns of those that are vanishing."""
         before = load_record(self._folder.vitals_before, Vitals, error=SelectionError)
         first = self.workspace.round(self.fold, 1).vitals_before
         start = load_record(first, Vitals, error=SelectionError) if first.is_file() else before
-        after = self._seen(labeler, volumes_of_pool(labeler, tuple(before.volumes_ml)))
+        after = self._seen(looks, looks(volumes_of_pool, tuple(before.volumes_ml)))
         after = dataclasses.replace(after, organs=compared(start, before, after, self.labeled_ml))
         save_record(self._folder.vitals, after)
         for organ, why in after.vanishing.items():
             logger.warning("round %d: %s is vanishing: %s", self.number, organ, why)
 
-    def _seen(self, labeler: LabelsCases, volumes_ml: dict[str, dict[str, float]]) -> Vitals:
-        dice = dice_of_labeled(labeler, spread(self.training, LABELED_CASES))
-        return Vitals(made_with=labeler.made_with, dice=dice, volumes_ml=volumes_ml)
+    def _seen(self, looks: Looks, volumes_ml: dict[str, dict[str, float]]) -> Vitals:
+        dice = looks(dice_of_labeled, spread(self.training, LABELED_CASES))
+        return Vitals(made_with=looks.made_with, dice=dice, volumes_ml=volumes_ml)
 
     def barred(self, scores: Sequence[CaseScore], rule: SelectionRule) -> dict[str, str]:
         """Organs of which no pseudo-label may be learned in this round, each with the reason; not by whole cases.

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from flaresemi.compute.sharding import Shard
@@ -15,7 +16,6 @@ from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.preparation import refuse_changed
 from flaresemi.plans import Stage, load_fingerprint
 from flaresemi.pseudolabels.calibration import Observations
-from flaresemi.pseudolabels.labeling import LabelsCases
 from flaresemi.pseudolabels.outside import OutsideTeacher
 from flaresemi.pseudolabels.pool import PseudoLabels, label_pool, observe, write_reliable_series
 from flaresemi.pseudolabels.selecting import labeled_volumes, select, volumes_ml
@@ -24,8 +24,9 @@ from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.rounds.expecting import with_expected_dice
 from flaresemi.rounds.pieces import (
     Execution,
-    OutsideTeaching,
-    Teaching,
+    LabelingModels,
+    Looks,
+    OutsideModel,
     label_part,
     train_part,
     validate_part,
@@ -196,17 +197,20 @@ class Round:
     def label(self, shard: Shard = Shard()) -> bool:  # noqa: B008 (frozen)
         """Labels the pool with the models of the previous round, and the held-out cases; or one shard of the pool."""
         self._forget()
-        how, is_shared = self.execution, self.execution.crew.ranks.world_size > 1 and shard.count == 1
-        if is_shared and not all(how.crew.together(how, label_part, self._teaching, self.labels, self.pool)):
-            return False
-        labeler: LabelsCases = self._outside or self._teaching.labeler(how)
-        if not label_pool(labeler, self.labels, self.pool, shard=shard, stop_requested=how.stop_requested):
-            return False
+        how, labeler = self.execution, None
+        if how.crew.ranks.world_size > 1 and shard.count == 1:
+            if not all(how.crew.together(how, label_part, self._teaching, self.labels, self.pool)):
+                return False
+        else:
+            labeler = self._outside or self._teaching.labeler(how)
+            if not label_pool(labeler, self.labels, self.pool, shard=shard, stop_requested=how.stop_requested):
+                return False
         if shard.count == 1:
-            observed = Observations(observations=tuple(observe(labeler, self.split.validation)))
-            save_record(self.folder.observations, observed)
+            looks = Looks(how, self._teaching, labeler or self._outside)
+            observed = looks(observe, self.split.validation)
+            save_record(self.folder.observations, Observations(observations=tuple(chain(*observed.values()))))
             scores = self.labels.merged_scores(self.pool, self.made_with())
-            self._protection.look_before(labeler, {score.case_id: score for score in scores})
+            self._protection.look_before(looks, {score.case_id: score for score in scores})
         return True
 
     def select(self) -> bool:
@@ -265,7 +269,7 @@ class Round:
         if how.stop_requested():
             return False
         students = self._models(*(self.folder.model(stage) for stage in reversed(self.stages)))
-        self._protection.look_after(students.labeler(how))
+        self._protection.look_after(Looks(how, students))
         return True
 
     # The inputs of each step, as hashes. Their order is part of the format of the state file.
@@ -331,18 +335,18 @@ class Round:
     @functools.cached_property
     def _outside(self) -> OutsideTeacher | None:
         """Labels the pool in the first round, where the user names one."""
-        return self._teaching.labeler(self.execution) if isinstance(self._teaching, OutsideTeaching) else None
+        return self._teaching.labeler(self.execution) if isinstance(self._teaching, OutsideModel) else None
 
     @property
-    def _teaching(self) -> Teaching | OutsideTeaching:
+    def _teaching(self) -> LabelingModels | OutsideModel:
         """Who labels the pool."""
         if self.config.teacher is None or self.number > 1:
             return self._models(*self._teachers)
         model, store, tta = Path(self.config.teacher), self.prepared.stores[Stage.FINE], self.config.tta
-        return OutsideTeaching(model=model, plans=self.plans, dataset=self.dataset, fine_store=store, tta=tta)
+        return OutsideModel(model=model, plans=self.plans, dataset=self.dataset, fine_store=store, tta=tta)
 
-    def _models(self, fine: ModelFolder, coarse: ModelFolder | None = None) -> Teaching:
-        return Teaching(
+    def _models(self, fine: ModelFolder, coarse: ModelFolder | None = None) -> LabelingModels:
+        return LabelingModels(
             fine=fine,
             coarse=coarse,
             plans=self.plans,

@@ -129,18 +129,8 @@ def same_round(alone: Path, together: Path) -> None:
     assert load_record(other.model(Stage.FINE).run_record, RunRecord).processes == 2
 
 
-@pytest.mark.timeout(600)  # three processes import torch, at which a busy machine is slow
-def test_a_round_of_two_processes_is_that_of_one(data: Path, start: Path, alone: Path, tmp_path: Path) -> None:
-    shutil.copytree(start, tmp_path / "workspace")
-    place = ["-d", str(data), "-w", str(tmp_path / "workspace")]
-    done = launch("flaresemi.cli.semi_round", *place, *ROUND, "--gpus", "2")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("report: ") == 1 and done.stdout.count("next: ") == 1  # one of them speaks
-    same_round(alone, tmp_path / "workspace")
-
-
-@pytest.mark.timeout(600)
-def test_a_process_that_dies_ends_the_launch_and_costs_its_step_alone(
+@pytest.mark.timeout(900)  # five processes import torch, at which a busy machine is slow
+def test_a_round_of_two_processes_of_which_one_dies_is_that_of_one(
     data: Path, start: Path, alone: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(start, tmp_path / "workspace")
@@ -155,6 +145,7 @@ def test_a_process_that_dies_ends_the_launch_and_costs_its_step_alone(
     for step in ("label", "select", "train COARSE"):
         assert f"round 1: {step} is done" in done.stderr  # by the second start
     assert re.search(r"going on from iteration [12] of 4", done.stderr)
+    assert done.stdout.count("report: ") == 1 and done.stdout.count("next: ") == 1  # one of them speaks
     same_round(alone, tmp_path / "workspace")
 
 
