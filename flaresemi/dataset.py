@@ -10,7 +10,7 @@ from flaresemi import flare22
 from flaresemi.case_names import check_name, refuse_alike
 from flaresemi.description import Description
 from flaresemi.errors import DatasetError, listed, one_line
-from flaresemi.image_paths import EXPECTED, SEGMENTATION_ENDING, image_stem, named_images
+from flaresemi.image_paths import EXPECTED, SEGMENTATION_ENDING, image_stem, label_stem, named_images, visible_files
 from flaresemi.labels import LabelSet
 from flaresemi.records import closest
 
@@ -173,7 +173,9 @@ def _folders(root: Path) -> tuple[str, str, str, str]:
 
 
 def _label_files(folder: Path) -> list[tuple[str, Path]]:
-    return [(name, path) for name, path in named_images(folder) if image_stem(path) is not None]
+    found = [(name, path) for name, path in named_images(folder) if image_stem(path) is not None]
+    objects = [(label_stem(path), path) for path in visible_files(folder) if image_stem(path) is None]
+    return found + [(name, path) for name, path in objects if name is not None]
 
 
 def _channels_are_numbered(images: Path, masks: Path) -> bool:

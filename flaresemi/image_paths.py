@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 from pathlib import Path
 
 from flaresemi.extensions import READERS, installed
@@ -24,6 +25,12 @@ def image_endings() -> tuple[str, ...]:
 #: How 3D Slicer names a segmentation, which is a label map and never an image.
 SEGMENTATION_ENDING = ".seg.nrrd"
 
+#: What DICOM segmentations are, by SOP class: of segments, and of numbers. Source: DICOM PS3.4, B.5.
+SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+
+#: What the names of DICOM objects end with, and of segmentations that flaresemi_predict writes.
+_DICOM_ENDINGS = (".seg.dcm", ".dcm")
+
 #: How many bytes `starts_as_dicom` wants to see.
 DICOM_START = 132
 
@@ -40,6 +47,29 @@ def image_stem(path: Path) -> str | None:
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
     return None
+
+
+def label_stem(path: Path) -> str | None:
+    """The name of a label map's file without its ending; None when it is none.
+
+    It is that of an image, or CASE.seg.dcm or CASE.dcm if it holds a DICOM segmentation.
+    """
+    for ending in _DICOM_ENDINGS:
+        if path.name.lower().endswith(ending):
+            return path.name[: -len(ending)] if _holds_segmentation(path) else None
+    return image_stem(path)
+
+
+def _holds_segmentation(path: Path) -> bool:
+    try:
+        with open(path, "rb", opener=open_regular) as file:
+            start = file.read(1024)
+    except OSError as problem:
+        if is_shortage(problem):
+            raise
+        return False
+    classes = re.findall(rb"[0-9.]+", start[DICOM_START:])
+    return starts_as_dicom(start) and any(each.encode() in classes for each in SEGMENTATION_CLASSES)
 
 
 def image_name(path: Path) -> str | None:

@@ -7,7 +7,15 @@ from flaresemi.case_names import case_file, check_name, refuse_alike
 from flaresemi.dataset import LAYOUTS, Case, find_images
 from flaresemi.errors import ConfigError, ImageError, listed, shown
 from flaresemi.files import read_text
-from flaresemi.image_paths import IMAGE_ENDINGS, holds_slices, image_name, image_stem, named_images, visible_files
+from flaresemi.image_paths import (
+    IMAGE_ENDINGS,
+    holds_slices,
+    image_name,
+    image_stem,
+    label_stem,
+    named_images,
+    visible_files,
+)
 from flaresemi.inference.prediction_records import load_prediction
 from flaresemi.io.image_file import image_ending
 from flaresemi.phantom.dataset import TEST_LABELS
@@ -188,4 +196,4 @@ def refuse_overwriting(jobs: Sequence[tuple[Case, Path]], source: Path, *, overw
 
 def _foreign_files(folder: Path) -> list[Path]:
     """The images and label maps in a folder that are no predictions."""
-    return [path for path in visible_files(folder) if image_stem(path) is not None and load_prediction(path) is None]
+    return [path for path in visible_files(folder) if label_stem(path) is not None and load_prediction(path) is None]

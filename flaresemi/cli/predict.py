@@ -27,6 +27,7 @@ from flaresemi.cli.prediction_files import (
     refuse_foreign_tables,
     remaining_jobs,
     update_reliability,
+    update_statistics,
     update_warnings,
 )
 from flaresemi.cli.prediction_options import prediction_parser
@@ -42,6 +43,7 @@ from flaresemi.geometry import FloatTriple
 from flaresemi.inference.cascade import Segmenter, Watch
 from flaresemi.inference.dicom_output import DicomOutput
 from flaresemi.inference.fine_stage import FineOutput
+from flaresemi.inference.measurements import CaseMeasures, measure
 from flaresemi.inference.prediction_records import write_prediction
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
 from flaresemi.io.images import Image
@@ -86,6 +88,7 @@ def _predict(options: argparse.Namespace, words: list[str]) -> None:
         dicom=dicom,
         options=segmenter.options | ({} if dicom is None else dicom.options),
         reliability=_reliability(options, segmenter) if options.reliability else None,
+        statistics=options.statistics,
         efficiency=results / "efficiency" if options.measure else None,
         strict=options.strict,
     )
@@ -144,6 +147,7 @@ def _conclude(
     """
     with turns.alone():
         update_reliability(results, always=options.reliability)
+        update_statistics(results, always=options.statistics)
         refused = [each for case, error in failures for each in _about(case, getattr(error, "findings", ()))]
         update_warnings(results, refused, turns.elsewhere)
     if failures:
@@ -173,6 +177,7 @@ class _Extras:
 
     Attributes:
         reliability: Judges it.
+        statistics: Whether its organs are measured.
         efficiency: Folder for what it cost.
         strict: Whether an image that is warned of is refused.
         dicom: Writes results as DICOM objects; None: they are label maps.
@@ -180,6 +185,7 @@ class _Extras:
     """
 
     reliability: Reliability | None
+    statistics: bool
     efficiency: Path | None
     strict: bool
     dicom: DicomOutput | None
@@ -197,6 +203,7 @@ class _Read:
 class _Predicted:
     segmentation: Segmentation
     score: CaseScore | None
+    measures: CaseMeasures | None
 
 
 def _predict_all(
@@ -257,7 +264,7 @@ def _read(segmenter: Segmenter, job: tuple[Case, Path]) -> _Read:
 
 
 def _segment(segmenter: Segmenter, read: _Read, extras: _Extras, waited: float) -> _Predicted:
-    """Segments an image, and scores its reliability if requested."""
+    """Segments an image, scores its reliability and measures its organs if requested."""
     case, image = read.case, read.image
     if isinstance(image, FlaresemiError):
         raise image
@@ -269,7 +276,8 @@ def _segment(segmenter: Segmenter, read: _Read, extras: _Extras, waited: float) 
     segmentation = dataclasses.replace(
         segmentation, seconds={"read": waited, **segmentation.seconds}, findings=_about(case, segmentation.findings)
     )
-    return _Predicted(segmentation, judged[-1] if judged else None)
+    measures = measure(case.id, segmentation, image, segmenter.channels) if extras.statistics else None
+    return _Predicted(segmentation, judged[-1] if judged else None, measures)
 
 
 def _write(segmenter: Segmenter, case: Case, output: Path, extras: _Extras, predicted: _Predicted) -> dict[str, float]:
@@ -283,6 +291,7 @@ def _write(segmenter: Segmenter, case: Case, output: Path, extras: _Extras, pred
             models=segmenter.models,
             options=extras.options,
             score=predicted.score,
+            measures=predicted.measures,
             write=write_segmentation if dicom is None else functools.partial(dicom.write, case.images[0]),
         )
     seconds = predicted.segmentation.seconds | clock.seconds

@@ -14,6 +14,13 @@ from flaresemi.dataset import Case
 from flaresemi.errors import ImageError, SelectionError
 from flaresemi.files import content_hash
 from flaresemi.image_paths import visible_files
+from flaresemi.inference.measurements import (
+    STATISTICS,
+    STATISTICS_TABLE,
+    TABLE_COLUMNS,
+    MeasuresTable,
+    save_measures,
+)
 from flaresemi.inference.prediction_records import PredictionRecord, is_prediction, load_prediction, record_file
 from flaresemi.io.images import read_label_map
 from flaresemi.planning.findings import Finding
@@ -51,7 +58,7 @@ def is_predicted(
     record = load_prediction(output)
     if record is None or not output.is_file() or content_hash(output) != record.label_map:
         return False
-    lacks_score = options.reliability and not record.score
+    lacks_score = (options.reliability and not record.score) or (options.statistics and not record.measures)
     is_refused = bool(record.findings) and options.strict
     return not (lacks_score or is_refused) and record.is_current(case.images, models, deciding)
 
@@ -110,6 +117,9 @@ def refuse_foreign_tables(remaining: Sequence[tuple[Case, Path]], results: Path,
     refuse([results / WARNINGS], _holds_warnings)
     if options.reliability:
         refuse([results / RELIABILITY], _holds_scores)
+    if options.statistics:
+        refuse([results / STATISTICS], lambda path: holds_record(path, MeasuresTable))
+        refuse([results / STATISTICS_TABLE], _holds_statistics)
     if options.measure:
         files = (case_file(results / "efficiency", case.id, ".json") for case, _ in remaining)
         refuse(files, lambda path: holds_record(path, Efficiency))
@@ -126,6 +136,13 @@ def _holds_scores(path: Path) -> bool:
 def _holds_warnings(path: Path) -> bool:
     try:
         return read_table(path)[0] == _WARNING_COLUMNS
+    except (ValueError, OSError):
+        return False
+
+
+def _holds_statistics(path: Path) -> bool:
+    try:
+        return read_table(path)[0][: len(TABLE_COLUMNS)] == TABLE_COLUMNS
     except (ValueError, OSError):
         return False
 
@@ -158,6 +175,24 @@ def update_reliability(results: Path, *, always: bool) -> None:
             scores[record.score.case_id] = record.score
     save_scores(results / RELIABILITY, tuple(scores[case_id] for case_id in sorted(scores)))
     logger.info("reliability of every organ: %s", results / RELIABILITY)
+
+
+def update_statistics(results: Path, *, always: bool) -> None:
+    """Writes the measures of all label maps of a folder that have been measured, of this run and of earlier ones.
+
+    Args:
+        results: The folder.
+        always: Also where there are no such files yet.
+    """
+    if not (always or holds_record(results / STATISTICS, MeasuresTable)):
+        return
+    cases = {}
+    for path in visible_files(results):
+        record = load_prediction(path)
+        if record is not None and record.measures is not None and record.label_map == content_hash(path):
+            cases[record.measures.case_id] = record.measures
+    save_measures(results, tuple(cases[case_id] for case_id in sorted(cases)))
+    logger.info("measures of every organ: %s", results / STATISTICS_TABLE)
 
 
 def update_warnings(results: Path, refused: Sequence[Finding], elsewhere: Collection[str] = ()) -> None:

@@ -55,6 +55,12 @@ def prediction_parser() -> argparse.ArgumentParser:
         help="also write the expected Dice of every organ to reliability.csv; takes three times FINE's time",
     )
     parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="also write volume, mean and SD of the intensities, extent and cut-off ends of every organ to "
+        "statistics.csv and statistics.json",
+    )
+    parser.add_argument(
         "--measure",
         action="store_true",
         help="also write time, processor use and memory of every case, sampled every 0.1 s, to efficiency/CASE.json",

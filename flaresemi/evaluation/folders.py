@@ -15,7 +15,7 @@ from flaresemi.compute.parallel import parallel_map, worker_count
 from flaresemi.errors import DatasetError, ImageError
 from flaresemi.evaluation.flare import OrganMetrics, evaluate_case
 from flaresemi.evaluation.metrics import load_metrics
-from flaresemi.image_paths import IMAGE_ENDINGS, image_stem
+from flaresemi.image_paths import IMAGE_ENDINGS, label_stem
 from flaresemi.io.images import LabelMap, read_grid, read_label_map
 from flaresemi.io.segments import EXPORT, RENUMBER, contradictions
 from flaresemi.labels import LabelSet, count_values
@@ -208,7 +208,7 @@ def read_pair(pair: CasePair, labels: LabelSet) -> tuple[LabelMap, LabelMap]:
     """
     maps = []
     for path in (pair.prediction, pair.reference):
-        label_map = read_label_map(path, labels.values)
+        label_map = read_label_map(path, labels)
         values = list(count_values(label_map.array_zyx)) if label_map.segments else ()
         wrong, strange = contradictions(label_map.segments, labels, values)
         if wrong:
@@ -236,10 +236,13 @@ def read_pair(pair: CasePair, labels: LabelSet) -> tuple[LabelMap, LabelMap]:
             if math.isinf(distance)
             else f"their corners are {distance:.3g} mm apart"
         )
+        fix = EXPORT if reference.source.cropped else "predict the image that the reference was drawn on"
+        if prediction.source.cropped and reference.source.cropped:
+            fix = "each is cropped to a part of its image: name the images, with -d or --images"
         raise ImageError(
             f"case '{pair.case_id}': prediction and reference lie on different grids: {found}",
             where=f"{pair.prediction} and {pair.reference}",
-            fix=EXPORT if reference.source.cropped else "predict the image that the reference was drawn on",
+            fix=fix,
         )
     _refuse_mirrored(pair, prediction, reference, labels.background)
     return prediction, reference
@@ -282,12 +285,12 @@ def files_by_case(source: Path | Mapping[str, Path]) -> dict[str, Path]:
     if not isinstance(source, Path):
         return dict(source)
     if source.is_file():
-        return {image_stem(source) or source.name: source}
+        return {label_stem(source) or source.name: source}
     if not source.is_dir():
         raise DatasetError("folder not found", where=source)
     files: dict[str, Path] = {}
     for path in sorted(source.iterdir()):
-        case_id = None if path.name.startswith(".") else image_stem(path)
+        case_id = None if path.name.startswith(".") else label_stem(path)
         if case_id is None:
             continue
         if case_id in files:

@@ -16,10 +16,11 @@ from flaresemi.errors import ConfigError
 from flaresemi.files import atomic_path, content_hash
 from flaresemi.geometry import Geometry
 from flaresemi.image_paths import visible_files
+from flaresemi.inference.measurements import CaseMeasures
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
 from flaresemi.planning.findings import Finding
 from flaresemi.ranges import FileSize, FileTime
-from flaresemi.records import load_record, record_hash, save_record
+from flaresemi.records import CAME_LATER, load_record, record_hash, save_record
 from flaresemi.selection import CaseScore
 
 #: Folder beside the label maps; hidden, so that programs which list theirs find label maps alone.
@@ -87,6 +88,7 @@ class PredictionRecord:
         options: All else that decides the labels, by name.
         score: How far it may be trusted, if that was requested.
         findings: Warnings about the image.
+        measures: What was measured of every organ, if that was requested.
     """
 
     schema_version: int = 1
@@ -99,6 +101,7 @@ class PredictionRecord:
     options: dict[str, str]
     score: CaseScore | None = None
     findings: tuple[Finding, ...] = ()
+    measures: CaseMeasures | None = dataclasses.field(default=None, metadata=CAME_LATER)
 
     def is_current(self, images: Sequence[Path], models: Sequence[str], options: Mapping[str, str]) -> bool:
         """Whether the same networks would predict the same labels again: from these images, with these options."""
@@ -146,6 +149,7 @@ def write_prediction(
     models: Sequence[str],
     options: Mapping[str, str],
     score: CaseScore | None = None,
+    measures: CaseMeasures | None = None,
     write: Callable[[Path, Segmentation], None] = write_segmentation,
 ) -> None:
     """Writes a label map, and its record first.
@@ -157,6 +161,7 @@ def write_prediction(
         models: As in the record.
         options: As in the record.
         score: As in the record.
+        measures: As in the record.
         write: Writes it in its format.
 
     Raises:
@@ -173,6 +178,7 @@ def write_prediction(
             models=tuple(models),
             options=dict(options),
             score=score,
+            measures=measures,
             findings=segmentation.findings,
         )
         save_record(record_file(path), record)

@@ -19,11 +19,13 @@ from flaresemi.geometry import Geometry
 from flaresemi.image_paths import IMAGE_ENDINGS, image_endings
 from flaresemi.io import integrity, nifti
 from flaresemi.io.axes import check_axes, make_geometry
+from flaresemi.io.dicom_labels import read_segmentation
 from flaresemi.io.dicom_voxels import read_plane
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.segments import Segment, find_segments
 from flaresemi.io.series import find_series
 from flaresemi.io.text_headers import TextHeader, read_text_header
+from flaresemi.labels import LabelSet
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class ImageFile:
         modality: What DICOM calls it (CT, MR and so on); "" where the file does not say it.
         stored: Reads and decompresses the numbers as the file has them, (layer, Z, Y, X), in its own order and type;
             None of slices, which are scaled one by one.
+        merged: Of a DICOM segmentation, gives its label map, with values by the organs' names.
         fill_planes: Of slices, reads them, scaled, into an array in the file's order.
     """
 
@@ -57,6 +60,7 @@ class ImageFile:
     disagreement_mm: float = 0.0
     modality: str = ""
     stored: Callable[[], np.ndarray] | None = None
+    merged: Callable[[LabelSet | None], tuple[np.ndarray, tuple[Segment, ...]]] | None = None
     fill_planes: Callable[[np.ndarray], None] = lambda volume_zyx: None
 
     def read(self) -> Callable[[np.ndarray], None]:
@@ -67,6 +71,8 @@ class ImageFile:
         Raises:
             ImageError: the file is not whole, or a voxel is more than one number.
         """
+        if self.merged is not None:
+            raise ImageError("a DICOM segmentation is no image", where=self.path, fix="name an image")
         if self.stored is None:
             return lambda channel_zyx: self.fill_planes(self.source.to_file(channel_zyx))
         if self.layers > 1:
@@ -100,6 +106,10 @@ def open_image(path: Path) -> Iterator[ImageFile]:
     path = Path(path)
     if path.is_dir():
         yield _open_series(path)
+        return
+    if path.name.lower().endswith(".dcm"):
+        found = read_segmentation(path)
+        yield ImageFile(path=path, source=SourceGrid.of(found.geometry, cropped=True), merged=found.merged)
         return
     ending = image_ending(path)
     with integrity.opened(path) as file:

@@ -5,7 +5,7 @@ With `dicom`, the only file that knows SimpleITK and its (x, y, z) order. A fold
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from flaresemi.io.image_file import NIFTI_ENDINGS, ImageFile, image_ending, last
 from flaresemi.io.segments import Segment, merge_layers
 from flaresemi.io.voxels import replace_unusable
 from flaresemi.io.writing import written_whole
+from flaresemi.labels import LabelSet
 from flaresemi.room import enough_memory
 from flaresemi.system_errors import is_shortage
 
@@ -124,23 +125,26 @@ def read_image(paths: Sequence[Path]) -> Image:
     )
 
 
-def read_label_map(path: Path, organs: Mapping[str, int] | None = None) -> LabelMap:
+def read_label_map(path: Path, labels: LabelSet | None = None) -> LabelMap:
     """Reads a label map and brings it to canonical orientation. Floats are accepted where all are whole numbers.
 
     Args:
         path: The file.
-        organs: Value by name, for a segmentation whose segments are told apart by their names alone.
+        labels: The organs, for a segmentation whose segments are told apart by their names alone.
 
     Raises:
         ImageError: as `read_image`, a value is no integer, or segments overlap.
     """
     path = Path(path)
     with enough_memory(path), open_image(path) as file:
-        if file.stored is None:
+        if file.merged is not None:
+            merged, segments = file.merged(labels)
+        elif file.stored is None:
             raise ImageError("a folder of DICOM slices is no label map", where=path, fix="name a file")
-        integrity.check_memory(path, math.prod(file.source.geometry.shape_zyx))
-        layers = [_label_values(layer, file.slope, file.intercept, path) for layer in file.stored()]
-        merged, segments = merge_layers(layers, file.segments, organs or {}, path)
+        else:
+            integrity.check_memory(path, math.prod(file.source.geometry.shape_zyx))
+            layers = [_label_values(layer, file.slope, file.intercept, path) for layer in file.stored()]
+            merged, segments = merge_layers(layers, file.segments, {} if labels is None else labels.values, path)
         canonical = np.ascontiguousarray(file.source.to_canonical(merged), dtype=merged.dtype.newbyteorder("="))
     return LabelMap(array_zyx=canonical, source=file.source, segments=segments)
 

@@ -113,8 +113,8 @@ def _values(
     doubles = sorted(value for value, count in counts.items() if count > 1)
     if not doubles:
         return [{value: value for value in values} for values in found]
-    known = {_plain(name): value for name, value in organs.items()}
-    named = {(each.layer, each.value): known.get(_plain(each.name)) for each in segments}
+    known = {plain_name(name): value for name, value in organs.items()}
+    named = {(each.layer, each.value): known.get(plain_name(each.name)) for each in segments}
     values = [{value: named.get((layer, value)) for value in each} for layer, each in enumerate(found)]
     if any(value is None for each in values for value in each.values()):
         names = [_name(segments, layer, doubles[0]) for layer, each in enumerate(found) if doubles[0] in each]
@@ -140,11 +140,11 @@ def contradictions(segments: Sequence[Segment], labels: LabelSet, values: Sequen
         Segments that are called like another organ than the one their value stands for; and segments that are called
         like none. Each as a sentence.
     """
-    known = {_plain(name): value for name, value in labels.values.items()}
+    known = {plain_name(name): value for name, value in labels.values.items()}
     names = {value: name for name, value in labels.values.items()}
     wrong, strange = [], []
     for segment in segments:
-        meant, name = known.get(_plain(segment.name)), names.get(segment.value)
+        meant, name = known.get(plain_name(segment.name)), names.get(segment.value)
         if segment.value not in values or meant == segment.value or _NO_NAME.fullmatch(segment.name.strip()):
             continue
         if meant is not None:
@@ -167,7 +167,8 @@ def _name(segments: Sequence[Segment], layer: int, value: int) -> str:
     return f"'{shown(names[0])}'" if names else f"value {value} of layer {layer}"
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name as it is compared: case, and what separates its words, do not matter."""
     return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
 
 

@@ -26,8 +26,8 @@ def written_whole(path: Path, *, expected_bytes: int, ending: str) -> Iterator[P
     """
     integrity.check_path(path)
     with atomic_path(path) as temporary:
-        # One name with one ending: NIfTI's writer drops the second of two.
-        inner = temporary.with_name(f".{temporary.name.split('.')[1]}.whole{ending}")
+        # One name with one ending: NIfTI's writer drops the second of two. No file's own name begins with a dot.
+        inner = temporary.with_name(f".{temporary.name.split('.')[1]}..whole{ending}")
         inner.touch(0o600, exist_ok=False)  # the writer would follow a link of that name
         try:
             try:

@@ -111,7 +111,7 @@ def read_organs(case: Case, labels: LabelSet, image: SourceGrid) -> np.ndarray:
     """
     if case.label is None:
         raise ValueError(f"case '{case.id}' has no label map")
-    return organs_of(case, labels, read_label_map(case.label, labels.values), image)
+    return organs_of(case, labels, read_label_map(case.label, labels), image)
 
 
 def organs_of(case: Case, labels: LabelSet, label: LabelMap, image: SourceGrid) -> np.ndarray:

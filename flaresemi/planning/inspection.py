@@ -20,7 +20,6 @@ from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError, FlaresemiError, ImageError
 from flaresemi.geometry import BoundingBox, Geometry
 from flaresemi.io.grids import SourceGrid
-from flaresemi.io.image_file import image_ending
 from flaresemi.io.images import Image, LabelMap, read_image, read_label_map
 from flaresemi.io.segments import Segment
 from flaresemi.labels import LabelSet, count_values
@@ -242,14 +241,14 @@ def _problem(error: FlaresemiError) -> Problem:
 
 def _has_names(case: Case) -> bool:
     """Whether segments of a label map may have names, which `read_label_map` reads them by."""
-    return case.label is not None and image_ending(case.label) == ".nrrd"
+    return case.label is not None and case.label.name.lower().endswith((".nrrd", ".dcm"))
 
 
 def _read_label(case: Case, labels: LabelSet, problems: list[Problem]) -> LabelMap | None:
     if case.label is None:
         return None
     try:
-        return read_label_map(case.label, labels.values)
+        return read_label_map(case.label, labels)
     except ImageError as error:
         problems.append(_problem(error))
         return None

@@ -471,3 +471,11 @@ def test_a_file_is_opened_once_and_never_by_the_library(tmp_path, monkeypatch, e
         ours = [each for each in opened if not isinstance(each, int) and tmp_path in Path(each).parents]
         assert ours == [path]
     assert str(path) not in named
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_any_name_can_be_written_that_of_what_is_unfinished_too(tmp_path, ending):
+    grid = SourceGrid.of(Geometry(shape_zyx=(2, 3, 4), spacing_zyx_mm=(1.0, 1.0, 1.0)))
+    write_label_map(tmp_path / f"whole{ending}", np.ones((2, 3, 4), np.uint8), grid)
+    assert [path.name for path in tmp_path.iterdir()] == [f"whole{ending}"]
+    assert read_label_map(tmp_path / f"whole{ending}").array_zyx.all()

@@ -45,17 +45,17 @@ def test_a_single_layer_is_a_label_map_like_any(tmp_path, fields):
 )
 def test_one_value_in_two_layers_is_told_apart_by_names(tmp_path, segments):
     path = write_nrrd(tmp_path / "a.seg.nrrd", [LIVER, KIDNEY], fields=segment_fields(*segments))
-    found = read_label_map(path, LABELS.values)
+    found = read_label_map(path, LABELS)
     np.testing.assert_array_equal(found.array_zyx, LIVER + 2 * KIDNEY)
     assert contradictions(found.segments, LABELS, [0, 1, 2]) == ([], [])
     with pytest.raises(ImageError, match=r"value 1 stands for '.*iver', '.*idney'") as caught:
-        read_label_map(path, {"spleen": 1})
+        read_label_map(path, LabelSet(labels=(Label(name="spleen", value=1),)))
     assert "reference volume" in str(caught.value)
 
 
 def test_layers_without_names_that_share_a_value_are_refused(tmp_path):
     with pytest.raises(ImageError, match="value 1 stands for value 1 of layer 0, value 1 of layer 1"):
-        read_label_map(write_nrrd(tmp_path / "a.nrrd", [LIVER, KIDNEY]), LABELS.values)
+        read_label_map(write_nrrd(tmp_path / "a.nrrd", [LIVER, KIDNEY]), LABELS)
 
 
 def test_segments_that_overlap_are_refused_with_the_way_out(tmp_path):
@@ -64,7 +64,7 @@ def test_segments_that_overlap_are_refused_with_the_way_out(tmp_path):
     path = write_nrrd(tmp_path / "a.seg.nrrd", [LIVER, 2 * both],
                       fields=segment_fields(("liver", 1, 0), ("left kidney", 2, 1)))  # fmt: skip
     with pytest.raises(ImageError, match="1 voxels are in 'left kidney'") as caught:
-        read_label_map(path, LABELS.values)
+        read_label_map(path, LABELS)
     assert "reference volume" in str(caught.value)
 
 
