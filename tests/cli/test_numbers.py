@@ -34,7 +34,7 @@ def numeric(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         if getattr(action.type, "__module__", "").startswith("flaresemi.cli")
         and action.option_strings
         and action.choices is None
-        and action.dest not in ("mirror_axes", "size")
+        and action.dest not in ("mirror_axes", "size", "content_label", "model_name")
     ]
 
 
