@@ -48,9 +48,23 @@ OPENVINO = ["openvino>=2026.2"]  # earlier ones cut files off on a full disk, wi
 #: Writes DICOM segmentations.
 DICOM = ["highdicom>=0.25"]
 
+#: Serves predictions.
+SERVE = ["starlette>=0.46", "uvicorn>=0.34"]
+
 DOCUMENTATION = ["sphinx>=8.0", "myst-parser>=4.0", "furo>=2024.8.6"]
 
-COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate", "export", "semi_round", "review", "demo", "doctor")
+COMMANDS = (
+    "plan_and_preprocess",
+    "train",
+    "predict",
+    "evaluate",
+    "export",
+    "semi_round",
+    "review",
+    "serve",
+    "demo",
+    "doctor",
+)
 
 setup(
     name="flaresemi",
@@ -64,9 +78,10 @@ setup(
     packages=find_packages(include=["flaresemi", "flaresemi.*"]),
     install_requires=DEPENDENCIES,
     extras_require={
-        "dev": [*DEVELOPMENT, *OPENVINO, *DICOM, *DOCUMENTATION],
+        "dev": [*DEVELOPMENT, *OPENVINO, *DICOM, *SERVE, *DOCUMENTATION],
         "openvino": OPENVINO,
         "dicom": DICOM,
+        "serve": SERVE,
         "docs": DOCUMENTATION,
     },
     entry_points={"console_scripts": [f"flaresemi_{name} = flaresemi.cli.{name}:main" for name in COMMANDS]},

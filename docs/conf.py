@@ -28,7 +28,8 @@ CONTENTS = (
     (
         "README",
         "Use",
-        "dataset training prediction dicom self_training review machines few_labels from_nnunet flare22 slurm/README",
+        "dataset training prediction dicom serving self_training review machines few_labels from_nnunet flare22 "
+        "slurm/README",
     ),
     ("README", "Build on it", "extending api compatibility"),
     ("README", "Look inside", "trust architecture /benchmarks/README /CONTRIBUTING /CHANGELOG"),

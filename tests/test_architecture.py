@@ -19,6 +19,7 @@ PACKAGE = REPOSITORY / "flaresemi"
 ROWS = {
     "io": 1,
     "compute": 1,
+    "web": 1,
     "preprocessing": 2,
     "networks": 2,
     "evaluation": 2,
@@ -30,6 +31,7 @@ ROWS = {
     "training": 5,
     "pseudolabels": 5,
     "rounds": 6,
+    "serving": 6,
     "review": 7,
     "cli": 8,
 }
@@ -39,6 +41,8 @@ ONLY_IN = {
     "SimpleITK": ("io/images.py", "io/image_file.py", "io/dicom_voxels.py"),
     "pydicom": ("io/dicom", "io/rtstruct.py"),
     "highdicom": "io/dicom_seg.py",
+    "starlette": "serving/",
+    "uvicorn": "web/",
     "nibabel": "io/",
     "acvl_utils": "inference/",
     "batchgenerators": "training/",
@@ -59,7 +63,7 @@ IMPORT_NAMES = {
 }
 
 #: Packages of an extra, imported inside functions where they are there.
-OPTIONAL = {"openvino", "highdicom"}
+OPTIONAL = {"openvino", "highdicom", "starlette", "uvicorn"}
 
 #: Needed by a package that we import, without being imported by us.
 INDIRECT = {"tensorboard"}  # behind torch.utils.tensorboard

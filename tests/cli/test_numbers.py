@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from flaresemi.cli import demo, evaluate, export, plan_and_preprocess, semi_round
+from flaresemi.cli import demo, evaluate, export, plan_and_preprocess, semi_round, serve
 from flaresemi.cli.numbers import field_type, number
 from flaresemi.cli.prediction_options import prediction_parser
 from flaresemi.cli.training_options import training_parser
@@ -18,6 +18,7 @@ PARSERS: dict[str, tuple[Callable[[], argparse.ArgumentParser], list[str]]] = {
     "export": (export._parser, ["-o", "a"]),
     "plan": (plan_and_preprocess._parser, []),
     "predict": (prediction_parser, ["-i", "a", "-o", "b"]),
+    "serve": (serve._parser, []),
     "round": (semi_round._parser, []),
     "train": (training_parser, ["FINE", "0"]),
 }

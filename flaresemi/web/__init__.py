@@ -1,0 +1,1 @@
+"""What local servers have in common."""
