@@ -1,14 +1,18 @@
 """How images come to a network and its scores back, where a model of another framework does it its own way."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from flaresemi.ranges import Axis
+from flaresemi.ranges import Axis, Range
+from flaresemi.records import CAME_LATER
 
 #: Words of plans that only models of nnU-Net have. `spline`: cubic B-splines without widening; `nonzero`: what is 0 in
 #: every channel is cropped off; `zscore_crop`: mean and sd of the crop; `zscore_nonzero`: those of the voxels that are
 #: not 0 and of the holes in them; the others become 0.
 NNUNET_ONLY = frozenset({"spline", "nonzero", "zscore_crop", "zscore_nonzero"})
+
+
+LabelIndex = Annotated[int, Range(1, 1 << 16)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +26,17 @@ class Convention:
         orientation: How arrays (Z, Y, X) lie: `file`: in the order of the file; `ras`: canonical, but pointing to
             superior, anterior and right.
         axes: Axis i of the network is axis axes[i] of such an array.
+        painted: Of a network that was trained with regions, for each output the index of the label map that it writes
+            where it is above 0 (its sigmoid above one half), over what those before it wrote. Empty: the outputs are
+            background and every index, and the largest wins.
+        largest: Groups of indices. Of each in turn, the largest component of all of them together is kept, and the rest
+            becomes background.
     """
 
     orientation: Literal["file", "ras"]
     axes: tuple[Axis, Axis, Axis]
+    painted: tuple[LabelIndex, ...] = dataclasses.field(default=(), metadata=CAME_LATER)
+    largest: tuple[tuple[LabelIndex, ...], ...] = dataclasses.field(default=(), metadata=CAME_LATER)
 
     def __post_init__(self) -> None:
         if sorted(self.axes) != [0, 1, 2]:

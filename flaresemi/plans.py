@@ -240,6 +240,7 @@ class StagePlan:
         margin_mm: Margin about the organs' box, the same in training and prediction.
         resampling: Interpolation of images; `spline` is that of nnU-Net's models.
         reasons: For each number above, why it is what it is. Changes nothing.
+        label_inputs: Inputs behind the image's channels, in cascades of nnU-Net: where COARSE found each value.
     """
 
     stage: Stage
@@ -252,6 +253,7 @@ class StagePlan:
     intensities: tuple[IntensityPlan, ...]
     network: NetworkPlan
     reasons: dict[str, str]
+    label_inputs: Count = dataclasses.field(default=0, metadata=CAME_LATER)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -266,7 +268,7 @@ class StagePlan:
                 f"patch_zyx {list(self.patch_zyx)} is a single voxel on the network's last level: it must be larger, "
                 "or the network have fewer strides of 2"
             )
-        if len(self.intensities) != self.network.input_channels:
+        if len(self.intensities) + self.label_inputs != self.network.input_channels:
             raise ValueError("intensities needs one entry per input channel of the network")
         if self.stage is Stage.COARSE and self.region != "body":
             raise ValueError("COARSE works on the body")
@@ -316,10 +318,9 @@ class Plans:
                     f"{plan.stage} has {plan.network.output_channels} output channels, "
                     f"{self.labels.channels - 1} labels and background need {self.labels.channels}"
                 )
-            if plan.network.input_channels != len(self.channels):
-                raise ValueError(
-                    f"{plan.stage} has {plan.network.input_channels} input channels, not {len(self.channels)}"
-                )
+            inputs = plan.network.input_channels
+            if inputs != len(self.channels):
+                raise ValueError(f"{plan.stage} has {inputs} input channels, not {len(self.channels)}")
 
     @property
     def measured_body(self) -> BodyRule | None:
@@ -340,10 +341,8 @@ class Plans:
         Raises:
             PlanError: it would not.
         """
-        for what, ours, theirs in (
-            ("labels", self.labels.meanings, labels.meanings),
-            ("channels", self.channels, channels),
-        ):
+        meanings = ("labels", self.labels.meanings, labels.meanings)
+        for what, ours, theirs in (meanings, ("channels", self.channels, channels)):
             if ours != theirs:
                 raise _contradiction(what, where)
 

@@ -23,18 +23,10 @@ def written_values(labels: LabelSet, order: object, where: object) -> tuple[int,
     Raises:
         ValueError: it is no such order.
     """
-    if (
-        not isinstance(order, list)
-        or len(order) != labels.count
-        or any(isinstance(value, bool) or not isinstance(value, int) for value in order)
-    ):
-        raise ValueError(
-            f"regions_class_order must be a list of {labels.count} integers, one for each label besides background "
-            f"({', '.join(labels.names)}), found {order!r}"
-        )
+    values = checked_order(labels, order)
     written = []
     for each, name in zip(labels.classes, labels.class_names, strict=True):
-        last = order[each.organs[-1] - 1]
+        last = values[each.organs[-1] - 1]
         if last in each.values:
             written.append(last)
             continue
@@ -48,3 +40,21 @@ def written_values(labels: LabelSet, order: object, where: object) -> tuple[int,
             each.values[0],
         )
     return tuple(sorted(written))
+
+
+def checked_order(labels: LabelSet, order: object) -> tuple[int, ...]:
+    """One value per region.
+
+    Raises:
+        ValueError: it is no such order.
+    """
+    if (
+        not isinstance(order, list)
+        or len(order) != labels.count
+        or any(isinstance(value, bool) or not isinstance(value, int) for value in order)
+    ):
+        raise ValueError(
+            f"regions_class_order must be a list of {labels.count} integers, one for each label besides background "
+            f"({', '.join(labels.names)}), found {order!r}"
+        )
+    return tuple(order)

@@ -133,7 +133,7 @@ class ReferenceNet(nn.Module):
 
 def write_results(folder: Path, *, residual: bool = False, labels: dict | None = None, folds: tuple[str, ...] = ("0",),
                   change: dict | None = None, name: str = "nnUNetTrainer__nnUNetPlans__3d_fullres",
-                  **others: object) -> Path:  # fmt: skip
+                  order: list[int] | None = None, **others: object) -> Path:  # fmt: skip
     """A results folder as nnU-Net leaves it, with random weights.
 
     Args:
@@ -143,6 +143,7 @@ def write_results(folder: Path, *, residual: bool = False, labels: dict | None =
         folds: Which.
         change: Of the configuration.
         name: Of the model's folder.
+        order: regions_class_order of dataset.json.
         others: Of plans.json.
     """
     labels = labels or {"background": 0, "liver": 1, "spleen": 2}
@@ -183,16 +184,22 @@ def write_results(folder: Path, *, residual: bool = False, labels: dict | None =
         "foreground_intensity_properties_per_channel": {
             "0": {"percentile_00_5": -200.0, "percentile_99_5": 300.0, "mean": 60.0, "std": 80.0, "median": 60.0}
         },
-        "configurations": {"base": configuration, "3d_fullres": {"inherits_from": "base"}},
+        "configurations": {
+            "base": configuration,
+            "3d_fullres": {"inherits_from": "base"},
+            "3d_lowres": {"inherits_from": "base", "spacing": LOW_SPACING, "next_stage": "3d_cascade_fullres"},
+            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        },
     } | others
     model.mkdir(parents=True)
     (model / "plans.json").write_text(json.dumps(plans))
     description = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 3, "file_ending": ".nii.gz"}
+    description |= {} if order is None else {"regions_class_order": order}
     (model / "dataset.json").write_text(json.dumps(description))
-    outputs = len([name for name in labels if name != "ignore"])
+    inputs, outputs = 1 + (len(_values(labels)) if "cascade" in name else 0), _outputs(labels)
     for fold in folds:
         torch.manual_seed(3 + len(fold) + ord(fold[0]))
-        network = ReferenceNet(arguments, 1, outputs, residual=residual)
+        network = ReferenceNet(arguments, inputs, outputs, residual=residual)
         (model / f"fold_{fold}").mkdir()
         content = {
             "network_weights": network.state_dict(),
@@ -201,7 +208,12 @@ def write_results(folder: Path, *, residual: bool = False, labels: dict | None =
             "logging": {"dice": [[np.float32(0.5), np.float64(0.25)]], "curve": np.arange(3)},
             "_best_ema": np.float32(0.5),
             "current_epoch": 4,
-            "init_args": {"configuration": "3d_fullres", "fold": 0, "device": torch.device("cpu"), "plans": plans},
+            "init_args": {
+                "configuration": name.rpartition("__")[2],
+                "fold": 0,
+                "device": torch.device("cpu"),
+                "plans": plans,
+            },
             "trainer_name": "nnUNetTrainer",
             "inference_allowed_mirroring_axes": (0, 1, 2),
         }
@@ -209,10 +221,36 @@ def write_results(folder: Path, *, residual: bool = False, labels: dict | None =
     return model
 
 
-def reference_labels(model: Path, image: Path, *, residual: bool, folds: tuple[str, ...] = ("0",)) -> np.ndarray:
-    """What nnU-Net predicts, in the order of the file: every step in full, in double precision where it has it."""
+#: Of the configuration 3d_lowres.
+LOW_SPACING = [4.5, 2.5, 3.0]
+
+
+def _values(labels: dict) -> list[int]:
+    """The values of all labels and regions, without background and ignored voxels."""
+    kept = [value if isinstance(value, list) else [value] for name, value in labels.items() if name != "ignore"]
+    return sorted({value for each in kept for value in each} - {0})
+
+
+def _has_regions(labels: dict) -> bool:
+    return any(isinstance(value, list) for value in labels.values())
+
+
+def _outputs(labels: dict) -> int:
+    """One for each region, or for background and each label."""
+    count = len([name for name in labels if name != "ignore"])
+    return count - 1 if _has_regions(labels) else count
+
+
+def reference_labels(model: Path, image: Path, *, residual: bool, folds: tuple[str, ...] = ("0",),
+                     previous: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    """What nnU-Net predicts, in the order of the file: every step in full, in double precision where it has it.
+
+    Args:
+        previous: The label map of the first network of a cascade, in the order of the file.
+    """
     plans, description = (json.loads((model / name).read_text()) for name in ("plans.json", "dataset.json"))
-    configuration = plans["configurations"]["base"]
+    low = model.name.endswith("3d_lowres")
+    configuration = plans["configurations"]["base"] | ({"spacing": LOW_SPACING} if low else {})
     stored = sitk.ReadImage(str(image))
     forward = plans["transpose_forward"]
     data = sitk.GetArrayFromImage(stored).astype(np.float32).transpose(forward)
@@ -229,11 +267,33 @@ def reference_labels(model: Path, image: Path, *, residual: bool, folds: tuple[s
         data = (data - data.mean()) / data.std()
     target = configuration["spacing"]
     shape = [round(old / new * size) for old, new, size in zip(spacing, target, data.shape, strict=True)]
-    logits = _windows(_resized(data, shape, spacing, target, 3), model, plans, description, residual, folds)
+    inputs = [_resized(data, shape, spacing, target, 3)]
+    if previous is not None:
+        inputs += _one_hot(previous.transpose(forward)[box], mask, shape, spacing, target, description["labels"])
+    logits = _windows(np.stack(inputs), model, plans, description, residual, folds)
     back = np.stack([_resized(each, list(data.shape), target, spacing, 1) for each in logits])
     labels = np.zeros(whole, np.uint8)
     labels[box] = back.argmax(0)
+    if _has_regions(description["labels"]):
+        labels[box] = 0
+        for each, value in zip(back, description["regions_class_order"], strict=True):
+            labels[box][1 / (1 + np.exp(-each)) > 0.5] = value
     return labels.transpose(np.argsort(forward))
+
+
+def _one_hot(labels: np.ndarray, mask: np.ndarray, shape: list[int], old: list[float], new: list[float],
+             names: dict) -> list[np.ndarray]:  # fmt: skip
+    """Each label's mask on the network's voxels; outside of the patient is a label of its own meanwhile.
+
+    Where several are equally likely, the nearest voxel's is taken, if it is one of them.
+    """
+    labels = np.where((labels == 0) & ~mask, -1, labels.astype(int))
+    there = np.unique(labels)
+    scores = np.stack([_resized((labels == value).astype(float), shape, old, new, 1) for value in there])
+    nearest = _resized(labels, shape, old, new, 0)
+    found = np.where((scores == scores.max(0))[np.searchsorted(there, nearest), *np.indices(shape)], nearest,
+                     there[scores.argmax(0)])  # fmt: skip
+    return [(found == value).astype(float) for value in _values(names)]
 
 
 def _resized(volume: np.ndarray, shape: list[int], old: list[float], new: list[float], order: int) -> np.ndarray:
@@ -255,31 +315,32 @@ def _windows(data: np.ndarray, model: Path, plans: dict, description: dict, resi
              folds: tuple[str, ...]) -> np.ndarray:  # fmt: skip
     configuration = plans["configurations"]["base"]
     patch = configuration["patch_size"]
-    missing = [max(size - there, 0) for size, there in zip(patch, data.shape, strict=True)]
+    missing = [max(size - there, 0) for size, there in zip(patch, data.shape[1:], strict=True)]
     ends = [(less // 2, less - less // 2) for less in missing]
-    padded = np.pad(data, ends)
+    padded = np.pad(data, [(0, 0), *ends])
     starts = []
-    for size, window in zip(padded.shape, patch, strict=True):
+    for size, window in zip(padded.shape[1:], patch, strict=True):
         count = int(np.ceil((size - window) / (window * 0.5))) + 1
         starts.append([round((size - window) / max(count - 1, 1) * number) for number in range(count)])
     weight = np.zeros(patch)
     weight[tuple(size // 2 for size in patch)] = 1
     weight = ndimage.gaussian_filter(weight, [size / 8 for size in patch], mode="constant")
     weight = torch.from_numpy(weight / weight.max())
-    outputs = len([name for name in description["labels"] if name != "ignore"])
-    total, counted = torch.zeros(outputs, *padded.shape, dtype=torch.float64), torch.zeros(padded.shape)
+    outputs = _outputs(description["labels"])
+    total = torch.zeros(outputs, *padded.shape[1:], dtype=torch.float64)
+    counted = torch.zeros(padded.shape[1:])
     for fold in folds:
-        network = ReferenceNet(configuration["architecture"]["arch_kwargs"], 1, outputs, residual=residual)
+        network = ReferenceNet(configuration["architecture"]["arch_kwargs"], len(data), outputs, residual=residual)
         content = torch.load(model / f"fold_{fold}" / "checkpoint_final.pth", weights_only=False)
         network.load_state_dict(content["network_weights"])
         network.eval()
         for corner in itertools.product(*starts):
             place = tuple(slice(start, start + size) for start, size in zip(corner, patch, strict=True))
-            window = torch.from_numpy(padded[place].astype(np.float32))[None, None]
+            window = torch.from_numpy(padded[(slice(None), *place)].astype(np.float32))[None]
             for axes in (each for count in range(4) for each in itertools.combinations((2, 3, 4), count)):
                 with torch.no_grad():
                     total[(slice(None), *place)] += network(window.flip(axes)).flip(axes)[0] * weight / 8 / len(folds)
             if fold == folds[0]:
                 counted[place] += weight
-    inside = tuple(slice(low, low + size) for (low, _), size in zip(ends, data.shape, strict=True))
+    inside = tuple(slice(low, low + size) for (low, _), size in zip(ends, data.shape[1:], strict=True))
     return (total / counted).numpy()[(slice(None), *inside)]

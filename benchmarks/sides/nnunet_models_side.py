@@ -25,7 +25,7 @@ PLANS = {"plain": "nnUNetPlans", "residual": "nnUNetResEncUNetMPlans"}
 
 def make_plans(task: dict) -> dict:
     """A raw dataset of some cases, planned and preprocessed; the batch made small, so that a CPU trains it."""
-    name, source = task["name"], Path(task["source"])
+    name, source, width = task["name"], Path(task["source"]), task["width"]
     raw = Path(paths.nnUNet_raw) / name
     cases = sorted(path.name.removesuffix("_0000.nii.gz") for path in (source / "imagesTr").glob("*_0000.nii.gz"))
     for case in cases[: task["cases"]]:
@@ -33,7 +33,7 @@ def make_plans(task: dict) -> dict:
             (raw / kind).mkdir(parents=True, exist_ok=True)
             shutil.copy(source / kind / f"{case}{ending}.nii.gz", raw / kind)
     description = {"file_ending": ".nii.gz"} | json.loads((source / "dataset.json").read_text())
-    description["numTraining"] = task["cases"]
+    description |= {"numTraining": task["cases"]} | task.get("description", {})
     (raw / "dataset.json").write_text(json.dumps(description))
     number = int(name[7:10])
     extract_fingerprints([number], num_processes=1, check_dataset_integrity=False)
@@ -46,12 +46,16 @@ def make_plans(task: dict) -> dict:
         full["batch_size"] = 2
         full["patch_size"] = [min(*sizes) for sizes in zip(full["patch_size"], task["patch"], strict=True)]
         arguments = full["architecture"]["arch_kwargs"]
-        arguments["features_per_stage"] = [min(16 << level, 128) for level in range(arguments["n_stages"])]
+        arguments["features_per_stage"] = [min(width << level, 8 * width) for level in range(arguments["n_stages"])]
         if task.get("lowres"):
             spacing = [2 * size for size in full["spacing"]]
             shape = [size // 2 for size in full["median_image_size_in_voxels"]]
-            low = full | {"spacing": spacing, "median_image_size_in_voxels": shape}
+            patch = [max(size // 2, min(size, 32)) for size in full["patch_size"]]
+            low = full | {"spacing": spacing, "median_image_size_in_voxels": shape, "patch_size": patch}
+            low["next_stage"] = "3d_cascade_fullres"
             plans["configurations"]["3d_lowres"] = low | {"data_identifier": f"{PLANS[kind]}_3d_lowres"}
+            cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+            plans["configurations"]["3d_cascade_fullres"] = cascade
         path.write_text(json.dumps(plans))
         configurations = ["3d_fullres", "3d_lowres"] if task.get("lowres") else ["3d_fullres"]
         preprocess([number], PLANS[kind], configurations, [1] * len(configurations))
@@ -59,14 +63,11 @@ def make_plans(task: dict) -> dict:
 
 
 class ShortTrainer(nnUNetTrainer):
-    """A few epochs of a few steps with Adam, which needs fewer of them, without the validation at the end."""
+    """A few epochs of a few steps with Adam, which needs fewer of them."""
 
     def configure_optimizers(self) -> tuple:
         optimizer = torch.optim.AdamW(self.network.parameters(), 2e-3)
         return optimizer, PolyLRScheduler(optimizer, 2e-3, self.num_epochs)
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        pass
 
 
 def train(task: dict) -> dict:
@@ -81,18 +82,39 @@ def train(task: dict) -> dict:
     trainer.num_iterations_per_epoch = task["steps"] // 4
     started = time.perf_counter()
     trainer.run_training()
+    if task["configuration"] == "3d_lowres":  # it labels the cases from which the second network of a cascade learns
+        trainer.inference_allowed_mirroring_axes = None  # in an eighth of the time
+        trainer.perform_actual_validation()
     return {"seconds": time.perf_counter() - started, "folder": trainer.output_folder_base}
 
 
 def predict(task: dict) -> dict:
-    """nnUNetPredictor as nnUNetv2_predict uses it, one case after the other in one process."""
-    predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=task["mirroring"], allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(task["model"], tuple(task["folds"]))
+    """nnUNetPredictor as nnUNetv2_predict uses it, one case after the other in one process.
+
+    A cascade's first network writes its label maps into a folder, which the second one is given, as with
+    `-prev_stage_predictions`. With `single_sums`, nnU-Net sums its windows in single precision, which shows what its
+    half precision does.
+    """
+    if task.get("single_sums"):
+        torch.half = torch.float32
     before, started = peak_rss_mib(), time.perf_counter()
-    predictor.predict_from_files_sequential(
-        [[str(path)] for path in task["images"]], task["outputs"], save_probabilities=False, overwrite=True
+    images = [[str(path)] for path in task["images"]]
+    earlier = None
+    if task.get("previous"):
+        earlier = Path(task["outputs"][0]).parent / "previous"
+        earlier.mkdir(exist_ok=True)
+        names = [str(earlier / Path(output).name) for output in task["outputs"]]
+        _predictor(task, task["previous"]).predict_from_files_sequential(images, names)
+    _predictor(task, task["model"]).predict_from_files_sequential(
+        images, task["outputs"], folder_with_segs_from_prev_stage=None if earlier is None else str(earlier)
     )
     return {"seconds": time.perf_counter() - started, "rss_before_mib": before}
+
+
+def _predictor(task: dict, model: str) -> nnUNetPredictor:
+    predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=task["mirroring"], allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(model, tuple(task["folds"]))
+    return predictor
 
 
 if __name__ == "__main__":

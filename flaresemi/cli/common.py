@@ -237,7 +237,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="folds to average (default: 'all' where it is trained, else every finished one)",
     )
     parser.add_argument("--checkpoint", choices=("final", "best", "latest"), default="final", help="which weights")
-    parser.add_argument("--coarse", type=Path, metavar="MODEL_FOLDER", help="use COARSE from another model folder")
+    parser.add_argument(
+        "--coarse",
+        type=Path,
+        metavar="MODEL_FOLDER",
+        help="use COARSE from another model folder; of a cascade of nnU-Net, its 3d_lowres",
+    )
 
 
 def model_folder_of(options: argparse.Namespace) -> Path:

@@ -18,18 +18,19 @@ from flaresemi.errors import ImageError, listed
 from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
 from flaresemi.inference.checks import check_prepared, refusal
 from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
+from flaresemi.inference.label_inputs import label_inputs
 from flaresemi.inference.models import CheckpointName, cleaning, load_models
 from flaresemi.inference.orientation import turned, turned_back
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
+from flaresemi.inference.restoring import restored_labels
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
 from flaresemi.inference.sliding_window import most_likely
 from flaresemi.io.images import Image, read_image
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.engine import Engine, EngineName
 from flaresemi.plans import Stage
-from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, restoring_kinds
-from flaresemi.preprocessing.resampling import labels_from_logits
+from flaresemi.preprocessing.preprocessor import PreparedImage, prepare
 from flaresemi.records import record_hash
 from flaresemi.room import enough_memory
 
@@ -61,7 +62,8 @@ class Segmenter:
         fine: Checkpoints that segment, one per fold (their logits are averaged). A stage whose region is the body works
             alone, so COARSE by itself is put here, too.
         coarse: Checkpoints that find the organs; not needed when `fine` works on the whole body, or when every call
-            brings the organs' box. Without either, FINE searches the whole body.
+            brings the organs' box. Without either, FINE searches the whole body. In a cascade of nnU-Net, the first
+            network, whose labels the second sees.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         tta: Average over the mirrorings that the networks were trained with: slower, a little better. None: as the
             framework that trained them does, nnU-Net with and flaresemi without.
@@ -116,6 +118,7 @@ class Segmenter:
         self._fine = stage(fine, tta=tta)
         # One look at the whole body needs no mirrored second opinion.
         self._coarse = stage(coarse) if coarse and self.two_stage else None
+        self._first = stage(coarse, tta=tta) if fine[0].plan.label_inputs else None
 
     @classmethod
     def load(
@@ -230,8 +233,9 @@ class Segmenter:
             logger.warning("%s%s (%s)", f"{name}: " if name else "", finding.message, finding.remedy)
         region, notes = self._region(prepared, organs, clock)
         grid = prepared.grid(self._fine.plan)
+        crop, more = self._crop(prepared, clock)
+        notes += more
         with clock("fine"):
-            crop = functools.partial(prepared.stage_image, self._fine.plan)
             fill_c = self._padding(prepared, region)
             output = segment_region(self._fine, crop, region, grid, self.labels, fill_c)
         notes += output.notes
@@ -253,6 +257,17 @@ class Segmenter:
             seconds=clock.seconds,
             findings=findings,
         )
+
+    def _crop(
+        self, prepared: PreparedImage, clock: StepClock
+    ) -> tuple[Callable[[BoundingBox], np.ndarray], tuple[str, ...]]:
+        """What gives FINE's inputs in a box of its stage grid, and notes."""
+        image = functools.partial(prepared.stage_image, self._fine.plan)
+        if self._first is None:
+            return image, ()
+        with clock("coarse"):
+            found, notes = label_inputs(self._first, prepared, self._fine.plan, self.labels)
+        return lambda box: np.concatenate((image(box), found[(slice(None), *box.slices)])), notes
 
     def _region(
         self, prepared: PreparedImage, organs: BoundingBox | None, clock: StepClock
@@ -284,10 +299,7 @@ class Segmenter:
 
     def _restore(self, logits: torch.Tensor, region: BoundingBox, grid: StageGrid) -> tuple[np.ndarray, list[str]]:
         """Organ indices on the canonical grid, and notes."""
-        body = grid.body_box
-        back = (-body.start[0], -body.start[1], -body.start[2])
-        inside = grid.to_canonical(region)
-        labels = self._labels(logits, region, grid, inside.shifted(back))
+        labels, inside = restored_labels(logits, region, grid, self._fine.plan, self._convention)
         indices = np.zeros(grid.canonical_shape_zyx, labels.dtype)
         notes = self._doubts(self._clean(labels, self.labels), math.prod(grid.canonical_spacing_zyx_mm))
         indices[inside.slices] = labels
@@ -301,15 +313,6 @@ class Segmenter:
             for index, (stay, go) in kept.items()
             if go > NOTABLE_SHARE * stay
         ]
-
-    def _labels(self, logits: torch.Tensor, region: BoundingBox, grid: StageGrid, out_box: BoundingBox) -> np.ndarray:
-        """Resampled logits to labels, on the device of the logits where they fit."""
-        shapes, kinds = (grid.shape_zyx, grid.body_box.shape_zyx), restoring_kinds(self._fine.plan, grid)
-        try:
-            return labels_from_logits(logits, region, *shapes, out_box, kinds)
-        except torch.OutOfMemoryError:
-            logger.info("GPU memory ran out while restoring: done in main memory")
-        return labels_from_logits(logits.cpu(), region, *shapes, out_box, kinds)
 
 
 def _find_organs(coarse: StagePredictor, prepared: PreparedImage) -> tuple[BoundingBox | None, list[str]]:

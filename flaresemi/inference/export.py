@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from flaresemi import __version__
+from flaresemi.conventions import Convention
 from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.files import copy_file
 from flaresemi.geometry import FloatTriple, IntTriple
@@ -19,7 +20,7 @@ from flaresemi.inference.postprocessing import ATTACHED_SHARE
 from flaresemi.inference.predictor import LONGEST_WINDOW_PATCHES
 from flaresemi.inference.regions import SPECK_SHARE, SPECK_VOXELS, TOUCHING_VOXELS
 from flaresemi.inference.sliding_window import GAUSSIAN_SIGMA
-from flaresemi.labels import LabelSet
+from flaresemi.labels import LabelClass, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flaresemi.networks.engine import trained_network
 from flaresemi.networks.openvino import NotConvertedError, save_program
@@ -71,7 +72,8 @@ class ExportDescription:
     """Everything that is done to an image, for running the networks with other programs.
 
     Attributes:
-        label_values: The value that is written for each output of the networks, background first; empty in older ones.
+        label_values: The value that is written for each output of the networks, background first (models of nnU-Net
+            that were trained with regions have no output for it); empty in older ones.
         label_organs: The organs that each output belongs to: one, or several where organs are regions.
         steps: In words and in order.
     """
@@ -117,7 +119,7 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
         }
         for checkpoint, file in zip(models.fine, models.fine_files, strict=True):
             _copy_reliability(file, partial / _place(checkpoint))
-        fine, cleaned = models.fine[0], cleaning(models.fine)
+        fine, cleaned, outputs = models.fine[0], cleaning(models.fine), _outputs(models.fine[0])
         description = ExportDescription(
             flaresemi=__version__,
             channels=fine.channels,
@@ -126,9 +128,9 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
             keep_largest=tuple(fine.labels.names[index - 1] for index in cleaned.largest),
             touching=tuple(tuple(fine.labels.names[index - 1] for index in group) for group in cleaned.touching),
             stages=stages,
-            label_values=(fine.labels.background, *(each.values[0] for each in fine.labels.classes)),
-            label_organs=((), *(tuple(fine.labels.names[i - 1] for i in each.organs) for each in fine.labels.classes)),
-            steps=tuple(_nnunet_steps(fine) if fine.convention else _steps(fine, bool(models.coarse))),
+            label_values=tuple(written.values[0] if written else fine.labels.background for written, _ in outputs),
+            label_organs=tuple(tuple(fine.labels.names[organ - 1] for organ in organs) for _, organs in outputs),
+            steps=tuple(_nnunet_steps(fine, fine.convention) if fine.convention else _steps(fine, bool(models.coarse))),
         )
         save_record(partial / DESCRIPTION, description)
         try:
@@ -142,6 +144,14 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _outputs(fine: Checkpoint) -> list[tuple[LabelClass | None, tuple[int, ...]]]:
+    """What each output of the networks writes (None: background), and the organs that it means."""
+    classes = fine.labels.classes
+    if fine.convention is not None and fine.convention.painted:
+        return [(classes[index - 1], (organ,)) for organ, index in enumerate(fine.convention.painted, start=1)]
+    return [(None, ()), *((each, each.organs) for each in classes)]
 
 
 def _taken(folder: Path) -> ConfigError:
@@ -212,11 +222,8 @@ _INTENSITIES = (
 )
 
 
-def _nnunet_steps(fine: Checkpoint) -> Iterator[str]:
+def _nnunet_steps(fine: Checkpoint, convention: Convention) -> Iterator[str]:
     """What is done around a network of nnU-Net, as `Convention` and `StagePlan` have it."""
-    convention = fine.convention
-    if convention is None:
-        raise ValueError("this is no model of nnU-Net")
     lies = "as in the file" if convention.orientation == "file" else "pointing to superior, anterior and right"
     yield (
         f"Orient: the image's axes (Z, Y, X) {lies}, then in the order {list(convention.axes)}; spacings and windows "
@@ -240,11 +247,30 @@ def _nnunet_steps(fine: Checkpoint) -> Iterator[str]:
         f"windows are averaged, weighted by a Gaussian about voxel size // 2 with a SD of {GAUSSIAN_SIGMA:g} windows, "
         "and over all networks."
     )
+    if fine.plan.label_inputs:
+        yield (
+            "COARSE does all of this first, up to its label values on the voxels of the crop. Those are resampled to "
+            "FINE's voxels: each value by linear interpolation of its mask (the nearest slice where slices are taken "
+            "one by one), then the largest, where background that is 0 in the image and no hole is a value of its "
+            "own; equals: that of the nearest voxel, else the lowest. FINE sees, behind the image's channels, for "
+            "each value in ascending order 1 where it is and 0 elsewhere."
+        )
+    winner = (
+        "write, output by output, its value of `label_values` where it is above 0, over what is there"
+        if convention.painted
+        else "take the largest"
+    )
     yield (
         "Restore: interpolate the logits linearly at the voxels of the crop (the nearest slice where slices were "
-        "resampled one by one) and take the largest; outside of the crop is background."
+        f"resampled one by one) and {winner}; all else is background."
     )
-    yield "Write label i as `labels.labels[i - 1].value` on the image's own axes and geometry."
+    if convention.largest:
+        values = [[fine.labels.classes[index - 1].values[0] for index in group] for group in convention.largest]
+        yield (
+            f"Clean: of each of these groups of values in turn, {values}, keep the largest component (26 neighbors) "
+            "of all of them together; the rest is background."
+        )
+    yield "Write output i as `label_values[i]` on the image's own axes and geometry."
 
 
 def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:

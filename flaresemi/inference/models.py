@@ -37,7 +37,9 @@ def cleaning(fine: Sequence[Checkpoint]) -> Cleaning:
     index = fine[0].labels.index
     groups = Counter(group for checkpoint in fine for group in checkpoint.touching)
     names = Counter(name for checkpoint in fine for name in checkpoint.keep_largest)
+    convention = fine[0].convention
     return Cleaning(
+        together=() if convention is None else convention.largest,
         touching=tuple(tuple(sorted(map(index, group))) for group, count in groups.items() if 2 * count > len(fine)),
         largest=tuple(index(name) for name, count in names.items() if 2 * count > len(fine)),
     )
@@ -57,7 +59,7 @@ def load_models(
             results folder of nnU-Net v2, or the archive that it exports.
         folds: Folds to average. None: `all` where it was trained; otherwise every numbered fold whose FINE is finished.
         checkpoint: Which weights: `final` (after the whole training), `best` or `latest`.
-        coarse: Another such folder to take COARSE from.
+        coarse: Another such folder to take COARSE from; of a cascade of nnU-Net, its first network.
 
     Raises:
         CheckpointError: nothing to predict with, a fold or COARSE is missing, or checkpoints that do not belong
@@ -69,10 +71,11 @@ def load_models(
     chosen = _choose_folds(found, Path(folder), folds, checkpoint)
     fine_files = {fold: _file(found[fold] / Stage.FINE.value, checkpoint) for fold in chosen}
     fine = _load(fine_files)
-    if next(iter(fine.values())).plan.region == "body":
+    plan = next(iter(fine.values())).plan
+    if plan.region == "body" and not plan.label_inputs:
         coarse_models: dict[Path, Checkpoint] = {}
     elif coarse is None:
-        coarse_models = _load(_coarse_files(found, Path(folder), chosen, checkpoint))
+        coarse_models = _load(_coarse_files(found, Path(folder), chosen, checkpoint, others=bool(plan.label_inputs)))
     else:
         others = _stage_folders(Path(coarse))
         chosen_coarse = [fold for fold in chosen if fold in others] or list(others)
@@ -87,16 +90,14 @@ def load_models(
 def _nnunet_models(
     folder: Path, folds: Sequence[str] | None, checkpoint: CheckpointName, coarse: Path | None
 ) -> LoadedModels:
-    """The folds of a model of nnU-Net, which sees the whole image."""
-    if coarse is not None:
-        raise CheckpointError(
-            "a model of nnU-Net needs no COARSE: it sees the whole image", where=coarse, fix="leave --coarse out"
-        )
-    models = load_nnunet(folder, folds=folds, checkpoint=checkpoint)
+    """The folds of a model of nnU-Net, which sees the whole image, and of the first network where it is a cascade."""
+    models = load_nnunet(folder, folds=folds, checkpoint=checkpoint, first=coarse)
     check_together(models)
     for path, model in models.items():
         logger.info("%s of fold %s: %s", model.version, model.fold, path)
-    return LoadedModels(fine=tuple(models.values()), coarse=(), fine_files=tuple(models))
+    fine = {path: model for path, model in models.items() if model.plan.stage is Stage.FINE}
+    first = tuple(model for model in models.values() if model.plan.stage is Stage.COARSE)
+    return LoadedModels(fine=tuple(fine.values()), coarse=first, fine_files=tuple(fine))
 
 
 def _warn_of_sides(model: Checkpoint) -> None:
@@ -194,14 +195,14 @@ def _choose_folds(
 
 
 def _coarse_files(
-    found: dict[str, Path], folder: Path, folds: Sequence[str], checkpoint: CheckpointName
+    found: dict[str, Path], folder: Path, folds: Sequence[str], checkpoint: CheckpointName, *, others: bool = False
 ) -> dict[str, Path]:
-    """COARSE of the chosen folds; one is enough for an ensemble of several."""
-    there = [fold for fold in folds if _path(found[fold] / Stage.COARSE.value, checkpoint).is_file()]
+    """COARSE of the chosen folds; one is enough for an ensemble of several. With `others`, else of all there are."""
+    everywhere = [fold for fold in found if _path(found[fold] / Stage.COARSE.value, checkpoint).is_file()]
+    there = [fold for fold in folds if fold in everywhere] or (everywhere if others else [])
     if not there:
         fold = folds[0]
-        beside = [other for other in found if _path(found[other] / Stage.COARSE.value, checkpoint).is_file()]
-        hint = f"; COARSE of fold {', '.join(beside)} is there" if beside else ""
+        hint = f"; COARSE of fold {', '.join(everywhere)} is there" if everywhere else ""
         _file(found[fold] / Stage.COARSE.value, checkpoint, extra=hint)
     if len(there) < len(folds):
         logger.info("COARSE was trained in fold %s only: it finds the organs for all", ", ".join(there))

@@ -41,13 +41,17 @@ class Cleaning:
     Attributes:
         touching: Groups of organs that hang together, see `keep_attached`.
         largest: Organs of which only the largest component is kept.
+        together: Groups of label indices, see `keep_largest_of`; before all else.
     """
 
     touching: tuple[tuple[int, ...], ...] = ()
     largest: tuple[int, ...] = ()
+    together: tuple[tuple[int, ...], ...] = ()
 
     def __call__(self, labels_zyx: np.ndarray, labels: LabelSet) -> dict[int, tuple[int, int]]:
         """Cleans a label map in place; gives, per organ that was looked at, the voxels kept and those left out."""
+        for group in self.together:
+            keep_largest_of(labels_zyx, group)
         attached = [keep_attached(labels_zyx, group) for group in self.touching]
         kept = {index: counts for group in attached for index, counts in group.items()}
         for index, (stay, go) in clean_organs(labels_zyx, labels, self.largest).items():
@@ -128,6 +132,22 @@ def keep_largest(labels_zyx: np.ndarray, organs: Iterable[int]) -> dict[int, tup
         own = found.organs == index
         kept[index] = (int(found.sizes[own & ~dropped].sum()), int(found.sizes[own & dropped].sum()))
     return kept
+
+
+def keep_largest_of(labels_zyx: np.ndarray, indices: Sequence[int]) -> None:
+    """Keeps the largest component (26 neighbors) of several indices together; the rest of them becomes background.
+
+    As nnU-Net does it: components of one size are all kept.
+
+    Args:
+        labels_zyx: Label indices; changed in place.
+        indices: Which, 1 and up.
+    """
+    mask = np.isin(labels_zyx, indices)
+    numbers, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    if count > 1:
+        sizes = np.bincount(numbers.ravel())[1:]
+        labels_zyx[mask & np.isin(numbers - 1, np.flatnonzero(sizes < sizes.max()))] = 0
 
 
 def keep_attached(labels_zyx: np.ndarray, organs: Sequence[int]) -> dict[int, tuple[int, int]]:

@@ -71,8 +71,9 @@ class StagePredictor:
         self.device = engine.device
         self.step = step
         self.window = window
-        self._centered = checkpoints[0].convention is None
-        self._permutation = list(checkpoints[0].labels.mirror_permutation)
+        self.convention = checkpoints[0].convention
+        painted = self.convention.painted if self.convention is not None else ()
+        self._permutation = list(range(len(painted))) if painted else list(checkpoints[0].labels.mirror_permutation)
         axes = [checkpoint.labels.mirror_axes(checkpoint.mirror_axes) if tta else () for checkpoint in checkpoints]
         if tta and not any(axes):
             logger.warning("%s was trained without mirroring: there are no mirrored images to average", self.plan.stage)
@@ -172,7 +173,7 @@ class StagePredictor:
                     step=self.step,
                     batch=attempt.batch,
                     fill_c=fill,
-                    centered=self._centered,
+                    centered=self.convention is None,
                 )
         except torch.OutOfMemoryError:
             if last:

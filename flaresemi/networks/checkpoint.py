@@ -35,7 +35,8 @@ class Checkpoint:
         plan: The stage that it was trained for.
         body: How the patient is found in an image, as in `Plans`.
         channels: Name of each input channel.
-        labels: The organs; output channel `i` is `labels.classes[i - 1]`, 0 is background.
+        labels: The organs; output channel `i` is `labels.classes[i - 1]`, 0 is background (unless `convention.painted`
+            says otherwise).
         fold: A number, or 'all'.
         iteration: Training steps done.
         total_iterations: Training steps planned.
@@ -97,6 +98,10 @@ class _Header:
     def __post_init__(self) -> None:
         if not is_fold(self.fold):  # it becomes the name of a folder
             raise ValueError(f"'fold' must be a number or 'all', found '{self.fold}'")
+        if self.convention is not None:
+            indices = (*self.convention.painted, *(index for group in self.convention.largest for index in group))
+            if any(index >= self.labels.channels for index in indices):
+                raise ValueError(f"'convention' names an index above {self.labels.channels - 1}, the last label")
 
 
 _HEADER_FIELDS = tuple(field.name for field in dataclasses.fields(_Header))

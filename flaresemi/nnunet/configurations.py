@@ -7,11 +7,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from flaresemi.conventions import Convention
 from flaresemi.errors import CheckpointError, FlaresemiError, is_one_line, shown
 from flaresemi.labels import Label, LabelSet
 from flaresemi.nnunet.architectures import network_plan
 from flaresemi.plans import IntensityPlan, Stage, StagePlan
+from flaresemi.region_order import checked_order
 
 _READERS = {"SimpleITKIO": "file", "NibabelIO": "file", "NibabelIOWithReorient": "ras"}
 
@@ -30,16 +33,21 @@ _INSTEAD = "predict with nnU-Net itself; its label maps can teach: flaresemi_tra
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """One configuration of nnU-Net, in our words."""
+    """One configuration of nnU-Net, in our words.
+
+    Attributes:
+        previous: The configuration of the first network, where this is the second of a cascade.
+    """
 
     plan: StagePlan
     convention: Convention
     channels: tuple[str, ...]
     labels: LabelSet
+    previous: str | None
 
 
 def read_configuration(
-    plans: Mapping[str, Any], name: str, dataset: Mapping[str, Any], *, where: object
+    plans: Mapping[str, Any], name: str, dataset: Mapping[str, Any], *, where: object, stage: Stage = Stage.FINE
 ) -> Configuration:
     """What surrounds the networks of a configuration, and what they are.
 
@@ -48,6 +56,7 @@ def read_configuration(
         name: Of the configuration, as `3d_fullres`.
         dataset: From dataset.json.
         where: For messages.
+        stage: What it becomes: COARSE for the first network of a cascade.
 
     Raises:
         CheckpointError: the files are damaged, or say what cannot be run here; the message names it.
@@ -55,10 +64,12 @@ def read_configuration(
     try:
         configuration = _inherited(plans["configurations"], name)
         _refuse_others(plans, configuration, name, where)
-        channels, labels = _channels(dataset), _labels(dataset, where)
+        channels, (labels, painted) = _channels(dataset), _labels(dataset, where)
         intensities = _intensities(plans, configuration, len(channels), where)
+        previous = configuration.get("previous_stage")
+        label_inputs = len(labels.known_values) - 1 if previous else 0
         plan = StagePlan(
-            stage=Stage.FINE,
+            stage=stage,
             spacing_zyx_mm=_three(configuration["spacing"], float),
             patch_zyx=_three(configuration["patch_size"], int),
             batch_size=configuration.get("batch_size", 2),
@@ -66,12 +77,14 @@ def read_configuration(
             margin_mm=0.0,
             resampling="spline",
             intensities=intensities,
-            network=network_plan(configuration, len(channels), labels.channels, where),
+            network=network_plan(configuration, len(channels) + label_inputs, len(painted) or labels.channels, where),
             reasons={},
+            label_inputs=label_inputs,
         )
         convention = Convention(
             orientation=_READERS[_reader(plans)],  # type: ignore[arg-type]
             axes=_three(plans.get("transpose_forward", (0, 1, 2)), int),
+            painted=painted,
         )
     except FlaresemiError:
         raise
@@ -81,7 +94,13 @@ def read_configuration(
             where=where,
             fix="copy the whole folder of the model again; models of nnU-Net v1 are not read",
         ) from None
-    return Configuration(plan=plan, convention=convention, channels=channels, labels=labels)
+    return Configuration(
+        plan=plan,
+        convention=convention,
+        channels=channels,
+        labels=labels,
+        previous=None if not previous else str(previous),
+    )
 
 
 def _inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -110,8 +129,6 @@ def _refuse_others(plans: Mapping[str, Any], configuration: Mapping[str, Any], n
 
     if len(configuration["patch_size"]) != 3:
         raise refuse(f"'{shown(name)}' works on 2D slices")
-    if configuration.get("previous_stage"):
-        raise refuse(f"'{shown(name)}' is the second network of a cascade, which sees the labels of the first")
     if _reader(plans) not in _READERS:
         raise refuse(f"it reads images with {shown(_reader(plans))}")
     for key, usual in (("preprocessor_name", "DefaultPreprocessor"), ("label_manager", "LabelManager")):
@@ -133,19 +150,40 @@ def _channels(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     return channels
 
 
-def _labels(dataset: Mapping[str, Any], where: object) -> LabelSet:
-    """The labels that the network has an output for: `ignore`, which marks voxels without a label, is none."""
-    values = {name: value for name, value in dataset["labels"].items() if name not in ("background", "ignore")}
-    if dataset.get("regions_class_order") or any(isinstance(value, list | tuple) for value in values.values()):
+def _labels(dataset: Mapping[str, Any], where: object) -> tuple[LabelSet, tuple[int, ...]]:
+    """The labels, and what each output of a network paints that was trained with regions.
+
+    `ignore`, which marks voxels without a label, is none of them.
+    """
+    values = {
+        name: [int(each) for each in (value if isinstance(value, list | tuple) else [value])]
+        for name, value in dataset["labels"].items()
+        if name not in ("background", "ignore")
+    }
+    if any(len(each) > 1 for each in values.values()):
+        return _regions(values, dataset.get("regions_class_order"), where)
+    ordered = sorted(values, key=lambda name: values[name])
+    if [values[name] for name in ordered] != [[i] for i in range(1, len(values) + 1)]:
+        raise ValueError(f"labels must be numbered from 1, found {sorted(values.values())}")
+    return LabelSet(labels=tuple(Label(name=name, value=values[name][0]) for name in ordered)), ()
+
+
+def _regions(values: Mapping[str, Sequence[int]], order: object, where: object) -> tuple[LabelSet, tuple[int, ...]]:
+    """Regions in the order of the file, which is that of the outputs."""
+    labels = LabelSet(
+        labels=tuple(Label(name=name, value=each[0], more_values=tuple(each[1:])) for name, each in values.items())
+    )
+    labels = dataclasses.replace(labels, written_values=checked_order(labels, order))
+    written = np.array(labels.written_values)
+    painted = labels.to_indices(written)
+    if not painted.all() or (labels.to_values(painted) != written).any():
         raise CheckpointError(
-            "this model of nnU-Net cannot be run here: it was trained with regions, one sigmoid for each",
+            f"this model of nnU-Net cannot be run here: its regions_class_order {written.tolist()} writes a value that "
+            "is no label, or two values that are parts of the same regions",
             where=where,
             fix=_INSTEAD,
         )
-    ordered = sorted(values, key=lambda name: int(values[name]))
-    if [int(values[name]) for name in ordered] != list(range(1, len(values) + 1)):
-        raise ValueError(f"labels must be numbered from 1, found {sorted(values.values())}")
-    return LabelSet(labels=tuple(Label(name=name, value=int(values[name])) for name in ordered))
+    return labels, tuple(painted.tolist())
 
 
 def _intensities(

@@ -1,17 +1,15 @@
 """A results folder of nnU-Net v2, or the archive that it exports, as checkpoints of ours.
 
-Read are plans.json, dataset.json and fold_N/checkpoint_final.pth, as data: no code in them is run, and of the
-checkpoint nothing but tensors is used. postprocessing.pkl is not opened.
+Read are plans.json, dataset.json, fold_N/checkpoint_final.pth and postprocessing.json, as data: no code in them is
+run, and of the checkpoint nothing but tensors is used. postprocessing.pkl is not opened.
 """
 
 import contextlib
+import dataclasses
 import logging
 import re
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -22,27 +20,17 @@ from flaresemi.networks.archive import read_tensors
 from flaresemi.networks.checkpoint import Checkpoint, refuse_not_finite
 from flaresemi.nnunet.architectures import our_weights
 from flaresemi.nnunet.configurations import Configuration, read_configuration
+from flaresemi.nnunet.postprocessing import cross_validation, groups
+from flaresemi.nnunet.unpacking import CHECKPOINTS, FOLD, JSON, MOST_JSON_BYTES, unpacked
+from flaresemi.plans import Stage
 from flaresemi.records import parse_json
 
 logger = logging.getLogger(__name__)
 
-#: nnU-Net's names of what our command calls final, best and latest.
-CHECKPOINTS = {
-    "final": "checkpoint_final.pth",
-    "best": "checkpoint_best.pth",
-    "latest": "checkpoint_latest.pth",
-}
+_MODEL = re.compile(r"(?P<before>.+__.+__)(?P<configuration>[^_].*)")
 
-_FOLD = re.compile(r"fold_(?P<fold>\d+|all)")
-_MODEL = re.compile(r"(?P<trainer>.+)__(?P<plans>.+)__(?P<configuration>[^_].*)")
-_JSON = ("plans.json", "dataset.json")
-
-#: The configuration that is taken where a folder or archive holds several.
-_USUAL = "3d_fullres"
-
-#: What an archive may unpack to. Chosen: weights hardly shrink, text by ten.
-_MOST_RATIO = 50
-_MOST_JSON_BYTES = 64 << 20
+#: The configurations of which one is taken where a folder or archive holds several: the first that is there.
+_USUAL = ("3d_fullres", "3d_cascade_fullres", "3d_lowres")
 
 #: Steps of an epoch, unless a trainer says otherwise.
 _STEPS = 250
@@ -70,40 +58,132 @@ _STAND_INS: Mapping[str, Any] = {
 
 
 def is_nnunet(path: Path) -> bool:
-    """Whether a path is a model of nnU-Net: its archive (.zip), or a folder that holds trained configurations."""
-    if path.is_file():
-        return path.suffix.lower() == ".zip"
-    return path.is_dir() and bool(_models_below(path))
+    """Whether a path is a model of nnU-Net: its archive (.zip), a folder that holds trained configurations, or one."""
+    archive, _ = _parts(path)
+    return archive is not None or (path.is_dir() and bool(_models_below(path)))
 
 
-def load_nnunet(path: Path, *, folds: Sequence[str] | None = None, checkpoint: str = "final") -> dict[Path, Checkpoint]:
-    """The folds of one configuration.
+def load_nnunet(
+    path: Path,
+    *,
+    folds: Sequence[str] | None = None,
+    checkpoint: str = "final",
+    first: Path | None = None,
+    alone: bool = False,
+) -> dict[Path, Checkpoint]:
+    """The folds of one configuration, and those of the network before it where it is the second of a cascade.
 
     Args:
         path: The folder of the configuration (`TRAINER__PLANS__CONFIGURATION`), of its dataset or of all results, or
-            the archive that nnUNetv2_export_model_to_zip wrote.
+            the archive that nnUNetv2_export_model_to_zip wrote, or such a folder as a place in the archive.
         folds: Which; None: all that are finished.
         checkpoint: Which weights, one of `CHECKPOINTS`.
+        first: Another such path, of the first network of a cascade; None: it lies beside the second.
+        alone: The second network of a cascade without the first.
 
     Returns:
-        By the file that each came from.
+        By the file that each came from; the first network of a cascade is COARSE.
 
     Raises:
         CheckpointError: there is no such model, it is damaged, or one that cannot be run here.
     """
-    with _unpacked(path) if path.is_file() else contextlib.nullcontext(path) as folder:
-        model = _choose(_models_below(folder), path)
-        found = {match["fold"]: file for file in _checkpoints(model) if (match := _FOLD.fullmatch(file.parent.name))}
-        chosen = _folds(found, path, folds, CHECKPOINTS[checkpoint])
-        plans, dataset = (_json(model / name) for name in _JSON)
-        name = _configuration_name(model)
-        configuration = read_configuration(plans, name, dataset, where=path / name if path.is_dir() else path)
-        models = {}
-        for fold in chosen:
-            file = model / f"fold_{fold}" / CHECKPOINTS[checkpoint]
-            shown_file = path / file.relative_to(folder)
-            models[shown_file] = _fold(file, fold, configuration, shown_file)
-        return models
+    with _opened(path) as (model, root):
+        configuration = _configuration(model, root.shown(model))
+        models = _folds_of(model, configuration, root, folds, checkpoint)
+        if configuration.previous is None and first is not None:
+            raise CheckpointError(
+                "this model of nnU-Net needs no COARSE: it sees the whole image", where=first, fix="leave --coarse out"
+            )
+        if configuration.previous is None or alone:
+            return models
+        chosen = [each.fold for each in models.values()]
+        if first is None:
+            return models | _first(_beside(model, configuration.previous, root), root, chosen, checkpoint)
+    with _opened(first, configuration.previous) as (model, root):
+        return models | _first(model, root, chosen, checkpoint)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Root:
+    """Where an archive was unpacked to; the folder is gone soon. Without one, places are called as they are."""
+
+    archive: Path | None = None
+    folder: Path = Path()
+
+    def shown(self, place: Path) -> Path:
+        return place if self.archive is None else self.archive / place.relative_to(self.folder)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, wanted: str | None = None) -> Iterator[tuple[Path, _Root]]:
+    """The folder of the one configuration that a path means, for as long as it is read.
+
+    Args:
+        path: As for `load_nnunet`.
+        wanted: The configuration that it must be, if there are several.
+    """
+    archive, inside = _parts(path)
+    if archive is None:
+        yield _choose(_models_below(path), path, wanted), _Root()
+        return
+    with unpacked(archive) as folder:
+        yield _choose(_models_below(folder / inside), path, wanted), _Root(archive, folder)
+
+
+def _parts(path: Path) -> tuple[Path | None, Path]:
+    """The archive that a path is or lies in, and the place in it."""
+    for place in (path, *path.parents):
+        if place.suffix.lower() == ".zip" and place.is_file():
+            return place, path.relative_to(place)
+    return None, path
+
+
+def _configuration(model: Path, where: Path, stage: Stage = Stage.FINE) -> Configuration:
+    plans, dataset = (_json(model / name) for name in JSON)
+    return read_configuration(plans, _configuration_name(model), dataset, where=where, stage=stage)
+
+
+def _folds_of(
+    model: Path, configuration: Configuration, root: _Root, folds: Sequence[str] | None, checkpoint: str
+) -> dict[Path, Checkpoint]:
+    name = CHECKPOINTS[checkpoint]
+    chosen = _folds(_finished(model, name), root.shown(model), folds, name)
+    if configuration.plan.stage is Stage.FINE:
+        configuration = _with_postprocessing(configuration, model, chosen, root)
+    files = {fold: model / f"fold_{fold}" / name for fold in chosen}
+    return {root.shown(file): _fold(file, fold, configuration, root.shown(file)) for fold, file in files.items()}
+
+
+def _with_postprocessing(configuration: Configuration, model: Path, folds: Sequence[str], root: _Root) -> Configuration:
+    file = cross_validation(model, folds)
+    if file is None:
+        return configuration
+    largest = groups(_json(file), configuration.labels, root.shown(file))
+    return dataclasses.replace(configuration, convention=dataclasses.replace(configuration.convention, largest=largest))
+
+
+def _beside(model: Path, previous: str, root: _Root) -> Path:
+    """The folder of a cascade's first network: its trainer and plans are those of the second."""
+    match = _MODEL.fullmatch(model.absolute().name)
+    before = match["before"] if match is not None else "nnUNetTrainer__nnUNetPlans__"
+    found = model.absolute().parent / f"{before}{previous}"
+    if all((found / name).is_file() for name in JSON) and _checkpoints(found):
+        return found
+    raise CheckpointError(
+        f"this is the second network of a cascade, and the first, {shown(found.name)}, is not there",
+        where=root.shown(model),
+        fix="put its folder beside this one (or into the archive), or name it with --coarse",
+    )
+
+
+def _first(model: Path, root: _Root, folds: Sequence[str], checkpoint: str) -> dict[Path, Checkpoint]:
+    """The first network of a cascade: of the folds of the second or, where it has none of them, of all."""
+    configuration = _configuration(model, root.shown(model), Stage.COARSE)
+    there = _finished(model, CHECKPOINTS[checkpoint])
+    chosen = [fold for fold in folds if fold in there]
+    if 0 < len(chosen) < len(folds):
+        logger.info("%s is there of fold %s only", model.name, ", ".join(chosen))
+    return _folds_of(model, configuration, root, chosen or None, checkpoint)
 
 
 def _fold(file: Path, fold: str, configuration: Configuration, where: Path) -> Checkpoint:
@@ -136,10 +216,8 @@ def load_nnunet_weights(path: Path) -> Checkpoint:
         CheckpointError: as `load_nnunet`.
     """
     model = path.absolute().parent.parent
-    plans, dataset = (_json(model / name) for name in _JSON)
-    match = _FOLD.fullmatch(path.absolute().parent.name)
-    configuration = read_configuration(plans, _configuration_name(model), dataset, where=model)
-    return _fold(path, match["fold"] if match else "all", configuration, path)
+    match = FOLD.fullmatch(path.absolute().parent.name)
+    return _fold(path, match["fold"] if match else "all", _configuration(model, model), path)
 
 
 def _content(file: Path, where: Path) -> dict[str, Any]:
@@ -166,7 +244,7 @@ def _check(weights: object, axes: object, where: Path) -> None:
 def _models_below(folder: Path) -> list[Path]:
     """The folders of trained configurations: this one, or up to two levels below."""
     places = [folder, *sorted(folder.glob("*__*__*")), *sorted(folder.glob("Dataset*/*__*__*"))]
-    return [place for place in places if all((place / name).is_file() for name in _JSON) and _checkpoints(place)]
+    return [place for place in places if all((place / name).is_file() for name in JSON) and _checkpoints(place)]
 
 
 def _checkpoints(model: Path) -> list[Path]:
@@ -190,33 +268,43 @@ def _configuration_name(model: Path) -> str:
     return name
 
 
-def _choose(models: Sequence[Path], path: Path) -> Path:
+def _choose(models: Sequence[Path], path: Path, wanted: str | None) -> Path:
     if not models:
         raise CheckpointError(
-            "no trained model of nnU-Net v2 in this archive",
+            "no trained model of nnU-Net v2 here",
             where=path,
             fix="expected DATASET/TRAINER__PLANS__CONFIGURATION with plans.json, dataset.json and "
             "fold_0/checkpoint_final.pth",
         )
-    usual = [model for model in models if model.name.endswith(f"__{_USUAL}")]
-    if len(models) == 1 or len(usual) == 1:
-        chosen = models[0] if len(models) == 1 else usual[0]
-        if len(models) > 1:
-            logger.info("of %d models of nnU-Net, %s is taken (others: name their folder)", len(models), chosen.name)
-        return chosen
+    if len(models) == 1:
+        return models[0]
+    for configuration in _USUAL if wanted is None else (wanted,):
+        usual = [model for model in models if model.name.endswith(f"__{configuration}")]
+        if len(usual) == 1:
+            logger.info("of %d models of nnU-Net, %s is taken (others: name their folder)", len(models), usual[0].name)
+            return usual[0]
+        if usual:
+            break
     names = [f"{model.parent.name}/{model.name}" for model in models]
     raise CheckpointError(
-        f"{len(models)} models of nnU-Net are here: {listed(names)}", where=path, fix="name the folder of one with -m"
+        f"{len(models)} models of nnU-Net are here: {listed(names)}",
+        where=path,
+        fix="name the folder of one, also in an archive: model.zip/DATASET/TRAINER__PLANS__CONFIGURATION",
     )
 
 
-def _folds(found: Mapping[str, Path], path: Path, asked: Sequence[str] | None, name: str) -> list[str]:
-    there = [fold for fold, file in found.items() if (file.parent / name).is_file()]
+def _finished(model: Path, name: str) -> list[str]:
+    """The folds that have a checkpoint of this name."""
+    files = sorted(model.glob(f"fold_*/{name}"))
+    return [match["fold"] for file in files if (match := FOLD.fullmatch(file.parent.name))]
+
+
+def _folds(there: Sequence[str], model: Path, asked: Sequence[str] | None, name: str) -> list[str]:
     missing = [fold for fold in asked or () if fold not in there]
     if missing or not there:
         raise CheckpointError(
             f"no {name} of fold {', '.join(missing)}" if missing else f"no fold has its {name}",
-            where=f"{path} has it of fold {', '.join(there) or 'none'}",
+            where=f"{model} has it of fold {', '.join(there) or 'none'}",
             fix="name others with --fold, or other weights with --checkpoint best or latest",
         )
     if asked is not None:
@@ -226,7 +314,7 @@ def _folds(found: Mapping[str, Path], path: Path, asked: Sequence[str] | None, n
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
+        if path.stat().st_size > MOST_JSON_BYTES:
             raise ValueError("it is too large")
         value = parse_json(read_text(path))
     except FileNotFoundError:
@@ -238,55 +326,3 @@ def _json(path: Path) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"damaged {path.name}: expected a table", where=path)
     return value
-
-
-@contextlib.contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    """What prediction needs of an archive, in a folder for as long as it is read.
-
-    Raises:
-        CheckpointError: it is damaged, names places outside of itself, or unpacks to far more than it is.
-    """
-    with tempfile.TemporaryDirectory(prefix="flaresemi_") as temporary:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                needed = _entries(archive, path)
-                for entry, place in needed.items():
-                    target = Path(temporary, *place)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(entry) as source, open(target, "wb") as file:
-                        shutil.copyfileobj(source, file, 1 << 20)
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError) as problem:
-            raise CheckpointError(
-                f"this archive is damaged: {shown(str(problem), 200)}", where=path, fix="copy it again"
-            ) from None
-        yield Path(temporary)
-
-
-def _entries(archive: zipfile.ZipFile, path: Path) -> dict[zipfile.ZipInfo, tuple[str, ...]]:
-    """The entries that are needed, and where they belong."""
-    needed: dict[zipfile.ZipInfo, tuple[str, ...]] = {}
-    for entry in archive.infolist():
-        place = PurePosixPath(entry.filename)
-        link = entry.external_attr >> 28 == 0xA
-        if place.is_absolute() or ".." in place.parts or "\\" in entry.filename or ":" in entry.filename or link:
-            raise CheckpointError(
-                f"this archive would write outside of its folder: {shown(entry.filename)}",
-                where=path,
-                fix="it is no export of nnU-Net: get the model again from whom you trust",
-            )
-        wanted = place.name in _JSON or (place.name in CHECKPOINTS.values() and _FOLD.fullmatch(place.parent.name))
-        if not wanted or entry.is_dir():
-            continue
-        most = _MOST_JSON_BYTES if place.name in _JSON else _MOST_RATIO * entry.compress_size + (1 << 20)
-        if entry.file_size > most:
-            raise CheckpointError(
-                f"this archive unpacks to far more than weights do: {shown(entry.filename)} from "
-                f"{entry.compress_size} to {entry.file_size} bytes",
-                where=path,
-                fix="it is no export of nnU-Net: get the model again from whom you trust",
-            )
-        if place.parts in needed.values():
-            raise CheckpointError(f"this archive holds {shown(entry.filename)} twice", where=path, fix="copy it again")
-        needed[entry] = place.parts
-    return needed

@@ -8,13 +8,13 @@ import typing
 import numpy as np
 from scipy import ndimage
 
-from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
+from flaresemi.geometry import BoundingBox, IntTriple, StageGrid, resampled_shape
 from flaresemi.io.images import Image
 from flaresemi.plans import BodyRule, IntensityPlan, StagePlan
 from flaresemi.preprocessing.cropping import find_body
 from flaresemi.preprocessing.normalization import ChannelScaling, measure_scaling, scale
 from flaresemi.preprocessing.resampling import ALL_LINEAR, Kind, input_support, resample_labels, resample_part
-from flaresemi.preprocessing.splines import logit_kinds, resample_spline, separate_axis
+from flaresemi.preprocessing.splines import logit_kinds, resample_spline, separate_axis, spline_shape
 from flaresemi.records import record_hash
 from flaresemi.room import refuse_unfit
 
@@ -68,8 +68,13 @@ class PreparedImage:
 
     def grid(self, plan: StagePlan) -> StageGrid:
         """How the voxels of a stage lie in this image."""
-        geometry = self.image.geometry
-        return StageGrid.at_spacing(geometry.shape_zyx, geometry.spacing_zyx_mm, self.body_box, plan.spacing_zyx_mm)
+        geometry, shape = self.image.geometry, spline_shape if plan.resampling == "spline" else resampled_shape
+        return StageGrid(
+            canonical_shape_zyx=geometry.shape_zyx,
+            canonical_spacing_zyx_mm=geometry.spacing_zyx_mm,
+            body_box=self.body_box,
+            shape_zyx=shape(self.body_box.shape_zyx, geometry.spacing_zyx_mm, plan.spacing_zyx_mm),
+        )
 
     def stage_image(self, plan: StagePlan, box: BoundingBox | None = None) -> np.ndarray:
         """The image on a stage's voxels, normalized and then resampled.
@@ -109,18 +114,19 @@ class PreparedImage:
         for index, scaling in enumerate(self._scaling(plan.intensities)):
             part = scale(self.crop_czyx[index : index + 1], (scaling,))
             if plan.intensities[index].scheme == "zscore_nonzero":
-                part[:, ~self._filled_mask_zyx] = 0.0
+                part[:, ~self.filled_mask_zyx] = 0.0
             result[index] = resample_spline(part, shape_zyx, axis)[0]
         return result
 
     @functools.cached_property
-    def _filled_mask_zyx(self) -> np.ndarray:
+    def filled_mask_zyx(self) -> np.ndarray:
+        """`body_mask_zyx` with all holes in it."""
         return ndimage.binary_fill_holes(self.body_mask_zyx)
 
     def _scaling(self, intensities: tuple[IntensityPlan, ...]) -> tuple[ChannelScaling, ...]:
         if intensities not in self._scalings:
             filled = any(intensity.scheme == "zscore_nonzero" for intensity in intensities)
-            mask = self._filled_mask_zyx if filled else self.body_mask_zyx
+            mask = self.filled_mask_zyx if filled else self.body_mask_zyx
             self._scalings[intensities] = measure_scaling(self.crop_czyx, intensities, mask)
         return self._scalings[intensities]
 

@@ -7,7 +7,7 @@ separable: one weight matrix per axis. Shrinking widens the kernel by the factor
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -139,6 +139,7 @@ def labels_from_logits(
     canonical_shape_zyx: IntTriple,
     out_box: BoundingBox,
     kinds: tuple[Kind, Kind, Kind] = ALL_LINEAR,
+    painted: Sequence[int] = (),
 ) -> np.ndarray:
     """Resamples logits linearly and takes the largest: the same labels as all logits at once, in bounded memory.
 
@@ -152,21 +153,23 @@ def labels_from_logits(
         canonical_shape_zyx: Shape of the body crop at the image's own sampling.
         out_box: The part of the body crop to label.
         kinds: How each axis is resampled.
+        painted: The index that each channel writes where it is above 0, over what those before it wrote; where none is,
+            0. Empty: the largest channel wins, and is its own index.
 
     Returns:
         Internal indices, (*out_box.shape_zyx), uint8 (up to 256 classes) or uint16.
     """
     if tuple(logits_czyx.shape[1:]) != logits_box.shape_zyx:
         raise ValueError(f"logits of shape {tuple(logits_czyx.shape)} for a box of {logits_box.shape_zyx}")
-    classes = logits_czyx.shape[0]
-    result = np.zeros(out_box.shape_zyx, np.uint8 if classes <= 256 else np.uint16)
+    result = np.zeros(out_box.shape_zyx, np.uint8 if max(painted, default=len(logits_czyx) - 1) < 256 else np.uint16)
     axes = _axes(logits_box, stage_shape_zyx, canonical_shape_zyx, kinds, out_box)
-    possible = _possible_cells(logits_czyx) if all(axis.index.shape[1] <= 2 * _CELL for axis in axes) else None
+    bounded = all(axis.index.shape[1] <= 2 * _CELL for axis in axes)
+    possible = _possible_cells(logits_czyx, above_zero=bool(painted)) if bounded else None
     depth, height, width = out_box.shape_zyx
     planes = max(1, _SLAB_BYTES // (16 * height * width))
     for start in range(0, depth, planes):
         slab = slice(start, min(start + planes, depth))
-        labels = _largest(logits_czyx, (axes[0].part(slab), axes[1], axes[2]), possible)
+        labels = _winning(logits_czyx, (axes[0].part(slab), axes[1], axes[2]), possible, painted)
         result[slab] = labels.cpu().numpy().astype(result.dtype, copy=False)
     return result
 
@@ -290,11 +293,14 @@ def _combine_planes(volume: torch.Tensor, index: np.ndarray, weight: np.ndarray)
     return result
 
 
-def _largest(logits_czyx: torch.Tensor, axes: tuple[AxisWeights, ...], possible: np.ndarray | None) -> torch.Tensor:
-    """Index of the largest logit; classes are computed only where they are possible, unless that is None."""
+def _winning(
+    logits_czyx: torch.Tensor, axes: tuple[AxisWeights, ...], possible: np.ndarray | None, painted: Sequence[int]
+) -> torch.Tensor:
+    """Index of the largest logit, or what is painted; computed only where it is possible, unless that is None."""
     shape = tuple(len(axis.index) for axis in axes)
     best = torch.full(shape, -math.inf, device=logits_czyx.device)
-    labels = torch.zeros(shape, dtype=torch.uint8 if len(logits_czyx) <= 256 else torch.int32, device=best.device)
+    most = max(painted, default=len(logits_czyx) - 1)
+    labels = torch.zeros(shape, dtype=torch.uint8 if most < 256 else torch.int32, device=best.device)
     planes = slice(int(axes[0].index.min()) // _CELL, int(axes[0].index.max()) // _CELL + 1)
     for index, logits_zyx in enumerate(logits_czyx):
         region = tuple(slice(0, size) for size in shape)
@@ -307,14 +313,19 @@ def _largest(logits_czyx: torch.Tensor, axes: tuple[AxisWeights, ...], possible:
             if any(side.stop <= side.start for side in region):
                 continue
         value = _resample(logits_zyx, tuple(axis.part(side) for axis, side in zip(axes, region, strict=True)))
+        if painted:
+            labels[region].masked_fill_(value > 0, painted[index])
+            continue
         better = value > best[region]
         labels[region].masked_fill_(better, index)
         torch.maximum(best[region], value, out=best[region])
     return labels
 
 
-def _possible_cells(logits_czyx: torch.Tensor) -> np.ndarray:
+def _possible_cells(logits_czyx: torch.Tensor, *, above_zero: bool = False) -> np.ndarray:
     """For every class, the cells of 2×2×2 voxels about which it may be the largest anywhere after interpolation.
+
+    Or, with `above_zero`, above 0.
 
     What is interpolated lies between the extremes of its taps. So a class cannot win where, over a cell and its
     neighbors, its highest logit is below another's lowest. Most organs are possible in a small part of the volume.
@@ -322,6 +333,8 @@ def _possible_cells(logits_czyx: torch.Tensor) -> np.ndarray:
     Returns:
         Bool, (C, *cells).
     """
+    if above_zero:
+        return np.stack([(_cell_maximum(logits_zyx) > 0).cpu().numpy() for logits_zyx in logits_czyx])
     floor = -_cell_maximum(-logits_czyx[0])
     for logits_zyx in logits_czyx[1:]:
         floor = torch.maximum(floor, -_cell_maximum(-logits_zyx))

@@ -84,7 +84,7 @@ def load_start(path: Path) -> Checkpoint:
         CheckpointError: there is none, or it is damaged.
     """
     if is_nnunet(path):
-        return next(iter(load_nnunet(path).values()))
+        return next(iter(load_nnunet(path, alone=True).values()))
     return load_nnunet_weights(path) if path.suffix == _NNUNET else load_checkpoint(path)
 
 
@@ -106,6 +106,9 @@ def start_from(network: nn.Module, labels: LabelSet, channels: Sequence[str], pa
     model = load_start(path)
     own = network.state_dict()
     ours, theirs = _outputs(labels), _outputs(model.labels)
+    regional = model.convention is not None and bool(model.convention.painted)
+    if regional:  # a sigmoid each says nothing of the softmax over their combinations
+        theirs = []
     same = theirs == ours and model.channels == tuple(channels)
     if same and {name: tensor.shape for name, tensor in own.items()} == {
         name: tensor.shape for name, tensor in model.weights.items()
@@ -115,7 +118,10 @@ def start_from(network: nn.Module, labels: LabelSet, channels: Sequence[str], pa
     first = next((name for name, tensor in own.items() if tensor.ndim == 5), "")
     rows = _matches(theirs, ours)
     inputs = _matches(model.channels, channels)
-    found = [_take(name, tensor, model.weights.get(name), first, rows, inputs) for name, tensor in own.items()]
+    found = [
+        _take(name, tensor, model.weights.get(name), first, rows, inputs, len(model.channels))
+        for name, tensor in own.items()
+    ]
     beyond = sorted(model.weights.keys() - own.keys())
     if not any(each.taken and own[each.tensor].ndim == 5 and not _HEAD.fullmatch(each.tensor) for each in found):
         raise CheckpointError(
@@ -125,7 +131,7 @@ def start_from(network: nn.Module, labels: LabelSet, channels: Sequence[str], pa
         )
     start = Start(
         file=str(path),
-        organs=tuple(name for name in labels.names if name in model.labels.names),
+        organs=tuple(name for name in labels.names if name in model.labels.names and not regional),
         channels=tuple(name for name in channels if name in model.channels),
         tensors=tuple(found),
     )
@@ -152,8 +158,12 @@ def _take(
     first: str,
     rows: list[tuple[int, int]],
     inputs: list[tuple[int, int]],
+    channels: int,
 ) -> TensorStart:
-    """Fills one tensor of the network, in place, as far as the other one fits."""
+    """Fills one tensor of the network, in place, as far as the other one fits.
+
+    Of its inputs, only the first `channels` are an image's: in a cascade, labels follow.
+    """
 
     def told(taken: int, why: str) -> TensorStart:
         return TensorStart(tensor=name, taken=taken, numbers=own.numel(), why=why)
@@ -165,7 +175,7 @@ def _take(
             own[ours] = other[theirs]
         return told(len(rows) * own[0].numel(), "rows of organs with the same name; the others random")
     if name == first and own.shape[0] == other.shape[0] and own.shape[2:] == other.shape[2:]:
-        mean = other.mean(dim=1)
+        mean = other[:, :channels].mean(dim=1)
         for place in range(own.shape[1]):
             own[:, place] = mean
         for ours, theirs in inputs:

@@ -6,11 +6,13 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from flaresemi.errors import CheckpointError
@@ -18,6 +20,7 @@ from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.export import export_models
 from flaresemi.inference.models import load_models
 from flaresemi.nnunet.results import is_nnunet, load_nnunet
+from flaresemi.plans import Stage
 from tests.made_nnunet import reference_labels, write_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,8 +44,7 @@ def _scan(
 
 
 def _agreement(model: Path, scan: Path, *, residual: bool = False, folds: tuple[str, ...] = ("0",)) -> float:
-    segmenter = Segmenter.load(model, device="cpu", engine="torch")
-    found = segmenter.segment(segmenter.read([scan])).file_array
+    found = _predicted(model, scan)
     expected = reference_labels(model, scan, residual=residual, folds=folds)
     assert set(np.unique(expected)) == {0, 1, 2}
     return float((found == expected).mean())
@@ -90,6 +92,147 @@ def test_a_reader_that_turns_images_sees_them_pointing_to_anterior_and_right(tmp
     segmenter = Segmenter.load(model, device="cpu", engine="torch")
     found = segmenter.segment(segmenter.read([tmp_path / "flipped.nii.gz"])).file_array
     assert (found[:, ::-1, ::-1] == reference_labels(model, turned, residual=False)).mean() >= 0.9995
+
+
+REGIONS = {"background": 0, "all": [1, 2, 3], "core": [2, 3], "rim": 3}
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [(None, None), ({"background": 0, "whole": [1, 2], "front": 1, "ignore": 3}, [2, 1]), (REGIONS, [1, 2, 3])],
+)
+@pytest.mark.parametrize(
+    ("change", "others"),
+    [({}, {"transpose_forward": [2, 0, 1]}), ({"spacing": [6.0, 1.5, 1.6], "patch_size": [4, 16, 16]}, {})],
+)
+def test_a_cascade_and_regions_are_those_of_nnunet(
+    tmp_path: Path, labels: dict | None, order: list[int] | None, change: dict, others: dict
+) -> None:
+    folder = tmp_path / "Dataset001_Made"
+    low, second = (
+        write_results(
+            folder, labels=labels, order=order, change=change, name=f"nnUNetTrainer__nnUNetPlans__{name}", **others
+        )
+        for name in ("3d_lowres", "3d_cascade_fullres")
+    )
+    scan = _scan(tmp_path / "scan.nii.gz")
+    first = _predicted(low, scan)
+    assert (first == reference_labels(low, scan, residual=False)).mean() >= 0.9995
+    expected = reference_labels(second, scan, residual=False, previous=first)
+    assert len(np.unique(first)) > 2
+    assert len(np.unique(expected)) > 2
+    assert (_predicted(second, scan) == expected).mean() >= 0.9995
+    blind = reference_labels(second, scan, residual=False, previous=np.zeros_like(first))
+    assert (blind == expected).mean() < 0.99  # so that what the first network found does matter
+
+
+def _predicted(model: Path, scan: Path, **options: Any) -> np.ndarray:
+    segmenter = Segmenter.load(model, device="cpu", engine="torch", **options)
+    return segmenter.segment(segmenter.read([scan])).file_array
+
+
+def _cascade(folder: Path, folds: tuple[str, ...] = ("0",), first: tuple[str, ...] = ("0",)) -> Path:
+    write_results(folder, folds=first, name="nnUNetTrainer__nnUNetPlans__3d_lowres")
+    return write_results(folder, folds=folds, name="nnUNetTrainer__nnUNetPlans__3d_cascade_fullres")
+
+
+@pytest.mark.parametrize(
+    ("folds", "first", "taken"),
+    [(("0",), ("0", "1"), ["0"]), (("0", "1"), ("0",), ["0"]), (("all",), ("0", "1"), ["0", "1"])],
+)
+def test_a_cascade_in_an_archive_and_as_a_folder_of_ours(
+    tmp_path: Path, folds: tuple[str, ...], first: tuple[str, ...], taken: list[str]
+) -> None:
+    second = _cascade(tmp_path / "Dataset001_Made", folds, first)
+    archive = _archive(tmp_path / "model.zip", tmp_path)
+    models = load_models(archive)
+    assert [each.fold for each in models.coarse] == taken
+    assert [each.fold for each in models.fine] == list(folds)
+    export_models(models, tmp_path / "exported", programs=False)
+    scan = _scan(tmp_path / "scan.nii.gz")
+    found = [_predicted(place, scan) for place in (second, archive, tmp_path / "exported")]
+    assert all((each == found[0]).all() for each in found)
+    steps = " ".join(json.loads((tmp_path / "exported" / "description.json").read_text())["steps"])
+    assert "COARSE" in steps
+
+
+def test_a_cascade_without_its_first_network(tmp_path: Path) -> None:
+    second = _cascade(tmp_path / "Dataset001_Made")
+    scan = _scan(tmp_path / "scan.nii.gz")
+    expected = _predicted(second, scan)
+    elsewhere = tmp_path / "elsewhere"
+    (second.parent / "nnUNetTrainer__nnUNetPlans__3d_lowres").rename(elsewhere)
+    with pytest.raises(CheckpointError, match=r"the first, nnUNetTrainer__nnUNetPlans__3d_lowres, is not there"):
+        load_models(second)
+    assert (_predicted(second, scan, coarse=elsewhere) == expected).all()
+    with pytest.raises(CheckpointError, match="needs no COARSE"):
+        load_models(elsewhere, coarse=elsewhere)
+    alone = load_nnunet(second, alone=True)  # what a training starts from
+    assert [each.plan.stage for each in alone.values()] == [Stage.FINE]
+
+
+def test_one_of_several_models_in_an_archive(tmp_path: Path) -> None:
+    second = _cascade(tmp_path / "Dataset001_Made")
+    full = write_results(second.parent)
+    archive = _archive(tmp_path / "model.zip", tmp_path)
+    for chosen, place in ((full, archive), (second, archive / "Dataset001_Made" / second.name)):
+        (file,) = [path for path, model in load_nnunet(place).items() if model.plan.stage is Stage.FINE]
+        assert file == archive / chosen.relative_to(tmp_path) / "fold_0" / "checkpoint_final.pth"
+    with pytest.raises(CheckpointError, match="no trained model of nnU-Net v2 here"):
+        load_nnunet(archive / "Dataset002_Other")
+
+
+def _postprocessing(model: Path, folds: str, *groups: object, name: str = "remove_all_but_largest_component") -> None:
+    folder = model / f"crossval_results_folds_{folds}"
+    folder.mkdir(exist_ok=True)
+    content = {
+        "postprocessing_fns": [f"{name}_from_segmentation"] * len(groups),
+        "postprocessing_kwargs": [{"labels_or_regions": group} for group in groups],
+    }
+    (folder / "postprocessing.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_the_largest_components_that_its_cross_validation_chose(tmp_path: Path, regions: bool) -> None:
+    """As nnU-Net's own function has it, one after the other, for the folds that it was found for."""
+    made: dict[str, Any] = {"labels": REGIONS, "order": [1, 2, 3]} if regions else {}
+    model = write_results(tmp_path / "Dataset001_Made", folds=("0", "1"), **made)
+    scan = _scan(tmp_path / "scan.nii.gz")
+    expected = _predicted(model, scan)
+    groups = [[1, 2], 1] if not regions else [[1, 2, 3], [2, 3]]
+    _postprocessing(model, "0_1", *groups)
+    for group in groups:
+        mask = np.isin(expected, group)
+        numbers, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+        expected[mask & (numbers != np.bincount(numbers[mask]).argmax())] = 0
+    export_models(load_models(_archive(tmp_path / "model.zip", tmp_path)), tmp_path / "exported", programs=False)
+    for place in (model, tmp_path / "model.zip", tmp_path / "exported"):
+        assert (_predicted(place, scan) == expected).all()
+    assert load_models(model, folds=["0"]).fine[0].convention.largest == ()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("groups", "name"),
+    [((1,), "anything"), ((7,), "remove_all_but_largest_component"), (({},), "remove_all_but_largest_component")],
+)
+def test_postprocessing_that_is_something_else(tmp_path: Path, groups: tuple, name: str) -> None:
+    model = write_results(tmp_path / "Dataset001_Made")
+    _postprocessing(model, "0", *groups, name=name)
+    with pytest.raises(CheckpointError, match=r"postprocessing\.json of this model of nnU-Net cannot be used"):
+        load_models(model)
+
+
+def test_pickled_postprocessing_is_told_and_not_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = write_results(tmp_path / "Dataset001_Made")
+    (model / "crossval_results_folds_0").mkdir()
+    (model / "crossval_results_folds_0" / "postprocessing.pkl").write_bytes(pickle.dumps(_Code()))
+    for place in (model, _archive(tmp_path / "model.zip", tmp_path)):
+        caplog.clear()
+        load_models(place)
+        assert [each.message for each in caplog.records if each.levelname == "WARNING"] == [
+            "crossval_results_folds_0/postprocessing.pkl is not read, since it may run code, and there is no "
+            "postprocessing.json beside it: label maps are those before postprocessing"
+        ]
 
 
 def test_the_archive_and_what_is_exported_from_it_predict_the_same(tmp_path: Path) -> None:
@@ -163,12 +306,23 @@ def _class(name: str) -> Callable[[dict], None]:
     return lambda plans: plans["configurations"]["base"]["architecture"].update(network_class_name=name)
 
 
+def _regional(order: list[int], **labels: list[int]) -> Callable[[dict], None]:
+    """Other labels: by default, of three values and regions."""
+    labels = labels or {"a": [1, 2, 3], "b": [2, 3], "c": [3]}
+
+    def change(dataset: dict) -> None:
+        dataset.update(labels={"background": 0, **labels}, regions_class_order=order)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("dataset.json", lambda d: d["labels"].update(all=[1, 2]), "trained with regions"),
+        ("dataset.json", lambda d: d["labels"].update(all=[1, 2]), "regions_class_order must be a list of 3"),
+        ("dataset.json", _regional([1, 2, 7]), r"regions_class_order \[1, 2, 7\] writes a value that is no label"),
+        ("dataset.json", _regional([1, 2], both=[1, 2], all=[1, 2, 3]), "two values that are parts of the same"),
         ("plans.json", _base(patch_size=[16, 16]), "2D slices"),
-        ("plans.json", _base(previous_stage="3d_lowres"), "cascade"),
         ("plans.json", _class("a.b.Primus"), "'a.b.Primus' cannot be run"),
         ("plans.json", _network(dropout_op="torch.nn.Dropout3d"), "dropout_op"),
         ("plans.json", _network(nonlin="torch.nn.ReLU"), "nonlin torch.nn.ReLU"),
@@ -197,8 +351,13 @@ def test_several_models_in_one_folder(tmp_path: Path) -> None:
     assert [path.parent.parent for path in load_nnunet(tmp_path)] == [full]
     with pytest.raises(CheckpointError, match="cannot be used"):
         load_nnunet(low)
+    (full / "plans.json").rename(full / "plans")  # without it no model: the next in order is the cascade
+    cascade = write_results(folder, name="nnUNetTrainer__nnUNetPlans__3d_cascade_fullres")
+    write_results(folder, name="nnUNetTrainer__nnUNetPlans__2d")
+    assert next(iter(load_nnunet(tmp_path, alone=True))).parent.parent == cascade
+    (full / "plans").rename(full / "plans.json")
     write_results(folder, name="nnUNetTrainer__otherPlans__3d_fullres")
-    with pytest.raises(CheckpointError, match="3 models of nnU-Net are here"):
+    with pytest.raises(CheckpointError, match="5 models of nnU-Net are here"):
         load_nnunet(folder)
 
 

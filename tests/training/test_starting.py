@@ -157,6 +157,27 @@ def test_a_model_of_nnunet(tmp_path: Path, what: str) -> None:
     assert start.organs == ("spleen",)
 
 
+def test_the_second_network_of_a_cascade_of_nnunet(tmp_path: Path) -> None:
+    """Inputs of labels stay behind, and are no part of the mean for a new channel; the first network is not needed."""
+    model = write_results(tmp_path / "Dataset001_Made", name="nnUNetTrainer__nnUNetPlans__3d_cascade_fullres")
+    network, _ = _built(decoder_convs=(1, 2), encoder_convs=(1, 2, 2), input_channels=2)
+    start_from(network, _labels("tumor", "spleen"), ("PET", "CT"), model)
+    content = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    theirs, ours = content["encoder.stages.0.0.convs.0.conv.weight"], network.state_dict()["encoder.0.0.0.weight"]
+    assert theirs.shape[1] == 3
+    assert torch.equal(ours, theirs[:, [0, 0]])
+
+
+def test_the_outputs_of_nnunets_regions_are_no_rows_of_ours(tmp_path: Path) -> None:
+    labels = {"background": 0, "liver": [1, 2], "spleen": 1}
+    model = write_results(tmp_path / "Dataset001_Made", labels=labels, order=[2, 1])
+    network, _ = _built(decoder_convs=(1, 2), encoder_convs=(1, 2, 2))
+    start = start_from(network, _labels("spleen", "liver"), ("CT",), model)
+    assert start is not None
+    assert start.organs == ()
+    assert {each.taken for each in start.tensors if each.tensor.startswith("heads.0")} == {0}
+
+
 def test_outputs_of_regions_are_matched_by_the_organs_that_they_stand_for(liver_and_spleen: Path) -> None:
     """An output for a combination of organs is none of a single organ, whatever their order."""
     theirs = load_checkpoint(liver_and_spleen).weights["heads.0.bias"]
