@@ -94,6 +94,7 @@ class Yardstick:
         test: Every how manieth labeled case is a test case; 0: the dataset has its own.
         split: Keys of the dataset's split.json, for the labeled and the development cases; None: cases are dealt.
         is_thin: One stage, with half of the features.
+        preset: Of the plans.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Yardstick:
     test: int = 0
     split: tuple[str, str] | None = None
     is_thin: bool = False
+    preset: str = "small"
 
 
 def _published(name: str, dataset: str, labeled: str, development: str) -> Yardstick:
@@ -150,11 +152,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["a", "b", "c", "d", "e", "a-long"])
     parser.add_argument("--test", action="store_true", help="score the test cases too")
     options = parser.parse_args()
-    few = Few(yardstick_of(options.yardstick, options.iterations), options.work)
+    few = Few(yardstick_of(options.yardstick, options.iterations, options.preset), options.work)
     for number in options.draws:
         arms = [arm for arm in options.arms if not few.is_done(number, arm, options.rounds, test=options.test)]
         if arms:
             few.prepare(number)
+        if "e" in arms:
+            few.prepare_ceiling(number)
         for arm in arms:
             few.run(number, arm, options.rounds, test=options.test)
             few.report(options.rounds, test=options.test)
@@ -166,6 +170,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--iterations", type=int, help="of every model, instead of the yardstick's")
+    parser.add_argument("--preset", default="small", choices=tuple(PRESETS))
 
 
 def _make_thin(path: Path) -> None:
@@ -176,9 +181,11 @@ def _make_thin(path: Path) -> None:
     save_record(path, dataclasses.replace(plans, fine=dataclasses.replace(plans.fine, network=thin)))
 
 
-def yardstick_of(name: str, iterations: int | None) -> Yardstick:
-    """The yardstick; with another number of iterations it has another name, and so results of its own."""
+def yardstick_of(name: str, iterations: int | None, preset: str = "small") -> Yardstick:
+    """The yardstick; with other iterations or another preset it has another name, and so results of its own."""
     yardstick = YARDSTICKS[name]
+    if preset != yardstick.preset:
+        yardstick = dataclasses.replace(yardstick, name=f"{yardstick.name}_{preset}", preset=preset, is_thin=False)
     if iterations is None:
         return yardstick
     return dataclasses.replace(yardstick, name=f"{yardstick.name}_{iterations}", iterations=iterations)
@@ -215,7 +222,7 @@ class Few:
         return self.bench.work / f"draw_{number}"
 
     def prepare(self, number: int) -> None:
-        """Links the data sets of a draw, plans it, and prepares it once for all arms."""
+        """Links the data sets of a draw, plans it, and prepares it once for the arms that know few labels."""
         folder, draw = self.folder(number), self.draw(number)
         data, truth = folder / "data", folder / "truth"
         for case in draw.labeled:
@@ -241,12 +248,15 @@ class Few:
             description["z_range"] = self.yardstick.z_range
         for place in (data, truth):
             write_text(place / "dataset.json", json.dumps(description))
-        plan = ("--preset", "small", "--stages", "one") if self.yardstick.is_thin else ("--preset", "small")
+        plan = ("--preset", self.yardstick.preset, *(("--stages", "one") if self.yardstick.is_thin else ()))
         self.bench.command(f"{number} plan", "flaresemi_plan_and_preprocess", "-d", data, "-w", folder / "few", *plan)
         if self.yardstick.is_thin:
             _make_thin(folder / "few" / "plans.json")
-        # The ceiling: the plans of the few, and every label of the training cases in 'fold 0'.
-        workspace = folder / "all"
+
+    def prepare_ceiling(self, number: int) -> None:
+        """Prepares arm e: the plans of the few, and every label of the training cases in 'fold 0'."""
+        folder, draw = self.folder(number), self.draw(number)
+        truth, workspace = folder / "truth", folder / "all"
         if not workspace.exists():
             workspace.mkdir()
             for name in ("plans.json", "fingerprint.json"):
