@@ -34,6 +34,10 @@ MARGIN_MM = 20.0
 #: One stage suffices when the median body at FINE's spacing holds at most so many FINE patches.
 ONE_STAGE_PATCHES = 1.5
 
+#: ... and the organs with their margin fill at least this share of it. Chosen: at 0.16 (hearts of ACDC), a FINE of one stage
+#: was 0.11 Dice behind one that saw the organs' region, at 0.27 (openkbp) there was no difference (docs/few_labels.md).
+ONE_STAGE_SHARE = 0.25
+
 
 def make_plans(
     fingerprint: DatasetFingerprint,
@@ -48,7 +52,8 @@ def make_plans(
 
     Args:
         memory_gib: GPU memory that training may take; None: what the preset was made for.
-        stages: `auto`: one where the median body holds at most 1.5 FINE patches, else two.
+        stages: `auto`: one where the median body holds at most 1.5 FINE patches and the organs fill at least 25 % of
+            it, else two.
         architecture: Who builds FINE's network, on the preset's levels and features; None: as the preset says.
         arguments: Of that builder; None: those of the preset, or none for another architecture.
 
@@ -149,15 +154,19 @@ def _choose_stages(sizer: Sizer, stages: StagesName) -> tuple[bool, str]:
     size = (
         f"the median body, {reasons.shape(body.region_zyx)} voxels at FINE's spacing, holds {body.patches:.1f} patches"
     )
-    if body.patches <= ONE_STAGE_PATCHES:
+    if body.patches > ONE_STAGE_PATCHES:
         return (
-            False,
-            f"one stage: {size}, at most {ONE_STAGE_PATCHES:g}, so finding the organs first would save nothing",
+            True,
+            f"two stages: {size}, more than {ONE_STAGE_PATCHES:g}, so COARSE finds the organs and FINE segments them",
         )
-    return (
-        True,
-        f"two stages: {size}, more than {ONE_STAGE_PATCHES:g}, so COARSE finds the organs and FINE segments them",
-    )
+    share = math.prod(organs.region_zyx) / math.prod(body.region_zyx)
+    size += f", at most {ONE_STAGE_PATCHES:g}, and the organs with their margin fill {100 * share:.0f} % of it"
+    if share < ONE_STAGE_SHARE:
+        return (
+            True,
+            f"two stages: {size}, less than {100 * ONE_STAGE_SHARE:g}: FINE learns more from patches of the organs",
+        )
+    return False, f"one stage: {size}, so finding the organs first would gain nothing"
 
 
 def _organs_mm(sizer: Sizer) -> tuple[float, float, float]:

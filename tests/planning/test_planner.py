@@ -72,6 +72,18 @@ def test_hippocampus_is_one_patch_and_one_stage(hippocampus_fingerprint: Dataset
     assert "one stage" in plans.reasons["stages"]
 
 
+@pytest.mark.parametrize(("organs", "two"), [((10, 72, 77), True), ((10, 150, 150), False)])
+def test_small_organs_in_a_patch_sized_body_take_two_stages(
+    make_fingerprint: Callable[..., DatasetFingerprint], organs: IntTriple, two: bool
+) -> None:
+    """Hearts in short-axis slices: one patch of `base` holds the image, and the heart fills a sixth of it."""
+    case = ((10, 256, 248), (8.0, 1.5, 1.5), None, organs)
+    plans = make_plans(make_fingerprint([case] * 6, channels=("MR",)), preset="base")
+    assert plans.two_stage == two
+    assert "holds 1.0 patches" in plans.reasons["stages"]
+    assert ("less than 25" in plans.reasons["stages"]) == two
+
+
 def test_single_case(make_fingerprint: Callable[..., DatasetFingerprint]) -> None:
     plans = make_plans(make_fingerprint([((112, 101, 122), (3.0, 3.0, 3.0), None, (55, 66, 95))]))
     assert golden(plans) == {
