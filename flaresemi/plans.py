@@ -33,7 +33,7 @@ _MOST_SDS = 65504
 
 
 class Stage(enum.StrEnum):
-    """The two networks: COARSE finds the organs in the body, FINE draws them."""
+    """The two networks: COARSE finds the organs in the body, FINE segments them."""
 
     COARSE = "COARSE"
     FINE = "FINE"
@@ -290,7 +290,7 @@ class Plans:
         body: How the patient is found in an image: `ct_parts`: by a threshold in HU, with hands, feet and other thin
             parts; `ct`: the same without them, as plans had it before there was another; `foreground`: by the image's
             own histogram; `whole`: not at all, nothing is cropped. (`nonzero`, in models of nnU-Net: what is not 0.)
-        fine: The stage that draws. Its `region` decides whether there are two stages.
+        fine: The stage that segments. Its `region` decides whether there are two stages.
         coarse: The stage that finds; unused, but trainable, when `fine.region` is `body`.
     """
 

@@ -201,7 +201,7 @@ def mirroring_told(names: Sequence[str], pairs: Sequence[tuple[str, str]] | None
         why = f"{listed(unpaired)} without a partner" if unpaired else "mirror_pairs in dataset.json says so"
         return f"images are not mirrored left to right: {why}"
     if not pairs:
-        return "no organ has a partner on the other side: where images are mirrored left to right, labels stay as they are"
+        return "no organ has a partner on the other side: labels of images mirrored left to right stay as they are"
     told = ", ".join(f"{right} and {left}" for right, left in pairs)
     return f"{told} change places where an image is mirrored left to right"
 

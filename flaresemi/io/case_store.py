@@ -240,7 +240,7 @@ class LabelStore(CaseStore):
             save_record(folder / "case.json", _save_labels(folder, record, label_zyx))
 
     def is_current(self, case_id: str) -> bool:
-        """Whether the label map is there and was drawn on the image as it is prepared now; arrays are not read.
+        """Whether the label map is there and was made for the image as it is prepared now; arrays are not read.
 
         Raises:
             DatasetError: the image is not in its store, or a record is damaged.

@@ -23,7 +23,7 @@ class SemiSupervision:
         labels: Per selected case, where its label map on this stage's grid is.
         selection: Which cases, and which organs of each.
         mixing: How they are mixed with the labeled cases.
-        taught_by: Where the label maps came from, for the record; None where a round drew them.
+        taught_by: Where the label maps came from, for the record; None where a round made them.
     """
 
     labels: Mapping[str, LabelStore]

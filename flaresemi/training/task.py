@@ -261,7 +261,7 @@ def tell_gaps(task: TrainingTask, *, mirrors: bool, enabled: bool) -> None:
     for name in (name for name in task.labels.names if name in lacking):
         where = f": only cases that fold {task.fold} holds out have it" if name in held_out else ""
         logger.warning(
-            "no training case of %s has %s%s; this network will never draw it", task.plan.stage.value, name, where
+            "no training case of %s has %s%s; this network will never segment it", task.plan.stage.value, name, where
         )
 
 
