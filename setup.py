@@ -14,7 +14,7 @@ if VERSION is None:
 DEPENDENCIES = [
     "torch>=2.6",
     "numpy>=2.0",
-    "scipy>=1.13",
+    "scipy>=1.15",
     "SimpleITK>=2.4",
     "pydicom>=3.0.1",  # 3.0.0 downloads pictures when its examples are looked at
     "nibabel>=5.3",

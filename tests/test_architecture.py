@@ -381,7 +381,8 @@ def test_importing_costs_no_more_than_it_must(module: str, absent: tuple[str, ..
 
 @pytest.mark.parametrize("module", ["flaresemi", *(f"flaresemi.{name}" for name in ROWS if (PACKAGE / name).is_dir())])
 def test_importing_prints_nothing_and_warns_of_nothing(module: str) -> None:
-    command = [sys.executable, "-W", "error", "-c", f"import {module}"]
+    swig = "ignore:builtin type"  # of an older SimpleITK (2.5.0), which dies where it is an error
+    command = [sys.executable, "-W", "error", "-W", swig, "-c", f"import {module}"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -454,6 +454,7 @@ def _archive(path: Path, root: Path, extra: tuple[tuple[str, bytes], ...] = ()) 
         ("x/fold_0/checkpoint_final.pth", b"\0" * (200 << 20), "unpacks to far more"),
         ("x/plans.json", b" " * (65 << 20), "unpacks to far more"),
     ],
+    ids=["above", "absolute", "backslashes", "weights", "plans"],  # and not the contents themselves
 )
 def test_archives_that_leave_their_folder_or_fill_the_disk(
     tmp_path: Path, name: str, content: bytes, message: str
