@@ -51,6 +51,9 @@ DICOM = ["highdicom>=0.25"]
 #: Serves predictions.
 SERVE = ["starlette>=0.46", "uvicorn>=0.34"]
 
+#: Keep the numbers of a training.
+MLFLOW, WANDB = ["mlflow>=2.20"], ["wandb>=0.19"]
+
 DOCUMENTATION = ["sphinx>=8.0", "myst-parser>=4.0", "furo>=2024.8.6"]
 
 COMMANDS = (
@@ -82,6 +85,8 @@ setup(
         "openvino": OPENVINO,
         "dicom": DICOM,
         "serve": SERVE,
+        "mlflow": MLFLOW,
+        "wandb": WANDB,
         "docs": DOCUMENTATION,
     },
     entry_points={"console_scripts": [f"flaresemi_{name} = flaresemi.cli.{name}:main" for name in COMMANDS]},

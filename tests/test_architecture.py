@@ -43,6 +43,8 @@ ONLY_IN = {
     "highdicom": "io/dicom_seg.py",
     "starlette": "serving/",
     "uvicorn": "web/",
+    "mlflow": "training/tracking.py",
+    "wandb": "training/tracking.py",
     "nibabel": "io/",
     "acvl_utils": "inference/",
     "batchgenerators": "training/",
@@ -63,7 +65,7 @@ IMPORT_NAMES = {
 }
 
 #: Packages of an extra, imported inside functions where they are there.
-OPTIONAL = {"openvino", "highdicom", "starlette", "uvicorn"}
+OPTIONAL = {"openvino", "highdicom", "starlette", "uvicorn", "mlflow", "wandb"}
 
 #: Needed by a package that we import, without being imported by us.
 INDIRECT = {"tensorboard"}  # behind torch.utils.tensorboard

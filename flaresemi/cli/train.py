@@ -32,6 +32,7 @@ from flaresemi.plans import Stage
 from flaresemi.training.distillation import caution
 from flaresemi.training.profiling import profile
 from flaresemi.training.task import TrainingTask, load_task
+from flaresemi.training.tracking import refuse_without_tracker
 from flaresemi.training.trainers import make_trainer
 from flaresemi.training.validation import begin_validation, conclude_validation, validate_cases
 from flaresemi.workspace import Workspace
@@ -74,6 +75,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
             resume = resumes(task.folder, options, ranks, device)
             semi = supervision(options, task, workspace, ranks, resume=resume)
             config = configuration(task.folder, options, resume=resume)
+            refuse_without_tracker(config.track)
             clear(task.folder, options, ranks)
             trainer = make_trainer(
                 task, config, semi, device=device, ranks=ranks, command=command, stop_requested=signals.requested

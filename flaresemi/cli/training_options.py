@@ -125,6 +125,12 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         help="run the network through torch.compile, where that works here [off]",
     )
     add("--init-from", "model to start from, ours or nnU-Net's, of any organs: what fits is taken", metavar="MODEL")
+    add(
+        "--track",
+        "also keep the numbers of every epoch by MLflow (MLFLOW_TRACKING_URI, or files in logs/) or Weights & Biases "
+        "(files in logs/ for wandb sync; wandb-online sends them)",
+        choices=["none", "mlflow", "wandb", "wandb-online"],
+    )
     add("--seed", "of everything random")
     add_trainer_options(chosen)
 

@@ -45,6 +45,7 @@ MAY_CHANGE = frozenset(
         "precision",
         "loader_workers",
         "compile",
+        "track",
     }
 )
 
@@ -96,6 +97,7 @@ class TrainingConfig:
         seed: Everything random follows from it.
         trainer: Who trains: `default`, a name that an installed package has declared, or `package.module:Class`.
         trainer_settings: Fields of the trainer's own `Settings`, by name.
+        track: Who keeps the numbers of every epoch besides TensorBoard.
     """
 
     epochs: AtLeastOne | None = None
@@ -126,6 +128,7 @@ class TrainingConfig:
     seed: Seed = 0
     trainer: str = dataclasses.field(default="default", metadata=CAME_LATER)
     trainer_settings: dict[str, NetworkArgument] = dataclasses.field(default_factory=dict, metadata=CAME_LATER)
+    track: Literal["none", "mlflow", "wandb", "wandb-online"] = dataclasses.field(default="none", metadata=CAME_LATER)
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -1,7 +1,7 @@
 """Monitoring of a running training: TensorBoard, the curve picture and a cheap validation."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,22 +19,37 @@ from flaresemi.reporting.curves import save_curves
 from flaresemi.training.history import Row, read_history
 from flaresemi.training.sampling import Batch
 from flaresemi.training.task import TrainingTask
+from flaresemi.training.tracking import Tracker, open_tracker
 from flaresemi.workspace import ModelFolder
 
 
 class Monitor:
-    """Writes each epoch's row to TensorBoard and redraws the curves.
+    """Writes each epoch's row to TensorBoard and to a tracker, and redraws the curves.
 
     Args:
         folder: Of the training.
         iteration: Where the training starts; TensorBoard drops what it had seen after that point.
         enabled: False on all ranks but the first: nothing is written then.
+        track: Name of the tracker, see `open_tracker`.
+        title: Of the training, for the tracker.
+        facts: The settings of the training, for the tracker.
     """
 
-    def __init__(self, folder: ModelFolder, iteration: int, *, enabled: bool) -> None:
+    def __init__(
+        self,
+        folder: ModelFolder,
+        iteration: int,
+        *,
+        enabled: bool,
+        track: str = "none",
+        title: str = "",
+        facts: Mapping[str, object] | None = None,
+    ) -> None:
         self.folder = folder
         self.writer = None
+        self.tracker: Tracker | None = None
         if enabled:
+            self.tracker = open_tracker(track, folder.logs, title, facts or {})
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(folder.logs), purge_step=iteration + 1)
@@ -44,18 +59,30 @@ class Monitor:
         if self.writer is None:
             return
         step = int(row["iteration"])  # type: ignore[call-overload]
-        for name, value in row.items():
-            if isinstance(value, dict):
-                for organ, score in value.items():
-                    self.writer.add_scalar(f"{name}/{organ}", score, step)
-            elif name not in ("iteration", "epoch"):
-                self.writer.add_scalar(name, value, step)
+        values = _numbers_of(row)
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
         self.writer.flush()
+        if self.tracker is not None:
+            self.tracker.log(values, step)
         save_curves(self.folder.curves, read_history(self.folder.history))
 
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+        if self.tracker is not None:
+            self.tracker.close()
+
+
+def _numbers_of(row: Row) -> dict[str, float]:
+    """The numbers of an epoch by name; those of an organ by that, too."""
+    values: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            values |= {f"{name}/{organ}": score for organ, score in value.items()}
+        elif name not in ("iteration", "epoch"):
+            values[name] = value  # type: ignore[assignment]
+    return values
 
 
 def progress(batches: Iterator[Batch], task: TrainingTask, first: int, last: int, *, enabled: bool) -> "tqdm[Batch]":

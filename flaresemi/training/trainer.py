@@ -237,7 +237,14 @@ class Trainer:
                 self._load_state()
             elif self.ranks.is_main:
                 cut_history(self.task.folder.history, 0)  # of a training that was killed before it saved anything
-            monitor = Monitor(self.task.folder, self.iteration, enabled=self.ranks.is_main)
+            monitor = Monitor(
+                self.task.folder,
+                self.iteration,
+                enabled=self.ranks.is_main,
+                track=self.config.track,
+                title=f"{self.task.plan.stage.value} fold {self.task.fold}",
+                facts=to_plain(self.config),  # type: ignore[arg-type]
+            )
             try:
                 return self._train(monitor)
             finally:
