@@ -91,6 +91,11 @@ class Workspace:
         """Per prepared case: the files that it was made from, so that a corrected file is prepared again."""
         return self.root / "preprocessed" / "sources"
 
+    @property
+    def prepared_claims(self) -> Path:
+        """Locks of the cases that processes which share the preparation are at work on; there only meanwhile."""
+        return self.root / "preprocessed" / ".claimed"
+
     def preprocessed(self, stage: Stage) -> Path:
         return self.root / "preprocessed" / stage.value
 

@@ -21,6 +21,7 @@ from flaresemi.cli.common import (
     run,
 )
 from flaresemi.cli.numbers import count, number
+from flaresemi.cli.preparation_part import duration_text, prepare_as_part
 from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError, one_line
@@ -63,6 +64,9 @@ def _plan_and_preprocess(options: argparse.Namespace, words: list[str]) -> None:
     workspace = open_workspace(options)
     found = load_dataset(options.dataset)
     this_again = ["flaresemi_plan_and_preprocess", *dataset_words(options)]
+    if options.shard is not None:  # others are at work beside it
+        prepare_as_part(options, found, workspace, this_again)
+        return
     alone = working_alone(workspace.lock("preprocessed"), ["flaresemi_plan_and_preprocess", *words])
     with alone, _quiet_readers():
         remove_leftovers(workspace.root, workspace.case_fingerprints, workspace.lists, workspace.prepared_sources)
@@ -238,7 +242,7 @@ def _prepare(
         return False
     started = time.monotonic()
     count = prepare_dataset(dataset, plans, workspace, groups=groups, workers=options.workers)
-    logger.info("prepared %d case(s) in %s", count, _duration(time.monotonic() - started))
+    logger.info("prepared %d case(s) in %s", count, duration_text(time.monotonic() - started))
     return True
 
 
@@ -271,13 +275,6 @@ def _check_disk(tasks: Sequence[Task], plans: Plans, fingerprint: DatasetFingerp
 
 def _times(values: Iterable[float]) -> str:
     return "×".join(f"{value:.3g}" for value in values)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _fingerprint_text(fingerprint: DatasetFingerprint) -> str:
@@ -385,6 +382,9 @@ def _parser() -> argparse.ArgumentParser:
     work = parser.add_argument_group("work")
     work.add_argument("--check-only", action="store_true", help="stop after the integrity report")
     work.add_argument("--plan-only", action="store_true", help="stop after the plans and the estimate")
+    work.add_argument(
+        "--shard", metavar="I/N", help="after --plan-only: prepare part 0/4 of the cases; or slurm, torchrun"
+    )
     work.add_argument("--with-test", action="store_true", help="prepare the test cases too")
     work.add_argument(
         "--workers",

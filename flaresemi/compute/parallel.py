@@ -1,6 +1,7 @@
 """A parallel map over cases that bounds memory, keeps tracebacks and tells a killed worker from a broken one."""
 
 import concurrent.futures
+import functools
 import logging
 import multiprocessing
 import os
@@ -39,6 +40,7 @@ def parallel_map(
     progress: str | None = None,
     total: int | None = None,
     mute: bool = False,
+    ended: Callable[[Item], None] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Yields `(item, function(item))` as they finish, with at most two items per worker under way.
 
@@ -49,29 +51,38 @@ def parallel_map(
         progress: Label of a progress bar on stderr; it is shown only in a terminal.
         total: Length of the bar, where more is counted than is done here; None: the number of items.
         mute: Worker processes log nothing, where what they would say comes back with the results.
+        ended: Told of an item at once when the work on it has ended, well or not; with it, `items` are asked for one by
+            one, as workers take them, and may wait for that.
 
     Raises:
         FlaresemiError: a worker died; it names how, the likely cause and the flag to change.
         Exception: whatever `function` raised, with the worker's traceback.
     """
-    items = list(items)
+    given = items if ended is not None else list(items)
+    count = len(given) if isinstance(given, list) else None
     bar = tqdm(
-        total=len(items) if total is None else total,
+        total=count if total is None else total,
         desc=progress,
         unit="case",
         disable=progress is None or not sys.stderr.isatty(),
     )
+    told = ended or (lambda _: None)
+    is_small = workers <= 1 or (count is not None and count <= 1)
     with bar:
-        source = _here(function, items) if workers <= 1 or len(items) <= 1 else _pooled(function, items, workers, mute)
+        size = workers if count is None else min(workers, count)
+        source = _here(function, given, told) if is_small else _pooled(function, given, size, mute, told)
         for pair in source:
             bar.update()
             yield pair
 
 
-def _here(function: Callable[[Item], Result], items: list[Item]) -> Iterator[tuple[Item, Result]]:
+def _here(
+    function: Callable[[Item], Result], items: Iterable[Item], ended: Callable[[Item], None]
+) -> Iterator[tuple[Item, Result]]:
     for item in items:
         with one_blas_thread():
             result = function(item)
+        ended(item)
         yield item, result
 
 
@@ -85,12 +96,16 @@ def one_blas_thread() -> threadpoolctl.threadpool_limits:
 
 
 def _pooled(
-    function: Callable[[Item], Result], items: list[Item], workers: int, mute: bool
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    mute: bool,
+    ended: Callable[[Item], None],
 ) -> Iterator[tuple[Item, Result]]:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     others = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(items)), mp_context=context, initializer=_start_worker, initargs=(mute,)
+        workers, mp_context=context, initializer=_start_worker, initargs=(mute,)
     )
     waiting = iter(items)
     running: dict[concurrent.futures.Future, Item] = {}
@@ -99,7 +114,9 @@ def _pooled(
         while True:
             for item in waiting:
                 with signals_blocked():
-                    running[pool.submit(function, item)] = item
+                    future = pool.submit(function, item)
+                running[future] = item
+                future.add_done_callback(functools.partial(_tell, ended, item))
                 if len(running) >= 2 * workers:
                     break
             if not running:
@@ -114,6 +131,10 @@ def _pooled(
         raise _death(children, workers) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _tell(ended: Callable[[Item], None], item: Item, _: concurrent.futures.Future) -> None:
+    ended(item)
 
 
 def _death(children: set[BaseProcess], workers: int) -> FlaresemiError:

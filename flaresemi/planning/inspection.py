@@ -166,6 +166,13 @@ def inspect_dataset(
     return {case_id: facts[case_id] for case_id in cases}
 
 
+def not_inspected(dataset: Dataset, cache: Path) -> list[str]:
+    """The cases of which nothing is kept that was seen in the files as they are; see `inspect_dataset`."""
+    known, body, organs = _load(cache), body_rule(dataset.channels), dataset.labels.values
+    cases = {case.id: case for case in (*dataset.labeled, *dataset.unlabeled, *dataset.test)}
+    return sorted(name for name, case in cases.items() if not _is_current(known.get(name), case, body, organs))
+
+
 def _is_current(known: CaseFacts | None, case: Case, body: BodyRule, organs: dict[str, int]) -> bool:
     """Whether what is known of a case was seen in the files that there are, by this rule and these names."""
     if known is None or known.files != stamps(case) or known.organs not in (None, organs):

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,14 @@ from tqdm import tqdm
 
 from flaresemi.case_names import case_file
 from flaresemi.compute.parallel import parallel_map, worker_count
+from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError, FlaresemiError, about_case, listed
 from flaresemi.files import read_text, write_text
 from flaresemi.geometry import Geometry, IntTriple, resampled_shape
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.labels import LabelSet
+from flaresemi.locking import Claims
 from flaresemi.machine import free_memory_gib
 from flaresemi.planning.cases import read_case, read_geometries, supervised_organs
 from flaresemi.planning.sources import case_content_hash, source_hash
@@ -94,8 +96,7 @@ def prepare_dataset(
     if not tasks:
         return 0
     needed = [gib_to_prepare(grid, plans) for grid in read_geometries(task.case for task in tasks).values()]
-    free = free_memory_gib()
-    gib = max((gib for gib in needed if gib <= free), default=0.5)  # those that cannot fit are refused one by one
+    gib = _gib_of_one(needed)
     count = worker_count(gib, workers)
     logger.info("preparing %d case(s) with %d process(es) of at most %.1f GiB each", len(tasks), count, gib)
     work = functools.partial(_prepare_case, labels=dataset.labels, plans=plans, workspace=workspace)
@@ -104,13 +105,84 @@ def prepare_dataset(
         for task, failure in parallel_map(work, tasks, workers=count, progress="preprocessing", mute=True)
         if failure is not None
     }
+    _raise_failures(failures, len(tasks))
+    return len(tasks)
+
+
+def prepare_part(
+    dataset: Dataset,
+    plans: Plans,
+    workspace: Workspace,
+    *,
+    groups: Iterable[str],
+    workers: int | None,
+    shard: Shard,
+) -> int:
+    """Prepares what a process takes of the cases that are not there yet, beside others; see `prepare_dataset`.
+
+    One that helps goes on with what no other has done or claimed, and ends when all cases are prepared.
+
+    Returns:
+        How many cases it prepared.
+
+    Raises:
+        DatasetError: cases could not be prepared; the others are.
+    """
+    cases = {case.id: case for group in groups for case in getattr(dataset, group)}
+    names = shard.before_others(list(cases))
+    grids = read_geometries(cases[name] for name in names)
+    count = worker_count(_gib_of_one([gib_to_prepare(grid, plans) for grid in grids.values()]), workers)
+    ended: set[str] = set()
+    claims = Claims(workspace.prepared_claims) if shard.helps else None
+    if claims is not None and not claims.are_exclusive:
+        logger.warning("%s: this file system has no locks; every shard prepares its own part alone", claims.path)
+        names, claims = dataclasses.replace(shard, helps=False).before_others(list(cases)), None
+
+    def lacks(name: str) -> Task | None:
+        one = dataclasses.replace(dataset, labeled=(), unlabeled=(), test=(cases[name],))
+        return next(iter(pending(one, plans, workspace, groups=("test",))), None)
+
+    turns: Iterator[str] = iter(names)
+    if claims is not None:
+        turns = claims.hand_out(names, lambda name: lacks(name) is None, lambda: False, ended.__contains__)
+    tasks = (task for name in turns if (task := _task_of(lacks(name), name, ended)) is not None)
+    work = functools.partial(_prepare_case, labels=dataset.labels, plans=plans, workspace=workspace)
+    results = parallel_map(
+        work,
+        tasks,
+        workers=count,
+        progress="preprocessing",
+        total=len(names),
+        mute=True,
+        ended=lambda task: ended.add(task.case.id),
+    )
+    found = {task.case.id: failure for task, failure in results}
+    if claims is not None:
+        claims.clear()
+    _raise_failures({name: failure for name, failure in found.items() if failure is not None}, len(found))
+    return len(found)
+
+
+def _gib_of_one(needed: Sequence[float]) -> float:
+    """Memory of a process that prepares any of the cases that fit; those that cannot are refused one by one."""
+    free = free_memory_gib()
+    return max((gib for gib in needed if gib <= free), default=0.5)
+
+
+def _task_of(task: Task | None, name: str, ended: set[str]) -> Task | None:
+    """The task; where there is none any more, the work on the name has ended."""
+    if task is None:
+        ended.add(name)
+    return task
+
+
+def _raise_failures(failures: Mapping[str, str], of: int) -> None:
     if failures:
-        listed = "\n".join(failures[case_id] for case_id in sorted(failures))
+        told = "\n".join(failures[case_id] for case_id in sorted(failures))
         raise DatasetError(
-            f"{len(failures)} of {len(tasks)} cases could not be prepared; the others are done\n{listed}",
+            f"{len(failures)} of {of} cases could not be prepared; the others are done\n{told}",
             fix="correct or remove them and run the same command again: it does only what is missing",
         )
-    return len(tasks)
 
 
 def pending(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from flaresemi.cli import semi_round
+from flaresemi.cli import plan_and_preprocess, semi_round
 from flaresemi.cli.prediction_options import prediction_parser
 from flaresemi.cli.training_options import training_parser
 
@@ -19,6 +19,7 @@ PARSERS = {
     "flaresemi_train": training_parser(),
     "flaresemi_semi_round": semi_round._parser(),
     "flaresemi_predict": prediction_parser(),
+    "flaresemi_plan_and_preprocess": plan_and_preprocess._parser(),
 }
 MODULES = {"flaresemi.cli.train": "flaresemi_train", "flaresemi.cli.semi_round": "flaresemi_semi_round"}
 

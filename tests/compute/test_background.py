@@ -31,6 +31,15 @@ def test_nothing_is_read_ahead_without_overlap():
     assert read == [0]
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_item_is_asked_for_when_it_is_to_be_read(overlap):
+    asked = []
+    items = read_ahead(lambda item: item, (asked.append(item) or item for item in range(5)), overlap=overlap)
+    assert next(items)[0] == 0
+    assert len(asked) <= 2
+    assert [value for value, _ in items] == [1, 2, 3, 4]
+
+
 def test_what_cannot_be_read_is_raised_in_its_turn():
     def read(item):
         if item == 1:
