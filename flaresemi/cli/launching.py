@@ -20,11 +20,9 @@ from flaresemi.ranges import Few
 
 logger = logging.getLogger(__name__)
 
-#: Signals to the process that waits, which its training processes get as well.
-_HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-
-#: How long it then lets them save.
-_SAVE_SECONDS = 120
+#: For torchrun: signals to the process that waits, which its training processes get as well, and how many seconds it
+#: then lets them save. Some versions of torch do not have them yet: then SIGUSR1 ends it, and 30 s must do.
+_STOPPING = ("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "--shutdown-timeout=120")
 
 #: Environment variable: when the process that waits began, so that its time limit is theirs, however often they start.
 _LAUNCHED = "FLARESEMI_LAUNCHED"
@@ -50,14 +48,14 @@ def launch_ranks(module: str, words: Sequence[str], *, gpus: int, max_restarts: 
 
     stopped = StoppedEarly(f"the training processes were stopped; {go_on}")
     os.environ[_LAUNCHED] = str(time.monotonic())
+    known = torchrun.get_args_parser().format_help()
     try:
         torchrun.main(
             [
                 "--standalone",
                 f"--nproc-per-node={gpus}",
                 f"--max-restarts={max_restarts}",
-                f"--signals-to-handle={_HANDED_ON}",
-                f"--shutdown-timeout={_SAVE_SECONDS}",
+                *(option for option in _STOPPING if option.partition("=")[0] in known),
                 "-m",
                 module,
                 *without_options(words, "--gpus", "--max-restarts"),

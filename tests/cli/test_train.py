@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from flaresemi.cli import plan_and_preprocess, train
@@ -157,6 +159,18 @@ def test_processes_that_may_die_are_started_by_torchrun(planned: list[str], monk
     assert {"--nproc-per-node=1", "--max-restarts=1"} <= set(commands[1])
 
 
+def test_an_older_torchrun_gets_the_options_that_it_has(planned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr("torch.distributed.run.main", commands.append)
+    older = argparse.ArgumentParser()
+    older.add_argument("--signals-to-handle")
+    for parser, expected in ((older, ["--signals-to-handle"]), (argparse.ArgumentParser(), [])):
+        monkeypatch.setattr("torch.distributed.run.get_args_parser", lambda parser=parser: parser)
+        assert train.main(["FINE", "0", "--gpus", "2", *planned]) == 0
+        options = [word.partition("=")[0] for word in commands.pop()]
+        assert [name for name in options if name in ("--signals-to-handle", "--shutdown-timeout")] == expected
+
+
 def has_begun(launcher: int, folder: ModelFolder) -> bool:
     return folder.history.exists() and folder.history.stat().st_size > 0
 
@@ -171,7 +185,16 @@ def starts_processes(launcher: int, folder: ModelFolder) -> bool:
 @pytest.mark.parametrize(
     ("processes", "moment", "send", "number"),
     [
-        (["--gpus", "2"], has_begun, os.kill, signal.SIGUSR1),
+        pytest.param(
+            ["--gpus", "2"],
+            has_begun,
+            os.kill,
+            signal.SIGUSR1,
+            marks=pytest.mark.skipif(
+                "--signals-to-handle" not in torchrun.get_args_parser().format_help(),
+                reason="this torch's launcher hands SIGUSR1 to nobody",
+            ),
+        ),
         # To every process, as clusters do it: it is no business of those that prepare patches.
         (["--loader-workers", "2"], has_begun, os.killpg, signal.SIGTERM),
         (["--loader-workers", "2"], starts_processes, os.killpg, signal.SIGUSR1),
