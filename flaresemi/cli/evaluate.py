@@ -17,6 +17,7 @@ from flaresemi.cli.replacing import refuse_foreign
 from flaresemi.dataset import declared_labels, find_images, load_dataset
 from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.evaluation.folders import GRID_TOLERANCE, CasePair, CaseScores, match_cases, read_pair
+from flaresemi.evaluation.lesions import is_lesion_table, lesions_of_pairs, lesions_told, save_lesions
 from flaresemi.evaluation.summary import Summary, evaluate_folders, is_score_table, save_summary, table
 from flaresemi.io.images import read_image
 from flaresemi.labels import LabelSet
@@ -71,6 +72,14 @@ def _parser() -> argparse.ArgumentParser:
         help="organs to score in the reference's slices only, instead of those that are declared so (none: no organ)",
     )
     parser.add_argument(
+        "--lesions",
+        nargs="+",
+        default=[],
+        metavar="ORGAN",
+        help="organs whose pieces are lesions: also score these one by one (found, missed, false), by volume, "
+        "to SUMMARY_lesions.csv",
+    )
+    parser.add_argument(
         "--metric",
         dest="metrics",
         action="append",
@@ -118,6 +127,7 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> None:
     _refuse_foreign(options)
     labels, annotated = _labels(options)
     labels = _with_z_range(labels, options.z_range)
+    _refuse_unknown(options.lesions, labels, "--lesions")
     summary = evaluate_folders(
         options.predictions,
         options.references,
@@ -132,6 +142,8 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> None:
     save_summary(options.output, summary)
     print(table(summary))
     print(f"\nwritten: {options.output} and {options.output.with_suffix('.csv')}")
+    if options.lesions:
+        _score_lesions(options, labels, annotated, images or {})
     if options.overlays:
         folder = _overlays(options.output)
         pairs = {pair.case_id: pair for pair in match_cases(options.predictions, options.references, {}).pairs}
@@ -150,6 +162,8 @@ def _refuse_foreign(options: argparse.Namespace) -> None:
     refuse = functools.partial(refuse_foreign, writer="flaresemi_evaluate", overwrite=options.overwrite)
     refuse([options.output], _is_evaluation)
     refuse([options.output.with_suffix(".csv")], is_score_table)
+    if options.lesions:
+        refuse([_lesions(options.output)], is_lesion_table)
     if options.overlays:
         pairs = match_cases(options.predictions, options.references, {}).pairs
         refuse((case_file(_overlays(options.output), pair.case_id, ".png") for pair in pairs), is_overlay)
@@ -158,6 +172,25 @@ def _refuse_foreign(options: argparse.Namespace) -> None:
 def _is_evaluation(path: Path) -> bool:
     """Whether a file is a summary that this command wrote, and not the validation of a training."""
     return holds_record(path, Summary) and not path.with_name("made_with.json").exists()
+
+
+def _score_lesions(
+    options: argparse.Namespace,
+    labels: LabelSet,
+    annotated: Mapping[str, tuple[str, ...]],
+    images: Mapping[str, Sequence[Path]],
+) -> None:
+    """Scores lesions one by one, writes and prints them."""
+    found = match_cases(options.predictions, options.references, annotated).pairs
+    channels = {case_id: paths[0] for case_id, paths in images.items()}
+    pairs = [dataclasses.replace(pair, image=channels.get(pair.case_id)) for pair in found]
+    scores = lesions_of_pairs(pairs, labels, options.lesions, workers=options.workers or 1)
+    save_lesions(_lesions(options.output), scores)
+    print(f"\n{lesions_told(scores, options.lesions, len(pairs))}\n\nwritten: {_lesions(options.output)}")
+
+
+def _lesions(output: Path) -> Path:
+    return output.with_name(f"{output.stem}_lesions.csv")
 
 
 def _overlays(output: Path) -> Path:
@@ -196,15 +229,19 @@ def _with_z_range(labels: LabelSet, organs: list[str] | None) -> LabelSet:
     """The same organs, of which the named ones alone are scored in the reference's slices only."""
     if organs is None:
         return labels
-    for name in organs:
-        if name not in labels.names:
-            raise ConfigError(
-                f"--z-range names '{name}', which is not an organ{closest(name, labels.names)}",
-                fix=f"organs are {', '.join(labels.names)}",
-            )
+    _refuse_unknown(organs, labels, "--z-range")
     return dataclasses.replace(
         labels, labels=tuple(dataclasses.replace(label, z_range=label.name in organs) for label in labels.labels)
     )
+
+
+def _refuse_unknown(organs: Sequence[str], labels: LabelSet, option: str) -> None:
+    for name in organs:
+        if name not in labels.names:
+            raise ConfigError(
+                f"{option} names '{name}', which is not an organ{closest(name, labels.names)}",
+                fix=f"organs are {', '.join(labels.names)}",
+            )
 
 
 def _images(options: argparse.Namespace) -> Mapping[str, tuple[Path, ...]] | None:
