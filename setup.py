@@ -46,7 +46,7 @@ DEVELOPMENT = [
 OPENVINO = ["openvino>=2026.2"]  # earlier ones cut files off on a full disk, without a word
 
 #: Writes DICOM segmentations.
-DICOM = ["highdicom>=0.25"]
+DICOM = ["highdicom>=0.28"]  # earlier ones know no character set but that of the images
 
 #: Serves predictions.
 SERVE = ["starlette>=0.46", "uvicorn>=0.34"]

@@ -237,6 +237,23 @@ def silenced() -> Iterator[None]:
         log.disabled = before
 
 
+@contextlib.contextmanager
+def parsing() -> Iterator[None]:
+    """Turns whatever pydicom raises of a file that makes no sense into a ValueError, and keeps its log silent."""
+    import_without("pydicom", "requests")  # of which the import asks the system for its network
+    from pydicom.errors import BytesLengthException  # only DICOM needs it, and it takes a while to import
+
+    try:
+        with silenced():
+            yield
+    except OSError as problem:
+        if problem.errno is not None:
+            raise
+        raise ValueError(str(problem)) from None  # pydicom's own
+    except (BytesLengthException, *UNREADABLE) as problem:
+        raise ValueError(str(problem)) from problem
+
+
 def _text(item: Any) -> str:
     content = item.value or b""
     if not isinstance(content, bytes):

@@ -10,7 +10,7 @@ from flaresemi.errors import ImageError
 from flaresemi.geometry import Geometry
 from flaresemi.importing import import_without
 from flaresemi.io import integrity
-from flaresemi.io.dicom_elements import UNREADABLE, silenced, unpacked
+from flaresemi.io.dicom_elements import parsing, unpacked
 from flaresemi.io.series import find_series
 from flaresemi.organ_codes import OrganCode
 
@@ -98,10 +98,10 @@ def read_headers(folder: Path, geometry: Geometry) -> tuple[Any, ...]:
     headers = []
     for each in series.slices:
         try:
-            with integrity.opened(each.path) as file, silenced():
+            with integrity.opened(each.path) as file, parsing():
                 header = dcmread(unpacked(file), stop_before_pixels=True, force=True)
                 header.decode()
-        except UNREADABLE:
+        except ValueError:
             raise ImageError("the header of this DICOM file cannot be read whole", where=each.path) from None
         _refuse_untied(header, each.path)
         for keyword in _REQUIRED:

@@ -14,7 +14,7 @@ from flaresemi.image_paths import SEGMENTATION_CLASSES
 from flaresemi.importing import import_without
 from flaresemi.io import integrity
 from flaresemi.io.axes import make_geometry
-from flaresemi.io.dicom_elements import UNREADABLE, silenced, unpacked
+from flaresemi.io.dicom_elements import parsing, unpacked
 from flaresemi.io.segments import Segment, plain_name
 from flaresemi.io.series import EVEN_TOLERANCE, EVEN_TOLERANCE_MM
 from flaresemi.labels import LabelSet
@@ -123,7 +123,11 @@ class DicomSegmentation:
         """For each frame its plane of a volume, its segment's number, and its voxels: a mask, or numbers."""
         rows, columns = self.geometry.shape_zyx[1:]
         size = rows * columns
-        data = _read(self.path, with_voxels=True).get("PixelData", b"")
+        try:
+            with parsing():
+                data = _read(self.path, with_voxels=True).get("PixelData") or b""
+        except ValueError:
+            raise _damaged(self.path) from None
         if len(data) * 8 < len(self.frames) * size * self.bits:
             raise _damaged(self.path)
         stored = np.frombuffer(data, "<u2" if self.bits == 16 else np.uint8)
@@ -146,9 +150,9 @@ def read_segmentation(path: Path) -> DicomSegmentation:
     """
     dataset = _read(path, with_voxels=False)
     try:
-        with silenced():
+        with parsing():
             return _understood(dataset, path)
-    except UNREADABLE:
+    except ValueError:
         raise _damaged(path) from None
 
 
@@ -231,9 +235,9 @@ def _read(path: Path, *, with_voxels: bool) -> Any:
     from pydicom import dcmread
 
     try:
-        with integrity.opened(path) as file, silenced():
+        with integrity.opened(path) as file, parsing():
             return dcmread(unpacked(file), stop_before_pixels=not with_voxels, force=True)
-    except UNREADABLE:
+    except ValueError:
         raise _damaged(path) from None
 
 

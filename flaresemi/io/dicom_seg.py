@@ -1,7 +1,6 @@
 """DICOM segmentations, written by highdicom, which is an optional package and imported where it is used."""
 
 import importlib.util
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from flaresemi.errors import ConfigError, ImageError
 from flaresemi.geometry import Geometry
 from flaresemi.importing import import_without
 from flaresemi.io import integrity
-from flaresemi.io.dicom_elements import UNREADABLE, silenced
+from flaresemi.io.dicom_elements import parsing
 from flaresemi.io.dicom_headers import LONG, Authorship, DescribedOrgan, coded, new_uid
 
 
@@ -71,8 +70,7 @@ def write_dicom_seg(
     if not indices_zyx.any():  # one frame of nothing for each organ, not as many as there are slices
         pixels, images, further = pixels[:1], images[:1], images[1:]
     try:
-        with silenced(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with parsing():
             made = highdicom.seg.Segmentation(
                 source_images=images,
                 further_source_images=further,
@@ -93,7 +91,7 @@ def write_dicom_seg(
                 pixel_measures=PixelMeasuresSequence(pixel_spacing=(y, x), slice_thickness=z, spacing_between_slices=z),
                 specific_character_set="ISO_IR 192",
             )
-    except UNREADABLE as problem:
+    except ValueError as problem:
         raise ImageError(
             "no segmentation can refer to this DICOM series: its headers lack or distort what the standard requires",
             where=Path(headers[0].filename).parent if getattr(headers[0], "filename", None) else None,

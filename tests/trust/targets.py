@@ -35,9 +35,12 @@ from flaresemi.dataset import load_dataset
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.evaluation.summary import Summary
 from flaresemi.geometry import BoundingBox, StageGrid
+from flaresemi.inference.dicom_output import DicomOutput
 from flaresemi.inference.prediction_records import PredictionRecord
+from flaresemi.inference.segmentation import Segmentation
 from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
+from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint, _Header, load_checkpoint, load_weights, save_checkpoint
 from flaresemi.planning.decisions import Decisions
@@ -155,6 +158,7 @@ def targets(shared: Path | None = None) -> dict[str, Callable[[], Target]]:
         "metaimage": lambda: Target(seeds=_made_images(".mha", ".mhd") | _real(shared, ".mha"), read=_read_images),
         "nrrd": lambda: Target(seeds=_made_images(".nrrd") | _real(shared, ".nrrd"), read=_read_images),
         "segmentation": lambda: Target(seeds=_made_segmentations(), read=_read_images),
+        "dicom segmentation": lambda: Target(seeds=_made_dicom_segmentations(), read=_check_labels),
         "dicom": lambda: Target(seeds=_made_slices(), read=_read_slices, together=True),
         "stored case": lambda: Target(seeds=_made_case(), read=_read_case, together=True),
         "checkpoint": lambda: Target(seeds=_made_checkpoint(), read=_read_checkpoint, spoil=_repacked),
@@ -222,6 +226,29 @@ def _made_segmentations() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in made}
 
 
+#: What the values of segmentations stand for.
+_SEGMENTED = LabelSet(labels=(Label(name="liver", value=1), Label(name="spleen", value=2)))
+
+
+def _made_dicom_segmentations() -> dict[str, bytes]:
+    made = {}
+    with _scratch() as folder:
+        Stack(array_zyx=np.zeros((4, 16, 16), np.int16)).write(folder / "scan")
+        source = read_grid(folder / "scan")
+        indices = np.random.default_rng(0).integers(0, 3, source.canonical.shape_zyx).astype(np.uint8)
+        segmentation = Segmentation(indices_zyx=indices, labels=_SEGMENTED, source=source, notes=(), seconds={})
+        output = DicomOutput(format="dicom-seg", labels=_SEGMENTED, codes={})
+        output.write(folder / "scan", folder / "whole.seg.dcm", segmentation)
+        made["whole.seg.dcm"] = (folder / "whole.seg.dcm").read_bytes()
+        numbers = pydicom.dcmread(folder / "whole.seg.dcm")
+        numbers.SOPClassUID = numbers.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.7"
+        numbers.SegmentationType, numbers.BitsAllocated, numbers.BitsStored, numbers.HighBit = "LABELMAP", 8, 8, 7
+        numbers.PixelData = bytes(np.arange(int(numbers.NumberOfFrames) * 256, dtype=np.uint32).astype(np.uint8) % 3)
+        numbers.save_as(folder / "numbers.seg.dcm")
+        made["numbers.seg.dcm"] = (folder / "numbers.seg.dcm").read_bytes()
+    return made
+
+
 def _written(image: sitk.Image, name: str, *, compressed: bool) -> dict[str, bytes]:
     with _scratch() as folder:
         sitk.WriteImage(image, str(folder / name), compressed)
@@ -268,7 +295,7 @@ def _check_image(image: typing.Any) -> None:
 
 
 def _check_labels(path: Path) -> None:
-    found = read_label_map(path, {"liver": 1, "spleen": 2})
+    found = read_label_map(path, _SEGMENTED)
     if found.array_zyx.dtype.kind not in "iu" or found.array_zyx.shape != found.geometry.shape_zyx:
         raise Violation("a label map off its grid")
     stored = np.frombuffer(found.array_zyx.tobytes(), np.uint8)
