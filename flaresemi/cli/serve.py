@@ -90,7 +90,7 @@ def _serve(options: argparse.Namespace) -> None:
         _check(options)
         return
     with listening(options.host, options.port) as listener, tempfile.TemporaryDirectory(prefix="flaresemi-") as scratch:
-        predictions = _predictions(options, Path(scratch))
+        predictions = _predictions(options, _made(Path(scratch) / "results"))
         is_loopback = options.host.lower() in LOOPBACK
         gate = Gate(
             make_app(predictions, _made(Path(scratch) / "uploads")),
@@ -114,7 +114,7 @@ def _serve(options: argparse.Namespace) -> None:
     logger.info("stopped")
 
 
-def _predictions(options: argparse.Namespace, scratch: Path) -> Predictions:
+def _predictions(options: argparse.Namespace, results: Path) -> Predictions:
     segmenter = Segmenter.load(
         model_folder_of(options),
         folds=options.fold,
@@ -133,7 +133,7 @@ def _predictions(options: argparse.Namespace, scratch: Path) -> Predictions:
     return Predictions(
         segmenter,
         reliability=reliability,
-        folder=_made(scratch / "results"),
+        folder=results,
         roots=options.allow,
         limits=Limits(waiting=options.queue, seconds=options.timeout, kept_seconds=options.keep),
     )
@@ -141,9 +141,8 @@ def _predictions(options: argparse.Namespace, scratch: Path) -> Predictions:
 
 def _check(options: argparse.Namespace) -> None:
     """Prints what would be served."""
-    with tempfile.TemporaryDirectory(prefix="flaresemi-") as scratch:
-        for name, told in _predictions(options, Path(scratch)).about.items():
-            print(f"{name}: {told}")
+    for name, told in _predictions(options, Path()).about.items():
+        print(f"{name}: {told}")
 
 
 def _made(folder: Path) -> Path:

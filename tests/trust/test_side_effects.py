@@ -23,7 +23,7 @@ COMMANDS = {
     "train": ("FINE", "0", "-d", "DATA", "-w", "WORK", *QUICK, "--loader-workers", "1", *CPU, "--restart"),
     "predict": ("-m", "WORK/models", "-i", "DATA/unlabeled_image", "-o", "WORK/predicted", "--device", "cpu"),
     "export": ("-m", "WORK/models", "-o", "WORK/exported"),
-    "serve": ("-m", "WORK/models", "--device", "cpu", "--check"),
+    "serve": ("-w", "WORK", "--device", "cpu", "--check"),
     "evaluate": (
         "-p",
         "DATA/labeled_mask",
