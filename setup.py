@@ -34,6 +34,7 @@ DEPENDENCIES = [
 DEVELOPMENT = [
     "hypothesis>=6.100",
     "mypy>=1.13",
+    "playwright>=1.49",  # drives the Chromium of the system in the tests of the review page
     "pytest>=8.3",
     "pytest-timeout>=2.3.1",
     "pytest-xdist>=3.6",
@@ -48,7 +49,7 @@ OPENVINO = ["openvino>=2026.2"]  # earlier ones cut files off on a full disk, wi
 #: Writes DICOM segmentations.
 DICOM = ["highdicom>=0.28"]  # earlier ones know no character set but that of the images
 
-#: Serves predictions.
+#: Serves predictions, and the review page.
 SERVE = ["starlette>=0.46", "uvicorn>=0.34"]
 
 #: Keep the numbers of a training.
@@ -87,6 +88,7 @@ setup(
         "serve": SERVE,
         "mlflow": MLFLOW,
         "wandb": WANDB,
+        "review": SERVE,
         "docs": DOCUMENTATION,
     },
     entry_points={"console_scripts": [f"flaresemi_{name} = flaresemi.cli.{name}:main" for name in COMMANDS]},
@@ -97,5 +99,7 @@ setup(
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
         "Typing :: Typed",
     ],
-    package_data={"flaresemi": ["py.typed", "reporting/page.css", "reporting/*.html", "rounds/report/*.html"]},
+    package_data={
+        "flaresemi": ["py.typed", "reporting/page.css", "reporting/*.html", "rounds/report/*.html", "review/pages/*"]
+    },
 )

@@ -157,6 +157,11 @@ class Workspace:
         """What persons decided about unlabeled cases; `label_maps` in it holds what they vouch for."""
         return self.root / "reviews"
 
+    @property
+    def review_token(self) -> Path:
+        """The secret part of the address of the review page, for nobody's eyes but its owner's."""
+        return self.root / ".review-token"
+
     def round(self, fold: str, number: int) -> "RoundFolder":
         """Folder of one round of a chain, from 1."""
         return RoundFolder(self.chain(fold) / f"round_{number}", fold)

@@ -41,7 +41,7 @@ ONLY_IN = {
     "SimpleITK": ("io/images.py", "io/image_file.py", "io/dicom_voxels.py"),
     "pydicom": ("io/dicom", "io/rtstruct.py"),
     "highdicom": "io/dicom_seg.py",
-    "starlette": "serving/",
+    "starlette": ("serving/", "review/server.py"),
     "uvicorn": "web/",
     "mlflow": "training/tracking.py",
     "wandb": "training/tracking.py",

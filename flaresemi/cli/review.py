@@ -1,4 +1,4 @@
-"""flaresemi_review: the queue of cases that deserve a look, for other programs, and corrections from there."""
+"""flaresemi_review: the queue of cases that deserve a look, and a local web page on which to decide about them."""
 
 import argparse
 import logging
@@ -16,10 +16,12 @@ from flaresemi.planning.decisions import usable_cases
 from flaresemi.planning.splits import load_splits
 from flaresemi.review.exchange import QUEUE_TABLE, export_queue, import_corrections
 from flaresemi.review.material import Material
+from flaresemi.web.running import refuse_without_server
 from flaresemi.workspace import Workspace
 
 logger = logging.getLogger("flaresemi.cli.review")  # also when run with python -m
 
+_DEFAULT_PORT = 8650
 _MOST = 20
 
 
@@ -32,12 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = StrictParser(
         "flaresemi_review",
-        "Print which pseudo-labels deserve a look, and why; write them for other programs; take corrections. "
-        "The next round of flaresemi_semi_round uses what was decided.",
+        "Review pseudo-labels on a local web page: which cases deserve a look and why; accept, reject, correct. "
+        "The next round of flaresemi_semi_round uses what was decided. Only this machine can reach the page.",
     )
     add_dataset_options(parser)
     parser.add_argument("--fold", metavar="FOLD", help="chain to review [the first one with a round]")
+    parser.add_argument(
+        "--port", type=int, default=None, metavar="N", help=f"of the page [{_DEFAULT_PORT}, or a free one]"
+    )
     instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="print the queue, and do nothing else")
     instead.add_argument(
         "--export-queue", type=Path, metavar="FOLDER",
         help="write the most urgent cases for 3D Slicer, ITK-SNAP or napari, and do nothing else",
@@ -66,7 +72,10 @@ def _review(options: argparse.Namespace, words: list[str]) -> None:
         raise ConfigError("--organs goes with --import-corrections")
     fold = options.fold or _first_chain(workspace)
     material = Material(workspace, usable_cases(load_dataset(options.dataset), workspace), fold)
-    if options.export_queue is not None:
+    if options.list:
+        print(_listed(material, options.most))
+        require_printed()
+    elif options.export_queue is not None:
         number = export_queue(material, options.export_queue, options.most)
         print(f"{number} case(s) written to {options.export_queue}; why: {options.export_queue / QUEUE_TABLE}")
         print_next(
@@ -76,8 +85,7 @@ def _review(options: argparse.Namespace, words: list[str]) -> None:
     elif options.import_corrections is not None:
         _import(options, material, words)
     else:
-        print(_listed(material, options.most))
-        require_printed()
+        _serve(options, material, words)
 
 
 def _first_chain(workspace: Workspace) -> str:
@@ -114,6 +122,19 @@ def _import(options: argparse.Namespace, material: Material, words: list[str]) -
         print(visible(f"{case_id}: {told}"))
     print(f"{len(taken)} correction(s) taken")
     print_next(["flaresemi_semi_round", *dataset_words(options), "--fold", material.fold])
+
+
+def _serve(options: argparse.Namespace, material: Material, words: list[str]) -> None:
+    refuse_without_server("review")
+    from flaresemi.review.serving import serve
+
+    def announce(address: str) -> None:
+        print(f"open {address}\n(from elsewhere through a tunnel: ssh -L PORT:127.0.0.1:PORT HOST; Ctrl-C ends it)")
+        require_printed()
+
+    ports = (_DEFAULT_PORT, 0) if options.port is None else (options.port,)
+    with working_alone(material.workspace.lock("review"), ["flaresemi_review", *words]):
+        serve(material, ports, options.by or "", announce)
 
 
 if __name__ == "__main__":

@@ -183,11 +183,11 @@ def _volumes(score: CaseScore, facts: QueueFacts) -> list[Reason]:
         if organ.volume_ml == 0 or organ.is_absent:
             absent += [name] if not known.absent else []
         elif _is_implausible(organ, known, facts.rule.volume_factor):
-            most = "more" if math.isinf(known.most_ml) else f"{known.most_ml:.0f} ml"
-            implausible[name] = f"{name} {organ.volume_ml:.0f} ml (labeled cases: {known.least_ml:.0f} to {most})"
+            most = "more" if math.isinf(known.most_ml) else f"{known.most_ml:.3g} ml"
+            implausible[name] = f"{name} {organ.volume_ml:.3g} ml (labeled cases: {known.least_ml:.3g} to {most})"
     found = []
     if implausible:
-        found.append(Reason(kind="volume", text=f"volume: {', '.join(implausible.values())}", organs=(*implausible,)))
+        found.append(Reason(kind="volume", text=", ".join(implausible.values()), organs=(*implausible,)))
     if absent:
         text = f"not found, though every labeled case has it: {', '.join(absent)}"
         found.append(Reason(kind="absent", text=text, organs=tuple(absent)))
@@ -209,7 +209,7 @@ def _changes(score: CaseScore, facts: QueueFacts) -> list[Reason]:
             continue
         before, now = former.organs[name].volume_ml, organ.volume_ml
         if max(before, now) > _CHANGED * min(before, now):
-            changed[name] = f"{name} {before:.0f} to {now:.0f} ml"
+            changed[name] = f"{name} {before:.3g} to {now:.3g} ml"
     text = f"the round before saw it otherwise: {', '.join(changed.values())}"
     return [Reason(kind="changed between rounds", text=text, organs=(*changed,))] if changed else []
 

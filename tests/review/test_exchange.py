@@ -116,7 +116,7 @@ def test_differences_in_voxels_and_millilitres(kept: MadeReview) -> None:
 
 
 def test_the_list_in_the_terminal(kept: MadeReview, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(words(kept)) == 0
+    assert command.main([*words(kept), "--list"]) == 0
     told = capsys.readouterr().out
     assert "fold 0, pseudo-labels of round 2" in told
     assert "not found, though every labeled case has it: spleen" in told

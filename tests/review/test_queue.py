@@ -34,7 +34,7 @@ def reasons(found: CaseScore, **facts: object) -> dict[str, str]:
 def test_each_reason_in_words() -> None:
     assert reasons(score("a", liver=(0.95, 70), spleen=(0.9, 60))) == {}
     assert reasons(score("a", liver=(0.95, 210), spleen=(0.9, 60))) == {
-        "volume": "volume: liver 210 ml (labeled cases: 40 to 100 ml)"
+        "volume": "liver 210 ml (labeled cases: 40 to 100 ml)"
     }
     assert reasons(score("a", liver=(None, 0), spleen=(0.9, 60))) == {
         "absent": "not found, though every labeled case has it: liver"

@@ -1,0 +1,225 @@
+"""The page in a real browser: a person opens a case, draws, decides, and the next round reads it."""
+
+import hashlib
+import importlib.resources
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flaresemi.dataset import load_dataset
+from flaresemi.io.case_store import CaseStore
+from flaresemi.plans import Stage, load_plans
+from flaresemi.pseudolabels.pool import PseudoLabels
+from flaresemi.records import load_record
+from flaresemi.rounds.reviewed import RoundReviews
+from flaresemi.selection import Selection
+from tests.browser import REQUIRED
+from tests.review.made_review import MadeReview
+
+CASE = "phantom_0004"
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_ARGUMENTS = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox")
+
+#: Milliseconds: without a GPU every picture is computed, and the machine may be busy.
+_PATIENCE = 120_000
+
+
+def test_the_viewer_is_the_file_that_its_license_names() -> None:
+    pages = importlib.resources.files("flaresemi.review").joinpath("pages")
+    told = pages.joinpath("niivue.txt").read_text(encoding="utf-8")
+    found = hashlib.sha256(pages.joinpath("niivue-0.69.0.umd.js").read_bytes()).hexdigest()
+    assert re.findall(r"SHA-256: (\w+)", told) == [found]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser without a window."""
+    missing = None
+    program = next((found for name in _NAMES if (found := shutil.which(name))), None)
+    if program is None:
+        missing = "no Chromium on this machine (Debian: apt-get install chromium)"
+    try:
+        import uvicorn  # noqa: F401
+        from playwright.sync_api import sync_playwright
+    except ImportError as problem:
+        missing = f"{problem.name} is not installed, which the tests of the page need"
+    if missing:
+        if os.environ.get(REQUIRED):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Person:
+    """Someone in front of the page."""
+
+    def __init__(self, browser: Any, address: str, name: str = "Ann") -> None:
+        self.problems: list[str] = []
+        self.page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+        self.page.set_default_timeout(_PATIENCE)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", self._heard)
+        self.page.on("dialog", lambda dialog: dialog.accept())
+        self.page.goto(address)
+        self.page.wait_for_selector("body[data-ready=true]")
+        self.page.fill("#who", name)
+        self.page.keyboard.press("Tab")
+        self.page.click("[data-filter=all]")
+
+    def _heard(self, message: Any) -> None:
+        if (
+            message.type in ("error", "warning")
+            and "GPU stall" not in message.text
+            and "status of 409" not in message.text
+        ):
+            self.problems.append(message.text)
+
+    def open(self, case_id: str) -> None:
+        self.page.click(f"#queue button[data-id={case_id}]")
+        self.wait_for(f"reviewing.state.open?.id === '{case_id}' && reviewing.state.busy === 0")
+        self.page.click("[data-view=axial]")
+
+    def drag(self, *points: tuple[float, float]) -> None:
+        """Draws a line through points of the viewer, in parts of its width and height."""
+        box = self.page.locator("#canvas").bounding_box()
+        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+        self.page.mouse.move(*places[0])
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*place, steps=4)
+        self.page.mouse.up()
+
+    def voxels(self, value: int) -> int:
+        return self.page.evaluate(f"reviewing.viewer.counts()[{value}]")
+
+    def slice(self) -> int:
+        return int(re.search(r"slice (\d+)", self.page.inner_text("#location"))[1])
+
+    def wait_for(self, condition: str) -> None:
+        """Until it holds in the page, whose rules forbid the browser's driver to wait by itself."""
+        end = time.monotonic() + _PATIENCE / 1000
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < end, condition
+            self.page.wait_for_timeout(100)
+
+
+@pytest.mark.timeout(900)
+def test_a_person_reviews_and_the_next_round_follows(chromium: Any, made: MadeReview) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    material = made.material()
+    names = material.labels.names
+    with serving(made) as client:
+        ann = Person(chromium, f"{client.origin}/{TOKEN}/")
+        page = ann.page
+        ann.open(CASE)
+        assert "not found, though every labeled case has it: spleen" in page.inner_text("#reasons")
+        seen = material.label_map(material.unlabeled[CASE], "newest", 2).indices_zyx
+        assert [ann.voxels(value) for value in (1, 3)] == [np.count_nonzero(seen == value) for value in (1, 3)]
+        # Scroll, hide an organ.
+        page.focus("#canvas")
+        before = ann.slice()
+        page.keyboard.press("ArrowUp")
+        ann.wait_for(f"document.getElementById('location').textContent.includes('slice {before + 1}/')")
+        page.get_by_label("show liver").uncheck()
+        assert page.evaluate("reviewing.viewer.nv.drawLut.lut[4 + 3]") == 0
+        page.get_by_label("show liver").check()
+        assert page.evaluate("reviewing.viewer.nv.drawLut.lut[4 + 3]") == 255
+        # Draw the spleen, undo, redo.
+        page.get_by_role("button", name="spleen", exact=True).click()
+        page.click("[data-tool=brush]")
+        ann.drag((0.45, 0.5), (0.55, 0.5))
+        ann.wait_for("reviewing.viewer.done.length === 1")
+        drawn = ann.voxels(3)
+        assert drawn > 0
+        assert page.get_by_label("vouch for as corrected: spleen").get_attribute("aria-pressed") == "true"
+        page.keyboard.press("Control+z")
+        assert ann.voxels(3) == 0
+        page.keyboard.press("Control+Shift+Z")
+        assert ann.voxels(3) == drawn
+        # Others are not overwritten, and what lies between two slices is filled.
+        liver = ann.voxels(1)
+        page.focus("#canvas")
+        for _ in range(4):
+            page.keyboard.press("ArrowUp")
+        ann.drag((0.45, 0.5), (0.55, 0.5))
+        ann.wait_for("reviewing.viewer.done.length === 2")
+        page.click("#interpolate")
+        ann.wait_for("reviewing.viewer.done.length === 3")
+        between = ann.voxels(3)
+        assert between > 2 * drawn
+        assert ann.voxels(1) == liver
+        page.click("[data-tool=none]")
+        # Accept the rest, save.
+        page.click("#accept")
+        assert f"{len(names) - 1} accepted, 1 corrected: counts as a labeled case" in page.inner_text("#decision-text")
+        page.click("#save")
+        ann.wait_for("document.getElementById('toast').textContent.includes('Saved')")
+        review = material.review(CASE)
+        assert (review.by, review.corrected, len(review.accepted)) == ("Ann", ("spleen",), len(names) - 1)
+        stored = material.label_map(material.unlabeled[CASE], "reviewed", 2).indices_zyx
+        assert np.count_nonzero(stored == 3) == between
+        assert np.array_equal(stored[stored != 3], seen[stored != 3])
+        # Reload: it is what was saved.
+        page.reload()
+        page.wait_for_selector("body[data-ready=true]")
+        page.click("[data-filter=decided]")
+        ann.open(CASE)
+        assert ann.voxels(3) == between
+        assert "Decided by Ann" in page.inner_text("#former-decision")
+        # Reject another one.
+        page.click("[data-filter=all]")
+        ann.open("phantom_0005")
+        page.click("#reject")
+        page.keyboard.press("s")
+        ann.wait_for("reviewing.state.items.find(each => each.id === 'phantom_0005').review !== null")
+        assert material.review("phantom_0005").rejected == names
+        # A second tab can only look.
+        bob = Person(chromium, f"{client.origin}/{TOKEN}/", "Bob")
+        bob.open("phantom_0005")
+        assert "Ann has this case open" in bob.page.inner_text("#banner")
+        assert bob.page.is_disabled("#accept") and bob.page.is_disabled("#save") and bob.page.is_hidden("#draw")
+        assert [*ann.problems, *bob.problems] == []
+    # What the next round makes of it.
+    plans, folder = load_plans(made.workspace.plans), made.workspace.round("0", 2)
+    pseudo = PseudoLabels(folder, {Stage.FINE: CaseStore(made.workspace.preprocessed(Stage.FINE))})
+    reviews = RoundReviews(made.workspace, load_dataset(made.dataset), plans.labels, pseudo)
+    chosen = reviews.applied(load_record(folder.selection, Selection), tuple(material.scores(2).values()), {})
+    by_name = {case.case_id: case for case in chosen.selected}
+    assert (by_name[CASE].source, by_name[CASE].supervised) == ("corrected", names)
+    assert chosen.rejected["phantom_0005"].startswith("rejected by Ann")
+    label = np.asarray(reviews.stores[Stage.FINE].open(CASE).label_zyx)
+    assert np.count_nonzero(label == 3) > 0
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_server_loses_nothing_that_is_drawn(chromium: Any, made: MadeReview) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    with serving(made) as client:
+        ann = Person(chromium, f"{client.origin}/{TOKEN}/")
+        ann.open(CASE)
+        ann.page.get_by_role("button", name="spleen", exact=True).click()
+        ann.page.click("[data-tool=brush]")
+        ann.drag((0.45, 0.5), (0.55, 0.5))
+        ann.wait_for("reviewing.viewer.done.length === 1")
+    ann.page.click("#save")
+    ann.wait_for("document.getElementById('toast').textContent.includes('the server does not answer')")
+    drawn = ann.voxels(3)
+    with serving(made, client.port):  # started again
+        ann.page.click("#save")
+        ann.wait_for("reviewing.state.open.review !== null")
+        review = made.material().review(CASE)
+        assert review.corrected == ("spleen",)
+        stored = made.material().label_map(made.material().unlabeled[CASE], "reviewed", 2).indices_zyx
+        assert np.count_nonzero(stored == 3) == drawn
+        ann.page.close()

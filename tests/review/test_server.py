@@ -1,0 +1,236 @@
+"""The server answers the page and nobody else, and what the page sends becomes what the next round reads."""
+
+import gzip
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+pytest.importorskip("uvicorn", reason='no uvicorn: pip install "flaresemi[review]"')
+
+from flaresemi.errors import SelectionError
+from flaresemi.geometry import Geometry
+from flaresemi.review.serving import kept_token
+from flaresemi.review.wire import image_file, packed, unpacked
+from tests.review.made_client import TOKEN, Client, serving
+from tests.review.made_review import MadeReview
+
+CASE = "phantom_0004"
+
+
+@pytest.fixture
+def client(made: MadeReview) -> Iterator[Client]:
+    with serving(made) as asks:
+        yield asks
+
+
+def page(client: Client) -> dict[str, str]:
+    return {"origin": client.origin, "x-flaresemi": "1"}
+
+
+def ask(client: Client, name: str, **words: object) -> object:
+    answer = client.get(f"/{TOKEN}/api/{name}", params=words)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def tell(client: Client, name: str, said: dict, label: bytes | None = None, **words: object):
+    body = json.dumps({"tab": "tab 1", "who": "Ann"} | said).encode()
+    return client.post(
+        f"/{TOKEN}/api/{name}",
+        params=words,
+        headers=page(client),
+        content=body if label is None else body + b"\n" + label,
+    )
+
+
+def test_strangers_get_nowhere(client: Client) -> None:
+    good = f"/{TOKEN}/api/state"
+    assert client.get(good).status_code == 200
+    for path in (
+        "/",
+        "/api/state",
+        "/wrong/api/state",
+        f"/{TOKEN}",
+        f"//{TOKEN}/api/state",
+        f"/{TOKEN[:-1]}/api/state",
+    ):
+        assert client.get(path).status_code == 401
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "10.0.0.1:8650"):
+        assert client.get(good, headers={"host": host}).status_code == 421
+    for host in ("localhost:9000", "127.0.0.1", "[::1]:8650"):  # behind a tunnel the port is another one
+        assert client.get(good, headers={"host": host}).status_code == 200
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:9999"):
+        assert client.get(good, headers={"origin": origin}).status_code == 403
+    assert client.get(good, headers={"sec-fetch-site": "cross-site"}).status_code == 401
+    claim = json.dumps({"id": CASE, "tab": "x", "who": "Eve"})
+    for headers in ({}, {"x-flaresemi": "1"}, {"origin": client.origin}):
+        assert client.post(f"/{TOKEN}/api/claim", headers=headers, content=claim).status_code == 401
+    assert client.post(f"/{TOKEN}/api/claim", headers=page(client), content=claim).status_code == 200
+    assert client.ask("DELETE", good, headers=page(client)).status_code == 405
+
+
+def test_what_every_answer_says(client: Client) -> None:
+    answer = client.get(f"/{TOKEN}/")
+    assert answer.status_code == 200
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in answer.headers
+    for name in ("page.css", "page.js", "viewer.js", "niivue.js", "niivue.txt"):
+        assert client.get(f"/{TOKEN}/{name}").status_code == 200
+    assert client.get(f"/{TOKEN}/server.py").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../etc/passwd", "..%2F..%2Fetc%2Fpasswd", "/etc/passwd", "phantom_0002\x00", ""]
+)
+def test_no_name_of_the_page_becomes_a_path(client: Client, name: str) -> None:
+    for what in ("case", "image", "label"):
+        answer = client.get(f"/{TOKEN}/api/{what}", params={"id": name})
+        assert answer.status_code == 400
+        assert "no case" in answer.json()["what"]
+    answer = tell(client, "decision", {"revision": 0, "looked_at": "", "rejected": ["liver"]}, id=name)
+    assert answer.status_code == 400
+    for path in (f"/{TOKEN}/../secret", f"/{TOKEN}/%2e%2e/page.js", f"/{TOKEN}/pages/page.js"):
+        assert client.get(path).status_code == 404
+
+
+def test_image_and_label_map_lie_on_each_other_as_in_the_file(client: Client, made: MadeReview) -> None:
+    body = client.get(f"/{TOKEN}/api/image", params={"id": CASE}).content
+    shown = nibabel.Nifti1Image.from_bytes(body)
+    assert nibabel.aff2axcodes(shown.affine) == ("R", "A", "S")
+    original = nibabel.as_closest_canonical(nibabel.load(made.material().unlabeled[CASE].images[0]))
+    assert np.array_equal(np.asarray(shown.dataobj), np.asarray(original.dataobj))
+    assert np.allclose(shown.affine, original.affine, atol=1e-3)
+    answer = client.get(f"/{TOKEN}/api/label", params={"id": CASE})
+    assert len(answer.content) == np.prod(shown.shape)  # unpacked
+    assert answer.headers["x-label-hash"] == ask(client, "case", id=CASE)["label_hash"]
+    assert client.get(f"/{TOKEN}/api/label", params={"id": CASE, "which": "reviewed"}).status_code == 204
+    assert client.get(f"/{TOKEN}/api/label", params={"id": CASE, "which": "../x"}).status_code == 400
+    assert client.get(f"/{TOKEN}/api/image", params={"id": CASE, "channel": "7"}).status_code == 400
+
+
+def test_a_correction_arrives_voxel_by_voxel(client: Client, made: MadeReview) -> None:
+    material = made.material()
+    facts = ask(client, "case", id=CASE)
+    x, y, z = facts["shape"]
+    drawn = np.zeros((z, y, x), np.uint8)
+    drawn[3, 5, 7] = 2
+    said = {"revision": 0, "looked_at": facts["label_hash"], "corrected": ["right kidney"], "slices": [[2, 5]]}
+    answer = tell(client, "decision", said, gzip.compress(drawn.tobytes()), id=CASE)
+    assert answer.status_code == 200, answer.text
+    review = material.review(CASE)
+    assert (review.by, review.corrected, review.slices) == ("Ann", ("right kidney",), ((2, 5),))
+    stored = material.label_map(material.unlabeled[CASE], "reviewed", 2).indices_zyx
+    assert np.argwhere(stored).tolist() == [[3, y - 1 - 5, x - 1 - 7]]
+    again = client.get(f"/{TOKEN}/api/label", params={"id": CASE, "which": "reviewed"}).content
+    assert again == drawn.tobytes()
+    item = next(each for each in ask(client, "queue")["items"] if each["id"] == CASE)
+    assert item["review"]["by"] == "Ann"
+    assert item["open"] == "Ann"
+    assert tell(client, "take-back", {"id": CASE, "revision": 1}).status_code == 200
+    assert material.review(CASE) is None
+
+
+def test_what_is_wrong_is_refused_in_words(client: Client) -> None:
+    facts = ask(client, "case", id=CASE)
+    said = {"revision": 0, "looked_at": facts["label_hash"], "corrected": ["liver"]}
+    voxels = int(np.prod(facts["shape"]))
+    for label, status, told in (
+        (gzip.compress(bytes(voxels + 1)), 400, "has not the"),
+        (gzip.compress(bytes(10)), 400, "has not the"),
+        (gzip.compress(bytes(voxels))[:-9], 400, "has not the"),
+        (b"no gzip", 400, "no compressed label map"),
+        (gzip.compress(bytes([200]) * voxels), 400, "value 200"),
+        (b"x" * (voxels + 70_000), 413, "more was sent"),
+        (gzip.compress(bytes(200 * voxels)), 400, "has not the"),  # a bomb is not unpacked
+    ):
+        answer = tell(client, "decision", said, label, id=CASE)
+        assert (answer.status_code, told in answer.json()["what"]) == (status, True), answer.text
+    for wrong, told in (
+        ({"who": " "}, "nobody is named"),
+        ({"corrected": "liver"}, "list of names"),
+        ({"revision": "0"}, "must be a number"),
+        ({"slices": [[1]]}, "pairs of numbers"),
+        ({"corrected": [], "accepted": []}, "nothing is decided"),
+        ({"corrected": ["lver"]}, "not: lver"),
+    ):
+        answer = tell(client, "decision", said | wrong, gzip.compress(bytes(voxels)), id=CASE)
+        assert (answer.status_code, told in answer.json()["what"]) == (400, True), answer.text
+    for body in (b"", b"[]", b"{", b"\xff"):
+        assert client.post(f"/{TOKEN}/api/claim", headers=page(client), content=body).status_code == 400
+    assert client.post(f"/{TOKEN}/api/claim", headers=page(client), content=b" " * 70_000).status_code == 413
+
+
+def test_the_second_tab_can_only_look(client: Client) -> None:
+    assert tell(client, "claim", {"id": CASE}).json() == {"granted": True, "by": None}
+    other = {"tab": "tab 2", "who": "Bob"}
+    assert tell(client, "claim", {"id": CASE} | other).json() == {"granted": False, "by": "Ann"}
+    facts = ask(client, "case", id=CASE)
+    said = {"revision": 0, "looked_at": facts["label_hash"], "rejected": ["liver"]}
+    answer = tell(client, "decision", said | other, id=CASE)
+    assert answer.status_code == 409
+    assert "Ann has case" in answer.json()["what"]
+    assert tell(client, "release", {}).status_code == 200
+    assert tell(client, "decision", said | other, id=CASE).status_code == 200
+    assert tell(client, "decision", said, id=CASE).status_code == 409  # Bob has it now, and has decided
+
+
+def test_two_tabs_that_save_at_once_do_not_replace_each_other(client: Client, made: MadeReview) -> None:
+    said = {"revision": 0, "looked_at": ask(client, "case", id=CASE)["label_hash"], "rejected": ["liver"]}
+    answers = []
+
+    def save() -> None:
+        answers.append(tell(client, "decision", said, id=CASE).status_code)
+
+    threads = [threading.Thread(target=save) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [200, 409, 409, 409]
+    assert made.material().review(CASE).revision == 1
+
+
+def test_held_out_cases_are_shown_and_never_changed(client: Client, made: MadeReview) -> None:
+    held_out = next(iter(made.material().held_out))
+    assert ask(client, "case", id=held_out)["group"] == "held out"
+    assert client.get(f"/{TOKEN}/api/label", params={"id": held_out, "which": "real"}).status_code == 200
+    answer = tell(client, "decision", {"revision": 0, "looked_at": "", "rejected": ["liver"]}, id=held_out)
+    assert answer.status_code == 400
+    assert "no unlabeled case" in answer.json()["what"]
+
+
+def test_there_and_back_in_any_orientation() -> None:
+    turned = (0.0, 1.0, 0.0, -0.8, 0.0, -0.6, -0.6, 0.0, 0.8)
+    geometry = Geometry(shape_zyx=(3, 4, 5), spacing_zyx_mm=(3.0, 2.0, 1.0), origin_xyz_mm=(7.0, -3.0, 9.0))
+    label = np.random.default_rng(0).integers(0, 4, (3, 4, 5)).astype(np.uint8)
+    assert np.array_equal(unpacked(packed(label), (3, 4, 5), 3), label)
+    with pytest.raises(SelectionError):
+        unpacked(packed(label), (3, 4, 5), 2)
+    for direction in (geometry.direction, turned):
+        grid = Geometry(**{**{name: getattr(geometry, name) for name in geometry.__slots__}, "direction": direction})
+        shown = nibabel.Nifti1Image.from_bytes(image_file(label.astype(np.float32), grid))
+        for index in ((0, 0, 0), (2, 1, 4)):
+            z, y, x = index
+            world = shown.affine @ [4 - x, 3 - y, z, 1]
+            lps = grid.world_xyz_mm(index)
+            assert np.allclose(world[:3], [-lps[0], -lps[1], lps[2]], atol=1e-4)
+            assert np.asarray(shown.dataobj)[4 - x, 3 - y, z] == label[index]
+
+
+def test_the_address_outlives_the_server_and_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / ".review-token"
+    token = kept_token(path)
+    assert len(token) >= 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert kept_token(path) == token  # a page that is open outlives its server
+    path.chmod(0o644)
+    assert kept_token(path) != token  # somebody else may have read it
+    path.write_text("short", encoding="utf-8")
+    assert len(kept_token(path)) >= 32
