@@ -161,7 +161,8 @@ def test_a_person_reviews_and_the_next_round_follows(chromium: Any, made: MadeRe
         page.click("[data-tool=none]")
         # Accept the rest, save.
         page.click("#accept")
-        assert f"{len(names) - 1} accepted, 1 corrected: counts as a labeled case" in page.inner_text("#decision-text")
+        told = f"{len(names) - 1} accepted (as absent: right adrenal gland), 1 corrected: counts as a labeled case"
+        assert told in page.inner_text("#decision-text")
         page.click("#save")
         ann.wait_for("document.getElementById('toast').textContent.includes('Saved')")
         review = material.review(CASE)

@@ -171,7 +171,7 @@ async function open(id, words = {}) {
   try {
     const facts = await read('case', { id })
     const claim = who() && facts.group === 'unlabeled' ? await tell('claim', { id }) : null
-    const image = await (await ask(`${api('image')}?${new URLSearchParams({ id, channel: $('channel').value || 0 })}`)).arrayBuffer()
+    const image = await imageOf(id)
     const which = words.which ?? (facts.review?.label_revision ? 'reviewed' : 'newest')
     const label = await labelMap(id, which)
     if (turn !== state.seen) return // another case was chosen meanwhile
@@ -180,20 +180,39 @@ async function open(id, words = {}) {
     state.readonly = facts.group !== 'unlabeled' ? 'A held-out case: it judges the rounds, and is only looked at.'
       : !claim ? 'Write your name above to decide about cases.'
       : claim.granted ? null : `${claim.by} has this case open: you can only look at it.`
-    await viewer.show(image, id)
-    await viewer.label(label)
+    await viewer.quietly(async () => {
+      await viewer.show(image, id)
+      viewer.label(label)
+      marks()
+      windows()
+      sources(which)
+      viewer.view(state.view)
+      look()
+    })
     $('empty').hidden = true
-    marks()
-    windows()
-    sources(which)
-    viewer.view(state.view)
     if (state.compared) await compare(true)
     describe()
     list()
-    look()
+    lookAhead()
   } finally {
     busy(null)
   }
+}
+
+// An image, or the one that was asked for ahead of time.
+async function imageOf(id) {
+  const words = new URLSearchParams({ id, channel: $('channel').value || 0 }).toString()
+  const ahead = state.ahead?.words === words ? await state.ahead.image : null
+  state.ahead = null
+  return ahead ?? (await ask(`${api('image')}?${words}`)).arrayBuffer()
+}
+
+// The next case's image is fetched while a person looks at this one.
+function lookAhead() {
+  const item = neighbor(1)
+  if (!item || item.id === state.open.id) return
+  const words = new URLSearchParams({ id: item.id, channel: $('channel').value || 0 }).toString()
+  state.ahead = { words, image: ask(`${api('image')}?${words}`).then(answer => answer.arrayBuffer()).catch(() => null) }
 }
 
 // At the organ that the case is in the queue for, or at the middle.
@@ -266,9 +285,11 @@ async function compare(on) {
     other.classes = viewer.classes
     other.hidden = viewer.hidden
     other.opacity = viewer.opacity
-    await other.show(state.image, state.open.id)
-    other.label(former)
-    other.view(state.view)
+    await other.quietly(async () => {
+      await other.show(state.image, state.open.id)
+      other.label(former)
+      other.view(state.view)
+    })
     $('caption-other').textContent = former ? 'former round' : 'no former label map'
     viewer.follow(other)
     applyWindow()
@@ -372,7 +393,8 @@ function decision() {
   const count = kind => state.info.organs.filter(organ => state.marks.get(organ) === kind).length
   const [accepted, rejected, corrected] = ['accepted', 'rejected', 'corrected'].map(count)
   const parts = []
-  if (accepted) parts.push(`${accepted} accepted`)
+  const absent = state.info.organs.filter(organ => state.marks.get(organ) === 'accepted' && state.open.organs?.[organ]?.agreement === null)
+  if (accepted) parts.push(`${accepted} accepted${absent.length ? ` (as absent: ${absent.join(', ')})` : ''}`)
   if (rejected) parts.push(`${rejected} rejected`)
   if (corrected) parts.push(`${corrected} corrected`)
   const left = state.info.organs.length - accepted - rejected - corrected
@@ -641,6 +663,7 @@ async function start() {
   viewer.onMove = moved
   await viewer.attach()
   setMeasure(false)
+  if (viewer.isSlow) setView('axial')
   await refresh()
   setInterval(beat, BEAT_SECONDS * 1000)
   document.body.dataset.ready = 'true'

@@ -26,9 +26,23 @@ export class Viewer {
 
   async attach() {
     await this.nv.attachToCanvas(this.canvas)
+    const told = this.nv.gl.getExtension('WEBGL_debug_renderer_info')
+    const renderer = String(told ? this.nv.gl.getParameter(told.UNMASKED_RENDERER_WEBGL) : this.nv.gl.getParameter(this.nv.gl.RENDERER))
+    this.isSlow = /swiftshader|llvmpipe|software|basic render/i.test(renderer) // no graphics card: a rendering takes seconds
     this.nv.onLocationChange = where => this.onMove(where)
     // NiiVue ends a stroke on release, wherever that is.
     for (const kind of ['pointerup', 'mouseup', 'touchend']) window.addEventListener(kind, () => setTimeout(() => this.settle()))
+  }
+
+  // Work without a picture after each part of it, and one at its end.
+  async quietly(work) {
+    this.nv.drawScene = () => {}
+    try {
+      return await work()
+    } finally {
+      delete this.nv.drawScene
+      this.nv.drawScene()
+    }
   }
 
   forget() {
