@@ -131,7 +131,7 @@ class Material:
             indices = self._read(dataclasses.replace(case, label=path))
             return Seen(indices_zyx=indices, label_hash=review.label_hash)
         if case.id in self.held_out:
-            return self._predicted(case, number - (which == "former"))
+            return self._predicted(case, which == "former")
         return self._pseudo(case, number - (which == "former"))
 
     def review(self, case_id: str) -> Review | None:
@@ -179,14 +179,20 @@ class Material:
         indices = canonical_labels(np.asarray(stored.label_zyx), stored.record.grid, self.labels.ignored)
         return Seen(indices_zyx=indices, label_hash=stored.record.label_hash)
 
-    def _predicted(self, case: Case, number: int) -> Seen | None:
-        """What the models of a complete round made of a held-out case."""
-        if number < 0:
+    def _predicted(self, case: Case, former: bool) -> Seen | None:
+        """What the models of the newest round that was validated, or of the one before, made of a held-out case."""
+        found = self.validated(case)[former : former + 1]
+        if not found:
             return None
-        path = case_file(self.workspace.round_model(self.fold, number, Stage.FINE).validation, case.id, ".nii.gz")
-        if not path.is_file():
-            return None
+        path = self._prediction(case, found[0])
         return Seen(indices_zyx=self._read(dataclasses.replace(case, label=path, annotated=None)), label_hash="")
+
+    def validated(self, case: Case) -> list[int]:
+        """The rounds whose models segmented a held-out case, the newest first; 0 is the supervised start."""
+        return [number for number in range(self.newest, -1, -1) if self._prediction(case, number).is_file()]
+
+    def _prediction(self, case: Case, number: int) -> Path:
+        return case_file(self.workspace.round_model(self.fold, number, Stage.FINE).validation, case.id, ".nii.gz")
 
     def _read(self, case: Case) -> np.ndarray:
         return read_organs(case, self.labels, read_grid(case.images[0]))

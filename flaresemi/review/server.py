@@ -143,7 +143,7 @@ class _Handlers:
             {
                 "id": case.id,
                 "group": "unlabeled" if is_open else "held out",
-                "round": number,
+                "round": number if is_open else next(iter(material.validated(case)), 0),
                 "shape": grid.shape_zyx[::-1],
                 "spacing": grid.spacing_zyx_mm[::-1],
                 "label_hash": material.label_hash(case.id, number) if is_open else "",

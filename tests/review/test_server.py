@@ -14,6 +14,8 @@ pytest.importorskip("uvicorn", reason='no uvicorn: pip install "flaresemi[review
 
 from flaresemi.errors import SelectionError
 from flaresemi.geometry import Geometry
+from flaresemi.io.images import read_grid, write_label_map
+from flaresemi.plans import Stage
 from flaresemi.review.serving import kept_token
 from flaresemi.review.wire import image_file, packed, unpacked
 from tests.review.made_client import TOKEN, Client, serving
@@ -201,6 +203,17 @@ def test_held_out_cases_are_shown_and_never_changed(client: Client, made: MadeRe
     held_out = next(iter(made.material().held_out))
     assert ask(client, "case", id=held_out)["group"] == "held out"
     assert client.get(f"/{TOKEN}/api/label", params={"id": held_out, "which": "real"}).status_code == 200
+    # Of what validations left behind, the newest and the one before.
+    material = made.material()
+    case = material.held_out[held_out]
+    assert material.label_map(case, "newest", 2) is None
+    for number in (0, 1):
+        drawn = np.full(read_grid(case.images[0]).canonical.shape_zyx, number + 1, np.uint8)
+        folder = made.workspace.round_model("0", number, Stage.FINE).validation
+        write_label_map(folder / f"{held_out}.nii.gz", drawn, read_grid(case.images[0]))
+    seen = [material.label_map(case, which, 2).indices_zyx.max() for which in ("newest", "former")]
+    assert seen == [2, 1]
+    assert ask(client, "case", id=held_out)["round"] == 1
     answer = tell(client, "decision", {"revision": 0, "looked_at": "", "rejected": ["liver"]}, id=held_out)
     assert answer.status_code == 400
     assert "no unlabeled case" in answer.json()["what"]

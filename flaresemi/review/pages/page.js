@@ -247,7 +247,7 @@ function marks() {
 }
 
 function sources(which) {
-  const names = { newest: `round ${state.open.round}`, former: state.open.round > 1 || state.open.group === 'held out' ? 'former round' : null,
+  const names = { newest: state.open.round ? `round ${state.open.round}` : 'supervised start', former: state.open.round > 1 || state.open.group === 'held out' ? 'former round' : null,
     reviewed: state.open.review?.label_revision ? `reviewed by ${state.open.review.by}` : null, real: state.open.group === 'held out' ? 'real labels' : null }
   $('which').replaceChildren(...Object.entries(names).filter(each => each[1]).map(([key, text]) => new Option(text, key, false, key === which)))
   $('caption').textContent = state.compared ? names[which] ?? '' : ''
