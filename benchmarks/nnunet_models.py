@@ -38,6 +38,7 @@ class Model:
     folds: tuple[int | str, ...] = (0,)
     patch: tuple[int, int, int] = (40, 56, 40)
     steps: int = 120
+    lowres_steps: int = 80
     width: int = 16
     lowres: bool = False
     description: dict = dataclasses.field(default_factory=dict)
@@ -49,13 +50,13 @@ REGIONS = "Dataset004_HippocampusRegions"
 #: The whole of it, and its front: "whole" is written as 2, "anterior" over it as 1.
 WHOLE_AND_FRONT = {"labels": {"background": 0, "whole": [1, 2], "anterior": 1}, "regions_class_order": [2, 1]}
 
-OPENKBP_SIZES: dict = {"patch": (32, 64, 64), "steps": 1000, "width": 8, "lowres": True}
+OPENKBP_SIZES: dict = {"patch": (32, 64, 64), "steps": 300, "lowres_steps": 1600, "width": 8, "lowres": True}
 
 #: Small, so that some minutes are enough.
 QUICK: dict = {"patch": (32, 40, 32), "steps": 80, "width": 8}
 
 MODELS = {
-    "hippocampus, plain": Model(HIPPOCAMPUS, "hippocampus", lowres=True, **QUICK),
+    "hippocampus, plain, longer": Model(HIPPOCAMPUS, "hippocampus", lowres=True, **(QUICK | {"steps": 600})),
     "hippocampus, 3d_lowres": Model(HIPPOCAMPUS, "hippocampus", "plain", "3d_lowres", ("all",), lowres=True, **QUICK),
     "hippocampus, cascade": Model(
         HIPPOCAMPUS, "hippocampus", "plain", "3d_cascade_fullres", ("all",), lowres=True, **QUICK
@@ -105,7 +106,8 @@ class Sides:
         for fold in model.folds:
             task = {"name": model.dataset, "kind": model.kind, "configuration": configuration, "fold": fold}
             step = f"training of {model.dataset} {model.kind} {configuration} fold {fold}"
-            self.nnunet(step, "train", task | {"steps": model.steps})
+            steps = model.lowres_steps if configuration == "3d_lowres" else model.steps
+            self.nnunet(step, "train", task | {"steps": steps})
         return self.bench.work / "results" / model.dataset / f"nnUNetTrainer__{PLANS[model.kind]}__{configuration}"
 
     def _measured(self, step: str, words: list[str], environment: dict[str, str]) -> dict:

@@ -89,6 +89,8 @@ class Segmenter:
     ) -> None:
         if not fine:
             raise ValueError("a segmenter needs a checkpoint to segment with")
+        if fine[0].plan.label_inputs and not coarse:
+            raise ValueError("the second network of a cascade needs the first")
         self._convention, self._clean = fine[0].convention, cleaning(fine)
         place = select_device(device)
         if self._convention is not None:  # what nnU-Net itself predicts, unless something else is asked for

@@ -169,6 +169,8 @@ def test_a_cascade_without_its_first_network(tmp_path: Path) -> None:
         load_models(elsewhere, coarse=elsewhere)
     alone = load_nnunet(second, alone=True)  # what a training starts from
     assert [each.plan.stage for each in alone.values()] == [Stage.FINE]
+    with pytest.raises(ValueError, match="needs the first"):
+        Segmenter(list(alone.values()), device="cpu")
 
 
 def test_one_of_several_models_in_an_archive(tmp_path: Path) -> None:
