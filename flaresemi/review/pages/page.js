@@ -181,7 +181,7 @@ async function open(id, words = {}) {
       : !claim ? 'Write your name above to decide about cases.'
       : claim.granted ? null : `${claim.by} has this case open: you can only look at it.`
     await viewer.quietly(async () => {
-      await viewer.show(image, id)
+      await viewer.show(image, id, WINDOWS[windowNames()[state.window]])
       viewer.label(label)
       marks()
       windows()
@@ -253,10 +253,12 @@ function sources(which) {
   $('caption').textContent = state.compared ? names[which] ?? '' : ''
 }
 
+function windowNames() {
+  return state.info.is_ct && $('channel').selectedIndex <= 0 ? [...Object.keys(WINDOWS), 'Automatic'] : ['Automatic']
+}
+
 function windows() {
-  const volume = viewer.volume
-  state.auto = [volume.cal_min, volume.cal_max]
-  const names = state.info.is_ct && $('channel').selectedIndex <= 0 ? [...Object.keys(WINDOWS), 'Automatic'] : ['Automatic']
+  const names = windowNames()
   $('window').replaceChildren(...names.map(name => new Option(name, name)))
   state.window = Math.min(state.window, names.length - 1)
   $('window').selectedIndex = state.window
@@ -265,7 +267,7 @@ function windows() {
 
 function applyWindow() {
   state.window = $('window').selectedIndex
-  const range = WINDOWS[$('window').value] ?? state.auto
+  const range = WINDOWS[$('window').value] ?? viewer.automatic
   if (!range) return
   viewer.window(...range)
   if (state.compared) other?.window(...range)
@@ -286,7 +288,7 @@ async function compare(on) {
     other.hidden = viewer.hidden
     other.opacity = viewer.opacity
     await other.quietly(async () => {
-      await other.show(state.image, state.open.id)
+      await other.show(state.image, state.open.id, WINDOWS[windowNames()[state.window]])
       other.label(former)
       other.view(state.view)
     })

@@ -58,12 +58,15 @@ export class Viewer {
   get isDrawn() { return this.done.length > 0 }
   get bitmap() { return this.nv.drawBitmap }
 
-  async show(buffer, title) {
+  // An image, in a window where one is given: another one later means to process all of it again.
+  async show(buffer, title, range = null) {
     this.forget()
     this.nv.closeDrawing()
     while (this.nv.volumes.length) this.nv.removeVolumeByIndex(0)
     if (!buffer) return
     const volume = await NVImage.loadFromUrl({ url: `${title}.nii`, name: `${title}.nii`, buffer })
+    this.automatic = [volume.cal_min, volume.cal_max]
+    if (range) [volume.cal_min, volume.cal_max] = range
     this.nv.addVolume(volume)
     this.nv.scene.crosshairPos = [0.5, 0.5, 0.5]
   }
@@ -90,7 +93,8 @@ export class Viewer {
       map.R.push(each.color[0]); map.G.push(each.color[1]); map.B.push(each.color[2])
       map.A.push(this.hidden.has(each.index) ? 0 : 255); map.I.push(each.index); map.labels.push(each.name)
     }
-    this.nv.setDrawColormap(map)
+    this.nv.drawLut = window.niivue.cmapper.makeDrawLut(map)
+    this.nv.refreshColormaps() // setDrawColormap would process the whole image anew
     this.nv.setDrawOpacity(this.opacity)
   }
 
@@ -99,7 +103,7 @@ export class Viewer {
   }
 
   window(low, high) {
-    if (!this.volume) return
+    if (!this.volume || (this.volume.cal_min === low && this.volume.cal_max === high)) return
     this.volume.cal_min = low
     this.volume.cal_max = high
     this.nv.updateGLVolume()
