@@ -60,6 +60,7 @@ DOCUMENTATION = ["sphinx>=8.0", "myst-parser>=4.0", "furo>=2024.8.6"]
 COMMANDS = (
     "plan_and_preprocess",
     "train",
+    "find_best",
     "predict",
     "evaluate",
     "export",
@@ -100,6 +101,13 @@ setup(
         "Typing :: Typed",
     ],
     package_data={
-        "flaresemi": ["py.typed", "reporting/page.css", "reporting/*.html", "rounds/report/*.html", "review/pages/*"]
+        "flaresemi": [
+            "py.typed",
+            "reporting/page.css",
+            "reporting/*.html",
+            "rounds/report/*.html",
+            "review/pages/*",
+            "comparing/*.html",
+        ]
     },
 )

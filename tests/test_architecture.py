@@ -31,6 +31,7 @@ ROWS = {
     "training": 5,
     "pseudolabels": 5,
     "rounds": 6,
+    "comparing": 6,
     "serving": 6,
     "review": 7,
     "cli": 8,

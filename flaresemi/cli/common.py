@@ -227,8 +227,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         metavar="MODEL_FOLDER",
-        help="folder of the trained models, wherever it was moved to, or a results folder or exported archive of "
-        "nnU-Net v2 (default: WORKSPACE/models)",
+        help="folder of the trained models, wherever it was moved to, what flaresemi_find_best wrote, or a results "
+        "folder or exported archive of nnU-Net v2 (default: WORKSPACE/models)",
     )
     parser.add_argument(
         "--fold",

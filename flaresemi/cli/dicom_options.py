@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from flaresemi.errors import ConfigError, is_one_line
-from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.dicom_output import ENDINGS, NOT_CLINICAL, DicomOutput
+from flaresemi.inference.segmenter import ImageSegmenter
 from flaresemi.io.dicom_headers import LONG
 from flaresemi.organ_codes import OrganCode, load_codes
 from flaresemi.records import load_json
@@ -61,7 +61,7 @@ def ending_of(options: argparse.Namespace) -> str | None:
     return None
 
 
-def dicom_output(options: argparse.Namespace, segmenter: Segmenter) -> DicomOutput | None:
+def dicom_output(options: argparse.Namespace, segmenter: ImageSegmenter) -> DicomOutput | None:
     """How results are written as DICOM objects; None: they are not.
 
     Raises:

@@ -212,9 +212,9 @@ def _labels(options: argparse.Namespace) -> tuple[LabelSet, dict[str, tuple[str,
     if options.plans is not None:
         return load_plans(options.plans).labels, {}
     if options.model is not None:
-        from flaresemi.inference.models import load_models  # needs torch, which the rest of this command does not use
+        from flaresemi.inference.models import load_all_models  # needs torch: the rest of this command does not
 
-        return load_models(options.model).fine[0].labels, {}
+        return load_all_models(options.model)[0].fine[0].labels, {}
     folder = _dataset(options)
     if not folder.is_dir():
         raise DatasetError("dataset folder not found", where=folder)

@@ -40,12 +40,13 @@ from flaresemi.compute.sharding import Shard, joint_shard
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 from flaresemi.geometry import FloatTriple
-from flaresemi.inference.cascade import Segmenter, Watch
+from flaresemi.inference.averaging import load_segmenter
 from flaresemi.inference.dicom_output import DicomOutput
 from flaresemi.inference.fine_stage import FineOutput
 from flaresemi.inference.measurements import CaseMeasures, measure
 from flaresemi.inference.prediction_records import write_prediction
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
+from flaresemi.inference.segmenter import ImageSegmenter, Watch
 from flaresemi.io.images import Image
 from flaresemi.machine import available_cores
 from flaresemi.planning.findings import Finding
@@ -112,8 +113,8 @@ def _predict(options: argparse.Namespace, words: list[str]) -> None:
         _conclude(options, turns, results, failures)
 
 
-def _load(options: argparse.Namespace, part: Shard) -> Segmenter:
-    return Segmenter.load(
+def _load(options: argparse.Namespace, part: Shard) -> ImageSegmenter:
+    return load_segmenter(
         model_folder_of(options),
         folds=options.fold,
         checkpoint=options.checkpoint,
@@ -157,16 +158,16 @@ def _conclude(
         print_next(f"flaresemi_evaluate -p {shlex.quote(str(options.output))} -r REFERENCES -o SUMMARY.json")
 
 
-def _reliability(options: argparse.Namespace, segmenter: Segmenter) -> Reliability:
+def _reliability(options: argparse.Namespace, segmenter: ImageSegmenter) -> Reliability:
     """The judge of every prediction.
 
     Raises:
-        ConfigError: several folds are averaged.
+        ConfigError: several models are averaged.
         CheckpointError: the model cannot judge itself.
     """
     if len(segmenter.fine_files) > 1:
         raise ConfigError(
-            "several folds are averaged: the snapshots of one training are compared", fix="give one --fold"
+            "several models are averaged: the snapshots of one training are compared", fix="give one --fold"
         )
     return Reliability(segmenter.fine_files[0], engine=segmenter.engine, step=options.step)
 
@@ -207,7 +208,7 @@ class _Predicted:
 
 
 def _predict_all(
-    segmenter: Segmenter, turns: Turns, extras: _Extras, *, overlap: bool
+    segmenter: ImageSegmenter, turns: Turns, extras: _Extras, *, overlap: bool
 ) -> list[tuple[Case, FlaresemiError]]:
     """Predicts every case that it can; returns the others, and why.
 
@@ -255,7 +256,7 @@ def _predict_all(
     return failures
 
 
-def _read(segmenter: Segmenter, job: tuple[Case, Path]) -> _Read:
+def _read(segmenter: ImageSegmenter, job: tuple[Case, Path]) -> _Read:
     case, output = job
     try:
         return _Read(case, output, segmenter.read(case.images))
@@ -263,7 +264,7 @@ def _read(segmenter: Segmenter, job: tuple[Case, Path]) -> _Read:
         return _Read(case, output, error)
 
 
-def _segment(segmenter: Segmenter, read: _Read, extras: _Extras, waited: float) -> _Predicted:
+def _segment(segmenter: ImageSegmenter, read: _Read, extras: _Extras, waited: float) -> _Predicted:
     """Segments an image, scores its reliability and measures its organs if requested."""
     case, image = read.case, read.image
     if isinstance(image, FlaresemiError):
@@ -280,7 +281,9 @@ def _segment(segmenter: Segmenter, read: _Read, extras: _Extras, waited: float) 
     return _Predicted(segmentation, judged[-1] if judged else None, measures)
 
 
-def _write(segmenter: Segmenter, case: Case, output: Path, extras: _Extras, predicted: _Predicted) -> dict[str, float]:
+def _write(
+    segmenter: ImageSegmenter, case: Case, output: Path, extras: _Extras, predicted: _Predicted
+) -> dict[str, float]:
     """Writes the label map, logs the case, and returns the seconds of every step."""
     clock, dicom = StepClock(), extras.dicom
     with clock("write"):

@@ -77,17 +77,7 @@ def prediction_parser() -> argparse.ArgumentParser:
         help="windows of the training patch's size, or larger ones where that computes fewer voxels "
         "(default: patch for models of nnU-Net, otherwise auto)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
-    parser.add_argument(
-        "--engine",
-        choices=("auto", "torch", "openvino"),
-        default="auto",
-        help="inference engine on a CPU (default: auto, the fastest by a short check)",
-    )
-    parser.add_argument(
-        "--threads", type=count, metavar="N", help="processor threads (default: all cores; with --gpus, its share)"
-    )
+    add_computing_options(parser, threads="; with --gpus, its share")
     parser.add_argument(
         "--gpus",
         type=count,
@@ -106,3 +96,20 @@ def prediction_parser() -> argparse.ArgumentParser:
         help="one thing after the other: nothing is read or written meanwhile; for debugging",
     )
     return parser
+
+
+def add_computing_options(parser: argparse.ArgumentParser, *, threads: str = "") -> None:
+    """Adds `--device`, `--precision`, `--engine` and `--threads`: how networks are computed.
+
+    Args:
+        threads: What else there is to say of their number.
+    """
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "torch", "openvino"),
+        default="auto",
+        help="inference engine on a CPU (default: auto, the fastest by a short check)",
+    )
+    parser.add_argument("--threads", type=count, metavar="N", help=f"processor threads (default: all cores{threads})")

@@ -15,7 +15,7 @@ from flaresemi.cli.numbers import count, number
 from flaresemi.compute.device import limit_threads
 from flaresemi.errors import ConfigError
 from flaresemi.files import read_text
-from flaresemi.inference.cascade import Segmenter
+from flaresemi.inference.averaging import load_segmenter
 from flaresemi.pseudolabels.reliability import Reliability
 from flaresemi.ranges import Range
 from flaresemi.serving.app import make_app
@@ -115,7 +115,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _predictions(options: argparse.Namespace, results: Path) -> Predictions:
-    segmenter = Segmenter.load(
+    segmenter = load_segmenter(
         model_folder_of(options),
         folds=options.fold,
         checkpoint=options.checkpoint,

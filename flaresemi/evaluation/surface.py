@@ -11,6 +11,7 @@ uses names that NumPy 2 has removed, so the definition is implemented here; a te
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 from scipy import ndimage
@@ -26,6 +27,12 @@ _ROUNDING_MM = 1e-6
 #: Voxels of the box per surface element from which on a tree search beats a distance transform even at its worst
 #: (measured: 0.1 µs per voxel of a feature transform, 2 µs per query between near surfaces, 20 µs between far ones).
 _SPARSE = 200
+
+
+#: Voxels of the box per voxel of a mask from which on its surface is found from these alone: an organ with a stray
+#: voxel across the body has a box that is nearly all empty. Measured: 0.15 µs per voxel of the mask, 20 ns per one of
+#: the box.
+_EMPTY = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,39 +86,61 @@ def surface_distances(
     boxes = BoundingBox.of_mask(prediction_mask), BoundingBox.of_mask(reference_mask)
     if boxes[0] is None or boxes[1] is None:
         raise ValueError("an empty mask has no surface")
-    crop = boxes[0].union(boxes[1]).slices
+    box = boxes[0].union(boxes[1])
     areas = _element_areas(tuple(spacing_zyx_mm))
-    prediction, prediction_mm2 = _surface(prediction_mask[crop], areas)
-    reference, reference_mm2 = _surface(reference_mask[crop], areas)
+    prediction, prediction_mm2 = _surface(prediction_mask[box.slices], areas)
+    reference, reference_mm2 = _surface(reference_mask[box.slices], areas)
+    z, y, x = box.shape_zyx
+    corners = (z + 1, y + 1, x + 1)
     return SurfaceDistances(
-        prediction_mm=_distances(prediction, reference, spacing_zyx_mm),
+        prediction_mm=_distances(prediction, reference, corners, spacing_zyx_mm),
         prediction_mm2=prediction_mm2,
-        reference_mm=_distances(reference, prediction, spacing_zyx_mm),
+        reference_mm=_distances(reference, prediction, corners, spacing_zyx_mm),
         reference_mm2=reference_mm2,
     )
 
 
 def _surface(mask: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the surface elements are (boolean, one longer than the mask on each axis), and their areas, mm²."""
+    """The surface elements, (n, 3) indices among the corners of the voxels, and their areas, mm²."""
+    voxels = np.flatnonzero(mask)
+    if _EMPTY * voxels.size < mask.size:
+        return _surface_of_voxels(voxels, mask.shape, areas)
     padded = np.pad(mask, 1).view(np.uint8)
     depth, height, width = (size - 1 for size in padded.shape)
     codes = np.zeros((depth, height, width), np.uint8)
     for bit, (z, y, x) in enumerate(np.ndindex(2, 2, 2)):
         codes |= padded[z : z + depth, y : y + height, x : x + width] << bit
     elements = (codes != 0) & (codes != 255)
-    return elements, areas[codes[elements]]
+    return np.argwhere(elements), areas[codes[elements]]
 
 
-def _distances(of: np.ndarray, to: np.ndarray, spacing_zyx_mm: FloatTriple) -> np.ndarray:
-    """From each element of `of` (boolean) to the nearest of `to`, mm, in the order of `np.nonzero(of)`."""
-    queries = np.nonzero(of)
-    if _SPARSE * max(len(queries[0]), int(np.count_nonzero(to))) < to.size:
+def _surface_of_voxels(
+    voxels: np.ndarray, shape_zyx: tuple[int, ...], areas: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same from the voxels of a mask (flat indices): each is one of the eight about its own eight corners."""
+    corners = tuple(size + 1 for size in shape_zyx)
+    first = np.ravel_multi_index(np.unravel_index(voxels, shape_zyx), corners)  # of the eight corners of each
+    codes = np.zeros(math.prod(corners), np.uint8)
+    for bit, offset in enumerate(np.ndindex(2, 2, 2)):  # seen from its last corner a voxel is the first of eight
+        codes[first + np.ravel_multi_index([1 - step for step in offset], corners)] |= np.uint8(1 << bit)
+    elements = np.flatnonzero((codes != 0) & (codes != 255))
+    return np.stack(np.unravel_index(elements, corners), axis=1), areas[codes[elements]]
+
+
+def _distances(of: np.ndarray, to: np.ndarray, corners_zyx: tuple[int, ...], spacing_zyx_mm: FloatTriple) -> np.ndarray:
+    """From each element of `of` to the nearest of `to`, mm; both (n, 3) indices among so many corners."""
+    if _SPARSE * max(len(of), len(to)) < math.prod(corners_zyx):
         # Unbalanced trees answer the queries of far surfaces ten times faster than balanced ones.
-        tree = KDTree(np.argwhere(to) * spacing_zyx_mm, balanced_tree=False, compact_nodes=False)
-        return tree.query(np.stack(queries, axis=1) * spacing_zyx_mm)[0]
+        tree = KDTree(to * spacing_zyx_mm, balanced_tree=False, compact_nodes=False)
+        return tree.query(of * spacing_zyx_mm)[0]
     # Only the nearest element is asked for, not the distance: the latter would be computed in every voxel of the box.
-    nearest = ndimage.distance_transform_edt(~to, sampling=spacing_zyx_mm, return_distances=False, return_indices=True)
-    steps = [(near[of] - here) * step for near, here, step in zip(nearest, queries, spacing_zyx_mm, strict=True)]
+    outside = np.ones(corners_zyx, bool)
+    outside[tuple(to.T)] = False
+    nearest = ndimage.distance_transform_edt(
+        outside, sampling=spacing_zyx_mm, return_distances=False, return_indices=True
+    )
+    queries = tuple(of.T)
+    steps = [(near[queries] - here) * step for near, here, step in zip(nearest, queries, spacing_zyx_mm, strict=True)]
     return np.sqrt(np.sum(np.square(steps), axis=0))
 
 

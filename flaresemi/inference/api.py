@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flaresemi.inference.cascade import Segmenter
+from flaresemi.inference.averaging import load_segmenter
 
 
 def predict(
@@ -26,7 +26,7 @@ def predict(
     Args:
         image: The image file or folder of DICOM slices; a sequence of them, one per channel, when the model has
             several channels.
-        model_folder: A workspace or `models` folder, or one fold of it.
+        model_folder: A workspace or `models` folder, or one fold of it; or what `flaresemi_find_best` wrote.
         output: Also write the label map here.
         strict: Refuse images with warnings.
         options: As for `Segmenter.load`: folds, checkpoint, coarse, device, tta, step, precision,
@@ -47,7 +47,7 @@ def predict(
         (24, 32, 40)
     """
     paths = [Path(image)] if isinstance(image, str | Path) else [Path(path) for path in image]
-    segmenter = Segmenter.load(Path(model_folder), **options)
+    segmenter = load_segmenter(Path(model_folder), **options)
     if output is None:
         return segmenter.segment(segmenter.read(paths), name=paths[0].name, strict=strict).file_array
     return segmenter.predict_file(paths, Path(output), strict=strict).file_array

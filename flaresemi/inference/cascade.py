@@ -3,45 +3,39 @@
 import dataclasses
 import functools
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 import numpy as np
-import torch
 
 from flaresemi.compute.device import select_device
 from flaresemi.compute.metering import StepClock
 from flaresemi.compute.precision import PrecisionName
-from flaresemi.errors import ImageError, listed
-from flaresemi.geometry import BoundingBox, FloatTriple, StageGrid
+from flaresemi.geometry import BoundingBox
 from flaresemi.inference.checks import check_prepared, refusal
-from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
+from flaresemi.inference.fine_stage import fine_region, segment_region
 from flaresemi.inference.label_inputs import label_inputs
-from flaresemi.inference.models import CheckpointName, cleaning, load_models
+from flaresemi.inference.models import CheckpointName, LoadedModels, cleaning, load_models
 from flaresemi.inference.orientation import turned, turned_back
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
-from flaresemi.inference.restoring import restored_labels
-from flaresemi.inference.segmentation import Segmentation, write_segmentation
+from flaresemi.inference.restoring import ImageScores, placed, restored_labels
+from flaresemi.inference.segmentation import Segmentation
+from flaresemi.inference.segmenter import ImageSegmenter, Watch
 from flaresemi.inference.sliding_window import most_likely
-from flaresemi.io.images import Image, read_image
+from flaresemi.io.grids import SourceGrid
+from flaresemi.io.images import Image
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.engine import Engine, EngineName
+from flaresemi.planning.findings import Finding
 from flaresemi.plans import Stage
-from flaresemi.preprocessing.preprocessor import PreparedImage, prepare
+from flaresemi.preprocessing.averaging import KnownLogits
+from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, restoring_kinds
 from flaresemi.records import record_hash
 from flaresemi.room import enough_memory
 
 logger = logging.getLogger(__name__)
-
-#: What is left out of an organ is reported beyond this share of what is kept. Chosen.
-NOTABLE_SHARE = 0.1
-
-#: Called with the output of FINE, the prepared image in its region (channels, Z, Y, X), the padding value of each
-#: channel, and the spacing.
-Watch = Callable[[FineOutput, np.ndarray, np.ndarray | None, FloatTriple], None]
 
 
 class SegmenterOptions(TypedDict, total=False):
@@ -55,7 +49,7 @@ class SegmenterOptions(TypedDict, total=False):
     window: WindowMode | None
 
 
-class Segmenter:
+class Segmenter(ImageSegmenter):
     """Trained models, ready for any number of images.
 
     Args:
@@ -98,11 +92,7 @@ class Segmenter:
             precision = "fp32" if precision == "auto" and place.type == "cpu" else precision
         tta, window = bool(tta), window or "auto"
         self.engine = Engine(place, precision, engine)
-        #: Where `fine` was loaded from; empty when it was not.
-        self.fine_files: tuple[Path, ...] = ()
-        #: Stage, fold and weights of every network that was loaded.
-        self.models: tuple[str, ...] = ()
-        #: All else that decides the labels, by name.
+        self.fine_files, self.models = (), ()
         self.options = {
             "tta": str(tta),
             "step": str(step),
@@ -112,7 +102,8 @@ class Segmenter:
         if self._convention is not None:
             self.options |= {"convention": record_hash(self._convention), "window": window}
         stage = functools.partial(StagePredictor, engine=self.engine, step=step, window=window)
-        self._model = dataclasses.replace(fine[0], weights={})
+        #: The checkpoints in `fine`, without their weights.
+        self.facts = tuple(dataclasses.replace(each, weights={}) for each in fine)
         self.channels = fine[0].channels
         self.labels = fine[0].labels
         self.body = fine[0].body
@@ -138,47 +129,14 @@ class Segmenter:
             CheckpointError: no models, or models that do not belong together.
             ConfigError: the device is not there.
         """
-        models = load_models(model_folder, folds=folds, checkpoint=checkpoint, coarse=coarse)
+        return cls.of(load_models(model_folder, folds=folds, checkpoint=checkpoint, coarse=coarse), **options)
+
+    @classmethod
+    def of(cls, models: LoadedModels, **options: Unpack[SegmenterOptions]) -> "Segmenter":
+        """Trained models that were loaded; see `Segmenter` for the options."""
         segmenter = cls(models.fine, models.coarse, **options)
-        segmenter.fine_files = models.fine_files
-        segmenter.models = tuple(
-            f"{each.plan.stage.value} {each.fold} {each.weights_hash[:16]}" for each in (*models.coarse, *models.fine)
-        )
+        segmenter.fine_files, segmenter.models = models.fine_files, models.networks
         return segmenter
-
-    def predict_file(self, images: Sequence[Path], output: Path, *, strict: bool = False) -> Segmentation:
-        """Segments an image file (one per channel) and writes the label map on the same grid.
-
-        Args:
-            strict: Refuse what `segment` warns of.
-
-        Raises:
-            ImageError: the image cannot be read, has other channels than the model, or is refused.
-        """
-        clock = StepClock()
-        with clock("read"):
-            image = self.read(images)
-        segmentation = self.segment(image, name=images[0].name, strict=strict)
-        with clock("write"):
-            write_segmentation(output, segmentation)
-        seconds = {"read": clock.seconds["read"], **segmentation.seconds, "write": clock.seconds["write"]}
-        return dataclasses.replace(segmentation, seconds=seconds)
-
-    def read(self, images: Sequence[Path]) -> Image:
-        """Reads an image file (one per channel) for this model.
-
-        Raises:
-            ImageError: the image cannot be read, or has other channels than the model.
-        """
-        image = read_image(images)
-        if image.array_czyx.shape[0] != len(self.channels):
-            raise ImageError(
-                f"the image has {image.array_czyx.shape[0]} channel(s), the model was trained with "
-                f"{len(self.channels)}: {listed(self.channels)}",
-                where=images[0],
-                fix="give one file per channel: CASE_0000, CASE_0001, ...",
-            )
-        return image
 
     def find_organs(self, image: Image) -> BoundingBox | None:
         """The organs' box as COARSE sees it, in canonical voxels, without margin; None when it finds no organ.
@@ -192,7 +150,6 @@ class Segmenter:
         box, _ = _find_organs(coarse, prepare(image, self.body))
         return box
 
-    @enough_memory()
     def segment(
         self,
         image: Image,
@@ -202,62 +159,84 @@ class Segmenter:
         name: str = "",
         strict: bool = False,
     ) -> Segmentation:
-        """Finds and segments the organs of an image.
-
-        An image that training data would be warned of, or that is far from them, is warned of; the warnings are in the
-        result, too.
+        """As `ImageSegmenter.segment`.
 
         Args:
-            image: In canonical orientation, as `read_image` gives it.
             organs: Their box in canonical voxels, where it is known; it takes the place of COARSE, and the plan's
                 margin is added to it all the same.
-            watch: Is called with the output of FINE before it is brought back to the image's grid.
-            name: For the warnings.
-            strict: Refuse such an image instead, before any network runs.
+        """
+        scores = self.scores(image, organs=organs, watch=watch, name=name, strict=strict)
+        return self.restore(scores, image.source)
 
-        Raises:
-            ValueError: the image has other channels than the model.
-            ImageError: it takes more memory than is free at the networks' spacing.
-            PredictionError: the networks' output is not finite.
-            UnusualImageError: the image is refused.
+    @enough_memory()
+    def scores(
+        self,
+        image: Image,
+        *,
+        organs: BoundingBox | None = None,
+        watch: Watch | None = None,
+        name: str = "",
+        strict: bool = False,
+        told: Collection[Finding] = (),
+    ) -> ImageScores:
+        """The first part of `segment`: all that the networks do.
+
+        Args:
+            told: Warnings that need not be logged once more.
         """
         if image.array_czyx.shape[0] != len(self.channels):
             raise ValueError(f"the image has {image.array_czyx.shape[0]} channels, not {len(self.channels)}")
-        clock, source = StepClock(), image.source
+        clock = StepClock()
         if self._convention is not None:
             image = turned(image, self._convention)
         with clock("body"):
             prepared = prepare(image, self.body)
-            findings = check_prepared(self._model, prepared)
+            findings = check_prepared(self.facts[0], prepared)
         if findings and strict:
             raise refusal(findings)
-        for finding in findings:
+        for finding in (each for each in findings if each not in told):
             logger.warning("%s%s (%s)", f"{name}: " if name else "", finding.message, finding.remedy)
         region, notes = self._region(prepared, organs, clock)
         grid = prepared.grid(self._fine.plan)
         crop, more = self._crop(prepared, clock)
-        notes += more
         with clock("fine"):
             fill_c = self._padding(prepared, region)
             output = segment_region(self._fine, crop, region, grid, self.labels, fill_c)
-        notes += output.notes
         if watch is not None:
             with clock("watch"):
                 watch(output, crop(output.region), fill_c, grid.spacing_zyx_mm)
+        kinds = restoring_kinds(self._fine.plan, grid)
+        return ImageScores(
+            known=KnownLogits(logits_czyx=output.logits, region=output.region, grid=grid, kinds=kinds),
+            turned=image.source,
+            findings=findings,
+            notes=(*notes, *more, *output.notes),
+            seconds=clock.seconds,
+        )
+
+    @enough_memory()
+    def restore(self, scores: ImageScores, source: SourceGrid) -> Segmentation:
+        """The second part of `segment`: labels on the image's own voxels, cleaned.
+
+        Args:
+            source: The grid of the image.
+        """
+        clock = StepClock()
         with clock("restore"):
-            indices, doubts = self._restore(output.logits, output.region, grid)
+            known = scores.known
+            labels, box = restored_labels(
+                known.logits_czyx, known.region, known.grid, self._fine.plan, self._convention
+            )
+            indices, doubts = placed(labels, box, known.grid, self._clean, self.labels)
             if self._convention is not None:
-                indices = turned_back(indices, image.source, source)
-        notes += doubts
-        if not indices.any():
-            notes.append("no organ found in this image")
+                indices = turned_back(indices, scores.turned, source)
         return Segmentation(
             indices_zyx=indices,
             labels=self.labels,
             source=source,
-            notes=tuple(notes),
-            seconds=clock.seconds,
-            findings=findings,
+            notes=(*scores.notes, *doubts),
+            seconds=scores.seconds | clock.seconds,
+            findings=scores.findings,
         )
 
     def _crop(
@@ -298,23 +277,6 @@ class Segmenter:
         if all(size >= patch for size, patch in zip(region.shape_zyx, plan.patch_zyx, strict=True)):
             return None
         return prepared.stage_image(plan).min(axis=(1, 2, 3))
-
-    def _restore(self, logits: torch.Tensor, region: BoundingBox, grid: StageGrid) -> tuple[np.ndarray, list[str]]:
-        """Organ indices on the canonical grid, and notes."""
-        labels, inside = restored_labels(logits, region, grid, self._fine.plan, self._convention)
-        indices = np.zeros(grid.canonical_shape_zyx, labels.dtype)
-        notes = self._doubts(self._clean(labels, self.labels), math.prod(grid.canonical_spacing_zyx_mm))
-        indices[inside.slices] = labels
-        return indices, notes
-
-    def _doubts(self, kept: Mapping[int, tuple[int, int]], voxel_mm3: float) -> list[str]:
-        """Notes of the organs of which much was left out."""
-        return [
-            f"{self.labels.names[index - 1]}: {stay * voxel_mm3 / 1000:.3g} ml in one place were kept, "
-            f"{go * voxel_mm3 / 1000:.3g} ml in others were left out"
-            for index, (stay, go) in kept.items()
-            if go > NOTABLE_SHARE * stay
-        ]
 
 
 def _find_organs(coarse: StagePredictor, prepared: PreparedImage) -> tuple[BoundingBox | None, list[str]]:

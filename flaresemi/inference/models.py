@@ -4,11 +4,12 @@ import dataclasses
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from flaresemi.errors import CheckpointError
+from flaresemi.inference.choice import choice_file, load_choice, place_of
 from flaresemi.inference.postprocessing import Cleaning
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint
 from flaresemi.nnunet.results import is_nnunet, load_nnunet
@@ -31,6 +32,13 @@ class LoadedModels:
     coarse: tuple[Checkpoint, ...]
     fine_files: tuple[Path, ...]
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Stage, fold and weights of every network."""
+        return tuple(
+            f"{each.plan.stage.value} {each.fold} {each.weights_hash[:16]}" for each in (*self.coarse, *self.fine)
+        )
+
 
 def cleaning(fine: Sequence[Checkpoint]) -> Cleaning:
     """How these models, as an ensemble, clean their label maps: what most of them found best."""
@@ -52,30 +60,67 @@ def load_models(
     checkpoint: CheckpointName = "final",
     coarse: Path | None = None,
 ) -> LoadedModels:
+    """As `load_all_models`, where the models of one plan are needed.
+
+    Raises:
+        CheckpointError: as there; or `flaresemi_find_best` chose several to be averaged.
+    """
+    models = load_all_models(folder, folds=folds, checkpoint=checkpoint, coarse=coarse)
+    if len(models) > 1:
+        places = [str(each.fine_files[0].parents[2]) for each in models]
+        raise CheckpointError(
+            f"models of {len(models)} plans were chosen to be averaged; here those of one are needed",
+            where=folder,
+            fix=f"name one of them with -m: {', '.join(places)}",
+        )
+    return models[0]
+
+
+def load_all_models(
+    folder: Path,
+    *,
+    folds: Sequence[str] | None = None,
+    checkpoint: CheckpointName = "final",
+    coarse: Path | None = None,
+) -> tuple[LoadedModels, ...]:
     """Loads the checkpoints of a cascade from a folder that may have been moved from another machine.
 
     Args:
         folder: A workspace, its `models` folder, one `fold_N` of it, or any folder that holds FINE (and COARSE); or a
-            results folder of nnU-Net v2, or the archive that it exports.
+            results folder of nnU-Net v2, or the archive that it exports; or what `flaresemi_find_best` wrote, which
+            names such folders.
         folds: Folds to average. None: `all` where it was trained; otherwise every numbered fold whose FINE is finished.
         checkpoint: Which weights: `final` (after the whole training), `best` or `latest`.
         coarse: Another such folder to take COARSE from; of a cascade of nnU-Net, its first network.
+
+    Returns:
+        One entry per plan: several only where `flaresemi_find_best` chose to average them.
 
     Raises:
         CheckpointError: nothing to predict with, a fold or COARSE is missing, or checkpoints that do not belong
             together; the message lists what was found.
     """
-    if is_nnunet(Path(folder)):
-        return _nnunet_models(Path(folder), folds, checkpoint, coarse)
-    found = _stage_folders(Path(folder))
-    chosen = _choose_folds(found, Path(folder), folds, checkpoint)
+    folder = Path(folder)
+    record = choice_file(folder)
+    if record is not None:
+        if folds is not None or checkpoint != "final" or coarse is not None:
+            raise CheckpointError(
+                "what flaresemi_find_best chose is taken as it is: folds, weights and COARSE stand in its record",
+                where=record,
+                fix="leave --fold, --checkpoint and --coarse out, or name the models' own folder with -m",
+            )
+        return tuple(_chosen_models(record))
+    if is_nnunet(folder):
+        return (_nnunet_models(folder, folds, checkpoint, coarse),)
+    found = _stage_folders(folder)
+    chosen = _choose_folds(found, folder, folds, checkpoint)
     fine_files = {fold: _file(found[fold] / Stage.FINE.value, checkpoint) for fold in chosen}
     fine = _load(fine_files)
     plan = next(iter(fine.values())).plan
     if plan.region == "body" and not plan.label_inputs:
         coarse_models: dict[Path, Checkpoint] = {}
     elif coarse is None:
-        coarse_models = _load(_coarse_files(found, Path(folder), chosen, checkpoint, others=bool(plan.label_inputs)))
+        coarse_models = _load(_coarse_files(found, folder, chosen, checkpoint, others=bool(plan.label_inputs)))
     else:
         others = _stage_folders(Path(coarse))
         chosen_coarse = [fold for fold in chosen if fold in others] or list(others)
@@ -84,7 +129,32 @@ def load_models(
     _warn_of_sides(next(iter(fine.values())))
     for path, model in {**coarse_models, **fine}.items():
         logger.info("%s of fold %s: %s, iteration %d", model.plan.stage.value, model.fold, path, model.iteration)
-    return LoadedModels(fine=tuple(fine.values()), coarse=tuple(coarse_models.values()), fine_files=tuple(fine))
+    return (LoadedModels(fine=tuple(fine.values()), coarse=tuple(coarse_models.values()), fine_files=tuple(fine)),)
+
+
+def _chosen_models(record: Path) -> Iterator[LoadedModels]:
+    """The models of each plan that was chosen, with the very weights that were compared."""
+    choice = load_choice(record)
+    for model in choice.chosen_models:
+        place = place_of(model, record)
+        loaded = load_models(place, folds=choice.folds)
+        if loaded.networks != model.networks:
+            raise CheckpointError(
+                f"the models of '{model.name}' are others than those that were compared",
+                where=place,
+                fix="compare again with flaresemi_find_best, or name this folder with -m to predict with what is there",
+            )
+        yield loaded
+
+
+def trained_folds(folder: Path) -> dict[str, Path]:
+    """The folds of a model folder whose FINE is finished, each with the folder of its stages.
+
+    Raises:
+        CheckpointError: there is no trained model.
+    """
+    found = _stage_folders(folder)
+    return {fold: path for fold, path in found.items() if _path(path / Stage.FINE.value, "final").is_file()}
 
 
 def _nnunet_models(

@@ -1,17 +1,75 @@
 """From the logits of a stage to labels on the image's own voxels."""
 
+import dataclasses
 import logging
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from flaresemi.conventions import Convention
 from flaresemi.geometry import BoundingBox, StageGrid
+from flaresemi.inference.postprocessing import Cleaning
+from flaresemi.io.grids import SourceGrid
+from flaresemi.labels import LabelSet
+from flaresemi.planning.findings import Finding
 from flaresemi.plans import StagePlan
+from flaresemi.preprocessing.averaging import KnownLogits
 from flaresemi.preprocessing.preprocessor import restoring_kinds
 from flaresemi.preprocessing.resampling import labels_from_logits
 
 logger = logging.getLogger(__name__)
+
+#: What is left out of an organ is reported beyond this share of what is kept. Chosen.
+NOTABLE_SHARE = 0.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageScores:
+    """What the networks of one plan say of an image, before its own voxels get their labels.
+
+    Attributes:
+        known: Their logits in the region, and where that is.
+        turned: The grid of the image as the networks saw it.
+        findings: Warnings about the image.
+        notes: Fallbacks, repairs and retreats.
+        seconds: By step.
+    """
+
+    known: KnownLogits
+    turned: SourceGrid
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+def placed(
+    labels_zyx: np.ndarray, box: BoundingBox, grid: StageGrid, clean: Cleaning, labels: LabelSet
+) -> tuple[np.ndarray, list[str]]:
+    """A label map of a part of an image, cleaned in place, on all of it; and what a person should know of it.
+
+    Args:
+        labels_zyx: Internal indices, (*box.shape_zyx).
+        box: Where, in canonical voxels.
+        grid: Any of the image's.
+        clean: The cleaning.
+        labels: The organs.
+    """
+    notes = _doubts(clean(labels_zyx, labels), labels, math.prod(grid.canonical_spacing_zyx_mm))
+    indices = np.zeros(grid.canonical_shape_zyx, labels_zyx.dtype)
+    indices[box.slices] = labels_zyx
+    return indices, notes if labels_zyx.any() else [*notes, "no organ found in this image"]
+
+
+def _doubts(kept: Mapping[int, tuple[int, int]], labels: LabelSet, voxel_mm3: float) -> list[str]:
+    """Notes of the organs of which much was left out."""
+    return [
+        f"{labels.names[index - 1]}: {stay * voxel_mm3 / 1000:.3g} ml in one place were kept, "
+        f"{go * voxel_mm3 / 1000:.3g} ml in others were left out"
+        for index, (stay, go) in kept.items()
+        if go > NOTABLE_SHARE * stay
+    ]
 
 
 def restored_labels(

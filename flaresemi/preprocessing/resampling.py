@@ -21,8 +21,8 @@ Kind = Literal["linear", "cubic", "interpolate", "nearest"]
 
 ALL_LINEAR: tuple[Kind, Kind, Kind] = ("linear", "linear", "linear")
 
-#: Working memory of one slab of `labels_from_logits`. Chosen: far below what a network needs.
-_SLAB_BYTES = 64 << 20
+#: Working memory of one slab of a label map that is made from logits. Chosen: far below what a network needs.
+SLAB_BYTES = 64 << 20
 
 #: Edge of the cells, in voxels, that classes are ruled out by.
 _CELL = 2
@@ -61,16 +61,16 @@ def resample_part(
     """
     box = BoundingBox.whole(to_shape) if box is None else box
     result = np.empty((part_czyx.shape[0], *box.shape_zyx), np.float32)
-    axes = _axes(part_box, from_shape, to_shape, (kind,) * 3, box)
+    axes = axes_between(part_box, from_shape, to_shape, (kind,) * 3, box)
     for channel, target in zip(part_czyx, result, strict=True):
         known = channel if channel.flags.writeable and min(channel.strides) > 0 else channel.copy()  # as torch wants it
-        target[...] = _resample(torch.from_numpy(known), axes).numpy()
+        target[...] = resample_known(torch.from_numpy(known), axes).numpy()
     return result
 
 
 def input_support(from_shape: IntTriple, to_shape: IntTriple, kind: Kind, box: BoundingBox) -> BoundingBox:
     """The input voxels that a part of the result is made from."""
-    axes = _axes(BoundingBox.whole(from_shape), from_shape, to_shape, (kind,) * 3, box)
+    axes = axes_between(BoundingBox.whole(from_shape), from_shape, to_shape, (kind,) * 3, box)
     return BoundingBox.of_slices(axis.span for axis in axes)
 
 
@@ -162,11 +162,11 @@ def labels_from_logits(
     if tuple(logits_czyx.shape[1:]) != logits_box.shape_zyx:
         raise ValueError(f"logits of shape {tuple(logits_czyx.shape)} for a box of {logits_box.shape_zyx}")
     result = np.zeros(out_box.shape_zyx, np.uint8 if max(painted, default=len(logits_czyx) - 1) < 256 else np.uint16)
-    axes = _axes(logits_box, stage_shape_zyx, canonical_shape_zyx, kinds, out_box)
+    axes = axes_between(logits_box, stage_shape_zyx, canonical_shape_zyx, kinds, out_box)
     bounded = all(axis.index.shape[1] <= 2 * _CELL for axis in axes)
     possible = _possible_cells(logits_czyx, above_zero=bool(painted)) if bounded else None
     depth, height, width = out_box.shape_zyx
-    planes = max(1, _SLAB_BYTES // (16 * height * width))
+    planes = max(1, SLAB_BYTES // (16 * height * width))
     for start in range(0, depth, planes):
         slab = slice(start, min(start + planes, depth))
         labels = _winning(logits_czyx, (axes[0].part(slab), axes[1], axes[2]), possible, painted)
@@ -215,9 +215,10 @@ class AxisWeights:
         return torch.from_numpy(matrix).to(device)
 
 
-def _axes(
+def axes_between(
     part_box: BoundingBox, from_shape: IntTriple, to_shape: IntTriple, kinds: tuple[Kind, ...], box: BoundingBox
 ) -> tuple[AxisWeights, ...]:
+    """How a part of another sampling, `box`, is made where `part_box` of the one at hand is known; axis by axis."""
     sizes = zip(from_shape, to_shape, kinds, box.slices, part_box.slices, strict=True)
     return tuple(axis_weights(*each) for each in sizes)
 
@@ -256,7 +257,7 @@ def _catmull_rom(distance: np.ndarray) -> np.ndarray:
     return np.where(d < 1.0, near, np.where(d < 2.0, far, 0.0))
 
 
-def _resample(volume_zyx: torch.Tensor, axes: tuple[AxisWeights, ...]) -> torch.Tensor:
+def resample_known(volume_zyx: torch.Tensor, axes: tuple[AxisWeights, ...]) -> torch.Tensor:
     """Applies the three axes to the known part of a volume; float32 on the volume's device."""
     volume = volume_zyx[tuple(axis.span for axis in axes)].float()
     with torch.autocast(volume.device.type, enabled=False):  # a caller's mixed precision is not meant for this
@@ -312,7 +313,7 @@ def _winning(
             region = tuple(axis.voxels_from(part) for axis, part in zip(axes, known, strict=True))
             if any(side.stop <= side.start for side in region):
                 continue
-        value = _resample(logits_zyx, tuple(axis.part(side) for axis, side in zip(axes, region, strict=True)))
+        value = resample_known(logits_zyx, tuple(axis.part(side) for axis, side in zip(axes, region, strict=True)))
         if painted:
             labels[region].masked_fill_(value > 0, painted[index])
             continue

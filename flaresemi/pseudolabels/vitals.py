@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from flaresemi.errors import DatasetError
 from flaresemi.evaluation.overlap import dice_of_annotated
+from flaresemi.evaluation.paired import mean_and_error
 from flaresemi.pseudolabels.agreement import ABSENT_BELOW
 from flaresemi.pseudolabels.labeling import LabelsCases
 from flaresemi.ranges import Share, VolumeMl
@@ -210,7 +211,7 @@ def _loss_in_pool(name: str, before: Vitals, after: Vitals, labeled_ml: Sequence
         return ""
     median_ml = median_present(labeled_ml)
     was, now = (np.array(_missing([pair[which] for pair in pairs], median_ml)) for which in (0, 1))
-    rise, error = _mean_and_error(list(now - was))
+    rise, error = mean_and_error(list(now - was))
     excess = float(now.mean()) - _mean(_missing(labeled_ml, median_ml))
     if rise <= _RISE or rise <= _RISE_ERRORS * error or excess <= _RISE:
         return ""
@@ -220,7 +221,7 @@ def _loss_in_pool(name: str, before: Vitals, after: Vitals, labeled_ml: Sequence
 def _fall_of_dice(name: str, before: Vitals, after: Vitals) -> str:
     """Why an organ is vanishing in labeled cases; empty where it is not."""
     falls = {
-        organ: _mean_and_error([now - was for was, now in pairs])
+        organ: mean_and_error([now - was for was, now in pairs])
         for organ in sorted({organ for case in before.dice.values() for organ in case})
         if len(pairs := _paired(before.dice, after.dice, organ)) > 1
     }
@@ -273,7 +274,7 @@ def _short(name: str, scores: Sequence[CaseScore], labeled_ml: Sequence[float]) 
     median_ml = median_present(labeled_ml)
     if not median_ml or len(labeled_ml) < 2 or len(scores) < _LEAST_POOL:
         return ""
-    pool = _mean_and_error(_missing([case.organs[name].volume_ml for case in scores], median_ml))
+    pool = mean_and_error(_missing([case.organs[name].volume_ml for case in scores], median_ml))
     labeled = _missing(labeled_ml, median_ml)
     spread_of_labeled = max(float(np.std(labeled, ddof=1)), _LEAST_SPREAD) / math.sqrt(len(labeled))
     excess, error = pool[0] - _mean(labeled), math.hypot(pool[1], spread_of_labeled)
@@ -306,8 +307,3 @@ def median_present(volumes_ml: Sequence[float]) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else 0.0
-
-
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; of at least two values."""
-    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flaresemi.errors import ConfigError, SelectionError, listed
+from flaresemi.evaluation.paired import HeldOutDice
 from flaresemi.evaluation.summary import Summary, load_summary
 from flaresemi.planning.preparation import case_versions
 from flaresemi.planning.splits import ALL, load_splits
@@ -21,7 +22,7 @@ from flaresemi.rounds.protection import vanishing_organs
 from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import load_state
-from flaresemi.rounds.stopping import HeldOutDice, StopRule, Verdict, judge
+from flaresemi.rounds.stopping import StopRule, Verdict, judge
 from flaresemi.training.validation import was_judged_by
 from flaresemi.workspace import ModelFolder, RoundFolder, Workspace
 

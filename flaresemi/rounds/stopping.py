@@ -1,12 +1,10 @@
 """Decides whether a chain of rounds has improved, and when it stops."""
 
 import dataclasses
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
-import numpy as np
-
+from flaresemi.evaluation.paired import HeldOutDice, mean_and_error, paired_gain
 from flaresemi.ranges import AtLeastOne, Few, Range, Share, check_ranges
 
 
@@ -47,10 +45,6 @@ class Verdict:
     why: str
 
 
-#: Dice by organ, by held-out case.
-HeldOutDice = Mapping[str, Mapping[str, float]]
-
-
 def judge(rounds: Sequence[HeldOutDice], rule: StopRule, vanishing: Sequence[Collection[str]] = ()) -> Verdict:
     """Judges a chain by its pooled held-out real cases.
 
@@ -89,15 +83,6 @@ def judge(rounds: Sequence[HeldOutDice], rule: StopRule, vanishing: Sequence[Col
     return Verdict(best_round=best, stop=False, why=why)
 
 
-def paired_gain(before: HeldOutDice, after: HeldOutDice) -> tuple[float, float]:
-    """Mean over the cases of the change of their mean Dice, and its standard error (infinite for one case)."""
-    if before.keys() != after.keys():
-        raise ValueError("the rounds were validated on different cases")
-    return _mean_and_error(
-        [float(np.mean(list(after[case].values())) - np.mean(list(before[case].values()))) for case in sorted(before)]
-    )
-
-
 def collapsed_organs(
     before: HeldOutDice, after: HeldOutDice, limit: float, vanishing: Collection[str] = ()
 ) -> dict[str, float]:
@@ -111,14 +96,7 @@ def collapsed_organs(
         shared = [case for case in before if organ in before[case] and organ in after[case]]
         if not shared:
             continue
-        change, error = _mean_and_error([after[case][organ] - before[case][organ] for case in shared])
+        change, error = mean_and_error([after[case][organ] - before[case][organ] for case in shared])
         if change + (error if len(shared) > 1 else 0.0) < (0.0 if organ in vanishing else -limit):
             fallen[organ] = change
     return fallen
-
-
-def _mean_and_error(changes: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error, which is infinite for one value."""
-    if len(changes) < 2:
-        return float(changes[0]), math.inf
-    return float(np.mean(changes)), float(np.std(changes, ddof=1) / math.sqrt(len(changes)))

@@ -20,11 +20,11 @@ import numpy as np
 from flaresemi.errors import ConfigError, FlaresemiError
 from flaresemi.geometry import FloatTriple
 from flaresemi.image_paths import IMAGE_ENDINGS, image_name
-from flaresemi.inference.cascade import Segmenter, Watch
 from flaresemi.inference.dicom_output import ENDINGS, DicomOutput
 from flaresemi.inference.fine_stage import FineOutput
 from flaresemi.inference.measurements import measure
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
+from flaresemi.inference.segmenter import ImageSegmenter, Watch
 from flaresemi.pseudolabels.reliability import Reliability
 from flaresemi.records import to_plain
 from flaresemi.selection import CaseScore
@@ -91,7 +91,7 @@ class Predictions:
 
     def __init__(
         self,
-        segmenter: Segmenter,
+        segmenter: ImageSegmenter,
         *,
         reliability: Reliability | None,
         folder: Path,

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from flaresemi.cli import demo, doctor, evaluate, export, plan_and_preprocess, predict, semi_round, train
+from flaresemi.cli import demo, doctor, evaluate, export, find_best, plan_and_preprocess, predict, semi_round, train
 from flaresemi.cli.common import StrictParser, run
 from flaresemi.cli.output import Outlet, require_printed
 from flaresemi.errors import DatasetError
 
 logger = logging.getLogger("flaresemi.test")
 
-COMMANDS = (demo, doctor, evaluate, export, plan_and_preprocess, predict, semi_round, train)
+COMMANDS = (demo, doctor, evaluate, export, find_best, plan_and_preprocess, predict, semi_round, train)
 
 #: A command that writes a file and tells of it, before and after; or, with a word, one that only prints.
 PROGRAM = """

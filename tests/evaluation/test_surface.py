@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import warnings
 
 import numpy as np
@@ -155,3 +157,18 @@ def test_what_has_no_surface_is_refused():
         surface_distances(cube((1, 1, 1), (3, 3, 3)), np.zeros((20, 20, 20), bool), SPACING)
     with pytest.raises(ValueError, match="one shape"):
         surface_distances(cube((1, 1, 1), (3, 3, 3)), np.ones((2, 2, 2), bool), SPACING)
+
+
+def test_masks_that_are_nearly_all_empty_have_the_same_surface(monkeypatch):
+    rng = np.random.default_rng(5)
+    for shape in ((9, 14, 11), (1, 6, 7), (1, 1, 1)):
+        masks = [rng.random(shape) < share for share in (0.02, 0.3, 0.7)]
+        for mask in masks:
+            mask.flat[[0, -1]] = True  # to the last corner of the box
+        for prediction, reference in itertools.permutations(masks, 2):
+            found = []
+            for empty in (0, 10**9):
+                monkeypatch.setattr(surface, "_EMPTY", empty)  # always voxel by voxel, or never
+                found.append(surface_distances(prediction, reference, (2.5, 0.8, 1.1)))
+            for field in dataclasses.fields(found[0]):
+                assert np.array_equal(*(getattr(each, field.name) for each in found))

@@ -266,7 +266,7 @@ def test_thin_scans_are_padded_with_the_lowest_value_of_the_body(fakes, monkeypa
 
 
 def test_voxels_of_the_stage_that_are_those_of_the_image_need_no_resampling(fakes, scan, monkeypatch):
-    monkeypatch.setattr("flaresemi.preprocessing.resampling._SLAB_BYTES", 1)  # one plane per slab
+    monkeypatch.setattr("flaresemi.preprocessing.resampling.SLAB_BYTES", 1)  # one plane per slab
     fine = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), FINE_THRESHOLDS)
     assert np.array_equal(Segmenter([fine]).segment(fakes.image(scan)).indices_zyx, expected_indices(scan))
 

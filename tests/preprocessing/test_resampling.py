@@ -168,7 +168,7 @@ def test_labels_from_logits_are_those_of_all_logits_at_once(canonical_shape, dty
         logits = torch.from_numpy(noise.astype(np.float32)).to(dtype)
         expected, ahead = plain_argmax(logits, box, stage_shape, canonical_shape, out_box)
         for slab_bytes in (1 << 28, 1):
-            monkeypatch.setattr(resampling, "_SLAB_BYTES", slab_bytes)
+            monkeypatch.setattr(resampling, "SLAB_BYTES", slab_bytes)
             found = labels_from_logits(logits, box, stage_shape, canonical_shape, out_box)
             assert found.dtype == np.uint8 and found.shape == out_box.shape_zyx
             np.testing.assert_array_equal(found[ahead > 1e-5], expected[ahead > 1e-5])

@@ -1,6 +1,7 @@
 import pytest
 
-from flaresemi.rounds.stopping import StopRule, judge, paired_gain
+from flaresemi.evaluation.paired import paired_gain
+from flaresemi.rounds.stopping import StopRule, judge
 
 
 def cases(*values: float, spleen: float = 0.8) -> dict[str, dict[str, float]]:

@@ -31,10 +31,12 @@ import torch
 from flaresemi.case_names import check_name
 from flaresemi.cli.demo import DemoRecord
 from flaresemi.cli.inputs import find_cases, output_paths
+from flaresemi.comparing.predicting import HeldOutResult
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.evaluation.summary import Summary
 from flaresemi.geometry import BoundingBox, StageGrid
+from flaresemi.inference.choice import BestConfiguration
 from flaresemi.inference.dicom_output import DicomOutput
 from flaresemi.inference.prediction_records import PredictionRecord
 from flaresemi.inference.segmentation import Segmentation
@@ -75,10 +77,10 @@ from tests.trust.mutations import mutate, spoil
 
 #: Every class that a JSON file of ours is read into; a test compares it with the calls in the package.
 RECORDS = (
-    BudgetState,
-    CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint, Decisions, DemoRecord, ExportRecord,
-    ExportedQueue, FinalState, InspectedCases, Observations, Origin, Plans, PredictionRecord, Review, RoundState,
-    RunRecord, Selection, Splits, Summary, TakenReviews, Teaching, TrainingConfig, Vitals, _Header, _Kept, _Source,
+    BestConfiguration, BudgetState, CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint,
+    Decisions, DemoRecord, ExportRecord, ExportedQueue, FinalState, HeldOutResult, InspectedCases, Observations, Origin,
+    Plans, PredictionRecord, Review, RoundState, RunRecord, Selection, Splits, Summary, TakenReviews, Teaching,
+    TrainingConfig, Vitals, _Header, _Kept, _Source,
 )  # fmt: skip
 
 #: Bytes of a file that no header may lead to.

@@ -22,6 +22,7 @@ COMMANDS = {
     "plan_and_preprocess": ("-d", "DATA", "-w", "WORK/new", "--preset", "small", "--stages", "one", "--workers", "2"),
     "train": ("FINE", "0", "-d", "DATA", "-w", "WORK", *QUICK, "--loader-workers", "1", *CPU, "--restart"),
     "predict": ("-m", "WORK/models", "-i", "DATA/unlabeled_image", "-o", "WORK/predicted", "--device", "cpu"),
+    "find_best": ("-d", "DATA", "-m", "WORK", "WORK/other", "-o", "WORK/best", "--device", "cpu"),
     "export": ("-m", "WORK/models", "-o", "WORK/exported"),
     "serve": ("-w", "WORK", "--device", "cpu", "--check"),
     "evaluate": (
@@ -122,6 +123,7 @@ def test_a_command_writes_into_its_folder_alone_and_asks_no_host(
 ) -> None:
     work = tmp_path / "work"
     shutil.copytree(trained, work)
+    shutil.copytree(trained, work / "other")
     given = [word.replace("DATA", str(phantom_dataset)).replace("WORK", str(work)) for word in COMMANDS[name]]
     start = f"import sys\nfrom flaresemi.cli.{name} import main\nif __name__ == '__main__': sys.exit(main())\n"
     (tmp_path / "start.py").write_text(start, encoding="utf-8")
