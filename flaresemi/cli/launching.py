@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from flaresemi.cli.common import EXIT_STOPPED, StoppedEarly
+from flaresemi.cli.common import EXIT_STOPPED, EXIT_USER_ERROR, LAUNCHED, StoppedEarly
 from flaresemi.cli.numbers import count, number
 from flaresemi.compute.crew import Crew
 from flaresemi.compute.distributed import Ranks, launched_ranks
@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 #: For torchrun: signals to the process that waits, which its training processes get as well, and how many seconds it
 #: then lets them save. Some versions of torch do not have them yet: then SIGUSR1 ends it, and 30 s must do.
 _STOPPING = ("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "--shutdown-timeout=120")
-
-#: Environment variable: when the process that waits began, so that its time limit is theirs, however often they start.
-_LAUNCHED = "FLARESEMI_LAUNCHED"
 
 
 def launch_ranks(module: str, words: Sequence[str], *, gpus: int, max_restarts: int, go_on: str) -> None:
@@ -46,8 +43,8 @@ def launch_ranks(module: str, words: Sequence[str], *, gpus: int, max_restarts: 
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    stopped = StoppedEarly(f"the training processes were stopped; {go_on}")
-    os.environ[_LAUNCHED] = str(time.monotonic())
+    stopped = StoppedEarly(f"the processes of this launch were stopped; {go_on}")
+    os.environ[LAUNCHED] = str(time.monotonic())
     known = torchrun.get_args_parser().format_help()
     try:
         torchrun.main(
@@ -116,7 +113,7 @@ def lead_or_follow(crew: Crew, own: object, work: Callable[[], None]) -> None:
 
 def launched_at() -> float | None:
     """When the process that waits for this rank began, as `time.monotonic` has it; None where none of ours does."""
-    launched = os.environ.get(_LAUNCHED) if launched_ranks() else None
+    launched = os.environ.get(LAUNCHED) if launched_ranks() else None
     return float(launched) if launched else None
 
 
@@ -124,8 +121,11 @@ def _failure(codes: Mapping[int, int], go_on: str) -> FlaresemiError:
     """One message about the ranks that failed: those that were killed first, since the others fail for want of them."""
     killed = {rank: code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
     if not killed:
-        code = next(iter(codes.values()))
-        return ConfigError(f"the training processes ended with code {code}; the reason stands above")
+        others = [code for code in codes.values() if code not in (EXIT_USER_ERROR, -signal.SIGTERM)]
+        if not others and EXIT_USER_ERROR in codes.values():
+            return ToldError("one of them has told why")
+        code = next(iter(others or codes.values()))
+        return ConfigError(f"the processes of this launch ended with code {code}; the reason stands above")
     rank, code = next(iter(killed.items()))
     return FlaresemiError(f"process {rank} of this launch {how_ended(code)}, and the others ended with it", fix=go_on)
 

@@ -226,17 +226,31 @@ def test_a_signal_stops_and_saves(
     assert saved >= max((row["iteration"] for row in read_history(folder.history)), default=1)
 
 
-def test_processes_that_fail_have_told_the_reason(planned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(code: int) -> Callable[[list[str]], None]:
+def test_processes_that_fail_have_told_the_reason(
+    planned: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*codes: int) -> Callable[[list[str]], None]:
         def launched(words: list[str]) -> None:
-            failure = ProcessFailure(local_rank=0, pid=1, exitcode=code, error_file="")
-            raise ChildFailedError("train", {0: failure, 1: failure})
+            failures = {
+                rank: ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file="")
+                for rank, code in enumerate(codes)
+            }
+            raise ChildFailedError("train", failures)
 
         return launched
 
-    for code, expected in ((2, 2), (143, 143)):
-        monkeypatch.setattr("torch.distributed.run.main", fail(code))
+    killed = "process 1 of this launch was killed (SIGKILL), most likely for lack of memory"
+    for codes, expected, told in (
+        ((2, 2), 2, ""),
+        ((143, 143), 143, "were stopped; the same command with --continue goes on"),
+        ((2, -9), 2, killed),
+        ((-15, 1), 2, "ended with code 1; the reason stands above"),
+    ):
+        monkeypatch.setattr("torch.distributed.run.main", fail(*codes))
         assert train.main(["FINE", "0", "--gpus", "2", *planned]) == expected
+        printed = capsys.readouterr().err
+        assert told in printed
+        assert printed.count("error:") == (1 if told and expected == 2 else 0)
 
 
 def test_a_checkpoint_of_other_plans_is_refused(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
