@@ -19,7 +19,7 @@ from tqdm import tqdm
 from flaresemi import __version__
 from flaresemi.cli.numbers import field_type
 from flaresemi.cli.output import ReaderLeft, require_printed, unfailing_output
-from flaresemi.errors import ConfigError, FlaresemiError, LostError, ToldError, listed, shown, visible
+from flaresemi.errors import ConfigError, FlaresemiError, ToldError, listed, shown, visible
 from flaresemi.log_lines import LineFormatter
 from flaresemi.machine import raise_file_limit
 from flaresemi.records import closest, parse_json
@@ -33,10 +33,6 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 EXIT_STOPPED = 143  # 128 + SIGTERM
-
-#: Environment variable: when the process that waits for this one began, so that its time limit is theirs, however often
-#: they start.
-LAUNCHED = "FLARESEMI_LAUNCHED"
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _DURATION = re.compile(rf"(?:(?P<hours>{_NUMBER})h)?(?:(?P<minutes>{_NUMBER})m)?(?:(?P<seconds>{_NUMBER})s)?")
@@ -105,10 +101,6 @@ def _end_of(command: Callable[[argparse.Namespace], int | None], options: argpar
         try:
             return command(options) or EXIT_OK
         except ToldError:
-            return EXIT_USER_ERROR
-        except LostError as error:
-            if LAUNCHED not in os.environ:  # the process that waits knows which one, and how it died
-                _complain(error)
             return EXIT_USER_ERROR
         except FlaresemiError as error:
             _complain(error)

@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from flaresemi.cli.common import EXIT_STOPPED, EXIT_USER_ERROR, LAUNCHED, StoppedEarly
+from flaresemi.cli.common import EXIT_STOPPED, EXIT_USER_ERROR, StoppedEarly
 from flaresemi.cli.numbers import count, number
 from flaresemi.compute.crew import Crew
-from flaresemi.compute.distributed import Ranks, launched_ranks
+from flaresemi.compute.distributed import LAUNCHED, Ranks, launched_ranks
 from flaresemi.errors import ConfigError, FlaresemiError, ToldError
 from flaresemi.ranges import Few
 

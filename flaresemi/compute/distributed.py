@@ -16,6 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flaresemi.errors import FlaresemiError, LostError, ToldError
 
+#: Environment variable: when the process that waits for this one began, so that its time limit is theirs, however often
+#: they start.
+LAUNCHED = "FLARESEMI_LAUNCHED"
+
 #: What gloo and NCCL say when another process has gone, where torch has no class for it.
 _LOSSES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport", "NCCL error")
 
@@ -140,6 +144,8 @@ def _lost(store: dist.Store, ranks: Ranks) -> FlaresemiError:
     for rank in range(ranks.world_size):
         if store.check([_reason(rank)]):
             return FlaresemiError(f"process {rank} of this launch: {store.get(_reason(rank)).decode()}")
+    if LAUNCHED in os.environ:
+        return ToldError("the process that waits knows which one has died, and how")
     return LostError(
         "another process of this launch has died, and this one ended with it",
         fix="the same command goes on; what was finished is kept",
@@ -150,7 +156,7 @@ def _once(problem: FlaresemiError, store: dist.Store, ranks: Ranks) -> Flaresemi
     """The error, as one that is told already where another process of the launch tells it: one of them speaks."""
     with contextlib.suppress(RuntimeError):  # the store's host is gone
         if not ranks.is_main:
-            if not isinstance(problem, LostError):
+            if not isinstance(problem, LostError | ToldError):
                 store.set(_reason(ranks.rank), str(problem))
             dist.destroy_process_group()  # by which the first process sees that it has to speak
             until = time.monotonic() + _SPEAK_SECONDS

@@ -11,13 +11,14 @@ from flaresemi.compute.crew import Crew
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import Dataset
+from flaresemi.errors import ConfigError
 from flaresemi.io.case_store import CaseStore
-from flaresemi.plans import Plans, Stage
+from flaresemi.plans import Plans, Stage, StagePlan
 from flaresemi.pseudolabels.labeling import Labeler, LabelsCases
 from flaresemi.pseudolabels.outside import OutsideTeacher
 from flaresemi.pseudolabels.pool import PseudoLabels, label_pool
 from flaresemi.pseudolabels.teachers import load_teachers
-from flaresemi.training.config import TrainingConfig
+from flaresemi.training.config import TrainingConfig, local_batch_size
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
 from flaresemi.training.trainers import make_trainer
@@ -153,6 +154,22 @@ def label_part(
     """Labels what others have not; False when it was asked to stop."""
     labeler: LabelsCases = teaching.labeler(how)
     return label_pool(labeler, labels, pool, shard=how.part, stop_requested=how.stop_requested)
+
+
+def refuse_undivided(how: Execution, plan: StagePlan, config: TrainingConfig) -> None:
+    """Checks, before days of labeling, that the batch of a student divides among the processes.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        local_batch_size(config, plan.batch_size, how.crew.ranks.world_size)
+    except ConfigError as problem:
+        raise ConfigError(
+            f"{plan.stage.value}: {problem.what}",
+            fix="take another number of GPUs; or train the supervised models with another --batch-size, which is the "
+            "students', too",
+        ) from None
 
 
 def train_part(how: Execution, task: TrainingTask, config: TrainingConfig, semi: SemiSupervision, resume: bool) -> bool:

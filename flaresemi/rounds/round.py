@@ -28,6 +28,7 @@ from flaresemi.rounds.pieces import (
     Looks,
     OutsideModel,
     label_part,
+    refuse_undivided,
     train_part,
     validate_part,
 )
@@ -36,7 +37,7 @@ from flaresemi.rounds.reviewed import RoundReviews
 from flaresemi.rounds.state import STEPS, RoundConfig, RoundState, file_hash, inputs_hash, load_state
 from flaresemi.rounds.steps import Step, run_step
 from flaresemi.selection import Selection, save_scores
-from flaresemi.training.config import TrainingConfig, local_batch_size
+from flaresemi.training.config import TrainingConfig
 from flaresemi.training.resuming import has_state
 from flaresemi.training.runs import RunRecord, refuse_foreign_files, refuse_other_origin
 from flaresemi.training.semi_supervised import SemiSupervision
@@ -125,9 +126,8 @@ class Round:
             The state; None when the round was asked to stop before its end.
         """
         self._forget()
-        processes = self.execution.crew.ranks.world_size
-        for stage in self.stages if processes > 1 else ():  # now, and not after days of labeling
-            local_batch_size(self.training_config(stage), self.plans.stage(stage).batch_size, processes)
+        for stage in self.stages if self.execution.crew.ranks.world_size > 1 else ():
+            refuse_undivided(self.execution, self.plans.stage(stage), self.training_config(stage))
         models = [self.folder.model(stage) for stage in self.stages]
         remove_leftovers(self.folder.root, *(place for model in models for place in (model.root, model.validation)))
         refuse_changed(self.dataset, self.dataset.unlabeled, self.plans, self.workspace)

@@ -157,6 +157,7 @@ def test_what_cannot_be_divided_is_said_before_the_work(data: Path, start: Path,
     round = Round(
         workspace, load_dataset(data), "0", 1, RoundConfig(), Execution(device=torch.device("cpu"), crew=crew)
     )
-    with pytest.raises(ConfigError, match="a batch of 2 does not divide among 3 processes"):
+    with pytest.raises(ConfigError, match="a batch of 2 does not divide among 3 processes") as refused:
         round.run()
+    assert "which is the students', too" in str(refused.value)
     assert not workspace.round("0", 1).root.exists()
