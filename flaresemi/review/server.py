@@ -23,7 +23,7 @@ from flaresemi.review.decisions import OpenCasesOfTabs, ReviewDecision, decide, 
 from flaresemi.review.exchange import named_values
 from flaresemi.review.guard import Guard
 from flaresemi.review.material import WHICH, Material
-from flaresemi.review.wire import MOST_CLASSES, image_file, packed, unpacked
+from flaresemi.review.wire import image_file, packed, unpacked
 from flaresemi.reviews import LONGEST_NAME
 from flaresemi.system_errors import explained
 from flaresemi.web.gate import App
@@ -98,7 +98,6 @@ class _Handlers:
                 "organs": material.labels.names,
                 "classes": classes,
                 "ignored": None if material.labels.ignore is None else material.labels.ignored,
-                "editable": material.labels.channels <= MOST_CLASSES,
                 "channels": material.plans.channels,
                 "is_ct": is_ct(material.plans.channels[0]),
             }

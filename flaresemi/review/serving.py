@@ -11,6 +11,7 @@ from flaresemi.errors import ConfigError
 from flaresemi.files import read_text
 from flaresemi.review.material import Material
 from flaresemi.review.server import application
+from flaresemi.review.wire import MOST_CLASSES
 from flaresemi.web.gate import new_token
 from flaresemi.web.running import Running, listening
 
@@ -30,8 +31,13 @@ def serve(material: Material, ports: tuple[int, ...], by: str, announce: Callabl
         announce: Told the address once it can be opened.
 
     Raises:
-        ConfigError: no port can be used.
+        ConfigError: no port can be used, or the dataset has more organs than the page can show.
     """
+    if material.labels.channels > MOST_CLASSES:
+        raise ConfigError(
+            f"the page shows at most {MOST_CLASSES - 1} organs, the dataset has {material.labels.channels - 1}",
+            fix="flaresemi_review --export-queue and --import-corrections work with any number",
+        )
     token = kept_token(material.workspace.review_token)
     with contextlib.ExitStack() as stack:
         for port in ports:

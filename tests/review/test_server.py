@@ -12,11 +12,12 @@ import pytest
 
 pytest.importorskip("uvicorn", reason='no uvicorn: pip install "flaresemi[review]"')
 
-from flaresemi.errors import SelectionError
+from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.geometry import Geometry
 from flaresemi.io.images import read_grid, write_label_map
+from flaresemi.labels import Label, LabelSet
 from flaresemi.plans import Stage
-from flaresemi.review.serving import kept_token
+from flaresemi.review.serving import kept_token, serve
 from flaresemi.review.wire import image_file, packed, unpacked
 from tests.review.made_client import TOKEN, Client, serving
 from tests.review.made_review import MadeReview
@@ -247,3 +248,10 @@ def test_the_address_outlives_the_server_and_is_for_its_owner_alone(tmp_path: Pa
     assert kept_token(path) != token  # somebody else may have read it
     path.write_text("short", encoding="utf-8")
     assert len(kept_token(path)) >= 32
+
+
+def test_more_organs_than_the_page_can_show_are_refused(kept: MadeReview) -> None:
+    material = kept.material()
+    material.labels = LabelSet(labels=tuple(Label(name=f"organ {value}", value=value) for value in range(1, 300)))
+    with pytest.raises(ConfigError, match="at most 253 organs, the dataset has 299"):
+        serve(material, (0,), "", announce=pytest.fail)

@@ -408,7 +408,7 @@ function decision() {
   for (const id of ['save', 'save-next']) $(id).disabled = frozen || !parts.length
   const hasLabels = Boolean(state.open?.label_hash) || state.open?.review?.label_revision
   $('accept').disabled ||= !hasLabels
-  $('draw').hidden = frozen || !state.info.editable
+  $('draw').hidden = frozen
   $('undo').disabled = !viewer.done.length
   $('redo').disabled = !viewer.undone.length
   for (const button of document.querySelectorAll('[data-tool]')) button.setAttribute('aria-pressed', button.dataset.tool === viewer.pen.tool)
@@ -439,7 +439,7 @@ function choose(index) {
 }
 
 function tool(name) {
-  if (state.readonly !== null || !state.info.editable || !state.open) return
+  if (state.readonly !== null || !state.open) return
   viewer.use({ tool: name })
   organs()
   decision()
