@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from flaresemi.cli import semi_round
 from tests.rounds.conftest import QUICK, trained  # noqa: F401
 
 CPU = ("--device", "cpu", "--precision", "fp32")
@@ -54,6 +55,7 @@ COMMANDS = {
         "--rounds",
         "1",
     ),
+    "review": ("-d", "DATA", "-w", "WORK", "--list"),
     "demo": (
         "-o",
         "WORK/demo",
@@ -124,10 +126,15 @@ def test_a_command_writes_into_its_folder_alone_and_asks_no_host(
     work = tmp_path / "work"
     shutil.copytree(trained, work)
     shutil.copytree(trained, work / "other")
-    given = [word.replace("DATA", str(phantom_dataset)).replace("WORK", str(work)) for word in COMMANDS[name]]
+
+    def words(command: str) -> list[str]:
+        return [word.replace("DATA", str(phantom_dataset)).replace("WORK", str(work)) for word in COMMANDS[command]]
+
+    if name == "review":  # of a round
+        assert semi_round.main(words("semi_round")) == 0
     start = f"import sys\nfrom flaresemi.cli.{name} import main\nif __name__ == '__main__': sys.exit(main())\n"
     (tmp_path / "start.py").write_text(start, encoding="utf-8")
-    code, said, noted, home = run([str(tmp_path / "start.py"), *given], tmp_path, work, without_network)
+    code, said, noted, home = run([str(tmp_path / "start.py"), *words(name)], tmp_path, work, without_network)
     assert noted == ""
     assert code == 0, said
     assert home == []
