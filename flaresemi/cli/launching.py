@@ -67,6 +67,8 @@ def launch_ranks(module: str, words: Sequence[str], *, gpus: int, max_restarts: 
         if set(codes.values()) == {EXIT_STOPPED}:
             raise stopped from None
         raise _failure(codes, go_on) from None
+    finally:
+        del os.environ[LAUNCHED]
 
 
 def add_launch_options(parser: argparse.ArgumentParser, what: str) -> None:

@@ -15,6 +15,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from flaresemi.cli import plan_and_preprocess, train
+from flaresemi.compute.distributed import LAUNCHED
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage
 from flaresemi.records import load_record
@@ -169,6 +170,7 @@ def test_an_older_torchrun_gets_the_options_that_it_has(planned: list[str], monk
         assert train.main(["FINE", "0", "--gpus", "2", *planned]) == 0
         options = [word.partition("=")[0] for word in commands.pop()]
         assert [name for name in options if name in ("--signals-to-handle", "--shutdown-timeout")] == expected
+        assert LAUNCHED not in os.environ, "what this process does next is no part of that launch"
 
 
 def has_begun(launcher: int, folder: ModelFolder) -> bool:
@@ -221,7 +223,7 @@ def test_a_signal_stops_and_saves(
         send(launcher.pid, number)
         _, told = launcher.communicate()
     assert launcher.returncode == 143, told.decode()
-    assert "the same command with --continue goes on" in told.decode().splitlines()[-1]
+    assert "the same command with --continue goes on" in told.decode()
     saved = load_checkpoint(folder.latest, with_training_state=True).iteration
     assert saved >= max((row["iteration"] for row in read_history(folder.history)), default=1)
 
