@@ -64,7 +64,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--arm", default="d", help="the arm of few.py whose rounds are judged [d]")
     options = parser.parse_args()
-    few = Few(yardstick_of(options.yardstick, options.iterations), options.work)
+    few = Few(yardstick_of(options.yardstick, options.iterations, options.preset), options.work)
     bench = running.Bench(f"agreement_{few.yardstick.name}", options.work)
     kept_file = bench.results / f"{bench.name}.json"
     found = json.loads(kept_file.read_text(encoding="utf-8")) if kept_file.exists() else []

@@ -62,7 +62,7 @@ OWN, STUDENT, REGRESSOR = GROUPS = ("own", "student", "regressor")
 def main() -> None:
     parser = running.parser(__doc__ or "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--yardstick", default="mr", choices=("mr", "ct"))
+    parser.add_argument("--yardstick", default="few-mr", choices=("few-mr", "few-ct"))
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=800, help="of every model [800]")
     parser.add_argument("--scores", nargs="+", choices=GROUPS, default=list(GROUPS), help="which [all]")

@@ -80,6 +80,23 @@ class Review:
         """Organs for which its label map counts."""
         return (*self.accepted, *self.corrected)
 
+    def refuse_unknown(self, organs: Sequence[str], *, where: Path) -> None:
+        """Checks that the decision is about organs of the dataset.
+
+        Args:
+            organs: Of the dataset.
+            where: What the message points to.
+
+        Raises:
+            SelectionError: it is about another one.
+        """
+        if unknown := sorted({*self.vouched, *self.rejected} - {*organs}):
+            raise SelectionError(
+                f"the decision about case '{self.case_id}' names organs that this dataset has not: {listed(unknown)}",
+                where=where,
+                fix=f"its organs are {listed(organs)}: decide about the case again (flaresemi_review)",
+            )
+
     @property
     def who(self) -> str:
         """Who decided, and on which day."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -39,14 +38,12 @@ from flaresemi.compute.metering import Meter, StepClock
 from flaresemi.compute.sharding import Shard, joint_shard
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
-from flaresemi.geometry import FloatTriple
 from flaresemi.inference.averaging import load_segmenter
 from flaresemi.inference.dicom_output import DicomOutput
-from flaresemi.inference.fine_stage import FineOutput
 from flaresemi.inference.measurements import CaseMeasures, measure
 from flaresemi.inference.prediction_records import write_prediction
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
-from flaresemi.inference.segmenter import ImageSegmenter, Watch
+from flaresemi.inference.segmenter import ImageSegmenter
 from flaresemi.io.images import Image
 from flaresemi.machine import available_cores
 from flaresemi.planning.findings import Finding
@@ -88,7 +85,7 @@ def _predict(options: argparse.Namespace, words: list[str]) -> None:
     extras = _Extras(
         dicom=dicom,
         options=segmenter.options | ({} if dicom is None else dicom.options),
-        reliability=_reliability(options, segmenter) if options.reliability else None,
+        reliability=Reliability.of(segmenter, step=options.step) if options.reliability else None,
         statistics=options.statistics,
         efficiency=results / "efficiency" if options.measure else None,
         strict=options.strict,
@@ -156,20 +153,6 @@ def _conclude(
     logger.info("%s", turns.told(options.output))
     if options.output.is_dir():
         print_next(f"flaresemi_evaluate -p {shlex.quote(str(options.output))} -r REFERENCES -o SUMMARY.json")
-
-
-def _reliability(options: argparse.Namespace, segmenter: ImageSegmenter) -> Reliability:
-    """The judge of every prediction.
-
-    Raises:
-        ConfigError: several models are averaged.
-        CheckpointError: the model cannot judge itself.
-    """
-    if len(segmenter.fine_files) > 1:
-        raise ConfigError(
-            "several models are averaged: the snapshots of one training are compared", fix="give one --fold"
-        )
-    return Reliability(segmenter.fine_files[0], engine=segmenter.engine, step=options.step)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +253,7 @@ def _segment(segmenter: ImageSegmenter, read: _Read, extras: _Extras, waited: fl
     if isinstance(image, FlaresemiError):
         raise image
     judged: list[CaseScore] = []
-    judge = None if extras.reliability is None else _judge(extras.reliability, case.id, judged)
+    judge = None if extras.reliability is None else extras.reliability.watch(case.id, judged)
     segmentation = segmenter.segment(image, watch=judge, name=case.id, strict=extras.strict)
     for score in judged:
         logger.info("%s: %s", case.id, summary_line(score))
@@ -305,15 +288,6 @@ def _write(
 def _about(case: Case, findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Warnings with what they are about."""
     return tuple(dataclasses.replace(each, case_id=case.id, file=str(case.images[0])) for each in findings)
-
-
-def _judge(reliability: Reliability, case_id: str, judged: list[CaseScore]) -> Watch:
-    def watch(
-        output: FineOutput, image_czyx: np.ndarray, fill_c: np.ndarray | None, spacing_zyx_mm: FloatTriple
-    ) -> None:
-        judged.append(reliability.judge(case_id, output, image_czyx, fill_c, spacing_zyx_mm))
-
-    return watch
 
 
 def _line(case: Case, segmentation: Segmentation, seconds: dict[str, float]) -> str:

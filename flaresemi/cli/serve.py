@@ -125,14 +125,9 @@ def _predictions(options: argparse.Namespace, results: Path) -> Predictions:
         precision=options.precision,
         engine=options.engine,
     )
-    reliability = None
-    if options.reliability:
-        if len(segmenter.fine_files) > 1:
-            raise ConfigError("several folds are averaged: one training is compared with itself", fix="give one --fold")
-        reliability = Reliability(segmenter.fine_files[0], engine=segmenter.engine)
     return Predictions(
         segmenter,
-        reliability=reliability,
+        reliability=Reliability.of(segmenter) if options.reliability else None,
         folder=results,
         roots=options.allow,
         limits=Limits(waiting=options.queue, seconds=options.timeout, kept_seconds=options.keep),

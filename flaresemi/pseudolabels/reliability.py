@@ -1,12 +1,14 @@
 """The reliability of a prediction: the scores of pseudo-labels, for any image."""
 
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from flaresemi.errors import CheckpointError
+from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.geometry import FloatTriple
 from flaresemi.inference.fine_stage import FineOutput
+from flaresemi.inference.segmenter import ImageSegmenter, Watch
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.networks.engine import Engine
 from flaresemi.pseudolabels.calibration import Calibration, with_predictions
@@ -54,6 +56,30 @@ class Reliability:
             engine=engine,
             step=step,
         )
+
+    @classmethod
+    def of(cls, segmenter: ImageSegmenter, *, step: float = 0.5) -> Self:
+        """The judge of what a segmenter does.
+
+        Raises:
+            ConfigError: it averages several models.
+            CheckpointError: the model cannot judge itself.
+        """
+        if len(segmenter.fine_files) > 1:
+            raise ConfigError(
+                "several models are averaged: the snapshots of one training are compared", fix="give one --fold"
+            )
+        return cls(segmenter.fine_files[0], engine=segmenter.engine, step=step)
+
+    def watch(self, case_id: str, judged: list[CaseScore]) -> Watch:
+        """Judges every output that it is shown, for `ImageSegmenter.segment`, and adds the scores to a list."""
+
+        def watch(
+            output: FineOutput, image_czyx: np.ndarray, fill_c: np.ndarray | None, spacing_zyx_mm: FloatTriple
+        ) -> None:
+            judged.append(self.judge(case_id, output, image_czyx, fill_c, spacing_zyx_mm))
+
+        return watch
 
     def judge(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
 from flaresemi.errors import SelectionError
-from flaresemi.plans import DatasetFingerprint
+from flaresemi.plans import CaseFingerprint, DatasetFingerprint
 from flaresemi.ranges import Range, Share, check_ranges
 from flaresemi.selection import CaseScore, OrganScore, Rule, SelectedCase, Selection
 
@@ -61,6 +61,13 @@ class LabeledVolumes:
     present: int = 1
 
 
+def case_volumes_ml(case: CaseFingerprint) -> list[float]:
+    """Volume of each organ of a labeled case, ml; NaN where the label map does not annotate it."""
+    z, y, x = case.spacing_zyx_mm
+    counted = zip(case.voxels_per_label, case.annotated, strict=True)
+    return [voxels * z * y * x / 1000 if annotated else math.nan for voxels, annotated in counted]
+
+
 def volumes_ml(
     fingerprint: DatasetFingerprint, organs: Sequence[str], case_ids: Collection[str], *, parts: bool = False
 ) -> dict[str, list[float]]:
@@ -73,10 +80,9 @@ def volumes_ml(
     for case in fingerprint.cases:
         if case.case_id not in case_ids or bool(case.ignored_voxels) != parts:
             continue
-        z, y, x = case.spacing_zyx_mm
-        for name, voxels, annotated in zip(organs, case.voxels_per_label, case.annotated, strict=True):
-            if annotated:
-                volumes[name].append(voxels * z * y * x / 1000)
+        for name, volume in zip(organs, case_volumes_ml(case), strict=True):
+            if not math.isnan(volume):
+                volumes[name].append(volume)
     return volumes
 
 

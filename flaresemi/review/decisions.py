@@ -91,7 +91,7 @@ def decide(material: Material, case_id: str, by: str, decision: ReviewDecision) 
         )
     except ValueError as problem:
         raise SelectionError(f"case '{case_id}': {problem}", fix="correct the decision") from None
-    material.refuse_unknown(review)
+    review.refuse_unknown(material.labels.names, where=material.workspace.plans)
     save_record(review_file(folder, case_id), review)
     return review
 

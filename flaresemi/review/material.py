@@ -11,7 +11,7 @@ import numpy as np
 
 from flaresemi.case_names import case_file
 from flaresemi.dataset import Case, Dataset
-from flaresemi.errors import ConfigError, DatasetError, SelectionError, listed
+from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.evaluation.summary import load_summary
 from flaresemi.io.case_store import CaseStore, LabelStore, StoredCase
 from flaresemi.io.images import Image, read_grid, read_image
@@ -21,7 +21,7 @@ from flaresemi.planning.findings import load_warnings
 from flaresemi.planning.splits import Split, load_splits
 from flaresemi.plans import Plans, Stage, load_fingerprint, load_plans
 from flaresemi.preprocessing.preprocessor import canonical_labels
-from flaresemi.pseudolabels.selecting import LabeledVolumes, labeled_volumes, volumes_ml
+from flaresemi.pseudolabels.selecting import LabeledVolumes, case_volumes_ml, labeled_volumes, volumes_ml
 from flaresemi.records import load_record
 from flaresemi.review.queue import QueueFacts, QueueItem, Suggestion, label_next, misplaced_organs, queue, uncertainty
 from flaresemi.reviews import Review, load_review, load_reviews, reviewed_label
@@ -146,20 +146,6 @@ class Material:
             return self._store(number).record(case_id).label_hash
         except DatasetError:
             return ""
-
-    def refuse_unknown(self, review: Review) -> None:
-        """Checks that a decision is about organs of the dataset.
-
-        Raises:
-            SelectionError: it is not.
-        """
-        unknown = sorted({*review.vouched, *review.rejected} - {*self.labels.names})
-        if unknown:
-            raise SelectionError(
-                f"the decision about case '{review.case_id}' names organs that this dataset has not: {listed(unknown)}",
-                where=self.workspace.plans,
-                fix=f"its organs are {listed(self.labels.names)}",
-            )
 
     def _store(self, number: int) -> LabelStore:
         return LabelStore(self.folder(number).labels(Stage.FINE), self._images)
@@ -305,14 +291,7 @@ class Material:
         """Cases to label next, by volumes of organs and sizes of scans."""
         fingerprint = load_fingerprint(self.workspace.fingerprint)
         names = self.labels.names
-        labeled = []
-        for case in fingerprint.cases:
-            z, y, x = case.spacing_zyx_mm
-            volumes = [
-                voxels * z * y * x / 1000 if known else math.nan
-                for voxels, known in zip(case.voxels_per_label, case.annotated, strict=True)
-            ]
-            labeled.append(_features(volumes, case.shape_zyx, case.spacing_zyx_mm))
+        labeled = [_features(case_volumes_ml(case), case.shape_zyx, case.spacing_zyx_mm) for case in fingerprint.cases]
         candidates = {}
         for case_id, score in scores.items():
             grid = self._images.record(case_id).grid

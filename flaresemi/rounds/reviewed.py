@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flaresemi.dataset import Dataset
-from flaresemi.errors import SelectionError, listed
+from flaresemi.errors import SelectionError
 from flaresemi.files import content_hash
 from flaresemi.io.case_store import LabelStore
 from flaresemi.io.images import read_grid
@@ -160,10 +160,7 @@ class RoundReviews:
         """
         versions = case_versions((review.case_id for review in self.taken), self.workspace)
         for review in self.taken:
-            unknown = sorted({*review.vouched, *review.rejected} - {*self.labels.names})
-            if unknown:
-                what = f"the decision about case '{review.case_id}' names organs that this dataset has not"
-                raise SelectionError(f"{what}: {listed(unknown)}", where=self.workspace.reviews, fix=_AGAIN)
+            review.refuse_unknown(self.labels.names, where=self.workspace.reviews)
             if review.image and versions[review.case_id] not in ("", review.image):
                 what = (
                     f"the decision about case '{review.case_id}' is about another image: its files have changed since"

@@ -15,16 +15,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from flaresemi.errors import ConfigError, FlaresemiError
-from flaresemi.geometry import FloatTriple
 from flaresemi.image_paths import IMAGE_ENDINGS, image_name
 from flaresemi.inference.dicom_output import ENDINGS, DicomOutput
-from flaresemi.inference.fine_stage import FineOutput
 from flaresemi.inference.measurements import measure
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
-from flaresemi.inference.segmenter import ImageSegmenter, Watch
+from flaresemi.inference.segmenter import ImageSegmenter
 from flaresemi.pseudolabels.reliability import Reliability
 from flaresemi.records import to_plain
 from flaresemi.selection import CaseScore
@@ -202,7 +198,7 @@ class Predictions:
         if output is not None:
             output.check([images])
         image = self._segmenter.read(images)
-        judge = None if self._reliability is None else _judge(self._reliability, scores)
+        judge = None if self._reliability is None else self._reliability.watch("", scores)
         segmentation = self._segmenter.segment(image, watch=judge, name=images[0].name)
         name = secrets.token_hex(16)
         file = self._folder / name / f"labels{FORMATS[form]}"
@@ -247,15 +243,6 @@ class Predictions:
             old = [name for name, each in self._answers.items() if now - each.made > self.limits.kept_seconds]
         for name in {*surplus, *old}:
             self.forget(name)
-
-
-def _judge(reliability: Reliability, scores: list[CaseScore]) -> Watch:
-    def watch(
-        output: FineOutput, image_czyx: np.ndarray, fill_c: np.ndarray | None, spacing_zyx_mm: FloatTriple
-    ) -> None:
-        scores.append(reliability.judge("", output, image_czyx, fill_c, spacing_zyx_mm))
-
-    return watch
 
 
 def _told(scores: Sequence[CaseScore]) -> dict[str, object] | None:

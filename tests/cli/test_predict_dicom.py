@@ -9,11 +9,8 @@ import torch
 
 from flaresemi.cli import predict
 from flaresemi.inference.prediction_records import load_prediction
-from flaresemi.labels import Label, LabelSet
-from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
-from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
-from flaresemi.workspace import Workspace
 from tests.made_dicom import Stack
+from tests.made_model import write_liver_model
 
 SHAPE = (12, 24, 24)
 
@@ -36,39 +33,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("flaresemi.networks.engine.build_network", BrightIsLiver)
     monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
-    network = NetworkPlan(
-        block="plain",
-        input_channels=1,
-        output_channels=2,
-        features=(4, 8),
-        kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        encoder_convs=(1, 1),
-        decoder_convs=(1,),
-    )
-    plan = StagePlan(
-        stage=Stage.FINE,
-        spacing_zyx_mm=(3.0, 3.0, 3.0),
-        patch_zyx=(16, 16, 16),
-        batch_size=2,
-        margin_mm=20.0,
-        resampling="linear",
-        region="body",
-        network=network,
-        reasons={},
-        intensities=(IntensityPlan(scheme="ct", clip_low=-1000.0, clip_high=1000.0, mean=0.0, sd=1.0),),
-    )
-    checkpoint = Checkpoint(
-        plan=plan,
-        body="ct",
-        channels=("CT",),
-        labels=LabelSet(labels=(Label(name="liver", value=7),)),
-        fold="0",
-        iteration=1,
-        total_iterations=1,
-        weights={"threshold": torch.tensor([150.0])},
-    )
-    save_checkpoint(Workspace(tmp_path / "flaresemi").model("0", Stage.FINE).final, checkpoint)
+    write_liver_model(tmp_path / "flaresemi", sd_hu=1.0, weights={"threshold": torch.tensor([150.0])})
     array = np.zeros(SHAPE, np.int16)
     array[:, 0] = -1000
     array[4:8, 6:18, 5:13] = 300

@@ -12,16 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from flaresemi.cli import serve
 from flaresemi.io.images import read_image, read_label_map, write_label_map
-from flaresemi.labels import Label, LabelSet
-from flaresemi.networks.building import build_network
-from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
-from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
-from flaresemi.workspace import Workspace
 from tests.made_dicom import Stack
+from tests.made_model import write_liver_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "serve"
 
@@ -29,40 +24,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "serve"
 @pytest.fixture
 def folder(tmp_path):
     """A model that nobody trained, a scan as a series and as a file."""
-    network = NetworkPlan(
-        block="plain",
-        input_channels=1,
-        output_channels=2,
-        features=(4, 8),
-        kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        encoder_convs=(1, 1),
-        decoder_convs=(1,),
-    )
-    plan = StagePlan(
-        stage=Stage.FINE,
-        spacing_zyx_mm=(3.0, 3.0, 3.0),
-        patch_zyx=(16, 16, 16),
-        batch_size=2,
-        margin_mm=20.0,
-        resampling="linear",
-        region="body",
-        network=network,
-        reasons={},
-        intensities=(IntensityPlan(scheme="ct", clip_low=-1000.0, clip_high=1000.0, mean=0.0, sd=300.0),),
-    )
-    torch.manual_seed(0)
-    checkpoint = Checkpoint(
-        plan=plan,
-        body="ct",
-        channels=("CT",),
-        labels=LabelSet(labels=(Label(name="liver", value=7),)),
-        fold="0",
-        iteration=1,
-        total_iterations=1,
-        weights=build_network(network).state_dict(),
-    )
-    save_checkpoint(Workspace(tmp_path / "flaresemi").model("0", Stage.FINE).final, checkpoint)
+    write_liver_model(tmp_path / "flaresemi")
     array = np.zeros((12, 24, 24), np.int16)
     array[:, 0] = -1000
     array[4:8, 6:18, 5:13] = 300
