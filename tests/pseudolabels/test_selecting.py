@@ -3,7 +3,10 @@ import dataclasses
 import pytest
 
 from flaresemi.errors import SelectionError
-from flaresemi.pseudolabels.selecting import LabeledVolumes, SelectionRule, select
+from flaresemi.geometry import BoundingBox
+from flaresemi.labels import Label, LabelSet
+from flaresemi.plans import CaseFingerprint, DatasetFingerprint
+from flaresemi.pseudolabels.selecting import LabeledVolumes, SelectionRule, select, volumes_ml
 from flaresemi.selection import CaseScore, OrganScore, load_scores, save_scores
 
 VOLUMES = {
@@ -194,3 +197,32 @@ def test_a_barred_case_is_not_used_however_good_it_is(rule: SelectionRule) -> No
     assert selection.notes == ()
     with pytest.raises(SelectionError, match="no pseudo-label may be used: of a held-out group"):
         select(scores[:1], rule, VOLUMES, round=1, fold="0", barred={"a": "of a held-out group"})
+
+
+def test_volumes_are_of_the_cases_that_annotate_an_organ() -> None:
+    box = BoundingBox(start=(0, 0, 0), stop=(4, 4, 4))
+    names = ("liver", "spleen")
+    labels = LabelSet(labels=tuple(Label(name=name, value=value) for value, name in enumerate(names, start=1)))
+    cases = tuple(
+        CaseFingerprint(
+            case_id=case_id,
+            shape_zyx=(4, 4, 4),
+            spacing_zyx_mm=(5.0, 10.0, 10.0),
+            body_box=box,
+            foreground_box=box,
+            voxels_per_label=voxels,
+            annotated=annotated,
+            ignored_voxels=ignored,
+        )
+        for case_id, voxels, annotated, ignored in (
+            ("both", (20, 4), (True, True), 0),
+            ("one", (30, 0), (True, False), 0),
+            ("absent", (10, 0), (True, True), 0),
+            ("lines", (2, 6), (True, True), 8),
+            ("other", (9, 9), (True, True), 0),
+        )
+    )
+    fingerprint = DatasetFingerprint(dataset_name="made", channels=("CT",), labels=labels, cases=cases, intensities=())
+    asked = ("both", "one", "absent", "lines")
+    assert volumes_ml(fingerprint, names, asked) == {"liver": [10.0, 15.0, 5.0], "spleen": [2.0, 0.0]}
+    assert volumes_ml(fingerprint, names, asked, parts=True) == {"liver": [1.0], "spleen": [3.0]}
