@@ -35,7 +35,7 @@ MARGIN_MM = 20.0
 ONE_STAGE_PATCHES = 1.5
 
 #: ... and the organs with their margin fill at least this share of it. Chosen: at 0.16 (hearts of ACDC), a FINE of one
-#: stage was 0.11 Dice behind one in the organs' region, at 0.27 (openkbp) they were equal (docs/few_labels.md).
+#: stage was 0.11 Dice behind one in the organs' region, at 0.29 (openkbp) they were equal (docs/few_labels.md).
 ONE_STAGE_SHARE = 0.25
 
 
