@@ -68,18 +68,22 @@ def act(rank: int, tell: Callable[[object], None]) -> None:
 
 
 if __name__ == "__main__":
-    # As torchrun's agent does, whose store outlives its processes.
+    os.environ |= {"WORLD_SIZE": str(COUNT), "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    children = {}
+    for rank in range(COUNT):
+        port_of, port_for = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.environ["MASTER_PORT"] = os.read(port_of, 8).decode()
+            act(rank, lambda told, rank=rank: os.write(1, f"{json.dumps([rank, told])}\n".encode()))
+            os._exit(0)
+        children[child] = port_for
+    # As torchrun's agent does, whose store outlives its processes. Its thread may hold locks of the C library that a
+    # process forked meanwhile would wait for without end.
     store = dist.TCPStore(
         "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=datetime.timedelta(seconds=60)
     )
-    os.environ |= {"WORLD_SIZE": str(COUNT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    children = []
-    for rank in range(COUNT):
-        child = os.fork()
-        if child == 0:
-            act(rank, lambda told, rank=rank: os.write(1, f"{json.dumps([rank, told])}\n".encode()))
-            os._exit(0)
-        children.append(child)
+    for port_for in children.values():
+        os.write(port_for, str(store.port).encode())
     for child in children:
         os.waitpid(child, 0)
