@@ -30,6 +30,7 @@ from flaresemi.cli.prediction_files import (
     update_warnings,
 )
 from flaresemi.cli.prediction_options import prediction_parser
+from flaresemi.cli.probability_options import check_probability_options, probability_output, refuse_foreign_shares
 from flaresemi.cli.turns import Turns
 from flaresemi.compute.background import FinishBehind, read_ahead
 from flaresemi.compute.device import limit_threads
@@ -42,11 +43,14 @@ from flaresemi.inference.averaging import load_segmenter
 from flaresemi.inference.dicom_output import DicomOutput
 from flaresemi.inference.measurements import CaseMeasures, measure
 from flaresemi.inference.prediction_records import write_prediction
+from flaresemi.inference.probabilities import ProbabilityOutput, SavedProbabilities
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
-from flaresemi.inference.segmenter import ImageSegmenter
+from flaresemi.inference.segmenter import ImageSegmenter, Save
+from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image
 from flaresemi.machine import available_cores
 from flaresemi.planning.findings import Finding
+from flaresemi.preprocessing.averaging import KnownLogits
 from flaresemi.pseudolabels.reliability import Reliability, summary_line
 from flaresemi.records import save_record
 from flaresemi.selection import CaseScore
@@ -73,6 +77,7 @@ def _predict(options: argparse.Namespace, words: list[str]) -> None:
     if not options.input.exists():  # before the models are loaded, which takes a while
         raise ConfigError("input not found", where=options.input)
     ending = ending_of(options)
+    check_probability_options(options)
     if options.measure and ranks.world_size > 1:
         raise ConfigError("--measure measures one case with nothing beside it", fix="leave --gpus and torchrun out")
     options.resume |= part.helps  # what others have done meanwhile is done
@@ -87,18 +92,21 @@ def _predict(options: argparse.Namespace, words: list[str]) -> None:
         options=segmenter.options | ({} if dicom is None else dicom.options),
         reliability=Reliability.of(segmenter, step=options.step) if options.reliability else None,
         statistics=options.statistics,
+        probabilities=probability_output(options, segmenter.labels),
         efficiency=results / "efficiency" if options.measure else None,
         strict=options.strict,
     )
-    remaining = remaining_jobs(jobs, options, segmenter.models, extras.options)
+    deciding = (options, segmenter.models, extras.options, extras.probabilities)
+    remaining = remaining_jobs(jobs, *deciding)
     refuse_foreign_tables(remaining, results, options)
+    refuse_foreign_shares(extras.probabilities, remaining, overwrite=options.overwrite)
     if len(remaining) < len(jobs):
         logger.info("%d of %d cases have their label map already", len(jobs) - len(remaining), len(jobs))
     remove_leftovers(*{output.parent for _, output in jobs})
     for folder in {output.parent for _, output in remaining}:
         folder.mkdir(parents=True, exist_ok=True)
-    is_done = functools.partial(is_predicted, options=options, models=segmenter.models, deciding=extras.options)
-    turns = Turns(remaining, part, [case.id for case in cases], results, is_done)
+    case_ids = [case.id for case in cases]
+    turns = Turns(remaining, part, case_ids, results, lambda case, output: is_predicted(case, output, *deciding))
     threads = [] if options.threads is None else ["--threads", str(options.threads)]
     helping = [*threads, *without_options(words, "--gpus", "--threads")]
     with helpers("flaresemi.cli.predict", helping, Ranks() if launched_ranks() else ranks) as others:
@@ -162,6 +170,7 @@ class _Extras:
     Attributes:
         reliability: Judges it.
         statistics: Whether its organs are measured.
+        probabilities: What of them is saved; None: nothing.
         efficiency: Folder for what it cost.
         strict: Whether an image that is warned of is refused.
         dicom: Writes results as DICOM objects; None: they are label maps.
@@ -170,6 +179,7 @@ class _Extras:
 
     reliability: Reliability | None
     statistics: bool
+    probabilities: ProbabilityOutput | None
     efficiency: Path | None
     strict: bool
     dicom: DicomOutput | None
@@ -188,6 +198,7 @@ class _Predicted:
     segmentation: Segmentation
     score: CaseScore | None
     measures: CaseMeasures | None
+    saved: SavedProbabilities | None
 
 
 def _predict_all(
@@ -254,14 +265,25 @@ def _segment(segmenter: ImageSegmenter, read: _Read, extras: _Extras, waited: fl
         raise image
     judged: list[CaseScore] = []
     judge = None if extras.reliability is None else extras.reliability.watch(case.id, judged)
-    segmentation = segmenter.segment(image, watch=judge, name=case.id, strict=extras.strict)
+    saved: list[SavedProbabilities] = []
+    save = None if extras.probabilities is None else _saving(extras.probabilities, read, saved)
+    segmentation = segmenter.segment(image, watch=judge, save=save, name=case.id, strict=extras.strict)
     for score in judged:
         logger.info("%s: %s", case.id, summary_line(score))
     segmentation = dataclasses.replace(
         segmentation, seconds={"read": waited, **segmentation.seconds}, findings=_about(case, segmentation.findings)
     )
     measures = measure(case.id, segmentation, image, segmenter.channels) if extras.statistics else None
-    return _Predicted(segmentation, judged[-1] if judged else None, measures)
+    return _Predicted(segmentation, judged[-1] if judged else None, measures, saved[-1] if saved else None)
+
+
+def _saving(output: ProbabilityOutput, read: _Read, saved: list[SavedProbabilities]) -> Save:
+    """What saves the probabilities of a case while they are there, and notes it in `saved`."""
+
+    def save(parts: Sequence[KnownLogits], grid: SourceGrid) -> None:
+        saved.append(output.save(read.output.parent, read.case.id, parts, grid))
+
+    return save
 
 
 def _write(
@@ -278,6 +300,7 @@ def _write(
             options=extras.options,
             score=predicted.score,
             measures=predicted.measures,
+            saved=predicted.saved,
             write=write_segmentation if dicom is None else functools.partial(dicom.write, case.images[0]),
         )
     seconds = predicted.segmentation.seconds | clock.seconds

@@ -22,6 +22,7 @@ from flaresemi.inference.measurements import (
     save_measures,
 )
 from flaresemi.inference.prediction_records import PredictionRecord, is_prediction, load_prediction, record_file
+from flaresemi.inference.probabilities import ProbabilityOutput
 from flaresemi.io.images import read_label_map
 from flaresemi.planning.findings import Finding
 from flaresemi.records import holds_record
@@ -52,13 +53,19 @@ class Efficiency:
 
 
 def is_predicted(
-    case: Case, output: Path, options: argparse.Namespace, models: Sequence[str], deciding: Mapping[str, str]
+    case: Case,
+    output: Path,
+    options: argparse.Namespace,
+    models: Sequence[str],
+    deciding: Mapping[str, str],
+    probabilities: ProbabilityOutput | None = None,
 ) -> bool:
     """Whether these networks have segmented this very image, and all is there; arguments as of `remaining_jobs`."""
     record = load_prediction(output)
     if record is None or not output.is_file() or content_hash(output) != record.label_map:
         return False
     lacks_score = (options.reliability and not record.score) or (options.statistics and not record.measures)
+    lacks_score |= probabilities is not None and not probabilities.is_saved(output.parent, record.saved)
     is_refused = bool(record.findings) and options.strict
     return not (lacks_score or is_refused) and record.is_current(case.images, models, deciding)
 
@@ -68,6 +75,7 @@ def remaining_jobs(
     options: argparse.Namespace,
     models: Sequence[str],
     deciding: Mapping[str, str],
+    probabilities: ProbabilityOutput | None = None,
 ) -> list[tuple[Case, Path]]:
     """The cases to predict: with `--continue` those alone of which these networks have not segmented this very image.
 
@@ -76,6 +84,7 @@ def remaining_jobs(
         options: Of the command.
         models: The networks, see `Segmenter.models`.
         deciding: All else that decides what is written, by name.
+        probabilities: What of them is to be saved.
 
     Raises:
         ConfigError: a file is in the place of a label map that may not be replaced.
@@ -86,7 +95,7 @@ def remaining_jobs(
         record = load_prediction(output)
         if record is not None and output.is_file():
             if options.resume and content_hash(output) == record.label_map:
-                if is_predicted(case, output, options, models, deciding):
+                if is_predicted(case, output, options, models, deciding, probabilities):
                     continue
                 outdated += not record.is_current(case.images, models, deciding)
             if not is_prediction(output) and not _is_whole(output):

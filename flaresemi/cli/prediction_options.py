@@ -7,6 +7,7 @@ from typing import Annotated
 from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options
 from flaresemi.cli.dicom_options import add_dicom_options
 from flaresemi.cli.numbers import count, number
+from flaresemi.cli.probability_options import add_probability_options
 from flaresemi.ranges import Range
 
 
@@ -60,6 +61,7 @@ def prediction_parser() -> argparse.ArgumentParser:
         help="also write volume, mean and SD of the intensities, extent and cut-off ends of every organ to "
         "statistics.csv and statistics.json",
     )
+    add_probability_options(parser)
     parser.add_argument(
         "--measure",
         action="store_true",

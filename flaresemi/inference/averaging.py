@@ -12,9 +12,9 @@ from flaresemi.errors import CheckpointError
 from flaresemi.geometry import BoundingBox
 from flaresemi.inference.cascade import Segmenter, SegmenterOptions
 from flaresemi.inference.models import CheckpointName, cleaning, load_all_models
-from flaresemi.inference.restoring import ImageScores, placed
+from flaresemi.inference.restoring import ImageScores, placed, saved
 from flaresemi.inference.segmentation import Segmentation
-from flaresemi.inference.segmenter import ImageSegmenter, Watch
+from flaresemi.inference.segmenter import ImageSegmenter, Save, Watch
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image
 from flaresemi.planning.findings import Finding
@@ -73,7 +73,13 @@ class AveragedSegmenter(ImageSegmenter):
         self.options = {**own, "average": str(self._clean)}
 
     def segment(
-        self, image: Image, *, watch: Watch | None = None, name: str = "", strict: bool = False
+        self,
+        image: Image,
+        *,
+        watch: Watch | None = None,
+        save: Save | None = None,
+        name: str = "",
+        strict: bool = False,
     ) -> Segmentation:
         """As `ImageSegmenter.segment`; there is no output of one FINE to watch.
 
@@ -87,7 +93,8 @@ class AveragedSegmenter(ImageSegmenter):
         for member in self.members:
             scores.append(member.scores(image, name=name, strict=strict, told=told))
             told += scores[-1].findings
-        return self.restore(scores, image.source)
+        segmentation = self.restore(scores, image.source)
+        return segmentation if save is None else saved(segmentation, scores, save)
 
     @enough_memory()
     def restore(self, scores: Sequence[ImageScores], source: SourceGrid) -> Segmentation:

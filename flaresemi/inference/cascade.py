@@ -20,9 +20,9 @@ from flaresemi.inference.models import CheckpointName, LoadedModels, cleaning, l
 from flaresemi.inference.orientation import turned, turned_back
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
-from flaresemi.inference.restoring import ImageScores, placed, restored_labels
+from flaresemi.inference.restoring import ImageScores, placed, restored_labels, saved
 from flaresemi.inference.segmentation import Segmentation
-from flaresemi.inference.segmenter import ImageSegmenter, Watch
+from flaresemi.inference.segmenter import ImageSegmenter, Save, Watch
 from flaresemi.inference.sliding_window import most_likely
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image
@@ -156,6 +156,7 @@ class Segmenter(ImageSegmenter):
         *,
         organs: BoundingBox | None = None,
         watch: Watch | None = None,
+        save: Save | None = None,
         name: str = "",
         strict: bool = False,
     ) -> Segmentation:
@@ -166,7 +167,8 @@ class Segmenter(ImageSegmenter):
                 margin is added to it all the same.
         """
         scores = self.scores(image, organs=organs, watch=watch, name=name, strict=strict)
-        return self.restore(scores, image.source)
+        segmentation = self.restore(scores, image.source)
+        return segmentation if save is None else saved(segmentation, [scores], save)
 
     @enough_memory()
     def scores(
@@ -207,7 +209,13 @@ class Segmenter(ImageSegmenter):
                 watch(output, crop(output.region), fill_c, grid.spacing_zyx_mm)
         kinds = restoring_kinds(self._fine.plan, grid)
         return ImageScores(
-            known=KnownLogits(logits_czyx=output.logits, region=output.region, grid=grid, kinds=kinds),
+            known=KnownLogits(
+                logits_czyx=output.logits,
+                region=output.region,
+                grid=grid,
+                kinds=kinds,
+                independent=self._convention is not None and bool(self._convention.painted),
+            ),
             turned=image.source,
             findings=findings,
             notes=(*notes, *more, *output.notes),

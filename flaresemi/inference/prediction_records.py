@@ -17,6 +17,7 @@ from flaresemi.files import atomic_path, content_hash
 from flaresemi.geometry import Geometry
 from flaresemi.image_paths import visible_files
 from flaresemi.inference.measurements import CaseMeasures
+from flaresemi.inference.probabilities import SavedProbabilities, remove_outdated
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
 from flaresemi.planning.findings import Finding
 from flaresemi.ranges import FileSize, FileTime
@@ -89,6 +90,7 @@ class PredictionRecord:
         score: How far it may be trusted, if that was requested.
         findings: Warnings about the image.
         measures: What was measured of every organ, if that was requested.
+        saved: The files of probabilities and uncertainty, if they were requested.
     """
 
     schema_version: int = 1
@@ -102,6 +104,7 @@ class PredictionRecord:
     score: CaseScore | None = None
     findings: tuple[Finding, ...] = ()
     measures: CaseMeasures | None = dataclasses.field(default=None, metadata=CAME_LATER)
+    saved: SavedProbabilities | None = dataclasses.field(default=None, metadata=CAME_LATER)
 
     def is_current(self, images: Sequence[Path], models: Sequence[str], options: Mapping[str, str]) -> bool:
         """Whether the same networks would predict the same labels again: from these images, with these options."""
@@ -150,6 +153,7 @@ def write_prediction(
     options: Mapping[str, str],
     score: CaseScore | None = None,
     measures: CaseMeasures | None = None,
+    saved: SavedProbabilities | None = None,
     write: Callable[[Path, Segmentation], None] = write_segmentation,
 ) -> None:
     """Writes a label map, and its record first.
@@ -162,12 +166,17 @@ def write_prediction(
         options: As in the record.
         score: As in the record.
         measures: As in the record.
+        saved: As in the record. What was saved of the same prediction before stays; of another one, it is removed.
         write: Writes it in its format.
 
     Raises:
         ImageError: the file format cannot hold it.
         OSError: the disk is full, or an image has gone meanwhile.
     """
+    earlier = load_prediction(path)
+    before = None if earlier is None else earlier.saved
+    if earlier is not None and before is not None and earlier.is_current(images, models, options):
+        saved = before if saved is None else saved.with_other(before)
     with atomic_path(path) as temporary:
         write(temporary, segmentation)
         record = PredictionRecord(
@@ -179,6 +188,8 @@ def write_prediction(
             options=dict(options),
             score=score,
             measures=measures,
+            saved=saved,
             findings=segmentation.findings,
         )
         save_record(record_file(path), record)
+    remove_outdated(path.parent, before, {} if saved is None else saved.files)

@@ -3,14 +3,17 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
+from flaresemi.compute.metering import StepClock
 from flaresemi.conventions import Convention
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.postprocessing import Cleaning
+from flaresemi.inference.segmentation import Segmentation
+from flaresemi.inference.segmenter import Save
 from flaresemi.io.grids import SourceGrid
 from flaresemi.labels import LabelSet
 from flaresemi.planning.findings import Finding
@@ -96,3 +99,14 @@ def restored_labels(
     except torch.OutOfMemoryError:
         logger.info("GPU memory ran out while restoring: done in main memory")
     return labels_from_logits(logits_czyx.cpu(), region, *where, *how), inside
+
+
+def saved(segmentation: Segmentation, scores: Sequence[ImageScores], save: Save) -> Segmentation:
+    """Has saved what the labels were made from; returns them with the seconds that it took."""
+    clock = StepClock()
+    parts = [each.known for each in scores]
+    if len({part.logits_czyx.device for part in parts}) > 1:
+        parts = [part.in_main_memory() for part in parts]
+    with clock("save"):
+        save(parts, scores[0].turned)
+    return dataclasses.replace(segmentation, seconds=segmentation.seconds | clock.seconds)

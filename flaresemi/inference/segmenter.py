@@ -12,13 +12,18 @@ from flaresemi.errors import ImageError, listed
 from flaresemi.geometry import FloatTriple
 from flaresemi.inference.fine_stage import FineOutput
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
+from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image, read_image
 from flaresemi.labels import LabelSet
 from flaresemi.networks.engine import Engine
+from flaresemi.preprocessing.averaging import KnownLogits
 
 #: Called with the output of FINE, the prepared image in its region (channels, Z, Y, X), the padding value of each
 #: channel, and the spacing.
 Watch = Callable[[FineOutput, np.ndarray, np.ndarray | None, FloatTriple], None]
+
+#: Called with what the networks of each plan say of an image, once its labels are made, and its grid as they saw it.
+Save = Callable[[Sequence[KnownLogits], SourceGrid], None]
 
 
 class ImageSegmenter(abc.ABC):
@@ -42,7 +47,13 @@ class ImageSegmenter(abc.ABC):
 
     @abc.abstractmethod
     def segment(
-        self, image: Image, *, watch: Watch | None = None, name: str = "", strict: bool = False
+        self,
+        image: Image,
+        *,
+        watch: Watch | None = None,
+        save: Save | None = None,
+        name: str = "",
+        strict: bool = False,
     ) -> Segmentation:
         """Finds and segments the organs of an image.
 
@@ -52,6 +63,7 @@ class ImageSegmenter(abc.ABC):
         Args:
             image: In canonical orientation, as `read_image` gives it.
             watch: Is called with the output of FINE before it is brought back to the image's grid.
+            save: Is called with the logits that the labels were made from.
             name: For the warnings.
             strict: Refuse such an image instead, before any network runs.
 

@@ -286,17 +286,39 @@ def as_bytes(voxels_zyx: np.ndarray, geometry: Geometry) -> bytes:
 
 def _content(voxels_zyx: np.ndarray, geometry: Geometry, forms: NiftiForms | None) -> tuple[bytes, memoryview]:
     """Header and voxels of a single-file NIfTI."""
+    voxels = np.ascontiguousarray(voxels_zyx, voxels_zyx.dtype.newbyteorder("<"))
+    header = _header(voxels.shape, voxels.dtype, geometry, forms)
+    return header.binaryblock + bytes(4), voxels.data.cast("B")  # no extensions
+
+
+def share_header(
+    shape_zyx: IntTriple, dtype: np.dtype, geometry: Geometry, forms: NiftiForms | None, mark: bytes
+) -> bytes:
+    """What stands before the voxels of a file of shares: whole numbers, the largest of which stands for 1.
+
+    Args:
+        shape_zyx: Of the voxels.
+        dtype: Theirs, unsigned and in little endian.
+        geometry: As of `write`.
+        forms: As of `write`.
+        mark: The description in the header, up to 79 characters.
+    """
+    header = _header(shape_zyx, dtype, geometry, forms)
+    header["scl_slope"], header["descrip"] = 1 / np.iinfo(dtype).max, mark
+    return header.binaryblock + bytes(4)
+
+
+def _header(shape_zyx: IntTriple, dtype: np.dtype, geometry: Geometry, forms: NiftiForms | None) -> Any:
     nibabel = import_without("nibabel", "pydicom")  # only NIfTI needs it; the two take a while to import
 
     numbers = [*geometry.spacing_zyx_mm, *geometry.origin_xyz_mm]
     if forms is not None:
         numbers += [*forms.srow, *forms.offset, *forms.quaternion, *forms.pixdim]
     largest = float(np.finfo(np.float32).max)
-    small = max(voxels_zyx.shape) <= np.iinfo(np.int16).max and max(map(abs, numbers)) <= largest
+    small = max(shape_zyx) <= np.iinfo(np.int16).max and max(map(abs, numbers)) <= largest
     header = nibabel.Nifti1Header() if small else nibabel.Nifti2Header()
-    voxels = np.ascontiguousarray(voxels_zyx, voxels_zyx.dtype.newbyteorder("<"))
-    header.set_data_dtype(voxels.dtype)
-    header.set_data_shape(voxels.shape[::-1])
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape_zyx[::-1])
     header["magic"], header["vox_offset"] = (b"n+1", 352) if small else (b"n+2\0\r\n\032\n", 544)
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["xyzt_units"] = 2 if forms is None else forms.units
@@ -311,7 +333,7 @@ def _content(voxels_zyx: np.ndarray, geometry: Geometry, forms: NiftiForms | Non
         header["quatern_b"], header["quatern_c"], header["quatern_d"] = forms.quaternion
         header["qoffset_x"], header["qoffset_y"], header["qoffset_z"] = forms.offset
         header["srow_x"], header["srow_y"], header["srow_z"] = np.reshape(forms.srow, (3, 4))
-    return header.binaryblock + bytes(4), voxels.data.cast("B")  # no extensions
+    return header
 
 
 def _affine_lps_mm(geometry: Geometry) -> np.ndarray:

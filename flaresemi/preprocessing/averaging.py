@@ -1,13 +1,17 @@
-"""Logits of several plans, each on a grid of its own, to the labels of their mean probabilities on the image's."""
+"""Logits of several plans, each on a grid of its own, to their mean probabilities on the image's, and to labels."""
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.preprocessing.resampling import ALL_LINEAR, SLAB_BYTES, Kind, axes_between, resample_known
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -19,12 +23,15 @@ class KnownLogits:
         region: Where, in stage voxels.
         grid: How the stage's voxels lie in the image.
         kinds: How each axis is brought back to the image's own sampling.
+        independent: Whether every channel speaks of one organ by itself (its sigmoid), as in a model of nnU-Net with
+            regions; there is none of background then.
     """
 
     logits_czyx: torch.Tensor
     region: BoundingBox
     grid: StageGrid
     kinds: tuple[Kind, Kind, Kind] = ALL_LINEAR
+    independent: bool = False
 
     @property
     def box(self) -> BoundingBox:
@@ -44,41 +51,78 @@ class KnownLogits:
         logits = self.logits_czyx.new_empty((len(self.logits_czyx), *box.shape_zyx), dtype=torch.float32)
         for target, logits_zyx in zip(logits, self.logits_czyx, strict=True):
             target.copy_(resample_known(logits_zyx, axes))
-        return logits.softmax(dim=0)
+        return logits.sigmoid() if self.independent else logits.softmax(dim=0)
 
 
-@torch.no_grad()
-def labels_from_average(parts: Sequence[KnownLogits]) -> tuple[np.ndarray, BoundingBox]:
-    """The index of the largest mean probability of several plans; ties go to the lower one.
+def box_of(parts: Sequence[KnownLogits]) -> BoundingBox:
+    """The box about all regions, in canonical voxels."""
+    whole = parts[0].box
+    for part in parts[1:]:
+        whole = whole.union(part.box)
+    return whole
 
-    Slab by slab, so that no array of all classes on all of the image's voxels ever exists.
+
+def mean_probabilities(
+    parts: Sequence[KnownLogits], *, axis: int = 0, backwards: bool = False
+) -> Iterator[tuple[BoundingBox, torch.Tensor]]:
+    """The mean probabilities of several plans in the box about all regions, slab by slab.
+
+    So no array of all classes on all of the image's voxels ever exists. Where a GPU's memory does not do, it goes on in
+    main memory.
 
     Args:
         parts: At least one; all of one image, with the same classes, on one device.
+        axis: The canonical axis across which the slabs lie.
+        backwards: Whether the last slab comes first.
+
+    Yields:
+        A slab in canonical voxels, and (C, *slab.shape_zyx) float32.
+    """
+    whole, classes = box_of(parts), parts[0].logits_czyx.shape[0]
+    sides = list(whole.slices)
+    across = sides[axis]
+    planes = max(1, SLAB_BYTES // (8 * classes * (math.prod(whole.shape_zyx) // whole.shape_zyx[axis])))
+    starts = range(across.start, across.stop, planes)
+    for first in reversed(starts) if backwards else starts:
+        sides[axis] = slice(first, min(first + planes, across.stop))
+        slab = BoundingBox.of_slices(sides)
+        try:
+            yield slab, _mean_in(parts, slab)
+        except torch.OutOfMemoryError:
+            logger.info("GPU memory ran out while restoring: done in main memory")
+            parts = [part.in_main_memory() for part in parts]
+            yield slab, _mean_in(parts, slab)
+
+
+@torch.no_grad()
+def _mean_in(parts: Sequence[KnownLogits], slab: BoundingBox) -> torch.Tensor:
+    total = torch.zeros((len(parts[0].logits_czyx), *slab.shape_zyx), device=parts[0].logits_czyx.device)
+    if not parts[0].independent:
+        total[0] = len(parts)
+    for part in parts:
+        inside = part.box.intersection(slab)
+        if inside is None:
+            continue
+        place = inside.shifted((-slab.start[0], -slab.start[1], -slab.start[2])).slices
+        if not part.independent:
+            total[(0, *place)] -= 1.0  # there it speaks for itself
+        total[(slice(None), *place)] += part.probabilities(inside)
+    return total if len(parts) == 1 else total.div_(len(parts))
+
+
+def labels_from_average(parts: Sequence[KnownLogits]) -> tuple[np.ndarray, BoundingBox]:
+    """The index of the largest mean probability of several plans; ties go to the lower one.
+
+    Args:
+        parts: As of `mean_probabilities`.
 
     Returns:
         Internal indices in the box about all regions, uint8 (up to 256 classes) or uint16; and that box, in canonical
         voxels.
     """
-    whole = parts[0].box
-    for part in parts[1:]:
-        whole = whole.union(part.box)
-    classes, device = parts[0].logits_czyx.shape[0], parts[0].logits_czyx.device
+    whole, classes = box_of(parts), parts[0].logits_czyx.shape[0]
     result = np.zeros(whole.shape_zyx, np.uint8 if classes <= 256 else np.uint16)
-    depth, height, width = whole.shape_zyx
-    planes = max(1, SLAB_BYTES // (8 * classes * height * width))
-    for first in range(0, depth, planes):
-        last = min(first + planes, depth)
-        _, rows, columns = whole.slices
-        slab = BoundingBox.of_slices((slice(whole.start[0] + first, whole.start[0] + last), rows, columns))
-        total = torch.zeros((classes, *slab.shape_zyx), device=device)
-        total[0] = len(parts)
-        for part in parts:
-            inside = part.box.intersection(slab)
-            if inside is None:
-                continue
-            place = inside.shifted((-slab.start[0], -slab.start[1], -slab.start[2])).slices
-            total[(0, *place)] -= 1.0  # there it speaks for itself
-            total[(slice(None), *place)] += part.probabilities(inside)
-        result[first:last] = total.argmax(dim=0).cpu().numpy()
+    for slab, probabilities in mean_probabilities(parts):
+        planes = slice(slab.start[0] - whole.start[0], slab.stop[0] - whole.start[0])
+        result[planes] = probabilities.argmax(dim=0).cpu().numpy()
     return result, whole

@@ -1,0 +1,60 @@
+"""flaresemi_predict --save-probabilities and --save-uncertainty: beside every label map, continued and never stale."""
+
+import SimpleITK as sitk
+import torch
+
+from flaresemi.cli import predict
+from flaresemi.inference.prediction_records import load_prediction
+from tests.cli.test_predict_dicom import folder  # noqa: F401
+from tests.made_model import write_liver_model
+
+
+def files(out):
+    return sorted(p.relative_to(out).as_posix() for p in out.rglob("*.nii.gz") if ".flaresemi" not in p.parts)
+
+
+BOTH = ["probabilities/a/0_background.nii.gz", "probabilities/a/1_liver.nii.gz"]
+
+
+def test_they_are_made_up_for_and_go_with_the_prediction_that_they_are_of(folder, capsys):  # noqa: F811
+    words, out = ["-i", "scans", "-o", "out", "--precision", "fp32", "--quiet"], folder / "out"
+    assert predict.main(words) == 0
+    assert files(out) == ["a.nii.gz"]
+    assert load_prediction(out / "a.nii.gz").saved is None
+    assert predict.main([*words, "--continue", "--save-probabilities", "--probability-bits", "16"]) == 0
+    assert files(out) == ["a.nii.gz", *BOTH]
+    liver = sitk.ReadImage(str(out / BOTH[1]))
+    label_map = sitk.ReadImage(str(out / "a.nii.gz"))
+    assert liver.GetOrigin() == label_map.GetOrigin()
+    assert ((sitk.GetArrayFromImage(liver) > 0.5) == (sitk.GetArrayFromImage(label_map) > 0)).all()
+    saved = load_prediction(out / "a.nii.gz").saved
+    assert (saved.bits, saved.extent, sorted(saved.files)) == (16, "image", BOTH)
+    # What is there is not made again; what was saved of the same prediction stays beside what comes.
+    before = (out / BOTH[1]).stat().st_mtime_ns
+    assert predict.main([*words, "--continue", "--save-probabilities", "--probability-bits", "16"]) == 0
+    assert (out / BOTH[1]).stat().st_mtime_ns == before
+    assert predict.main([*words, "--continue", "--save-uncertainty"]) == 0
+    assert sorted(load_prediction(out / "a.nii.gz").saved.files) == [*BOTH, "uncertainty/a.nii.gz"]
+    # A lost file is made up for; another prediction takes the files of the one before along.
+    (out / BOTH[0]).unlink()
+    both = ["--save-probabilities", "--probability-bits", "16", "--save-uncertainty"]
+    assert predict.main([*words, "--continue", *both]) == 0
+    assert files(out) == ["a.nii.gz", *BOTH, "uncertainty/a.nii.gz"]
+    write_liver_model(folder / "flaresemi", sd_hu=1.0, weights={"threshold": torch.tensor([100.0])})
+    assert predict.main(words) == 0
+    assert files(out) == ["a.nii.gz"]
+    assert not capsys.readouterr().err
+
+
+def test_beside_dicom_objects_and_where_they_are_refused(folder, capsys):  # noqa: F811
+    words, out = ["-i", "scans", "-o", "out", "--precision", "fp32"], folder / "out"
+    form = ["--format", "rtstruct", "--save-probabilities", "--probability-extent", "region"]
+    assert predict.main([*words, *form]) == 0
+    assert files(out) == BOTH
+    assert predict.main([*words, "--probability-bits", "16"]) == 2
+    assert "add --save-probabilities" in capsys.readouterr().err
+    (out / "uncertainty").mkdir()
+    (out / "uncertainty" / "a.nii.gz").write_bytes(b"mine")
+    assert predict.main([*words, "--save-uncertainty"]) == 2
+    assert "did not write" in capsys.readouterr().err
+    assert (out / "uncertainty" / "a.nii.gz").read_bytes() == b"mine"
