@@ -30,7 +30,8 @@ def launch_ranks(module: str, words: Sequence[str], *, gpus: int, max_restarts: 
 
     Args:
         module: The command, as python -m takes it.
-        words: Its options; those that decide what is started here are left out.
+        words: Its options. Those that decide what is started here stay among them: the processes that are started name
+            them in the command that comes next.
         gpus: How many processes.
         max_restarts: How often all of them are started again after one has died.
         go_on: What goes on after a stop, for messages.
@@ -55,7 +56,7 @@ def launch_ranks(module: str, words: Sequence[str], *, gpus: int, max_restarts: 
                 *(option for option in _STOPPING if option.partition("=")[0] in known),
                 "-m",
                 module,
-                *without_options(words, "--gpus", "--max-restarts"),
+                *words,
             ]
         )
     except SignalException as received:

@@ -21,7 +21,8 @@ from flaresemi.cli.common import (
     run,
 )
 from flaresemi.cli.numbers import count, number
-from flaresemi.cli.preparation_part import duration_text, prepare_as_part
+from flaresemi.cli.preparation_part import duration_text, prepare_as_part, preparing_again
+from flaresemi.cli.repeating import repeated
 from flaresemi.compute.device import select_device
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError, DatasetError, PlanError, one_line
@@ -63,16 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plan_and_preprocess(options: argparse.Namespace, words: list[str]) -> None:
     workspace = open_workspace(options)
     found = load_dataset(options.dataset)
-    this_again = ["flaresemi_plan_and_preprocess", *dataset_words(options)]
+    this_again = preparing_again(_parser(), options)
     if options.shard is not None:  # others are at work beside it
         prepare_as_part(options, found, workspace, this_again)
         return
-    alone = working_alone(workspace.lock("preprocessed"), ["flaresemi_plan_and_preprocess", *words])
-    with alone, _quiet_readers():
+    with working_alone(workspace.lock("preprocessed"), ["flaresemi_plan_and_preprocess", *words]), _quiet_readers():
         remove_leftovers(workspace.root, workspace.case_fingerprints, workspace.lists, workspace.prepared_sources)
         _check(options, found, workspace)
         if options.check_only:
-            print_next(this_again)
+            print_next([this_again[0], *repeated(_parser(), options, without=("check_only", "plan_only"))])
             return
         dataset = usable_cases(found, workspace)
         obeyed = workspace.plans.exists() and not options.replan

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -160,7 +159,9 @@ def _conclude(
         raise _summary(failures, len(turns))
     logger.info("%s", turns.told(options.output))
     if options.output.is_dir():
-        print_next(f"flaresemi_evaluate -p {shlex.quote(str(options.output))} -r REFERENCES -o SUMMARY.json")
+        organs = [] if options.dataset == Path(".") else ["-d", str(options.dataset)]
+        words = ["-p", str(options.output), "-r", "REFERENCES", "-o", "SUMMARY.json", *organs]
+        print_next(["flaresemi_evaluate", *words])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from flaresemi.cli.common import print_next
+from flaresemi.cli.repeating import repeated
 from flaresemi.compute.distributed import launched_ranks
 from flaresemi.compute.sharding import joint_shard
 from flaresemi.dataset import Dataset
@@ -24,6 +25,12 @@ _DECIDE = (
     *("replan", "check_only", "plan_only", "skip_bad_cases", "fix_geometry", "keep_plans", "folds", "splits", "seed"),
     *("gpu_memory_gib", "network", "network_arguments"),
 )
+
+
+def preparing_again(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """The command that prepares what is missing, once it is planned: what has decided the plans is not said again."""
+    others = vars(options).keys() - {"dataset", "workspace", "with_test", "workers"}
+    return ["flaresemi_plan_and_preprocess", *repeated(parser, options, without=tuple(others))]
 
 
 def prepare_as_part(

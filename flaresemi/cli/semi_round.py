@@ -17,7 +17,6 @@ from flaresemi.cli.common import (
     add_time_limit_option,
     add_trainer_options,
     dataset_words,
-    flag_of,
     open_workspace,
     print_next,
     run,
@@ -26,6 +25,7 @@ from flaresemi.cli.launching import add_launch_options, launch_ranks, launched_a
 from flaresemi.cli.mixing_options import add_mixing_options, given_mixing
 from flaresemi.cli.numbers import count
 from flaresemi.cli.output import require_printed
+from flaresemi.cli.repeating import for_prediction, repeated
 from flaresemi.cli.signals import StopSignals
 from flaresemi.compute.crew import Crew
 from flaresemi.compute.device import limit_threads, select_device
@@ -44,7 +44,6 @@ from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import PRESETS, STEPS, RoundConfig, load_state
 from flaresemi.rounds.stopping import StopRule
 from flaresemi.training.augmentation import strength_of
-from flaresemi.training.mixing import Mixing
 from flaresemi.training.trainers import trainer_class
 from flaresemi.workspace import Workspace
 
@@ -54,7 +53,12 @@ logger = logging.getLogger("flaresemi.cli.semi_round")  # also when run with pyt
 _RULE = ("organ_threshold", "organ_share", "volume_factor", "best_share", "case_threshold", "require_complete")
 _STUDENTS = ("start", "length", "tta", "ignore_contested", "teacher", "trainer", "trainer_settings")
 _STOP = ("patience", "min_delta", "max_rounds")
-_METHOD = ("preset", "select", *_RULE, *(field.name for field in dataclasses.fields(Mixing)), *_STUDENTS, *_STOP)
+
+#: What a start was asked to do; how is said again in the next.
+_NOT_AGAIN = (
+    *("fold", "until_converged", "rounds", "final", "status", "report", "step", "shard"),
+    *("export_labels", "export_which"),
+)
 _STOPPED = "stopped and saved; the same command goes on"
 
 
@@ -110,7 +114,7 @@ def _run_rounds(options: argparse.Namespace, training: SelfTraining, command: li
         _run_step(options, training)
         return
     if options.final:
-        _train_final(training, command)
+        _train_final(options, training, command)
         return
     if options.until_converged:
         state = training.run_until_converged()
@@ -124,7 +128,7 @@ def _run_rounds(options: argparse.Namespace, training: SelfTraining, command: li
         reports = training.write_reports()
     _print_reports(reports)
     if options.until_converged and state.verdict is not None and state.verdict.best_round > 0:
-        _train_final(training, command)
+        _train_final(options, training, command)
         return
     _print_next(options, training, state)
 
@@ -134,39 +138,36 @@ def _print_reports(paths: Iterable[Path]) -> None:
         print(f"report: {path}")
 
 
-def _train_final(training: SelfTraining, command: list[str]) -> None:
+def _train_final(options: argparse.Namespace, training: SelfTraining, command: list[str]) -> None:
     with working_alone(training.workspace.lock("rounds", "final"), command):
         folder = training.train_final()
     if folder is None:
         raise StoppedEarly(_STOPPED)
     print("final models: trained on all labels and pseudo-labels; nothing was held out to score them on")
-    print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", "-m", str(folder.root)])
+    _print_prediction(options, ["-m", str(folder.root)])
 
 
 def _print_next(options: argparse.Namespace, training: SelfTraining, state: ChainState) -> None:
     """Prints the command that usually comes next."""
-    verdict, words = state.verdict, dataset_words(options)
+    verdict = state.verdict
     if verdict is None:
         newest = training.workspace.round_model(training.folds[0], state.rounds, Stage.FINE).root.parent
-        print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", "-m", str(newest)])
+        _print_prediction(options, ["-m", str(newest)])
     elif not verdict.stop:
         print_next(_again(options, training))
     elif verdict.best_round > 0:
         print_next([*_again(options, training), "--final"])
     else:
-        print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *words])
+        _print_prediction(options, dataset_words(options))
+
+
+def _print_prediction(options: argparse.Namespace, models: list[str]) -> None:
+    print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *models, *for_prediction(options)])
 
 
 def _again(options: argparse.Namespace, training: SelfTraining) -> list[str]:
     """The command that continues with the same options."""
-    words = ["flaresemi_semi_round", *dataset_words(options), "--fold", *training.folds]
-    for name in _METHOD:
-        value = getattr(options, name, None)
-        if value is True:
-            words.append(flag_of(name))
-        elif value is not None:
-            words += [flag_of(name), str(value)]
-    return words
+    return ["flaresemi_semi_round", "--fold", *training.folds, *repeated(_parser(), options, without=_NOT_AGAIN)]
 
 
 def _execution(options: argparse.Namespace, signals: StopSignals, crew: Crew | None = None) -> Execution:

@@ -11,6 +11,7 @@ import torch
 from flaresemi.cli.common import StoppedEarly, dataset_words, open_workspace, print_next, run
 from flaresemi.cli.launching import launch_ranks, launched_at
 from flaresemi.cli.output import require_printed
+from flaresemi.cli.repeating import for_prediction, repeated
 from flaresemi.cli.signals import StopSignals
 from flaresemi.cli.training_options import training_parser
 from flaresemi.cli.training_start import (
@@ -40,6 +41,9 @@ from flaresemi.workspace import Workspace
 logger = logging.getLogger("flaresemi.cli.train")  # also when run with python -m
 
 _GO_ON = "the same command with --continue goes on"
+
+#: Of one stage alone, or of this start.
+_NOT_AGAIN = ("resume", "restart", "profile", "pseudo_labels", "init_from")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,12 +127,13 @@ def _finish(options: argparse.Namespace, workspace: Workspace, task: TrainingTas
         print(conclude_validation(task, workspace.model(fold, Stage.COARSE), usable_dataset(options, workspace)))
         if task.taught_by is not None and (doubt := caution(task.taught_by, task.validation)):
             print(doubt)
-    words = dataset_words(options)
     if stage is Stage.COARSE:
+        words = repeated(training_parser(), options, without=_NOT_AGAIN)
         taught = [] if task.taught_by is None else ["--pseudo-labels", task.taught_by.folder]
         print_next(["flaresemi_train", "FINE", fold, *words, *taught])
     else:
-        print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *words, "--fold", fold])
+        words = [*dataset_words(options), "--fold", fold, *for_prediction(options)]
+        print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *words])
 
 
 if __name__ == "__main__":

@@ -77,22 +77,23 @@ def test_the_old_name_of_a_preset_works_and_says_the_new_one(caplog: pytest.LogC
 
 
 def test_the_printed_command_goes_on_with_the_same_choices(
-    place: list[str], capsys: pytest.CaptureFixture[str]
+    place: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--preset", "seed", "--best-share", "1.0", "--paste-share", "0.25", "--tta", "--patience", "3"]
-    assert semi_round.main([*place, "--device", "cpu", *words, "--shard", "0/1"]) == 0
+    words = [
+        *("--preset", "seed", "--best-share", "1.0", "--paste-share", "0.25", "--tta", "--patience", "3"),
+        *("--trainer", "live_teacher", "--trainer-setting", "threshold=0.7", "--trainer-setting", "warm_up=0.5"),
+        *("--device", "cpu", "--precision", "fp32", "--gpus", "4", "--max-restarts", "2", "--time-limit", "1h30m"),
+    ]
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():  # a rank that --gpus has started
+        monkeypatch.setenv(name, value)
+    assert semi_round.main([*place, *words, "--shard", "0/1"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
     following = shlex.split(line.removeprefix("next: flaresemi_semi_round "))
-    options = vars(semi_round._parser().parse_args(following))
-    assert {name: options[name] for name in ("preset", "best_share", "paste_share", "tta", "patience")} == {
-        "preset": "flaresemiseg",
-        "best_share": 1.0,
-        "paste_share": 0.25,
-        "tta": True,
-        "patience": 3,
-    }
+    parser = semi_round._parser()
+    assert vars(parser.parse_args(following)) == vars(parser.parse_args([*place, *words]))
     # What is exported was made with the choices of the round, whatever is asked for now.
-    assert semi_round.main([*place, "--device", "cpu", *words, "--step", "select"]) == 0
+    words = ["--preset", "seed", "--best-share", "1.0", "--tta", "--device", "cpu"]
+    assert semi_round.main([*place, *words, "--step", "select"]) == 0
     assert semi_round.main([*place, "--device", "cpu", "--export-labels", str(Path(place[3]) / "out")]) == 0
 
 
@@ -159,7 +160,8 @@ def test_several_processes_are_started_by_torchrun(
     assert semi_round.main([*place, *TAKE_ALL, "--gpus", "4", "--max-restarts=2", "--rounds", "2"]) == 0
     launcher = commands[0].index("flaresemi.cli.semi_round")
     assert {"--nproc-per-node=4", "--max-restarts=2"} <= set(commands[0][:launcher])
-    assert commands[0][launcher + 1 :] == [*place, *TAKE_ALL, "--rounds", "2"]
+    # The ranks know of --gpus, for the command that they say comes next.
+    assert commands[0][launcher + 1 :] == [*place, *TAKE_ALL, "--gpus", "4", "--max-restarts=2", "--rounds", "2"]
     assert semi_round.main([*place, "--gpus", "4", "--status"]) == 0  # which is one process's work
     assert "0 complete rounds" in capsys.readouterr().out
     assert len(commands) == 1
