@@ -91,7 +91,7 @@ def _predict(options: argparse.Namespace, words: list[str]) -> None:
         options=segmenter.options | ({} if dicom is None else dicom.options),
         reliability=Reliability.of(segmenter, step=options.step) if options.reliability else None,
         statistics=options.statistics,
-        probabilities=probability_output(options, segmenter.labels),
+        probabilities=probability_output(options, segmenter),
         efficiency=results / "efficiency" if options.measure else None,
         strict=options.strict,
     )

@@ -1,6 +1,7 @@
 """The options of flaresemi_predict for probabilities and uncertainty."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -9,9 +10,11 @@ from flaresemi.cli.replacing import refuse_foreign
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError
 from flaresemi.inference.probabilities import Extent, ProbabilityOutput
+from flaresemi.inference.segmenter import ImageSegmenter
 from flaresemi.io.shares import Bits, holds_shares
-from flaresemi.labels import LabelSet
 from flaresemi.unfinished import remove_leftovers
+
+logger = logging.getLogger("flaresemi.cli.predict")
 
 
 def add_probability_options(parser: argparse.ArgumentParser) -> None:
@@ -53,16 +56,19 @@ def check_probability_options(options: argparse.Namespace) -> None:
             )
 
 
-def probability_output(options: argparse.Namespace, labels: LabelSet) -> ProbabilityOutput | None:
-    """What of the probabilities is saved; None: nothing."""
+def probability_output(options: argparse.Namespace, segmenter: ImageSegmenter) -> ProbabilityOutput | None:
+    """What of the probabilities is saved, and whether they are calibrated, which is told; None: nothing."""
     if not (options.save_probabilities or options.save_uncertainty):
         return None
+    told = ["not calibrated" if each is None else f"temperature {each:.3g}" for each in segmenter.temperatures]
+    logger.info("probabilities of %s: %s", "the model" if len(told) == 1 else "the plans", ", ".join(told))
     return ProbabilityOutput(
         organs=options.save_probabilities,
         uncertainty=options.save_uncertainty,
         bits=options.probability_bits or 8,
         extent=options.probability_extent or "image",
-        labels=labels,
+        labels=segmenter.labels,
+        temperatures=segmenter.temperatures,
     )
 
 

@@ -27,6 +27,7 @@ from flaresemi.cli.numbers import count
 from flaresemi.cli.output import require_printed
 from flaresemi.cli.repeating import for_prediction, repeated
 from flaresemi.cli.signals import StopSignals
+from flaresemi.cli.training_options import add_tracking_option
 from flaresemi.compute.crew import Crew
 from flaresemi.compute.device import limit_threads, select_device
 from flaresemi.compute.distributed import join_ranks, launched_ranks
@@ -44,6 +45,7 @@ from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import PRESETS, STEPS, RoundConfig, load_state
 from flaresemi.rounds.stopping import StopRule
 from flaresemi.training.augmentation import strength_of
+from flaresemi.training.tracking import refuse_without_tracker
 from flaresemi.training.trainers import trainer_class
 from flaresemi.workspace import Workspace
 
@@ -173,7 +175,10 @@ def _again(options: argparse.Namespace, training: SelfTraining) -> list[str]:
 def _execution(options: argparse.Namespace, signals: StopSignals, crew: Crew | None = None) -> Execution:
     crew = crew or Crew()
     device = joint_shard(options.shard, launched_ranks()).device(options.device)
-    return Execution(device=device, precision=options.precision, stop_requested=signals.requested, crew=crew)
+    track = getattr(options, "track", None)
+    refuse_without_tracker(track or "none")
+    asked = signals.requested
+    return Execution(device=device, precision=options.precision, stop_requested=asked, crew=crew, track=track)
 
 
 def _self_training(options: argparse.Namespace, workspace: Workspace, how: Execution) -> SelfTraining:
@@ -375,6 +380,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     add_field_option(students, "start", round_defaults, "weights to start from", choices=["scratch", "previous"])
     add_field_option(students, "length", round_defaults, "iterations, relative to the supervised training")
     add_trainer_options(students)
+    add_tracking_option(students, "keep their numbers, and figures of each round, as flaresemi_train [as supervised]")
     stop = parser.add_argument_group("stop rule")
     add_field_option(stop, "patience", stop_defaults, "rounds without an improvement before the chain ends")
     add_field_option(stop, "min_delta", stop_defaults, "mean Dice that counts as an improvement")

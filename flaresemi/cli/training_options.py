@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from flaresemi.cli.common import StrictParser, add_dataset_options, add_time_limit_option, add_trainer_options, duration
 from flaresemi.cli.launching import add_launch_options
@@ -9,7 +10,7 @@ from flaresemi.cli.mixing_options import add_mixing_options
 from flaresemi.cli.numbers import count, field_type
 from flaresemi.plans import Stage
 from flaresemi.records import closest
-from flaresemi.training.config import TrainingConfig
+from flaresemi.training.config import TrackerName, TrainingConfig
 
 _PROFILED_STEPS = 20
 
@@ -125,14 +126,18 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         help="run the network through torch.compile, where that works here [off]",
     )
     add("--init-from", "model to start from, ours or nnU-Net's, of any organs: what fits is taken", metavar="MODEL")
-    add(
-        "--track",
+    add_tracking_option(
+        chosen,
         "also keep the numbers of every epoch by MLflow (MLFLOW_TRACKING_URI, or files in logs/) or Weights & Biases "
         "(files in logs/ for wandb sync; wandb-online sends them)",
-        choices=["none", "mlflow", "wandb", "wandb-online"],
     )
     add("--seed", "of everything random")
     add_trainer_options(chosen)
+
+
+def add_tracking_option(group: argparse._ArgumentGroup, told: str) -> None:
+    """Adds `--track`, which stands among the options only if it was given."""
+    group.add_argument("--track", help=told, choices=get_args(TrackerName), default=argparse.SUPPRESS)
 
 
 def _fold(text: str) -> str:

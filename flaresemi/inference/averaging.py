@@ -68,6 +68,7 @@ class AveragedSegmenter(ImageSegmenter):
         self.channels, self.labels, self.engine = first.channels, first.labels, first.engine
         self.fine_files = tuple(file for member in members for file in member.fine_files)
         self.models = tuple(name for member in members for name in member.models)
+        self.temperatures = tuple(temperature for member in members for temperature in member.temperatures)
         self._clean = cleaning([each for member in members for each in member.facts])
         own = {f"{name} {at}": value for at, member in enumerate(members) for name, value in member.options.items()}
         self.options = {**own, "average": str(self._clean)}

@@ -12,6 +12,7 @@ import numpy as np
 from flaresemi.compute.device import select_device
 from flaresemi.compute.metering import StepClock
 from flaresemi.compute.precision import PrecisionName
+from flaresemi.confidence import common_temperature
 from flaresemi.geometry import BoundingBox
 from flaresemi.inference.checks import check_prepared, refusal
 from flaresemi.inference.fine_stage import fine_region, segment_region
@@ -107,6 +108,7 @@ class Segmenter(ImageSegmenter):
         self.channels = fine[0].channels
         self.labels = fine[0].labels
         self.body = fine[0].body
+        self.temperatures = (common_temperature([each.temperature for each in fine]),)
         self.two_stage = fine[0].plan.region == "organs"
         self._fine = stage(fine, tta=tta)
         # One look at the whole body needs no mirrored second opinion.
@@ -220,6 +222,7 @@ class Segmenter(ImageSegmenter):
             findings=findings,
             notes=(*notes, *more, *output.notes),
             seconds=clock.seconds,
+            temperature=self.temperatures[0],
         )
 
     @enough_memory()

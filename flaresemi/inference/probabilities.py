@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from flaresemi.io.grids import SourceGrid
 from flaresemi.io.shares import Bits, holds_shares, share_file, stored_type
 from flaresemi.labels import LabelSet
 from flaresemi.preprocessing.averaging import KnownLogits, box_of, mean_probabilities
+from flaresemi.ranges import Range
 
 #: What the files of probabilities cover: the image, or the box in which the networks looked for organs.
 Extent = Literal["image", "region"]
@@ -35,11 +36,13 @@ class SavedProbabilities:
     Attributes:
         bits: Of a probability.
         extent: What the files of probabilities cover; the uncertainty's always covers the image.
+        temperatures: What the probabilities of each plan were calibrated by; None: by nothing.
         files: Hashes of the files, by their paths from the folder of the label map.
     """
 
     bits: Bits
     extent: Extent
+    temperatures: tuple[Annotated[float, Range(0, 1000, above=True)] | None, ...] = (None,)
     files: dict[str, str]
 
     def __post_init__(self) -> None:
@@ -53,11 +56,13 @@ class SavedProbabilities:
         return {name: content for name, content in self.files.items() if name.startswith(f"{folder}/")}
 
     def with_other(self, earlier: "SavedProbabilities") -> "SavedProbabilities":
-        """Both together, where they are of one prediction: of what both have, this."""
+        """Both together, where they are of one prediction and temperature: of what both have, this."""
+        if self.temperatures != earlier.temperatures:
+            return self
         own = self if self.part(PROBABILITIES) else earlier
         files = (self.part(folder) or earlier.part(folder) for folder in (PROBABILITIES, UNCERTAINTY))
         merged = {name: content for each in files for name, content in each.items()}
-        return SavedProbabilities(bits=own.bits, extent=own.extent, files=merged)
+        return dataclasses.replace(self, bits=own.bits, extent=own.extent, files=merged)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,7 @@ class ProbabilityOutput:
         bits: Of a probability; an uncertainty has 8.
         extent: What the files of probabilities cover.
         labels: The organs.
+        temperatures: As in the record.
     """
 
     organs: bool
@@ -77,6 +83,7 @@ class ProbabilityOutput:
     bits: Bits
     extent: Extent
     labels: LabelSet
+    temperatures: tuple[float | None, ...] = (None,)
 
     def files(self, results: Path, case_id: str) -> tuple[Path, ...]:
         """The files of a case: background, the organs in their order, uncertainty; those that are wanted."""
@@ -87,7 +94,7 @@ class ProbabilityOutput:
 
     def is_saved(self, results: Path, saved: SavedProbabilities | None) -> bool:
         """Whether all that is wanted of a case was saved, and is there as it was written."""
-        if saved is None:
+        if saved is None or saved.temperatures != self.temperatures:
             return False
         wanted = {}
         if self.organs:
@@ -121,7 +128,7 @@ class ProbabilityOutput:
                 files.add(slab, probabilities, independent=parts[0].independent)
             files.blank(before=False)
         hashes = {path.relative_to(results).as_posix(): content_hash(path) for path in paths}
-        return SavedProbabilities(bits=self.bits, extent=self.extent, files=hashes)
+        return SavedProbabilities(bits=self.bits, extent=self.extent, temperatures=self.temperatures, files=hashes)
 
 
 def organ_files(labels: LabelSet) -> tuple[str, ...]:
@@ -196,10 +203,12 @@ class _Files:
     ) -> np.ndarray:
         """The planes of a file that lie in a slab, in the file's order."""
         largest = np.iinfo(stored_type(bits)).max
-        stored = (share_zyx * float(largest)).round_().to(torch.uint8 if bits == 8 else torch.int32).cpu().numpy()
         shape, first = list(box.shape_zyx), list(box.start)
         shape[self._axis], first[self._axis] = slab.shape_zyx[self._axis], slab.start[self._axis]
         planes = _filled(shape, bits, fill=fill)
+        if not fill and float(share_zyx.max()) * largest < 0.5:  # most organs are elsewhere
+            return self._grid.to_file(planes)
+        stored = (share_zyx * float(largest)).round_().to(torch.uint8 if bits == 8 else torch.int32).cpu().numpy()
         planes[slab.shifted((-first[0], -first[1], -first[2])).slices] = stored
         return self._grid.to_file(planes)
 

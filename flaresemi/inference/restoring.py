@@ -38,6 +38,7 @@ class ImageScores:
         findings: Warnings about the image.
         notes: Fallbacks, repairs and retreats.
         seconds: By step.
+        temperature: What their probabilities are calibrated by; None: by nothing.
     """
 
     known: KnownLogits
@@ -45,6 +46,7 @@ class ImageScores:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     seconds: dict[str, float]
+    temperature: float | None = None
 
 
 def placed(
@@ -104,7 +106,7 @@ def restored_labels(
 def saved(segmentation: Segmentation, scores: Sequence[ImageScores], save: Save) -> Segmentation:
     """Has saved what the labels were made from; returns them with the seconds that it took."""
     clock = StepClock()
-    parts = [each.known for each in scores]
+    parts = [dataclasses.replace(each.known, temperature=each.temperature or 1.0) for each in scores]
     if len({part.logits_czyx.device for part in parts}) > 1:
         parts = [part.in_main_memory() for part in parts]
     with clock("save"):

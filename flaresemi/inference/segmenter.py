@@ -36,6 +36,7 @@ class ImageSegmenter(abc.ABC):
         fine_files: Where those that segment were loaded from; empty when they were not.
         models: Stage, fold and weights of every network that was loaded.
         options: All else that decides the labels, by name.
+        temperatures: What the probabilities of each plan are calibrated by, where they are saved; None: by nothing.
     """
 
     channels: tuple[str, ...]
@@ -44,6 +45,7 @@ class ImageSegmenter(abc.ABC):
     fine_files: tuple[Path, ...]
     models: tuple[str, ...]
     options: dict[str, str]
+    temperatures: tuple[float | None, ...]
 
     @abc.abstractmethod
     def segment(

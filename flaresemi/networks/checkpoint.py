@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flaresemi.appearance import Norm
 from flaresemi.case_names import is_fold
+from flaresemi.confidence import Temperature
 from flaresemi.conventions import Convention
 from flaresemi.errors import CheckpointError, shown
 from flaresemi.files import atomic_path
@@ -46,6 +47,7 @@ class Checkpoint:
         touching: Groups of names of organs that hang together; what does not is left out, before that.
         norms: The appearance of the dataset's labeled cases; empty in older checkpoints.
         convention: What surrounds the network of a model of nnU-Net; None: flaresemi's own way.
+        temperature: What its probabilities are calibrated by; None: no validation has fitted one.
         training_state: The state to resume from (optimizer and so on; tensors and plain types); None in files that are
             for prediction only, or when it was not asked for.
         version: Of the flaresemi that trained it.
@@ -64,6 +66,7 @@ class Checkpoint:
     touching: tuple[tuple[str, ...], ...] = ()
     norms: tuple[Norm, ...] = ()
     convention: Convention | None = None
+    temperature: Temperature | None = None
     training_state: dict | None = None
     version: str = ""
 
@@ -94,6 +97,7 @@ class _Header:
     norms: tuple[Norm, ...] = ()
     touching: tuple[tuple[str, ...], ...] = ()
     convention: Convention | None = None
+    temperature: Temperature | None = None
 
     def __post_init__(self) -> None:
         if not is_fold(self.fold):  # it becomes the name of a folder

@@ -1,6 +1,7 @@
 """Logits of several plans, each on a grid of its own, to their mean probabilities on the image's, and to labels."""
 
 import dataclasses
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ class KnownLogits:
         kinds: How each axis is brought back to the image's own sampling.
         independent: Whether every channel speaks of one organ by itself (its sigmoid), as in a model of nnU-Net with
             regions; there is none of background then.
+        temperature: What the logits are divided by before they become probabilities.
     """
 
     logits_czyx: torch.Tensor
@@ -32,6 +34,7 @@ class KnownLogits:
     grid: StageGrid
     kinds: tuple[Kind, Kind, Kind] = ALL_LINEAR
     independent: bool = False
+    temperature: float = 1.0
 
     @property
     def box(self) -> BoundingBox:
@@ -51,7 +54,26 @@ class KnownLogits:
         logits = self.logits_czyx.new_empty((len(self.logits_czyx), *box.shape_zyx), dtype=torch.float32)
         for target, logits_zyx in zip(logits, self.logits_czyx, strict=True):
             target.copy_(resample_known(logits_zyx, axes))
+        if self.temperature != 1.0:
+            logits /= self.temperature
         return logits.sigmoid() if self.independent else logits.softmax(dim=0)
+
+    def at(self, voxels: np.ndarray) -> torch.Tensor:
+        """The logits of single canonical voxels in `self.box`, (n, 3), as (C, n) float32 on their device."""
+        corner, first = np.array(self.box.start), self.grid.body_box.start
+        box = self.box.shifted((-first[0], -first[1], -first[2]))
+        axes = axes_between(self.region, self.grid.shape_zyx, self.grid.body_box.shape_zyx, self.kinds, box)
+        taps = [
+            [(axis.index[at, tap], axis.weight[at, tap]) for tap in range(axis.index.shape[1])]
+            for axis, at in zip(axes, (voxels - corner).T, strict=True)
+        ]
+        device = self.logits_czyx.device
+        result = torch.zeros((len(self.logits_czyx), len(voxels)), device=device)
+        for combination in itertools.product(*taps):
+            z, y, x = (torch.from_numpy(index).to(device) for index, _ in combination)
+            weight = torch.from_numpy(np.prod([each for _, each in combination], axis=0)).to(device)
+            result += self.logits_czyx[:, z, y, x].float() * weight
+        return result
 
 
 def box_of(parts: Sequence[KnownLogits]) -> BoundingBox:

@@ -23,6 +23,7 @@ from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import load_state
 from flaresemi.rounds.stopping import StopRule, Verdict, judge
+from flaresemi.rounds.tracking import track_round
 from flaresemi.training.validation import was_judged_by
 from flaresemi.workspace import ModelFolder, RoundFolder, Workspace
 
@@ -156,6 +157,8 @@ class SelfTraining:
         state = self.judge()
         if state.rounds == number:
             self.write_reports()
+            for round in rounds:
+                track_round(round, state.mean_dice[number] if state.mean_dice else None)
         return state
 
     def write_reports(self) -> list[Path]:

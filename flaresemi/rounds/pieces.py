@@ -18,7 +18,7 @@ from flaresemi.pseudolabels.labeling import Labeler, LabelsCases
 from flaresemi.pseudolabels.outside import OutsideTeacher
 from flaresemi.pseudolabels.pool import PseudoLabels, label_pool
 from flaresemi.pseudolabels.teachers import load_teachers
-from flaresemi.training.config import TrainingConfig, local_batch_size
+from flaresemi.training.config import TrackerName, TrainingConfig, local_batch_size
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
 from flaresemi.training.trainers import make_trainer
@@ -38,12 +38,15 @@ class Execution:
         precision: The numeric precision of the networks.
         stop_requested: Polled during labeling and training; True saves and stops.
         crew: The processes that share labeling, training and validation; all else is done by the first.
+        track: Who keeps the numbers of the students and of the round, see `TrainingConfig`; None: who kept those of the
+            supervised training.
     """
 
     device: torch.device
     precision: PrecisionName = "auto"
     stop_requested: Callable[[], bool] = lambda: False
     crew: Crew = dataclasses.field(default_factory=Crew)
+    track: TrackerName | None = None
 
     @property
     def part(self) -> Shard:

@@ -292,7 +292,7 @@ class Round:
         """Hash of everything that determines a student, except the real cases."""
         if stage not in self.stages:
             return inputs_hash(self._selected(), "not needed")
-        config = self.training_config(stage)
+        config = self._student(stage)
         # Independent of where the workspace is: the teachers' hashes identify the weights it starts from.
         choices = dataclasses.replace(config, init_from=config.init_from and "previous")
         return inputs_hash(self._selected(), choices, self.config.mixing)
@@ -309,6 +309,10 @@ class Round:
 
     def training_config(self, stage: Stage) -> TrainingConfig:
         """The configuration of a student."""
+        config, track = self._student(stage), self.execution.track
+        return config if track is None else dataclasses.replace(config, track=track)
+
+    def _student(self, stage: Stage) -> TrainingConfig:
         supervised = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
         return self.config.student(supervised, self._teacher(stage).final, self.number)
 

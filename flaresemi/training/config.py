@@ -56,6 +56,10 @@ _HOPELESS = 3
 LearningRate = Annotated[float, Range(0, 100, above=True)]
 
 
+#: Who keeps the numbers of a training besides TensorBoard.
+TrackerName = Literal["none", "mlflow", "wandb", "wandb-online"]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """Choices of one training.
@@ -128,7 +132,7 @@ class TrainingConfig:
     seed: Seed = 0
     trainer: str = dataclasses.field(default="default", metadata=CAME_LATER)
     trainer_settings: dict[str, NetworkArgument] = dataclasses.field(default_factory=dict, metadata=CAME_LATER)
-    track: Literal["none", "mlflow", "wandb", "wandb-online"] = dataclasses.field(default="none", metadata=CAME_LATER)
+    track: TrackerName = dataclasses.field(default="none", metadata=CAME_LATER)
 
     def __post_init__(self) -> None:
         check_ranges(self)

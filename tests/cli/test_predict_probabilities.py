@@ -1,10 +1,16 @@
 """flaresemi_predict --save-probabilities and --save-uncertainty: beside every label map, continued and never stale."""
 
+import dataclasses
+
 import SimpleITK as sitk
 import torch
 
 from flaresemi.cli import predict
+from flaresemi.confidence import Temperature
 from flaresemi.inference.prediction_records import load_prediction
+from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
+from flaresemi.plans import Stage
+from flaresemi.workspace import Workspace
 from tests.cli.test_predict_dicom import folder  # noqa: F401
 from tests.made_model import write_liver_model
 
@@ -58,3 +64,21 @@ def test_beside_dicom_objects_and_where_they_are_refused(folder, capsys):  # noq
     assert predict.main([*words, "--save-uncertainty"]) == 2
     assert "did not write" in capsys.readouterr().err
     assert (out / "uncertainty" / "a.nii.gz").read_bytes() == b"mine"
+
+
+def test_a_temperature_changes_what_is_saved_and_no_label(folder, capsys):  # noqa: F811
+    words, out = ["-i", "scans", "-o", "out", "--precision", "fp32", "--save-probabilities"], folder / "out"
+    model = Workspace(folder / "flaresemi").model("0", Stage.FINE).final
+    assert predict.main(words) == 0
+    assert "not calibrated" in capsys.readouterr().err
+    sharp, labels = sitk.GetArrayFromImage(sitk.ReadImage(str(out / BOTH[1]))), (out / "a.nii.gz").read_bytes()
+    temperature = Temperature(value=8.0, cases=3, voxels=9, error_before=0.2, error_after=0.1)
+    save_checkpoint(model, dataclasses.replace(load_checkpoint(model), temperature=temperature))
+    assert predict.main([*words, "--continue"]) == 0  # of the same weights; what was saved is outdated all the same
+    assert "temperature 8" in capsys.readouterr().err
+    soft = sitk.GetArrayFromImage(sitk.ReadImage(str(out / BOTH[1])))
+    assert (out / "a.nii.gz").read_bytes() == labels
+    between = (sharp > 0.6) & (sharp < 0.99)
+    assert (soft[between] < sharp[between]).all()
+    assert ((soft > 0.5) == (sharp > 0.5)).all()
+    assert load_prediction(out / "a.nii.gz").saved.temperatures == (8.0,)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,47 @@ def test_chains_are_merged_by_the_better_score() -> None:
 def test_mean_dice_is_over_organs_first() -> None:
     assert mean_dice({"x": {"liver": 1.0, "spleen": 0.5}, "y": {"liver": 0.0}}) == 0.5
     assert mean_dice({}) == 0.0
+
+
+def test_rounds_are_tracked_as_their_students_and_no_result_depends_on_it(
+    workspace: Workspace, phantom_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[Path, list[tuple[dict[str, float], int]]] = {}
+
+    class Kept:
+        def __init__(self, folder: Path) -> None:
+            self.rows = kept.setdefault(folder, [])
+
+        def log(self, values: Mapping[str, float], step: int) -> None:
+            self.rows.append((dict(values), step))
+
+        def close(self) -> None:
+            pass
+
+    def opened(name: str, folder: Path, title: str, facts: Mapping[str, object]) -> Kept | None:
+        return None if name == "none" else Kept(folder)
+
+    for module in ("flaresemi.training.monitoring", "flaresemi.rounds.tracking"):
+        monkeypatch.setattr(f"{module}.open_tracker", opened)
+    execution = Execution(device=torch.device("cpu"), precision="fp32", track="mlflow")
+
+    def make_round(fold: str, number: int) -> Round:
+        return Round(workspace, load_dataset(phantom_dataset), fold, number, TAKE_ALL, execution, peers=("0",))
+
+    state = SelfTraining(workspace, ("0",), StopRule(), make_round).run_rounds(1)
+    student, folder = workspace.round("0", 1).model(Stage.FINE), workspace.chain("0") / "logs"
+    assert set(kept) == {student.logs, folder}
+    ((figures, step),) = kept[folder]
+    selection = load_record(workspace.round("0", 1).selection, Selection)
+    summary = load_summary(student.validation / "summary.json")
+    assert state is not None
+    assert step == 1
+    assert (figures["selected/cases"], figures["selected/of"]) == (len(selection.selected), 1)
+    assert figures["held_out_dice/mean"] == summary.mean_dice
+    assert figures["judged/mean_dice"] == state.mean_dice[1]
+    assert figures["selected/liver"] == sum("liver" in case.supervised for case in selection.selected)
+    # Started again without the option, the round is complete, and nothing is trained or told again.
+    assert self_training(workspace, phantom_dataset, ("0",)).run_rounds(1) == state
+    assert len(kept[folder]) == 1
+    untracked = self_training(workspace, phantom_dataset, ("0",)).make_round("0", 1)
+    assert untracked.training_inputs(Stage.FINE) == make_round("0", 1).training_inputs(Stage.FINE)
