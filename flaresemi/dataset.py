@@ -94,9 +94,8 @@ def load_dataset(root: Path) -> Dataset:
             a case in two groups, or a dataset.json that cannot be used.
     """
     root = Path(root)
-    folders = _folders(root)
-    images, masks, unlabeled, test = (root / folder for folder in folders)
-    description = Description(root / "dataset.json")
+    description = Description(root / "dataset.json")  # first: it may say why there are no folders
+    images, masks, unlabeled, test = (root / folder for folder in _folders(root))
     numbered = _channels_are_numbered(images, masks)
     labeled = _labeled_cases(_cases(images, numbered), images, masks, description)
     groups = _grouped((labeled, _cases(unlabeled, numbered), _cases(test, numbered)), description)

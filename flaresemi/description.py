@@ -35,37 +35,23 @@ _KEYS = (
 #: What may not go unread because of its spelling, likeliest first.
 _MATTERING = ("labels", *(key for key in _KEYS if key not in ("labels", "name")))
 
+_TEXTS = ("description", "licence", "license", "reference", "release", "citation")
+
 _METADATA = (
     "file_ending",
     "numTraining",
     "numTest",
-    "description",
-    "licence",
-    "license",
-    "reference",
-    "release",
     "tensorImageSize",
     "training",
     "test",
     "overwrite_image_reader_writer",
     "converted_by",
     "dataset_name",
-    "citation",
+    *_TEXTS,
 )
 
 #: A file with no more than these may leave out the labels: it says nothing that FLARE22's organs would contradict.
-_WITHOUT_LABELS = (
-    "name",
-    "channel_names",
-    "modality",
-    "groups",
-    "description",
-    "licence",
-    "license",
-    "reference",
-    "release",
-    "citation",
-)
+_WITHOUT_LABELS = ("name", "channel_names", "modality", "groups", *_TEXTS)
 
 #: From here on an unknown key is a misspelt one, provided that the right one is missing. Chosen: `label`, `channels`,
 #: `modalities`, `tolerance` and `classLabels` are, `labelsTr` beside `labels` is not.
@@ -153,6 +139,11 @@ class Description:
         for key in content:
             if key in _KEYS + _METADATA:
                 continue
+            if key == "dataset" and isinstance(content[key], dict):  # nnU-Net then passes its folders over
+                raise self._bad(
+                    "'dataset' lists the cases' files, which may lie anywhere; only the dataset's own folders are read",
+                    "link the files as imagesTr/CASE_0000.nii.gz and labelsTr/CASE.nii.gz, and remove the key",
+                )
             meant = next((known for known in _MATTERING if known not in present and _alike(key, known)), None)
             if meant is not None:
                 raise self._bad(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flaresemi.dataset import load_dataset
 from flaresemi.description import Description
 from flaresemi.errors import DatasetError
 
@@ -139,6 +140,13 @@ def test_a_misspelt_key_is_refused_with_the_right_one(tmp_path: Path, key: str, 
     content = {"labels": LABELS, key: {}} if meant != "labels" else {key: LABELS}
     text = complaint(tmp_path, content)
     assert f"unknown key '{key}' (did you mean '{meant}'?)" in text
+
+
+def test_files_listed_elsewhere_are_not_passed_over(tmp_path: Path) -> None:
+    listed = {"a": {"images": ["x/a_0000.nii.gz"], "label": "x/a.nii.gz"}}
+    complaint(tmp_path, {"labels": LABELS, "channel_names": {"0": "CT"}, "dataset": listed})
+    with pytest.raises(DatasetError, match="lists the cases' files.*\n.*\n.*imagesTr/CASE_0000"):
+        load_dataset(tmp_path)  # which has no folders: this is why
 
 
 def test_a_key_of_somebody_else_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
