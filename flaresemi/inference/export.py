@@ -337,5 +337,5 @@ def _cleaning_told(labels: LabelSet) -> str:
         "Clean: the organs of each group in `touching` together fall into components (26 neighbors); the main one has "
         f"the most organs with at least {ATTACHED_SHARE:g} of the most voxels that any component has of them, and of "
         "such ones the most voxels. Of the organs that it has like that, keep what lies in it. Then, of the organs in "
-        f"`keep_largest`, keep the largest component; the rest is {rest}."
+        f"`keep_largest`, keep the largest component. What is left out of an organ is {rest}."
     )

@@ -52,7 +52,7 @@ class Cleaning:
         """Cleans a label map in place; gives, per organ that was looked at, the voxels kept and those left out."""
         for group in self.together:
             keep_largest_of(labels_zyx, group)
-        attached = [keep_attached(labels_zyx, group) for group in self.touching]
+        attached = [keep_attached(labels_zyx, labels, group) for group in self.touching]
         kept = {index: counts for group in attached for index, counts in group.items()}
         for index, (stay, go) in clean_organs(labels_zyx, labels, self.largest).items():
             kept[index] = (stay, go + kept.get(index, (0, 0))[1])
@@ -92,12 +92,9 @@ def clean_organs(labels_zyx: np.ndarray, labels: LabelSet, organs: Iterable[int]
     kept: dict[int, tuple[int, int]] = {}
     for organ in sorted(organs, key=lambda organ: -len(labels.members[organ - 1])):  # what lies inside comes later
         mask = labels.mask(labels_zyx, organ).astype(np.uint8)
-        dropped = mask.astype(bool)
         if found := keep_largest(mask, (1,)):
             kept[organ] = found[1]
-        dropped &= mask == 0
-        without = np.array(labels.without(organ), labels_zyx.dtype)
-        labels_zyx[dropped] = without[labels_zyx[dropped]]
+        _take_out(labels_zyx, labels, organ, mask == 0)
     return kept
 
 
@@ -150,38 +147,53 @@ def keep_largest_of(labels_zyx: np.ndarray, indices: Sequence[int]) -> None:
         labels_zyx[mask & np.isin(numbers - 1, np.flatnonzero(sizes < sizes.max()))] = 0
 
 
-def keep_attached(labels_zyx: np.ndarray, organs: Sequence[int]) -> dict[int, tuple[int, int]]:
+def keep_attached(labels_zyx: np.ndarray, labels: LabelSet, organs: Sequence[int]) -> dict[int, tuple[int, int]]:
     """Keeps, of organs that touch each other in every patient, what hangs together.
 
     Of the pieces of all of them together, the one that holds most of the organs (of these, the largest) is kept. An
-    organ that has next to nothing there stays as it is: better a piece in the wrong place than an organ lost.
+    organ that has next to nothing there stays as it is: better a piece in the wrong place than an organ lost. What is
+    left out of a region becomes what `clean_organs` makes of it.
 
     Args:
-        labels_zyx: Organ indices; changed in place.
-        organs: Their indices.
+        labels_zyx: Label indices; changed in place.
+        labels: What they mean.
+        organs: The organs, 1 and up.
 
     Returns:
         Per organ that is there, the voxels that were kept and those that were left out.
     """
+    members = [labels.members[organ - 1] for organ in organs]
+    indices = sorted(set().union(*members))
     wanted = np.zeros(int(np.iinfo(labels_zyx.dtype).max) + 1, bool)
-    wanted[list(organs)] = True
+    wanted[indices] = True
     box = BoundingBox.of_mask(wanted[labels_zyx])
     if box is None:
         return {}
     part = labels_zyx[box.slices]
     numbers, count = cc3d.connected_components(wanted[part], connectivity=26, return_N=True)
     inside = numbers > 0
-    places = np.searchsorted(organs, part[inside])
-    sizes = np.bincount((numbers[inside] - 1) * len(organs) + places, minlength=count * len(organs))
-    sizes = sizes.reshape(count, len(organs))
+    places = np.searchsorted(indices, part[inside])
+    by_index = np.bincount((numbers[inside] - 1) * len(indices) + places, minlength=count * len(indices))
+    belongs = np.array([[index in own for own in members] for index in indices], np.int64)
+    sizes = by_index.reshape(count, len(indices)) @ belongs
     there = sizes >= np.maximum(ATTACHED_SHARE * sizes.max(axis=0), 1)
-    main = max(range(count), key=lambda piece: (int(there[piece].sum()), int(sizes[piece].sum())))
+    main = max(range(count), key=lambda piece: (int(there[piece].sum()), int(by_index.reshape(count, -1)[piece].sum())))
     kept: dict[int, tuple[int, int]] = {}
-    for place, index in enumerate(organs):
+    apart = numbers != main + 1
+    for place in sorted(range(len(organs)), key=lambda place: -len(members[place])):  # what lies inside comes later
         total, attached = int(sizes[:, place].sum()), int(sizes[main, place])
         if total and there[main, place]:
-            part[(part == index) & (numbers != main + 1)] = 0
-            kept[index] = (attached, total - attached)
+            _take_out(part, labels, organs[place], apart)
+            kept[organs[place]] = (attached, total - attached)
         elif total:
-            kept[index] = (total, 0)
+            kept[organs[place]] = (total, 0)
     return kept
+
+
+def _take_out(part: np.ndarray, labels: LabelSet, organ: int, where: np.ndarray) -> None:
+    """Takes an organ out of a part of a label map, in place."""
+    if not labels.has_regions:
+        part[(part == organ) & where] = 0
+        return
+    dropped = labels.mask(part, organ) & where
+    part[dropped] = np.array(labels.without(organ), part.dtype)[part[dropped]]

@@ -54,34 +54,50 @@ def organs_in_one_piece(store: CaseStore, cases: Iterable[str], labels: LabelSet
     )
 
 
-def organs_that_touch(store: CaseStore, cases: Iterable[str], labels: LabelSet) -> tuple[tuple[str, ...], ...]:
+def organs_that_touch(store: CaseStore, cases: Sequence[str], labels: LabelSet) -> tuple[tuple[str, ...], ...]:
     """Groups of organs that hang together: each touches another one of the group in every case that annotates both.
+
+    Regions overlap, and so touch by what they are, of a tumor in several places, too. They hang together where all of
+    a group is one piece besides, in every case.
 
     Args:
         store: A stage's prepared cases.
         cases: The labeled ones to look at.
-        labels: Where they have regions, there are no groups: regions overlap, and so hang together by what they are.
+        labels: The organs.
     """
-    if labels.has_regions:
-        return ()
-    met = np.zeros((labels.channels, labels.channels), np.int64)
+    met = np.zeros((labels.count + 1, labels.count + 1), np.int64)
     touched = np.zeros_like(met)
-    for case_id in cases:
+    complete = [case_id for case_id in cases if store.open(case_id).record.annotated_voxels is None]
+    for case_id in complete:
         stored = store.open(case_id)
-        if stored.record.annotated_voxels is not None:
-            continue
         annotated = [0, *stored.record.supervised]
         met[np.ix_(annotated, annotated)] += 1
-        touched += _contacts(stored.label_zyx, labels.channels)
+        touched += _organ_contacts(stored.label_zyx, labels)
     always = (met >= LEAST_CASES) & (touched == met)
-    groups = [{index} for index in range(1, labels.channels)]
-    for one, other in itertools.combinations(range(1, labels.channels), 2):
+    groups = [{organ} for organ in range(1, labels.count + 1)]
+    for one, other in itertools.combinations(range(1, labels.count + 1), 2):
         if always[one, other]:
-            first, second = (next(group for group in groups if index in group) for index in (one, other))
+            first, second = (next(group for group in groups if organ in group) for organ in (one, other))
             if first is not second:
                 groups.remove(second)
                 first |= second
-    return tuple(tuple(labels.names[index - 1] for index in sorted(group)) for group in groups if len(group) > 1)
+    found = [sorted(group) for group in groups if len(group) > 1]
+    if labels.has_regions:
+        found = [group for group in found if _is_one_piece(store, complete, labels, group)]
+    return tuple(tuple(labels.names[organ - 1] for organ in group) for group in found)
+
+
+def _is_one_piece(store: CaseStore, cases: Iterable[str], labels: LabelSet, organs: Sequence[int]) -> bool:
+    """Whether organs together are one piece in every case that annotates all of them."""
+    indices = sorted(set().union(*(labels.members[organ - 1] for organ in organs)))
+    for case_id in cases:
+        stored = store.open(case_id)
+        if stored.label_zyx is not None and set(organs) <= set(stored.record.supervised):
+            together = np.isin(np.asarray(stored.label_zyx), indices).astype(np.uint8)
+            total, largest = _component_sizes(together, 2)[1]
+            if largest < ONE_PIECE * total:
+                return False
+    return True
 
 
 def one_sided(store: CaseStore, cases: Sequence[str], labels: LabelSet) -> tuple[str, str] | None:
@@ -111,6 +127,20 @@ def one_sided(store: CaseStore, cases: Sequence[str], labels: LabelSet) -> tuple
         if abs(offsets.mean()) > max(ONE_SIDED_SDS * offsets.std(ddof=1), ONE_SIDED_VOXELS):
             return labels.names[one - 1], labels.names[other - 1]
     return None
+
+
+def _organ_contacts(label_zyx: np.ndarray | None, labels: LabelSet) -> np.ndarray:
+    """Which organs touch or overlap, (organs + 1, organs + 1) of 0 and 1."""
+    found = _contacts(label_zyx, labels.channels)
+    if not labels.has_regions:
+        return found
+    if label_zyx is not None:
+        present = np.unique(np.asarray(label_zyx))
+        found[present, present] = 1
+    belongs = np.zeros((labels.count + 1, labels.channels), np.int64)
+    for organ, indices in enumerate(labels.members, start=1):
+        belongs[organ, list(indices)] = 1
+    return (belongs @ found @ belongs.T > 0).astype(np.int64)
 
 
 def _contacts(label_zyx: np.ndarray | None, channels: int) -> np.ndarray:

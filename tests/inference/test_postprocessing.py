@@ -87,6 +87,18 @@ def test_what_is_dropped_of_a_region_stays_what_it_is_besides():
     assert kept(()) == row[0, 0].tolist()
 
 
+HEART = LabelSet(labels=tuple(Label(name=name, value=value) for value, name in enumerate(("wall", "left", "right"), 1)))
+
+#: The same values as regions: "whole" is the left one with its wall.
+NESTED_HEART = LabelSet(
+    labels=(
+        Label(name="left", value=2),
+        Label(name="whole", value=1, more_values=(2,)),
+        Label(name="right", value=3),
+    )
+)
+
+
 def heart() -> np.ndarray:
     """Organ 1 about organ 2, organ 3 beside them; far away a piece of 3 that is larger than organ 3 itself."""
     labels = np.zeros((12, 12, 40), np.uint8)
@@ -98,8 +110,18 @@ def heart() -> np.ndarray:
 def test_a_larger_piece_elsewhere_is_not_the_organ_where_another_one_hangs_together_with_its_neighbors():
     labels = heart()
     labels[2:8, 2:8, 30:36] = 3
-    assert keep_attached(labels, (1, 2, 3)) == {1: (208, 0), 2: (8, 0), 3: (72, 216)}
+    assert keep_attached(labels, HEART, (1, 2, 3)) == {1: (208, 0), 2: (8, 0), 3: (72, 216)}
     assert np.array_equal(labels, heart())
+
+
+def test_regions_hang_together_like_the_values_that_they_are_made_of():
+    values = heart()
+    values[2:8, 2:8, 30:36] = 3  # a larger piece of the right one, and a whole of both others, elsewhere
+    values[2:8, 2:8, 20:26], values[4:6, 4:6, 22:24] = 1, 2
+    labels = NESTED_HEART.to_indices(values)
+    kept = keep_attached(labels, NESTED_HEART, (1, 2, 3))
+    assert kept == {1: (8, 8), 2: (216, 216), 3: (72, 216)}
+    assert np.array_equal(labels, NESTED_HEART.to_indices(heart()))
 
 
 def test_an_organ_that_is_only_elsewhere_is_not_lost():
@@ -109,14 +131,14 @@ def test_an_organ_that_is_only_elsewhere_is_not_lost():
     expected = labels.copy()
     expected[0, 0, 0] = 0
     labels[0, 0, 0] = 1
-    assert keep_attached(labels, (1, 2, 3)) == {1: (208, 1), 2: (8, 0), 3: (216, 0)}
+    assert keep_attached(labels, HEART, (1, 2, 3)) == {1: (208, 1), 2: (8, 0), 3: (216, 0)}
     assert np.array_equal(labels, expected)
 
 
 def test_most_organs_count_before_most_voxels():
     labels = heart()
     labels[:, :, 12:36] = 3  # larger than all the heart, and not attached to it
-    keep_attached(labels, (1, 2, 3))
+    keep_attached(labels, HEART, (1, 2, 3))
     assert np.array_equal(labels[:, :, :10], heart()[:, :, :10])
     assert (labels[:, :, 12:36] == 3).all()  # what organ 3 has beside the heart is next to nothing: both stay
 

@@ -32,7 +32,12 @@ def store_of(folder: Path, *label_maps: np.ndarray, supervised: tuple[int, ...] 
     store = CaseStore(folder)
     for number, label in enumerate(label_maps):
         record = CaseRecord.labeled(
-            case_id=f"c{number}", preprocessing_hash="test", grid=GRID, label_zyx=label, organs=2, supervised=supervised
+            case_id=f"c{number}",
+            preprocessing_hash="test",
+            grid=GRID,
+            label_zyx=label,
+            organs=max(2, *supervised),
+            supervised=supervised,
         )
         store.write(record, np.zeros((1, *SHAPE), np.float32), label)
     return store
@@ -89,6 +94,27 @@ def test_organs_that_touch_in_every_case_hang_together(tmp_path: Path) -> None:
     assert organs_that_touch(store_of(tmp_path / "two", label, label), NAMES[:2], LABELS) == ()
     partly = store_of(tmp_path / "partly", label, label, label, supervised=(1,))
     assert organs_that_touch(partly, NAMES, LABELS) == ()
+
+
+REGIONS = LabelSet(
+    labels=(
+        Label(name="inside", value=2),
+        Label(name="whole", value=1, more_values=(2,)),
+        Label(name="beside", value=3),
+    )
+)
+
+
+def test_regions_hang_together_where_they_are_one_piece(tmp_path: Path) -> None:
+    values = np.zeros(SHAPE, np.uint8)
+    values[2:6, 2:6, 5:10], values[3:5, 3:5, 6:8], values[2:6, 2:6, 10:14] = 1, 2, 3
+    one = REGIONS.to_indices(values)
+    touching = organs_that_touch(store_of(tmp_path / "one", one, one, one, supervised=(1, 2, 3)), NAMES, REGIONS)
+    assert touching == (("inside", "whole", "beside"),)
+    values[2:6, 2:6, 30:33], values[3:5, 3:5, 31] = 1, 2  # as a tumor may be: each overlaps the other all the same
+    two = REGIONS.to_indices(values)
+    scattered = store_of(tmp_path / "two", one, one, two, supervised=(1, 2, 3))
+    assert organs_that_touch(scattered, NAMES, REGIONS) == ()
 
 
 @pytest.mark.parametrize(
