@@ -41,6 +41,8 @@ class Model:
     lowres_steps: int = 80
     width: int = 16
     lowres: bool = False
+    foreground: float = 0.33
+    cases: int = 20
     description: dict = dataclasses.field(default_factory=dict)
 
 
@@ -56,7 +58,10 @@ OPENKBP_SIZES: dict = {"patch": (32, 64, 64), "steps": 300, "lowres_steps": 1600
 QUICK: dict = {"patch": (32, 40, 32), "steps": 80, "width": 8}
 
 MODELS = {
-    "hippocampus, plain, longer": Model(HIPPOCAMPUS, "hippocampus", lowres=True, **(QUICK | {"steps": 600})),
+    "hippocampus, plain, trained": Model("Dataset011_Hippocampus", "hippocampus", steps=900, width=8, cases=40),
+    "openkbp, plain, trained": Model(
+        "Dataset012_OpenKBP", "openkbp", patch=(32, 64, 64), steps=1400, width=8, foreground=1.0, cases=30
+    ),
     "hippocampus, 3d_lowres": Model(HIPPOCAMPUS, "hippocampus", "plain", "3d_lowres", ("all",), lowres=True, **QUICK),
     "hippocampus, cascade": Model(
         HIPPOCAMPUS, "hippocampus", "plain", "3d_cascade_fullres", ("all",), lowres=True, **QUICK
@@ -105,6 +110,7 @@ class Sides:
         """Trains the folds of a configuration; gives its folder."""
         for fold in model.folds:
             task = {"name": model.dataset, "kind": model.kind, "configuration": configuration, "fold": fold}
+            task["foreground"] = model.foreground
             step = f"training of {model.dataset} {model.kind} {configuration} fold {fold}"
             steps = model.lowres_steps if configuration == "3d_lowres" else model.steps
             self.nnunet(step, "train", task | {"steps": steps})
@@ -149,7 +155,13 @@ def _compare(sides: Sides, name: str, model: Model, options: argparse.Namespace)
     """Trains a model, predicts in all ways, and compares each with nnU-Net, in both precisions of its sums."""
     work, source = sides.bench.work, SHARED / model.source
     kinds = sorted({other.kind for other in MODELS.values() if other.dataset == model.dataset})
-    plan = {"name": model.dataset, "source": str(source), "cases": 20, "patch": model.patch, "width": model.width}
+    plan = {
+        "name": model.dataset,
+        "source": str(source),
+        "cases": model.cases,
+        "patch": model.patch,
+        "width": model.width,
+    }
     plan |= {"kinds": kinds, "lowres": model.lowres, "description": model.description}
     sides.nnunet(f"plans of {model.dataset}", "make_plans", plan)
     previous = sides.train(model, "3d_lowres") if "cascade" in model.configuration else None

@@ -11,7 +11,10 @@ three arms have the same plan, seed, patches and steps:
               one by one, as here); a voxel belongs to a region where its output is positive, and regions are written
               one over the other. For comparison alone: it lives in this file.
 
-    OMP_NUM_THREADS=1 python benchmarks/regions.py --seeds 0 1 [--iterations 500] [--arms plain softmax sigmoid]
+Two more are nnU-Net itself, in an environment of its own, with its plans but for patch, batch and width, which are
+those of the others, and AdamW: nnunet-plain and nnunet-regions, each for the processor time that `plain` took.
+
+    OMP_NUM_THREADS=1 python benchmarks/regions.py --seeds 0 1 [--iterations 1000] [--arms plain softmax sigmoid]
 
 Every step is run once and a stopped one goes on: start the same command again.
 """
@@ -25,6 +28,8 @@ from pathlib import Path
 import numpy as np
 import running
 import torch
+from against_nnunet import ensure_environment
+from nnunet_models import Sides
 from torch import nn
 from torch.nn import functional
 
@@ -33,10 +38,8 @@ from flaresemi.files import write_text
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.cascade import Segmenter
 from flaresemi.labels import Members
-from flaresemi.planning.presets import PRESETS
 from flaresemi.plans import Stage, load_plans
 from flaresemi.preprocessing.resampling import labels_from_logits
-from flaresemi.records import save_record
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.losses import DeepSupervisionLoss
 from flaresemi.training.resuming import has_state
@@ -46,12 +49,14 @@ from flaresemi.workspace import ModelFolder, Workspace
 
 ARMS = ("plain", "softmax", "sigmoid")
 
+NNUNET_ARMS = {"nnunet-plain": "Dataset021_ACDC", "nnunet-regions": "Dataset022_ACDCRegions"}
+
 PLAIN = {"background": 0, "right ventricle": 1, "myocardium": 2, "left ventricle": 3}
 REGIONS = {"background": 0, "epicardium": [2, 3], "left ventricle": 3, "right ventricle": 1}
 ORDER = [2, 3, 1]
 
-#: A third of the voxels that the plan has: the arms are to be compared in minutes.
-PATCH_ZYX = (8, 96, 96)
+#: A seventh of the voxels that the plan has: the arms are to be compared in minutes.
+PATCH_ZYX = (8, 64, 64)
 
 
 class SigmoidLoss(nn.Module):
@@ -122,12 +127,7 @@ class Comparison:
             write_text(data / "dataset.json", json.dumps({"channel_names": {"0": "MR"}, **labels, "mirror_pairs": []}))
             words = ("-d", data, "-w", self.bench.work / kind, "--preset", "small", "--stages", "one")
             self.bench.command(f"plan {kind}", "flaresemi_plan_and_preprocess", *words)
-            path = self.bench.work / kind / "plans.json"
-            plans = load_plans(path)
-            features = PRESETS["small"].coarse_features[: len(plans.fine.network.features)]
-            network = dataclasses.replace(plans.fine.network, features=features)
-            fine = dataclasses.replace(plans.fine, network=network, patch_zyx=PATCH_ZYX)
-            save_record(path, dataclasses.replace(plans, fine=fine))
+            running.halve_features(self.bench.work / kind / "plans.json", PATCH_ZYX)
 
     def run(self, arm: str, seed: int) -> None:
         """Trains an arm, predicts the held-out cases, and scores them by region."""
@@ -139,15 +139,42 @@ class Comparison:
         task = dataclasses.replace(load_task(workspace, Stage.FINE, "all"), folder=folder)
         config = TrainingConfig(iterations=self.iterations, seed=seed, validations=0, batch_size=2, loader_workers=0)
         kind = SigmoidTrainer if arm == "sigmoid" else Trainer
-        started = time.monotonic()
+        started = time.process_time()
         kind(task, config, device=torch.device("cpu")).fit(resume=has_state(folder))
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
         segmenter = (SigmoidSegmenter if arm == "sigmoid" else Segmenter).load(folder.root.parents[1], engine="torch")
         predictions = self.bench.work / "predictions" / name.replace(" ", "_")
         for case in self.held_out:
             image = self.source / "imagesTr" / f"{case}_0000.nii.gz"
             if not (predictions / f"{case}.nii.gz").exists():
                 segmenter.predict_file([image], predictions / f"{case}.nii.gz")
+        self._score(name, predictions, seconds)
+
+    def run_nnunet(self, arm: str, seed: int) -> None:
+        """The same of nnU-Net, as long as `plain` took."""
+        name = f"{arm} {seed} {self.iterations}"
+        if name in self.bench.steps:
+            return
+        sides, dataset = Sides(self.bench, ensure_environment()), NNUNET_ARMS[arm]
+        kind = {"labels": PLAIN} if arm == "nnunet-plain" else {"labels": REGIONS, "regions_class_order": ORDER}
+        plan = {"name": dataset, "source": str(self.source), "names": self.labeled, "patch": PATCH_ZYX, "width": 8}
+        sides.nnunet(f"plans of {arm}", "make_plans", plan | {"kinds": ["plain"], "description": kind})
+        seconds = self.bench.steps[f"plain {seed} {self.iterations}"]["seconds"]
+        task = {"name": dataset, "kind": "plain", "configuration": "3d_fullres", "fold": "all"}
+        sides.nnunet(f"training of {name}", "train", task | {"cpu_seconds": seconds, "seed": seed})
+        predictions = self.bench.work / "predictions" / name.replace(" ", "_")
+        predictions.mkdir(parents=True, exist_ok=True)
+        task = {
+            "model": str(self.bench.work / "results" / dataset / "nnUNetTrainer__nnUNetPlans__3d_fullres"),
+            "folds": ["all"],
+            "mirroring": False,
+            "images": [str(self.source / "imagesTr" / f"{case}_0000.nii.gz") for case in self.held_out],
+            "outputs": [str(predictions / case) for case in self.held_out],
+        }
+        sides.nnunet(f"prediction of {name}", "predict", task)
+        self._score(name, predictions, seconds)
+
+    def _score(self, name: str, predictions: Path, seconds: float) -> None:
         references = {case: self.source / "labelsTr" / f"{case}.nii.gz" for case in self.held_out}
         regions = load_plans(self.bench.work / "regions" / "plans.json").labels
         files = {case: predictions / f"{case}.nii.gz" for case in self.held_out}
@@ -163,13 +190,13 @@ class Comparison:
             "# Regions: softmax over values or a sigmoid per region",
             "",
             f"ACDC, 7 labeled patients (14 volumes), Dice on the {len(self.held_out)} volumes of the 10 validation "
-            "patients. One thread, two patches of 8×96×96 per step, half of the features of preset `small`; the arms "
-            "of a seed share patches.",
+            "patients. One thread, two patches of 8×64×64 per step, half of the features of preset `small`; the first "
+            "three arms of a seed share patches. Seconds are of the processor.",
             "",
             "| arm, seed, steps | left ventricle | epicardium | right ventricle | mean | minus plain (SE) |",
             "|---|---:|---:|---:|---:|---:|",
         ]
-        for name in sorted(name for name in self.bench.steps if name.split()[0] in ARMS):
+        for name in sorted(name for name in self.bench.steps if name.split()[0] in (*ARMS, *NNUNET_ARMS)):
             summary = load_summary(self.summary(name))
             dice = {organ.name: organ.dice.mean for organ in summary.organs if organ.dice}
             cells = [f"{dice[organ]:.4f}" for organ in ("left ventricle", "epicardium", "right ventricle")]
@@ -190,15 +217,15 @@ class Comparison:
 def main() -> None:
     parser = running.parser(__doc__ or "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--arms", nargs="+", choices=(*ARMS, *NNUNET_ARMS), default=ARMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--iterations", type=int, default=1000)
     options = parser.parse_args()
     comparison = Comparison(options.work, options.iterations)
     comparison.prepare()
     for seed in options.seeds:
         for arm in options.arms:
-            comparison.run(arm, seed)
+            (comparison.run if arm in ARMS else comparison.run_nnunet)(arm, seed)
             comparison.report()
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import fcntl
 import json
@@ -148,6 +149,19 @@ def phantom_scan(file: Path, seed: int, slices: int, *, vary: bool) -> None:
     if not file.exists():
         phantom = make_phantom(seed, shape_zyx=(slices, 512, 512), vary=vary)
         write_label_map(file, phantom.image_hu, phantom.source)
+
+
+def halve_features(plans_file: Path, patch_zyx: tuple[int, int, int]) -> None:
+    """Gives FINE of plans.json the features that preset `small` has for COARSE, half of its own, and another patch."""
+    from flaresemi.planning.presets import PRESETS
+    from flaresemi.plans import load_plans
+    from flaresemi.records import save_record
+
+    plans = load_plans(plans_file)
+    features = PRESETS["small"].coarse_features[: len(plans.fine.network.features)]
+    network = dataclasses.replace(plans.fine.network, features=features)
+    fine = dataclasses.replace(plans.fine, network=network, patch_zyx=patch_zyx)
+    save_record(plans_file, dataclasses.replace(plans, fine=fine))
 
 
 def need(path: Path) -> Path:

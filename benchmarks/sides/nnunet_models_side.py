@@ -27,13 +27,14 @@ def make_plans(task: dict) -> dict:
     """A raw dataset of some cases, planned and preprocessed; the batch made small, so that a CPU trains it."""
     name, source, width = task["name"], Path(task["source"]), task["width"]
     raw = Path(paths.nnUNet_raw) / name
-    cases = sorted(path.name.removesuffix("_0000.nii.gz") for path in (source / "imagesTr").glob("*_0000.nii.gz"))
-    for case in cases[: task["cases"]]:
+    everyone = sorted(path.name.removesuffix("_0000.nii.gz") for path in (source / "imagesTr").glob("*_0000.nii.gz"))
+    cases = task.get("names") or everyone[: task["cases"]]
+    for case in cases:
         for kind, ending in (("imagesTr", "_0000"), ("labelsTr", "")):
             (raw / kind).mkdir(parents=True, exist_ok=True)
             shutil.copy(source / kind / f"{case}{ending}.nii.gz", raw / kind)
     description = {"file_ending": ".nii.gz"} | json.loads((source / "dataset.json").read_text())
-    description |= {"numTraining": task["cases"]} | task.get("description", {})
+    description |= {"numTraining": len(cases)} | task.get("description", {})
     (raw / "dataset.json").write_text(json.dumps(description))
     number = int(name[7:10])
     extract_fingerprints([number], num_processes=1, check_dataset_integrity=False)
@@ -59,27 +60,56 @@ def make_plans(task: dict) -> dict:
         path.write_text(json.dumps(plans))
         configurations = ["3d_fullres", "3d_lowres"] if task.get("lowres") else ["3d_fullres"]
         preprocess([number], PLANS[kind], configurations, [1] * len(configurations))
-    return {"cases": cases[: task["cases"]]}
+    return {"cases": cases}
 
 
 class ShortTrainer(nnUNetTrainer):
-    """A few epochs of a few steps with Adam, which needs fewer of them."""
+    """A few epochs of a few steps with Adam, which needs fewer of them; the network in bf16, for speed."""
 
     def configure_optimizers(self) -> tuple:
         optimizer = torch.optim.AdamW(self.network.parameters(), 2e-3)
         return optimizer, PolyLRScheduler(optimizer, 2e-3, self.num_epochs)
 
+    def initialize(self) -> None:
+        super().initialize()
+        forward = self.network.forward
+
+        def in_half(image: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+            with torch.autocast("cpu", torch.bfloat16):
+                found = forward(image)
+            return [each.float() for each in found] if isinstance(found, (list, tuple)) else found.float()
+
+        self.network.forward = in_half
+
+    def train_for(self, seconds: float) -> int:
+        """Steps until so much processor time has passed, the learning rate falling with it; returns their number."""
+        self.on_train_start()
+        steps, started = 0, time.process_time()
+        while (passed := (time.process_time() - started) / seconds) < 1:
+            self.optimizer.param_groups[0]["lr"] = 2e-3 * (1 - passed) ** 0.9
+            self.train_step(next(self.dataloader_train))
+            steps += 1
+        self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_final.pth"))
+        return steps
+
 
 def train(task: dict) -> dict:
-    """A training of one fold."""
-    torch.manual_seed(0)
+    """A training of one fold: of so many steps, which goes on where it was stopped, or of so much processor time."""
+    torch.manual_seed(task.get("seed", 0))
     base = Path(paths.nnUNet_preprocessed) / task["name"]
     plans = json.loads((base / f"{PLANS[task['kind']]}.json").read_text()) | {"continue_training": False}
     description = json.loads((base / "dataset.json").read_text())
     ShortTrainer.__name__ = "nnUNetTrainer"  # who predicts looks for the class by its name
     trainer = ShortTrainer(plans, task["configuration"], task["fold"], description, device=torch.device("cpu"))
-    trainer.num_epochs, trainer.num_val_iterations_per_epoch = 4, 1
-    trainer.num_iterations_per_epoch = task["steps"] // 4
+    if "cpu_seconds" in task:
+        return {"steps": trainer.train_for(task["cpu_seconds"])}
+    epochs = max(4, task["steps"] // 50)
+    trainer.num_epochs, trainer.num_val_iterations_per_epoch, trainer.save_every = epochs, 1, 1
+    trainer.num_iterations_per_epoch = task["steps"] // epochs
+    trainer.oversample_foreground_percent = task["foreground"]
+    latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    if latest.exists():
+        trainer.load_checkpoint(str(latest))
     started = time.perf_counter()
     trainer.run_training()
     if task["configuration"] == "3d_lowres":  # it labels the cases from which the second network of a cascade learns
