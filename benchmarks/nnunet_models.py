@@ -58,7 +58,7 @@ OPENKBP_SIZES: dict = {"patch": (32, 64, 64), "steps": 300, "lowres_steps": 1600
 QUICK: dict = {"patch": (32, 40, 32), "steps": 80, "width": 8}
 
 MODELS = {
-    "hippocampus, plain, trained": Model("Dataset011_Hippocampus", "hippocampus", steps=900, width=8, cases=40),
+    "hippocampus, plain, trained": Model("Dataset011_Hippocampus", "hippocampus", steps=450, width=8, cases=40),
     "openkbp, plain, trained": Model(
         "Dataset012_OpenKBP", "openkbp", patch=(32, 64, 64), steps=1400, width=8, foreground=1.0, cases=30
     ),
