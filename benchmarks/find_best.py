@@ -8,7 +8,7 @@ patches of 8×64×64 voxels), last weights.
 
     OMP_NUM_THREADS=1 python benchmarks/find_best.py [--data hippocampus acdc] [--fine 400] [--coarse 200]
 
-Every step is run once and a stopped one goes on: start the same command again. Result: results/find_best.md.
+Every step is run once and a stopped one goes on: start the same command again.
 """
 
 import json

@@ -2,12 +2,12 @@
 
 The first model learns brainstem, spinal cord, mandible, esophagus and larynx from 30 cases. Then both parotids are
 learned from the four cases that it did not see, with its weights as a start and from scratch: the same plan, seed,
-patches and steps. Half of the preset's features, patches of 32×64×64 voxels, one stage, fold 'all', last weights.
+patches and steps. Half of the preset's features, patches of 16×48×48 voxels, one stage, fold 'all', last weights.
 Dice is of the 17 test cases; the difference is paired, case by case.
 
-    OMP_NUM_THREADS=1 python benchmarks/init_from.py [--seeds 0 1] [--first 600] [--iterations 150 400]
+    OMP_NUM_THREADS=1 python benchmarks/init_from.py [--seeds 0 1] [--first 300] [--iterations 200]
 
-Every step is run once and a stopped one goes on: start the same command again. Result: results/init_from.md.
+Every step is run once and a stopped one goes on: start the same command again.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ NEW = {"right parotid": 3, "left parotid": 4}
 #: Labeled cases of the new organs.
 FEW = 4
 
-PATCH_ZYX = (32, 64, 64)
+PATCH_ZYX = (16, 48, 48)
 
 
 class Comparison:
@@ -122,7 +122,7 @@ class Comparison:
             "",
             f"openkbp: a model of {len(KNOWN)} organs ({', '.join(KNOWN)}; {len(self.cases['known'])} cases, "
             f"{self.first} steps), then two others from {FEW} cases. Dice on {len(self.tests)} test cases. One thread, "
-            "two patches of 32×64×64 a step, half of the features of preset `small`; the arms of a seed share patches.",
+            "two patches of 16×48×48 a step, half of the features of preset `small`; the arms of a seed share patches.",
             "",
             f"| steps | seed | arm | {' | '.join(NEW)} | mean | minus scratch (95 %) |",
             f"|---:|---:|---|{'---:|' * (len(NEW) + 2)}",
@@ -152,8 +152,8 @@ class Comparison:
 def main() -> None:
     parser = running.parser(__doc__ or "")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--first", type=int, default=600, help="steps of the first model")
-    parser.add_argument("--iterations", type=int, nargs="+", default=[150, 400], help="steps on the new organs")
+    parser.add_argument("--first", type=int, default=300, help="steps of the first model")
+    parser.add_argument("--iterations", type=int, nargs="+", default=[200], help="steps on the new organs")
     options = parser.parse_args()
     comparison = Comparison(options.work, options.first)
     comparison.prepare()
