@@ -6,8 +6,10 @@
 #   docker run --rm --gpus device=0 --user $(id -u):$(id -g) --read-only --tmpfs /tmp -p 127.0.0.1:8390:8390 \
 #       -v "$PWD/token:/token:ro" -v "$PWD/scans:/data:ro" flaresemi-serve --allow /data
 #
-# Without a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu --build-arg EXTRA=[serve,dicom,openvino]
-FROM python:3.11-slim
+# Without a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu --build-arg EXTRA=[serve,dicom,openvino].
+# --build-arg BASE=NAME: another image with Python 3.11 or newer and pip.
+ARG BASE=python:3.11-slim
+FROM ${BASE}
 
 ARG TORCH_INDEX=https://pypi.org/simple
 ARG EXTRA=[serve,dicom]

@@ -118,6 +118,8 @@ def mean_probabilities(
 
 @torch.no_grad()
 def _mean_in(parts: Sequence[KnownLogits], slab: BoundingBox) -> torch.Tensor:
+    if len(parts) == 1:
+        return parts[0].probabilities(slab)
     total = torch.zeros((len(parts[0].logits_czyx), *slab.shape_zyx), device=parts[0].logits_czyx.device)
     if not parts[0].independent:
         total[0] = len(parts)
@@ -129,7 +131,7 @@ def _mean_in(parts: Sequence[KnownLogits], slab: BoundingBox) -> torch.Tensor:
         if not part.independent:
             total[(0, *place)] -= 1.0  # there it speaks for itself
         total[(slice(None), *place)] += part.probabilities(inside)
-    return total if len(parts) == 1 else total.div_(len(parts))
+    return total.div_(len(parts))
 
 
 def labels_from_average(parts: Sequence[KnownLogits]) -> tuple[np.ndarray, BoundingBox]:

@@ -19,6 +19,7 @@ from flaresemi.errors import CheckpointError
 from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.export import export_models
 from flaresemi.inference.models import load_models
+from flaresemi.inference.probabilities import ProbabilityOutput, organ_files
 from flaresemi.nnunet.results import is_nnunet, load_nnunet
 from flaresemi.plans import Stage
 from tests.made_nnunet import reference_labels, write_results
@@ -479,3 +480,29 @@ def test_an_archive_without_a_model_or_cut_off(tmp_path: Path) -> None:
     (tmp_path / "model.zip").write_bytes(whole[:middle] + bytes(8) + whole[middle + 8 :])
     with pytest.raises(CheckpointError):
         load_nnunet(tmp_path / "model.zip")
+
+
+@pytest.mark.parametrize(("labels", "order"), [(None, None), (REGIONS, [1, 2, 3])])
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIOWithReorient"])
+def test_saved_probabilities_give_the_labels(
+    tmp_path: Path, labels: dict | None, order: list[int] | None, reader: str
+) -> None:
+    model = write_results(tmp_path / "Dataset001_Made", labels=labels, order=order, image_reader_writer=reader)
+    scan = _scan(tmp_path / "scan.nii.gz", direction=(0.0, 0.0, 1.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0))
+    segmenter = Segmenter.load(model, device="cpu", engine="torch")
+    output = ProbabilityOutput(organs=True, uncertainty=False, bits=16, extent="image", labels=segmenter.labels)
+    found = segmenter.segment(
+        segmenter.read([scan]), save=lambda parts, grid: output.save(tmp_path, "a", parts, grid)
+    ).file_array
+    shares = [
+        sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "probabilities" / "a" / name)))
+        for name in organ_files(segmenter.labels)
+    ]
+    if labels is None:
+        assert (np.argmax(shares, axis=0) == found).mean() >= 0.999
+        return
+    painted = np.zeros_like(found)
+    for share, value in zip(shares[1:], order or [], strict=True):
+        painted[share > 0.5] = value
+    assert (painted == found).mean() >= 0.999
+    assert len(np.unique(found)) > 2
