@@ -84,6 +84,28 @@ class ImageFile:
         (layer,) = self.stored()
         return lambda channel_zyx: self._scale_into(channel_zyx, layer)
 
+    def read_compact(self) -> np.ndarray:
+        """Reads the voxels of an image in canonical order: as stored where 16 bits hold them unscaled, else float32.
+
+        Much faster than `read` where they do, and half the memory; what it returns may be a view.
+
+        Raises:
+            ImageError: as `read`.
+        """
+        if self.stored is not None and self.merged is None and self.layers == 1:
+            (layer,) = self.stored()
+            numbers = np.iinfo(np.int16)
+            is_short = layer.dtype.kind in "iu" and layer.dtype.itemsize <= 2 and (self.slope, self.intercept) == (1, 0)
+            if is_short and (layer.dtype != np.uint16 or layer.max() <= numbers.max):
+                return self.source.to_canonical(layer.astype(np.int16, copy=False))
+            channel = np.empty(self.source.canonical.shape_zyx, np.float32)
+            self._scale_into(channel, layer)
+            return channel
+        fill = self.read()
+        channel = np.empty(self.source.canonical.shape_zyx, np.float32)
+        fill(channel)
+        return channel
+
     def _scale_into(self, channel_zyx: np.ndarray, stored_zyx: np.ndarray) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
             channel_zyx[...] = self.source.to_canonical(stored_zyx)

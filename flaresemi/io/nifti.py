@@ -279,11 +279,6 @@ def write(path: Path, voxels_zyx: np.ndarray, geometry: Geometry, forms: NiftiFo
         file.write(stream.flush())
 
 
-def as_bytes(voxels_zyx: np.ndarray, geometry: Geometry) -> bytes:
-    """A single-file NIfTI in memory, as `write` would write it, not compressed."""
-    return b"".join(_content(voxels_zyx, geometry, None))
-
-
 def _content(voxels_zyx: np.ndarray, geometry: Geometry, forms: NiftiForms | None) -> tuple[bytes, memoryview]:
     """Header and voxels of a single-file NIfTI."""
     voxels = np.ascontiguousarray(voxels_zyx, voxels_zyx.dtype.newbyteorder("<"))

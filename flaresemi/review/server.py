@@ -22,8 +22,9 @@ from flaresemi.records import parse_json, to_plain
 from flaresemi.review.decisions import OpenCasesOfTabs, ReviewDecision, decide, take_back
 from flaresemi.review.exchange import named_values
 from flaresemi.review.guard import Guard
+from flaresemi.review.images import ShownImages
 from flaresemi.review.material import WHICH, Material
-from flaresemi.review.wire import image_file, packed, unpacked
+from flaresemi.review.wire import box_bytes, packed, read_box, unpacked, world_ras_mm
 from flaresemi.reviews import LONGEST_NAME
 from flaresemi.system_errors import explained
 from flaresemi.web.gate import App
@@ -35,7 +36,10 @@ _STATIC = {
     "": ("index.html", "text/html; charset=utf-8"),
     "page.css": ("page.css", "text/css; charset=utf-8"),
     "page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "viewer.js": ("viewer.js", "text/javascript; charset=utf-8"),
+    **{
+        name: (name, "text/javascript; charset=utf-8")
+        for name in ("viewer.js", "volume.js", "labels.js", "planes.js", "rendering.js")
+    },
     "niivue.js": ("niivue-0.69.0.umd.js", "text/javascript; charset=utf-8"),
     "niivue.txt": ("niivue.txt", "text/plain; charset=utf-8"),
 }
@@ -62,12 +66,13 @@ class _Handlers:
         self.material = material
         self.by = by
         self.tabs = OpenCasesOfTabs()
+        self.images = ShownImages()
         self._deciding = threading.Lock()  # nobody decides between another's look at the revision and the new one
         reading = {
             "state": self.state,
             "queue": self.queue,
             "case": self.case,
-            "image": self.image,
+            "voxels": self.voxels,
             "label": self.label,
         }
         writing = {"claim": self.claim, "release": self.release, "decision": self.decision, "take-back": self.take_back}
@@ -145,6 +150,7 @@ class _Handlers:
                 "round": number if is_open else next(iter(material.validated(case)), 0),
                 "shape": grid.shape_zyx[::-1],
                 "spacing": grid.spacing_zyx_mm[::-1],
+                "world": world_ras_mm(grid),
                 "label_hash": material.label_hash(case.id, number) if is_open else "",
                 "organs": None if score is None else {name: to_plain(each) for name, each in score.organs.items()},
                 "volumes": {
@@ -158,14 +164,15 @@ class _Handlers:
             }
         )
 
-    def image(self, words: dict[str, str]) -> Response:
-        """One channel."""
-        image = self.material.image(self._case(words))
-        channel = words.get("channel", "0")
-        if not (channel.isascii() and channel.isdecimal() and int(channel) < len(image.array_czyx)):
+    def voxels(self, words: dict[str, str]) -> Response:
+        """A box of one channel: a slice, or as much as the page wants next."""
+        case, channel = self._case(words), words.get("channel", "0")
+        if not (channel.isascii() and channel.isdecimal() and len(channel) < 7):
             raise DatasetError("the image has no such channel")
-        body = image_file(image.array_czyx[int(channel)], image.geometry)
-        return Response(body, media_type="application/octet-stream")
+        image = self.images.get(case, int(channel))
+        box = read_box(words.get("box", ""), image.voxels_zyx.shape)
+        headers = {"x-voxels": image.voxels_zyx.dtype.name, "x-window": "{:.6g},{:.6g}".format(*image.window)}
+        return Response(box_bytes(image.voxels_zyx, box), media_type="application/octet-stream", headers=headers)
 
     def label(self, words: dict[str, str]) -> Response:
         """A label map, compressed; without content where there is none."""

@@ -130,10 +130,11 @@ def test_a_person_reviews_and_the_next_round_follows(chromium: Any, made: MadeRe
         before = ann.slice()
         page.keyboard.press("ArrowUp")
         ann.wait_for(f"document.getElementById('location').textContent.includes('slice {before + 1}/')")
+        assert page.evaluate("reviewing.viewer.colors[1] >>> 24") == round(0.55 * 255)
         page.get_by_label("show liver").uncheck()
-        assert page.evaluate("reviewing.viewer.nv.drawLut.lut[4 + 3]") == 0
+        assert page.evaluate("reviewing.viewer.colors[1]") == 0
         page.get_by_label("show liver").check()
-        assert page.evaluate("reviewing.viewer.nv.drawLut.lut[4 + 3]") == 255
+        assert page.evaluate("reviewing.viewer.colors[1] >>> 24") == round(0.55 * 255)
         # Draw the spleen, undo, redo.
         page.get_by_role("button", name="spleen", exact=True).click()
         page.click("[data-tool=brush]")
@@ -224,3 +225,110 @@ def test_a_killed_server_loses_nothing_that_is_drawn(chromium: Any, made: MadeRe
         stored = made.material().label_map(made.material().unlabeled[CASE], "reviewed", 2).indices_zyx
         assert np.count_nonzero(stored == 3) == drawn
         ann.page.close()
+
+
+#: What a label map of the page does, by its own code: strokes in every plane, with and without protection.
+_STROKES = """async url => {
+  const { LabelMap } = await import(new URL('labels.js', url).href)
+  const { PLANES } = await import(new URL('planes.js', url).href)
+  const shape = [7, 8, 9], bytes = new Uint8Array(7 * 8 * 9)
+  bytes.fill(2, 7 * 8 * 4 + 7 * 4, 7 * 8 * 4 + 7 * 6) // another class, two rows of slice 4
+  const map = new LabelMap(shape, [1, 1, 2], bytes), seen = []
+  const draw = (pen, work) => {
+    map.begin({ value: 1, erase: false, protect: true, ...pen })
+    work()
+    map.end()
+    const counts = new LabelMap(shape, [1, 1, 2], map.voxels.slice()).counts()
+    const same = counts.every((n, value) => n === map.counts()[value])
+    seen.push({ voxels: [...map.voxels], same, changed: [...map.changed()] })
+  }
+  draw({}, () => map.line(PLANES.axial, 4, [3.5, 1.5], [3.5, 6.5], 1))
+  draw({ protect: false }, () => map.line(PLANES.axial, 4, [3.5, 4.5], [3.5, 4.5], 0.1))
+  draw({}, () => map.line(PLANES.coronal, 2, [3.5, 4.5], [3.5, 4.5], 2))
+  draw({}, () => map.fill(PLANES.sagittal, 1, [[1.2, 1.2], [6.2, 1.2], [6.2, 4.2], [1.2, 4.2]]))
+  draw({ erase: true }, () => map.line(PLANES.axial, 4, [0.5, 5.5], [6.5, 5.5], 3))
+  const middle = map.middle(1)
+  while (map.undo()) ;
+  seen.push({ voxels: [...map.voxels], same: map.counts()[2] === 14, changed: [...map.changed()] })
+  while (map.redo()) ;
+  seen.push({ voxels: [...map.voxels], same: true, changed: [...map.changed()] })
+  return { seen, middle }
+}"""
+
+
+@pytest.mark.timeout(300)
+def test_strokes_in_every_plane_and_back(chromium: Any, kept: MadeReview) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    with serving(kept) as client:
+        page = chromium.new_page()
+        page.goto(f"{client.origin}/{TOKEN}/page.css")  # any page of the server may import its scripts
+        found = page.evaluate(_STROKES, f"{client.origin}/{TOKEN}/")
+        page.close()
+    seen = [np.reshape(each["voxels"], (9, 8, 7)) for each in found["seen"]]
+    assert all(each["same"] for each in found["seen"])
+    x, y, z = np.meshgrid(np.arange(7), np.arange(8), np.arange(9), indexing="ij")
+    x, y, z = (each.transpose(2, 1, 0) for each in (x, y, z))
+    expected = np.where((z == 4) & (y >= 4) & (y < 6), 2, 0)
+    before = expected.copy()
+    capsule = (x - 3) ** 2 + np.where(y < 1, 1 - y, np.where(y > 6, y - 6, 0)) ** 2 <= 1
+    expected[(z == 4) & capsule & (expected == 0)] = 1  # the other class stays
+    assert np.array_equal(seen[0], expected)
+    expected[4, 4, 3] = 1  # without protection, it does not
+    assert np.array_equal(seen[1], expected)
+    assert found["seen"][1]["changed"] == [1, 2]
+    expected[(y == 2) & ((x - 3) ** 2 + (2 * (z - 4)) ** 2 <= 4) & (expected == 0)] = 1  # a disc in mm
+    assert np.array_equal(seen[2], expected)
+    expected[(x == 1) & (y >= 1) & (y <= 5) & (z >= 1) & (z <= 3)] = 1  # centers within the outline
+    assert np.array_equal(seen[3], expected)
+    expected[(z == 4) & (abs(y - 5) <= 3) & (expected == 1)] = 0
+    assert np.array_equal(seen[4], expected)
+    slices = [np.count_nonzero(each == 1) for each in expected]
+    assert found["middle"][2] == int(np.argmax(slices))
+    assert np.array_equal(seen[5], before)
+    assert found["seen"][5]["changed"] == []
+    assert np.array_equal(seen[6], expected)
+
+
+@pytest.mark.timeout(600)
+def test_everything_can_be_done_with_keys(chromium: Any, made: MadeReview) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    with serving(made) as client:
+        ann = Person(chromium, f"{client.origin}/{TOKEN}/")
+        page, cross = ann.page, "reviewing.viewer.sight.cross"
+        ann.open(CASE)
+        page.focus("#canvas")
+        x, y, z = page.evaluate(cross)
+        for key in ("ArrowUp", "ArrowUp", "ArrowLeft", "Shift+ArrowDown"):
+            page.keyboard.press(key)
+        assert page.evaluate(cross) == [x + 1, y - 1, z + 2]  # the patient's right is at the left
+        page.keyboard.press("p")
+        page.keyboard.press("ArrowUp")
+        assert page.evaluate(cross) == [x + 1, y, z + 2]
+        page.keyboard.press("3")
+        page.keyboard.press("+")
+        assert page.evaluate("reviewing.viewer.sight.zoom") > 1
+        page.keyboard.press("0")
+        assert page.evaluate("reviewing.viewer.sight.zoom") == 1
+        # A distance along an axis, then a dab of the brush, both at the cross.
+        page.keyboard.press("2")
+        page.keyboard.press("m")
+        for key in ("Enter", *["ArrowRight"] * 4, "Enter"):
+            page.keyboard.press(key)
+        (line,) = page.evaluate("reviewing.viewer.sight.lines")
+        assert (line["from"][0] - line["to"][0], line["from"][1] - line["to"][1]) == (4, 0)
+        page.keyboard.press("m")
+        for _ in range(2):  # the spleen is the third organ
+            page.keyboard.press(".")
+        page.keyboard.press("b")
+        page.focus("#protect")
+        page.keyboard.press("Space")
+        page.focus("#canvas")
+        page.keyboard.press("Enter")
+        ann.wait_for("reviewing.viewer.done.length === 1")
+        assert 0 < ann.voxels(3) <= 9
+        page.keyboard.press("Control+z")
+        assert ann.voxels(3) == 0
+        assert ann.problems == []
+        page.close()

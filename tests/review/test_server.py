@@ -18,7 +18,7 @@ from flaresemi.io.images import read_grid, write_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.plans import Stage
 from flaresemi.review.serving import kept_token, serve
-from flaresemi.review.wire import image_file, packed, unpacked
+from flaresemi.review.wire import box_bytes, packed, read_box, unpacked, world_ras_mm
 from tests.review.made_client import TOKEN, Client, serving
 from tests.review.made_review import MadeReview
 
@@ -84,7 +84,17 @@ def test_what_every_answer_says(client: Client) -> None:
     assert answer.headers["referrer-policy"] == "no-referrer"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "access-control-allow-origin" not in answer.headers
-    for name in ("page.css", "page.js", "viewer.js", "niivue.js", "niivue.txt"):
+    for name in (
+        "page.css",
+        "page.js",
+        "viewer.js",
+        "volume.js",
+        "labels.js",
+        "planes.js",
+        "rendering.js",
+        "niivue.js",
+        "niivue.txt",
+    ):
         assert client.get(f"/{TOKEN}/{name}").status_code == 200
     assert client.get(f"/{TOKEN}/server.py").status_code == 404
 
@@ -93,7 +103,7 @@ def test_what_every_answer_says(client: Client) -> None:
     "name", ["../../../etc/passwd", "..%2F..%2Fetc%2Fpasswd", "/etc/passwd", "phantom_0002\x00", ""]
 )
 def test_no_name_of_the_page_becomes_a_path(client: Client, name: str) -> None:
-    for what in ("case", "image", "label"):
+    for what in ("case", "voxels", "label"):
         answer = client.get(f"/{TOKEN}/api/{what}", params={"id": name})
         assert answer.status_code == 400
         assert "no case" in answer.json()["what"]
@@ -104,18 +114,57 @@ def test_no_name_of_the_page_becomes_a_path(client: Client, name: str) -> None:
 
 
 def test_image_and_label_map_lie_on_each_other_as_in_the_file(client: Client, made: MadeReview) -> None:
-    body = client.get(f"/{TOKEN}/api/image", params={"id": CASE}).content
-    shown = nibabel.Nifti1Image.from_bytes(body)
-    assert nibabel.aff2axcodes(shown.affine) == ("R", "A", "S")
     original = nibabel.as_closest_canonical(nibabel.load(made.material().unlabeled[CASE].images[0]))
-    assert np.array_equal(np.asarray(shown.dataobj), np.asarray(original.dataobj))
-    assert np.allclose(shown.affine, original.affine, atol=1e-3)
+    voxels = np.asarray(original.dataobj)
+    facts = ask(client, "case", id=CASE)
+    assert tuple(facts["shape"]) == voxels.shape
+    assert np.allclose(facts["world"], original.affine[:3], atol=1e-3)
+    x, y, z = voxels.shape
+    for box in ((0, x, 0, y, 0, z), (0, x, 0, y, 7, 8), (3, 4, 0, y, 0, z), (2, 5, 9, 11, 4, 6)):
+        answer = client.get(f"/{TOKEN}/api/voxels", params={"id": CASE, "box": ",".join(map(str, box))})
+        assert answer.headers["x-voxels"] == "int16"
+        x0, x1, y0, y1, z0, z1 = box
+        found = np.frombuffer(answer.content, "<i2").reshape(z1 - z0, y1 - y0, x1 - x0).T
+        assert np.array_equal(found, voxels[x0:x1, y0:y1, z0:z1])
+    low, high = map(float, answer.headers["x-window"].split(","))
+    assert voxels.min() <= low < high <= voxels.max()
     answer = client.get(f"/{TOKEN}/api/label", params={"id": CASE})
-    assert len(answer.content) == np.prod(shown.shape)  # unpacked
-    assert answer.headers["x-label-hash"] == ask(client, "case", id=CASE)["label_hash"]
+    assert len(answer.content) == voxels.size  # unpacked
+    assert answer.headers["x-label-hash"] == facts["label_hash"]
     assert client.get(f"/{TOKEN}/api/label", params={"id": CASE, "which": "reviewed"}).status_code == 204
     assert client.get(f"/{TOKEN}/api/label", params={"id": CASE, "which": "../x"}).status_code == 400
-    assert client.get(f"/{TOKEN}/api/image", params={"id": CASE, "channel": "7"}).status_code == 400
+
+
+def test_no_box_but_one_of_the_image_is_answered(client: Client) -> None:
+    x, y, z = ask(client, "case", id=CASE)["shape"]
+    whole = f"0,{x},0,{y},0,{z}"
+    for words in (
+        {},
+        {"box": ""},
+        {"box": "0,1,0,1,0"},
+        {"box": "0,1,0,1,0,1,0,1"},
+        {"box": f"0,{x + 1},0,{y},0,{z}"},
+        {"box": f"0,{x},0,{y},{z},{z + 1}"},
+        {"box": "1,1,0,1,0,1"},
+        {"box": "2,1,0,1,0,1"},
+        {"box": "-1,1,0,1,0,1"},
+        {"box": "0,1,0,1,0,1e9"},
+        {"box": "0,1,0,1,0,٣"},
+        {"box": "0,1,0,1,0," + "9" * 5000},
+        {"box": whole, "channel": "7"},
+        {"box": whole, "channel": "-1"},
+        {"box": whole, "channel": "²"},
+        {"box": whole, "channel": "9" * 5000},
+        {"box": whole, "id": "../../../etc/passwd"},
+    ):
+        answer = client.get(f"/{TOKEN}/api/voxels", params={"id": CASE} | words)
+        assert answer.status_code == 400, words
+        assert answer.json()["what"]
+    for path, headers in (("/api/voxels", {}), (f"/{TOKEN}/api/voxels", {"origin": "http://evil.example"})):
+        answer = client.get(path, params={"id": CASE, "box": whole}, headers=headers)
+        assert answer.status_code in (401, 403)
+    assert client.post(f"/{TOKEN}/api/voxels", headers=page(client), content=b"{}").status_code == 405
+    assert client.get(f"/{TOKEN}/api/image", params={"id": CASE}).status_code == 404
 
 
 def test_a_correction_arrives_voxel_by_voxel(client: Client, made: MadeReview) -> None:
@@ -229,13 +278,13 @@ def test_there_and_back_in_any_orientation() -> None:
         unpacked(packed(label), (3, 4, 5), 2)
     for direction in (geometry.direction, turned):
         grid = Geometry(**{**{name: getattr(geometry, name) for name in geometry.__slots__}, "direction": direction})
-        shown = nibabel.Nifti1Image.from_bytes(image_file(label.astype(np.float32), grid))
+        world = np.array(world_ras_mm(grid))
         for index in ((0, 0, 0), (2, 1, 4)):
             z, y, x = index
-            world = shown.affine @ [4 - x, 3 - y, z, 1]
             lps = grid.world_xyz_mm(index)
-            assert np.allclose(world[:3], [-lps[0], -lps[1], lps[2]], atol=1e-4)
-            assert np.asarray(shown.dataobj)[4 - x, 3 - y, z] == label[index]
+            assert np.allclose(world @ [4 - x, 3 - y, z, 1], [-lps[0], -lps[1], lps[2]], atol=1e-4)
+            box = f"{4 - x},{5 - x},{3 - y},{4 - y},{z},{z + 1}"
+            assert box_bytes(label, read_box(box, label.shape)) == label[index].tobytes()
 
 
 def test_the_address_outlives_the_server_and_is_for_its_owner_alone(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 // The page: the queue, one open case, and what is decided about it. All state of the server is asked for anew.
 import { Viewer } from './viewer.js'
+import { Volume } from './volume.js'
 
 const $ = id => document.getElementById(id)
 const api = name => `api/${name}`
@@ -8,6 +9,7 @@ const tab = crypto.randomUUID()
 const WINDOWS = {
   'Soft tissue': [-160, 240], Liver: [-10, 170], Pancreas: [-60, 190], Lung: [-1350, 150], Bone: [-400, 1400], Brain: [0, 80],
 }
+const ADJUSTED = 'Adjusted' // with the mouse
 const BEAT_SECONDS = 10
 
 const state = {
@@ -27,7 +29,8 @@ async function ask(path, options) {
   let answer
   try {
     answer = await fetch(path, { cache: 'no-store', ...options })
-  } catch {
+  } catch (problem) {
+    if (problem.name === 'AbortError') throw problem
     connected(false)
     throw new Told('the server does not answer', 'start flaresemi_review again; what is drawn here stays until you close this tab')
   }
@@ -171,48 +174,41 @@ async function open(id, words = {}) {
   try {
     const facts = await read('case', { id })
     const claim = who() && facts.group === 'unlabeled' ? await tell('claim', { id }) : null
-    const image = await imageOf(id)
     const which = words.which ?? (facts.review?.label_revision ? 'reviewed' : 'newest')
-    const label = await labelMap(id, which)
-    if (turn !== state.seen) return // another case was chosen meanwhile
+    const volume = volumeOf(facts)
+    const [label] = await Promise.all([labelMap(id, which), volume.open()])
+    if (turn !== state.seen) return volume.stop() // another case was chosen meanwhile
     state.open = facts
-    state.image = image
     state.readonly = facts.group !== 'unlabeled' ? 'A held-out case: it judges the rounds, and is only looked at.'
       : !claim ? 'Write your name above to decide about cases.'
       : claim.granted ? null : `${claim.by} has this case open: you can only look at it.`
-    await viewer.quietly(async () => {
-      await viewer.show(image, id, WINDOWS[windowNames()[state.window]])
-      viewer.label(label)
-      marks()
-      windows()
-      sources(which)
-      viewer.view(state.view)
-      look()
-    })
+    viewer.volume?.stop()
+    viewer.show(volume, label)
+    marks()
+    windows()
+    sources(which)
+    look()
+    await viewer.ready()
+    if (turn !== state.seen) return undefined
     $('empty').hidden = true
     if (state.compared) await compare(true)
     describe()
     list()
-    lookAhead()
+    volume.stream(() => viewer.sight.cross[2]).then(isWhole => { if (isWhole) lookAhead() })
   } finally {
     busy(null)
   }
 }
 
-// An image, or the one that was asked for ahead of time.
-async function imageOf(id) {
-  const words = new URLSearchParams({ id, channel: $('channel').value || 0 }).toString()
-  const ahead = state.ahead?.words === words ? await state.ahead.image : null
-  state.ahead = null
-  return ahead ?? (await ask(`${api('image')}?${words}`)).arrayBuffer()
+function volumeOf({ id, ...facts }) {
+  const channel = Math.max($('channel').selectedIndex, 0)
+  return new Volume((box, signal) => ask(`${api('voxels')}?${new URLSearchParams({ id, channel, box: box.flat() })}`, { signal }), facts)
 }
 
-// The next case's image is fetched while a person looks at this one.
+// The server reads the next case's image while a person looks at this one.
 function lookAhead() {
   const item = neighbor(1)
-  if (!item || item.id === state.open.id) return
-  const words = new URLSearchParams({ id: item.id, channel: $('channel').value || 0 }).toString()
-  state.ahead = { words, image: ask(`${api('image')}?${words}`).then(answer => answer.arrayBuffer()).catch(() => null) }
+  if (item && item.id !== state.open.id) volumeOf({ id: item.id, shape: [1, 1, 1] }).open().catch(() => {})
 }
 
 // At the organ that the case is in the queue for, or at the middle.
@@ -221,7 +217,7 @@ function look() {
   const organs = reasons.flatMap(each => each.organs)
   const found = state.info.classes.filter(each => each.organs?.some(organ => organs.includes(organ)))
   const wanted = organs.flatMap(organ => found.filter(each => each.organs.includes(organ)))
-  if (!wanted.some(each => viewer.find(each.index))) viewer.nv.createOnLocationChange()
+  wanted.some(each => viewer.find(each.index))
 }
 
 async function labelMap(id, which) {
@@ -267,37 +263,29 @@ function windows() {
 
 function applyWindow() {
   state.window = $('window').selectedIndex
-  const range = WINDOWS[$('window').value] ?? viewer.automatic
-  if (!range) return
-  viewer.window(...range)
-  if (state.compared) other?.window(...range)
+  const { value } = $('window')
+  if (value !== ADJUSTED && viewer.volume) viewer.window(...(WINDOWS[value] ?? viewer.volume.window))
 }
 
 async function compare(on) {
   state.compared = on
   $('other').hidden = !on
   $('compare').setAttribute('aria-pressed', on)
-  viewer.follow(null)
   if (on && state.open) {
+    const { volume } = viewer, former = await labelMap(state.open.id, 'former')
+    if (volume !== viewer.volume) return
     if (!other) {
-      other = new Viewer($('canvas-other'))
-      await other.attach()
+      other = new Viewer($('canvas-other'), viewer.sight)
+      other.onMove = () => viewer.onMove(viewer.where())
+      other.onWindow = viewer.onWindow
+      other.onBusy = viewer.onBusy
+      other.classes = viewer.classes
     }
-    const former = await labelMap(state.open.id, 'former')
-    other.classes = viewer.classes
-    other.hidden = viewer.hidden
-    other.opacity = viewer.opacity
-    await other.quietly(async () => {
-      await other.show(state.image, state.open.id, WINDOWS[windowNames()[state.window]])
-      other.label(former)
-      other.view(state.view)
-    })
+    Object.assign(other, { hidden: viewer.hidden, opacity: viewer.opacity })
+    other.show(volume, former, true)
     $('caption-other').textContent = former ? 'former round' : 'no former label map'
-    viewer.follow(other)
-    applyWindow()
   }
   if (state.open) sources($('which').value || 'newest')
-  requestAnimationFrame(() => { viewer.nv.resizeListener(); other?.nv.resizeListener() })
 }
 
 // What is shown of a case.
@@ -416,7 +404,7 @@ function decision() {
 
 // Every organ of a class that was drawn on is corrected.
 function drawn() {
-  const found = viewer.changed()
+  const found = viewer.labels.changed()
   for (const each of state.info.classes) if (found.has(each.index)) for (const organ of each.organs ?? []) state.marks.set(organ, 'corrected')
   changed()
 }
@@ -502,18 +490,15 @@ async function takeBack() {
 
 // Location, keys and the rest of the page.
 
-function moved(where) {
-  if (!state.open || !viewer.volume) return
-  const [x, y, z] = where.vox, [nx, ny] = viewer.dims
-  const value = where.values[0]?.value, label = viewer.bitmap?.[x + y * nx + z * nx * ny]
+function moved({ mm, value, label, plane, slice, of }) {
+  if (!state.open) return
   const name = state.info.classes.find(each => each.index === label)?.name ?? 'background'
-  const [r, a, s] = where.mm
-  const unit = state.info.is_ct ? ' HU' : ''
-  $('location').innerHTML = ''
-  const bold = text => part('b', '', text)
-  $('location').append('slice ', bold(`${z + 1}/${viewer.dims[2]}`), `  ·  x ${r.toFixed(0)}  y ${a.toFixed(0)}  z ${s.toFixed(0)} mm  ·  `,
-    bold(`${value === undefined ? '' : Math.round(value * 10) / 10}${unit}`), '  ·  ', bold(name))
-  $('canvas').setAttribute('aria-label', `Viewer: ${state.open.id}, slice ${z + 1} of ${viewer.dims[2]}, ${name}`)
+  const unit = state.info.is_ct && $('channel').selectedIndex <= 0 ? ' HU' : ''
+  const bold = text => part('b', '', text), [r, a, s] = mm.map(each => each.toFixed(0))
+  const level = value === undefined ? '…' : `${Math.round(value * 10) / 10}${unit}`
+  const left = viewer.volume.isWhole ? '' : `  ·  loading the other slices, ${Math.round(100 * (1 - viewer.volume.missing / viewer.dims[2]))} %`
+  $('location').replaceChildren(`${plane} slice `, bold(`${slice + 1}/${of}`), `  ·  x ${r}  y ${a}  z ${s} mm  ·  `, bold(level), '  ·  ', bold(name), left)
+  $('canvas').setAttribute('aria-label', `Viewer: ${state.open.id}, ${plane} slice ${slice + 1} of ${of}, ${name}`)
 }
 
 const VIEWS = ['multi', 'axial', 'coronal', 'sagittal', 'render']
@@ -522,7 +507,6 @@ function setView(name) {
   state.view = name
   for (const button of document.querySelectorAll('[data-view]')) button.setAttribute('aria-pressed', button.dataset.view === name)
   viewer.view(name)
-  if (state.compared) other?.view(name)
 }
 
 function cycleOrgan(step) {
@@ -548,8 +532,12 @@ const KEYS = [
   ['X', 'reject all', { x: () => fill('rejected') }],
   ['S', 'save', { s: () => save() }],
   ['N', 'save, next case', { n: () => save(true) }],
-  ['↑ ↓', 'next, previous slice', { ArrowUp: () => viewer.scroll(1), ArrowDown: () => viewer.scroll(-1) }],
+  ['↑ ↓', 'next, previous slice; 3D: turn', { ArrowUp: () => viewer.scroll(1), ArrowDown: () => viewer.scroll(-1) }],
   ['PgUp PgDn', 'ten slices', { PageUp: () => viewer.scroll(10), PageDown: () => viewer.scroll(-10) }],
+  ['← →', 'cross to the side; 3D: turn', { ArrowLeft: () => viewer.nudge('across', 1), ArrowRight: () => viewer.nudge('across', -1) }],
+  ['Shift+↑ ↓', 'cross up, down', { 'Shift+ArrowUp': () => viewer.nudge('down', 1), 'Shift+ArrowDown': () => viewer.nudge('down', -1) }],
+  ['P', 'the plane that keys scroll', { p: () => viewer.nextPlane() }],
+  ['+ - 0', 'zoom, whole slice', { '+': () => viewer.zoomStep(1), '-': () => viewer.zoomStep(-1), 0: () => viewer.zoomStep(0) }],
   ['1 to 5', 'planes, axial, coronal, sagittal, 3D', Object.fromEntries(VIEWS.map((view, n) => [String(n + 1), () => setView(view)]))],
   ['W', 'next window', { w: () => { $('window').selectedIndex = ($('window').selectedIndex + 1) % $('window').length; applyWindow() } }],
   ['L', 'labels on, off', { l: () => toggleAll() }],
@@ -560,6 +548,7 @@ const KEYS = [
   ['B', 'brush', { b: () => tool('brush') }],
   ['O', 'outline that is filled', { o: () => tool('outline') }],
   ['E', 'eraser', { e: () => tool('erase') }],
+  ['Enter', 'brush, or end of a distance, at the cross', {}],
   ['[ ]', 'size of the brush', { '[': () => setSize(viewer.pen.size - 1), ']': () => setSize(viewer.pen.size + 1) }],
   ['I', 'interpolate between slices', { i: () => interpolate() }],
   ['Ctrl+Z', 'undo (with Shift: redo)', {}],
@@ -587,9 +576,11 @@ function pressed(event) {
   }
   if (inText || event.ctrlKey || event.metaKey || event.altKey) return
   const isSlider = event.target.matches('input[type=range], select')
+  const isArrow = event.key.startsWith('Arrow'), key = isArrow && event.shiftKey ? `Shift+${event.key}` : event.key
+  if (key === 'Enter' && event.target === $('canvas')) viewer.press()
   for (const [, , keys] of KEYS) {
-    const work = keys[event.key] ?? keys[event.key.toLowerCase()]
-    if (!work || (isSlider && event.key.startsWith('Arrow'))) continue
+    const work = keys[key] ?? keys[key.toLowerCase()]
+    if (!work || (isSlider && isArrow)) continue
     event.preventDefault()
     event.stopPropagation() // NiiVue has keys of its own
     attempt(work)
@@ -663,9 +654,15 @@ async function start() {
   viewer.classes = state.info.classes
   viewer.onChange = drawn
   viewer.onMove = moved
-  await viewer.attach()
-  setMeasure(false)
-  if (viewer.isSlow) setView('axial')
+  viewer.onWindow = () => {
+    if ($('window').lastElementChild.value !== ADJUSTED) $('window').append(new Option(ADJUSTED))
+    $('window').value = ADJUSTED
+  }
+  viewer.onBusy = (work, isLong) => attempt(async () => {
+    if (isLong) busy('Rendering')
+    try { await work() } finally { if (isLong) busy(null) }
+  })
+  setView('multi')
   await refresh()
   setInterval(beat, BEAT_SECONDS * 1000)
   document.body.dataset.ready = 'true'
