@@ -22,6 +22,9 @@ LAYOUTS = {
     "nnU-Net": ("imagesTr", "labelsTr", "imagesUn", "imagesTs"),
 }
 
+#: Where the label maps of the test images are kept, for evaluation; `load_dataset` does not look there.
+TEST_LABELS = {"flaresemi": "test_mask", "nnU-Net": "labelsTs"}
+
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
 
 

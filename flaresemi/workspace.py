@@ -299,6 +299,7 @@ class ModelFolder:
         "snapshot_*.pt",
         "logs",
         "validation",
+        ".compiled",
     )
 
     root: Path
@@ -345,6 +346,11 @@ class ModelFolder:
     def calibration(self) -> Path:
         """The calibration of this model's scores, learned from held-out cases."""
         return self.root / "calibration.json"
+
+    @property
+    def compiled(self) -> Path:
+        """What was found out on one machine about computing these networks, for the next process there."""
+        return self.root / ".compiled"
 
     @property
     def validation(self) -> Path:

@@ -16,12 +16,12 @@ from flaresemi.cli.before_after import case_means, draw, told
 from flaresemi.cli.common import EXIT_OK, StrictParser, print_next, run
 from flaresemi.cli.numbers import count, number
 from flaresemi.cli.replacing import refuse_foreign
-from flaresemi.dataset import LAYOUTS, load_dataset
+from flaresemi.dataset import LAYOUTS, TEST_LABELS, load_dataset
 from flaresemi.errors import ConfigError, listed
 from flaresemi.evaluation.summary import load_summary
 from flaresemi.files import entries
 from flaresemi.geometry import IntTriple
-from flaresemi.phantom.dataset import SIZES, TEST_LABELS, write_phantom_dataset
+from flaresemi.phantom.dataset import SIZES, write_phantom_dataset
 from flaresemi.ranges import Few, Seed
 from flaresemi.records import load_record, save_record
 from flaresemi.reporting.overlay import is_overlay

@@ -2,13 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flaresemi.errors import ConfigError, is_one_line
-from flaresemi.inference.dicom_output import ENDINGS, NOT_CLINICAL, DicomOutput
-from flaresemi.inference.segmenter import ImageSegmenter
-from flaresemi.io.dicom_headers import LONG
+from flaresemi.io.dicom_headers import ENDINGS, LONG, NOT_CLINICAL
 from flaresemi.organ_codes import OrganCode, load_codes
 from flaresemi.records import load_json
+
+if TYPE_CHECKING:
+    from flaresemi.inference.dicom_output import DicomOutput
+    from flaresemi.inference.segmenter import ImageSegmenter
 
 #: What --format calls label maps as files of images.
 FILES = "image"
@@ -61,7 +64,7 @@ def ending_of(options: argparse.Namespace) -> str | None:
     return None
 
 
-def dicom_output(options: argparse.Namespace, segmenter: ImageSegmenter) -> DicomOutput | None:
+def dicom_output(options: argparse.Namespace, segmenter: "ImageSegmenter") -> "DicomOutput | None":
     """How results are written as DICOM objects; None: they are not.
 
     Raises:
@@ -69,6 +72,8 @@ def dicom_output(options: argparse.Namespace, segmenter: ImageSegmenter) -> Dico
     """
     if options.format == FILES:
         return None
+    from flaresemi.inference.dicom_output import DicomOutput  # and torch, which reading the options does not need
+
     return DicomOutput(
         format=options.format,
         labels=segmenter.labels,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flaresemi.case_names import case_file, check_name, refuse_alike
-from flaresemi.dataset import LAYOUTS, Case, find_images
+from flaresemi.dataset import LAYOUTS, TEST_LABELS, Case, find_images
 from flaresemi.errors import ConfigError, ImageError, listed, shown
 from flaresemi.files import read_text
 from flaresemi.image_paths import (
@@ -18,7 +18,6 @@ from flaresemi.image_paths import (
 )
 from flaresemi.inference.prediction_records import load_prediction
 from flaresemi.io.image_file import image_ending
-from flaresemi.phantom.dataset import TEST_LABELS
 from flaresemi.system_errors import is_shortage
 
 #: Folders of a dataset, by name.

@@ -4,15 +4,17 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from flaresemi.cli.replacing import refuse_foreign
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError
-from flaresemi.inference.probabilities import Extent, ProbabilityOutput
-from flaresemi.inference.segmenter import ImageSegmenter
-from flaresemi.io.shares import Bits, holds_shares
+from flaresemi.io.shares import Bits, Extent, holds_shares
 from flaresemi.unfinished import remove_leftovers
+
+if TYPE_CHECKING:
+    from flaresemi.inference.probabilities import ProbabilityOutput
+    from flaresemi.inference.segmenter import ImageSegmenter
 
 logger = logging.getLogger("flaresemi.cli.predict")
 
@@ -56,10 +58,12 @@ def check_probability_options(options: argparse.Namespace) -> None:
             )
 
 
-def probability_output(options: argparse.Namespace, segmenter: ImageSegmenter) -> ProbabilityOutput | None:
+def probability_output(options: argparse.Namespace, segmenter: "ImageSegmenter") -> "ProbabilityOutput | None":
     """What of the probabilities is saved, and whether they are calibrated, which is told; None: nothing."""
     if not (options.save_probabilities or options.save_uncertainty):
         return None
+    from flaresemi.inference.probabilities import ProbabilityOutput  # and torch
+
     told = ["not calibrated" if each is None else f"temperature {each:.3g}" for each in segmenter.temperatures]
     logger.info("probabilities of %s: %s", "the model" if len(told) == 1 else "the plans", ", ".join(told))
     return ProbabilityOutput(
@@ -73,7 +77,7 @@ def probability_output(options: argparse.Namespace, segmenter: ImageSegmenter) -
 
 
 def refuse_foreign_shares(
-    output: ProbabilityOutput | None, remaining: Sequence[tuple[Case, Path]], *, overwrite: bool
+    output: "ProbabilityOutput | None", remaining: Sequence[tuple[Case, Path]], *, overwrite: bool
 ) -> None:
     """Checks that the files replace none that flaresemi_predict did not write, and removes what killed programs left.
 

@@ -4,7 +4,7 @@ import concurrent.futures
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -43,6 +43,37 @@ def _read_next(read: Callable[[Item], Value], items: Iterator[Item]) -> tuple[Va
     for item in items:
         return (read(item),)
     return None
+
+
+class BegunEarly(Generic[Item, Value]):
+    """Reads items; the one that surely comes first, on a thread from the start of the `with` block on.
+
+    Args:
+        read: From an item to what it holds; what it raises is raised when the item is asked for.
+        first: That item; None: nothing is begun.
+    """
+
+    def __init__(self, read: Callable[[Item], Value], first: Item | None) -> None:
+        self._read, self._first = read, first
+        self._pool = None if first is None else concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="first")
+        self._reading: concurrent.futures.Future[Value] | None = None
+
+    def __call__(self, item: Item) -> Value:
+        if self._reading is None or item != self._first:
+            return self._read(item)
+        reading, self._reading = self._reading, None  # held by nobody once it is handed out
+        return reading.result()
+
+    def __enter__(self) -> "BegunEarly[Item, Value]":
+        if self._pool is not None and self._first is not None:
+            self._reading = self._pool.submit(self._read, self._first)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
 
 
 class FinishBehind:

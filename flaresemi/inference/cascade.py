@@ -29,12 +29,14 @@ from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.engine import Engine, EngineName
+from flaresemi.networks.kept import Kept
 from flaresemi.planning.findings import Finding
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.averaging import KnownLogits
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, restoring_kinds
 from flaresemi.records import record_hash
 from flaresemi.room import enough_memory
+from flaresemi.workspace import ModelFolder
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ class Segmenter(ImageSegmenter):
         engine: Who computes; on a CPU `auto` measures what is fastest, see `Engine`.
         window: `auto` lets windows be somewhat larger than the training patch where that computes fewer voxels. None:
             `patch` for models of nnU-Net, otherwise `auto`.
+        kept: Where the engine keeps what the next process need not find out again.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Segmenter(ImageSegmenter):
         precision: PrecisionName = "auto",
         engine: EngineName = "auto",
         window: WindowMode | None = None,
+        kept: Kept | None = None,
     ) -> None:
         if not fine:
             raise ValueError("a segmenter needs a checkpoint to segment with")
@@ -92,7 +96,7 @@ class Segmenter(ImageSegmenter):
             tta, window = tta is None or tta, window or "patch"
             precision = "fp32" if precision == "auto" and place.type == "cpu" else precision
         tta, window = bool(tta), window or "auto"
-        self.engine = Engine(place, precision, engine)
+        self.engine = Engine(place, precision, engine, kept)
         self.fine_files, self.models = (), ()
         self.options = {
             "tta": str(tta),
@@ -136,7 +140,7 @@ class Segmenter(ImageSegmenter):
     @classmethod
     def of(cls, models: LoadedModels, **options: Unpack[SegmenterOptions]) -> "Segmenter":
         """Trained models that were loaded; see `Segmenter` for the options."""
-        segmenter = cls(models.fine, models.coarse, **options)
+        segmenter = cls(models.fine, models.coarse, kept=_kept_beside(models), **options)
         segmenter.fine_files, segmenter.models = models.fine_files, models.networks
         return segmenter
 
@@ -288,6 +292,13 @@ class Segmenter(ImageSegmenter):
         if all(size >= patch for size, patch in zip(region.shape_zyx, plan.patch_zyx, strict=True)):
             return None
         return prepared.stage_image(plan).min(axis=(1, 2, 3))
+
+
+def _kept_beside(models: LoadedModels) -> Kept | None:
+    """Where what was found out about these models is kept; those of nnU-Net lie in a folder of nnU-Net's."""
+    if models.fine[0].convention is not None:
+        return None
+    return Kept(ModelFolder(models.fine_files[0].parent).compiled)
 
 
 def _find_organs(coarse: StagePredictor, prepared: PreparedImage) -> tuple[BoundingBox | None, list[str]]:

@@ -4,14 +4,13 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from flaresemi import __version__
 from flaresemi.errors import ConfigError, ImageError, listed
 from flaresemi.inference.segmentation import Segmentation
-from flaresemi.io.dicom_headers import Authorship, DescribedOrgan, read_headers
+from flaresemi.io.dicom_headers import NOT_CLINICAL, Authorship, DescribedOrgan, DicomFormat, read_headers
 from flaresemi.io.dicom_seg import refuse_without_highdicom, write_dicom_seg
 from flaresemi.io.rtstruct import is_axial, write_rtstruct
 from flaresemi.labels import LabelSet
@@ -20,14 +19,6 @@ from flaresemi.records import record_hash
 from flaresemi.reporting.palette import organ_color
 
 logger = logging.getLogger(__name__)
-
-DicomFormat = Literal["dicom-seg", "rtstruct"]
-
-#: What the names of the files end with.
-ENDINGS: dict[DicomFormat, str] = {"dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
-
-#: What objects are labeled with unless told otherwise.
-NOT_CLINICAL = "not for clinical use"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,13 +14,10 @@ from flaresemi.case_names import case_file
 from flaresemi.files import content_hash
 from flaresemi.geometry import BoundingBox
 from flaresemi.io.grids import SourceGrid
-from flaresemi.io.shares import Bits, holds_shares, share_file, stored_type
+from flaresemi.io.shares import Bits, Extent, holds_shares, share_file, stored_type
 from flaresemi.labels import LabelSet
 from flaresemi.preprocessing.averaging import KnownLogits, box_of, mean_probabilities
 from flaresemi.ranges import Range
-
-#: What the files of probabilities cover: the image, or the box in which the networks looked for organs.
-Extent = Literal["image", "region"]
 
 #: Folders beside the label maps.
 PROBABILITIES, UNCERTAINTY = "probabilities", "uncertainty"

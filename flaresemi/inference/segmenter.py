@@ -100,7 +100,14 @@ class ImageSegmenter(abc.ABC):
         Raises:
             ImageError: the image cannot be read, or has other channels than the model.
         """
-        image = read_image(images)
+        return self.checked(read_image(images), images)
+
+    def checked(self, image: Image, images: Sequence[Path]) -> Image:
+        """An image that was read for this model.
+
+        Raises:
+            ImageError: it has other channels than the model.
+        """
         if image.array_czyx.shape[0] != len(self.channels):
             raise ImageError(
                 f"the image has {image.array_czyx.shape[0]} channel(s), the model was trained with "

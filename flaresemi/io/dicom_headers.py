@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flaresemi.errors import ImageError
 from flaresemi.geometry import Geometry
@@ -41,6 +41,14 @@ _AS_FILES = "without --format the label map is written as NIfTI, which refers to
 
 #: How long a text of a header may be. Source: DICOM PS3.5, 6.2 (LO, SH).
 LONG, SHORT = 64, 16
+
+DicomFormat = Literal["dicom-seg", "rtstruct"]
+
+#: What the names of the files end with.
+ENDINGS: dict[DicomFormat, str] = {"dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
+
+#: What objects are labeled with unless told otherwise.
+NOT_CLINICAL = "not for clinical use"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,9 @@ from flaresemi.io.nifti import NiftiForms
 #: Bits of a stored number.
 Bits = Literal[8, 16]
 
+#: What the files of probabilities cover: the image, or the box in which the networks looked for organs.
+Extent = Literal["image", "region"]
+
 #: The description in the header, by which a file is known to be ours.
 _MARK = b"flaresemi_predict: shares"
 

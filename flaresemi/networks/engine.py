@@ -10,12 +10,22 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flaresemi import __version__
+from flaresemi.compute.device import device_name
 from flaresemi.compute.precision import Precision, PrecisionName, cpu_has_bf16
 from flaresemi.errors import ConfigError
+from flaresemi.machine import available_cores, processor_fact
 from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint, load_weights
-from flaresemi.networks.openvino import NotConvertedError, OpenVinoNetwork, openvino_is_installed
+from flaresemi.networks.kept import Kept
+from flaresemi.networks.openvino import (
+    NotConvertedError,
+    OpenVinoNetwork,
+    openvino_is_installed,
+    openvino_version,
+)
 from flaresemi.plans import NetworkPlan
+from flaresemi.records import record_hash
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +54,25 @@ class Engine:
         device: Where the networks run.
         precision: Of their computation.
         name: Who computes. OpenVINO runs on the CPU only.
+        kept: What the check found, and what OpenVINO compiled, is looked up and kept there.
 
     Raises:
         ConfigError: OpenVINO is asked for and not installed, or for another device.
     """
 
-    def __init__(self, device: torch.device, precision: PrecisionName = "auto", name: EngineName = "auto") -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        precision: PrecisionName = "auto",
+        name: EngineName = "auto",
+        kept: Kept | None = None,
+    ) -> None:
         if name == "openvino" and device.type != "cpu":
             raise ConfigError(f"OpenVINO runs on the CPU, not on '{device}'", fix="use --device cpu or --engine torch")
         if name == "openvino" and not openvino_is_installed():
             raise ConfigError("OpenVINO is not installed", fix="pip install openvino, or use --engine torch")
         self.device = device
+        self._kept = kept
         self._choices = _choices(device, precision, name)
 
     @property
@@ -68,10 +86,52 @@ class Engine:
         Raises:
             CheckpointError: the weights do not fit the plan.
         """
-        network = trained_network(checkpoint).to(self.device)
         if len(self._choices) > 1:
-            return self._fastest(network, checkpoint.plan.network)
-        return _forward(network, *self._choices[0])
+            return self._chosen(checkpoint)
+        kept = self._kept_program(checkpoint)
+        if kept is not None:
+            return kept
+        forward = _forward(trained_network(checkpoint).to(self.device), *self._choices[0])
+        self._keep_program(checkpoint, forward)
+        return forward
+
+    def _chosen(self, checkpoint: Checkpoint) -> Forward:
+        """The network, computed in the way that is the fastest by an earlier check, or else by one with it."""
+        told, network = [_words(choice) for choice in self._choices], checkpoint.plan.network
+        question = ("fastest", [_machine(self.device), told, network])
+        answer = None if self._kept is None else self._kept.answer(*question)
+        if answer in told:
+            self._choices = [self._choices[told.index(answer)]]
+            logger.info("computing with %s (by an earlier check)", answer)
+            return self.load(checkpoint)
+        forward = self._fastest(trained_network(checkpoint), network)
+        if self._kept is not None:
+            self._kept.keep_answer(*question, _words(self._choices[0]))
+            self._keep_program(checkpoint, forward)
+        return forward
+
+    def _kept_program(self, checkpoint: Checkpoint) -> Forward | None:
+        """The network as OpenVINO compiled it in an earlier process, if it did."""
+        if self._kept is None or self._choices[0][0] != "openvino":
+            return None
+        content = self._kept.program(*self._about(checkpoint))
+        if content is None:
+            return None
+        try:
+            return OpenVinoNetwork(content, precision=self._choices[0][1].name, threads=torch.get_num_threads())
+        except ValueError as problem:
+            logger.debug("compiled once more: %s", problem)
+            return None
+
+    def _keep_program(self, checkpoint: Checkpoint, forward: Forward) -> None:
+        if self._kept is not None and isinstance(forward, OpenVinoNetwork):
+            self._kept.keep_program(*self._about(checkpoint), forward.exported())
+
+    def _about(self, checkpoint: Checkpoint) -> tuple[str, object]:
+        """Name of the file of a compiled network, and all that its content depends on."""
+        machine, precision = _machine(self.device), self._choices[0][1].name
+        place = f"{checkpoint.plan.stage.value}-{checkpoint.fold}-{precision}-{record_hash(machine[:3])[:8]}"
+        return place, [machine, precision, openvino_version(), checkpoint.weights_hash]
 
     def _fastest(self, network: nn.Module, plan: NetworkPlan) -> Forward:
         """Tries every choice on this network and keeps to the best one from now on."""
@@ -80,12 +140,9 @@ class Engine:
         forwards = self._forwards(network)
         seconds = [_seconds(forward, window) for forward in forwards]
         best = min(range(len(forwards)), key=lambda index: seconds[index] * (1 if index == 0 else _CLEARLY))
-        told = [
-            f"{name} {precision.name} {1000 * taken:.0f} ms"
-            for (name, precision), taken in zip(self._choices, seconds, strict=True)
-        ]
+        told = [f"{_words(choice)} {1000 * taken:.0f} ms" for choice, taken in zip(self._choices, seconds, strict=True)]
         self._choices = [self._choices[best]]
-        logger.info("computing with %s %s (%s)", self._choices[0][0], self._choices[0][1].name, ", ".join(told))
+        logger.info("computing with %s (%s)", _words(self._choices[0]), ", ".join(told))
         return forwards[best]
 
     def _forwards(self, network: nn.Module) -> list[Forward]:
@@ -123,6 +180,16 @@ def _choices(device: torch.device, precision: PrecisionName, name: EngineName) -
     if precision == "auto" and name == "auto":
         precisions = ["bf16", "fp32"] if cpu_has_bf16() else ["fp32"]
     return [(engine, Precision(device, kind)) for kind, engine in itertools.product(precisions, engines)]
+
+
+def _words(choice: _Choice) -> str:
+    return f"{choice[0]} {choice[1].name}"
+
+
+def _machine(device: torch.device) -> list[object]:
+    """What the speed of networks, and a compiled one, depend on: processor, what it can do, threads, versions."""
+    threads, processor = torch.get_num_threads(), device_name(device)
+    return [processor, processor_fact("flags", "Features"), threads, available_cores(), __version__, torch.__version__]
 
 
 def _forward(network: nn.Module, name: Literal["torch", "openvino"], precision: Precision) -> Forward:

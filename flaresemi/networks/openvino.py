@@ -8,6 +8,7 @@ OpenVINO is an optional package (`pip install flaresemi[openvino]`), so it is im
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import logging
 import warnings
@@ -60,6 +61,11 @@ def openvino_is_installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
+def openvino_version() -> str:
+    """Of the installed package, which must be there."""
+    return importlib.metadata.version("openvino")
+
+
 def _imported() -> Any:
     """OpenVINO without its telemetry, which writes an identifier into the home folder and reports every import.
 
@@ -72,22 +78,35 @@ class OpenVinoNetwork:
     """A trained network, compiled by OpenVINO for this machine's processor; any window size, from one compilation.
 
     Args:
-        network: Whose weights are taken; not needed afterwards.
+        network: Whose weights are taken; not needed afterwards. Or what `exported` gave, in the same precision.
         precision: `fp32`, `bf16` or `fp16`; the processor must have it, otherwise OpenVINO takes fp32.
         threads: Of the processor.
+
+    Raises:
+        NotConvertedError: OpenVINO cannot convert the network.
+        ValueError: it does not take what was exported.
     """
 
-    def __init__(self, network: nn.Module, *, precision: str, threads: int) -> None:
-        openvino = _imported()
-
+    def __init__(self, network: nn.Module | bytes, *, precision: str, threads: int) -> None:
         options = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
         }
-        self._tensor = openvino.Tensor
-        self._request = _core().compile_model(_program(network), "CPU", options).create_infer_request()
+        self._tensor = _imported().Tensor
+        if isinstance(network, bytes):
+            try:
+                self._compiled = _core().import_model(network, "CPU", options)
+            except RuntimeError as problem:
+                raise ValueError(shown(str(problem), 200)) from None
+        else:
+            self._compiled = _core().compile_model(_program(network), "CPU", options)
+        self._request = self._compiled.create_infer_request()
+
+    def exported(self) -> bytes:
+        """The compiled program, for this version of OpenVINO on a processor like this one."""
+        return self._compiled.export_model().getvalue()
 
     def __call__(self, windows_bczyx: Tensor) -> Tensor:
         """Logits (B, output channels, Z, Y, X) float32 in main memory; a later call does not overwrite them."""

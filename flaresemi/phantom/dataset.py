@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flaresemi import flare22
 from flaresemi.compute.parallel import parallel_map, worker_count
-from flaresemi.dataset import LAYOUTS
+from flaresemi.dataset import LAYOUTS, TEST_LABELS
 from flaresemi.errors import ConfigError, listed
 from flaresemi.geometry import IntTriple
 from flaresemi.image_paths import visible_files
@@ -21,9 +21,6 @@ from flaresemi.records import closest, load_json, save_record
 from flaresemi.unfinished import remove_leftovers
 
 logger = logging.getLogger(__name__)
-
-#: Where the label maps of the test images are kept, for evaluation; `load_dataset` does not look there.
-TEST_LABELS = {"flaresemi": "test_mask", "nnU-Net": "labelsTs"}
 
 #: Names for sizes: shapes between these two are drawn.
 SIZES: dict[str, tuple[IntTriple, IntTriple]] = {

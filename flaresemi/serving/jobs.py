@@ -17,10 +17,11 @@ from pathlib import Path
 
 from flaresemi.errors import ConfigError, FlaresemiError
 from flaresemi.image_paths import IMAGE_ENDINGS, image_name
-from flaresemi.inference.dicom_output import ENDINGS, DicomOutput
+from flaresemi.inference.dicom_output import DicomOutput
 from flaresemi.inference.measurements import measure
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
 from flaresemi.inference.segmenter import ImageSegmenter
+from flaresemi.io.dicom_headers import ENDINGS
 from flaresemi.pseudolabels.reliability import Reliability
 from flaresemi.records import to_plain
 from flaresemi.selection import CaseScore

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from flaresemi.cli import predict
-from flaresemi.cli.predict import Efficiency
+from flaresemi.cli.prediction_files import Efficiency
 from flaresemi.dataset import load_dataset
 from flaresemi.records import load_record
 from flaresemi.workspace import Workspace

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from flaresemi.cli import predict, turns
+from flaresemi.cli import predict, predicting, turns
 from flaresemi.inference.prediction_records import claims_folder, load_prediction
 from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
@@ -68,7 +68,7 @@ def test_a_helper_shares_the_work_and_loses_its_image_alone_when_it_is_killed(
     alone = hashes(folder / "alone")
     assert sorted(alone) == NAMES
     killed: list[int] = []
-    segment = predict._segment
+    segment = predicting._segment
 
     def kill_the_helper_when_it_has_done_one(*arguments: object) -> object:
         until = time.monotonic() + 240
@@ -81,7 +81,7 @@ def test_a_helper_shares_the_work_and_loses_its_image_alone_when_it_is_killed(
             time.sleep(0.002)
         return segment(*arguments)
 
-    monkeypatch.setattr(predict, "_segment", kill_the_helper_when_it_has_done_one)
+    monkeypatch.setattr(predicting, "_segment", kill_the_helper_when_it_has_done_one)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     capsys.readouterr()
     assert predict.main(words("-o", "out", "--gpus=2")) == 0

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from flaresemi.compute.background import FinishBehind, read_ahead
+from flaresemi.compute.background import BegunEarly, FinishBehind, read_ahead
 
 WAIT = 5.0
 
@@ -82,3 +82,29 @@ def test_what_a_piece_raises_is_not_lost(overlap):
 
     with pytest.raises(OSError, match="disk full"), FinishBehind(overlap=overlap) as finish:
         finish(fail)
+
+
+def test_the_first_item_is_read_from_the_start_and_once():
+    begun, read = threading.Event(), []
+
+    def note(item):
+        read.append(item)
+        begun.set()
+        return item * 10
+
+    with BegunEarly(note, 1) as early:
+        assert begun.wait(WAIT)
+        assert [early(2), early(1), early(1)] == [20, 10, 10]
+    assert sorted(read) == [1, 1, 2]
+    with BegunEarly(note, None) as early:
+        assert early(3) == 30
+
+
+def test_what_the_early_reading_raises_comes_when_the_item_is_asked_for():
+    def fail(item):
+        raise LookupError(item)
+
+    with BegunEarly(fail, 1), pytest.raises(ZeroDivisionError):
+        1 / 0  # noqa: B018
+    with BegunEarly(fail, 1) as early, pytest.raises(LookupError):
+        early(1)

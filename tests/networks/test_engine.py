@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from flaresemi.networks import engine as engines
 from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.engine import Engine
-from flaresemi.networks.openvino import openvino_is_installed
+from flaresemi.networks.kept import Kept
+from flaresemi.networks.openvino import OpenVinoNetwork, openvino_is_installed
 from flaresemi.plans import Stage
 from tests.inference.conftest import make_checkpoint, make_plan
 
@@ -87,3 +89,47 @@ def test_openvino_that_is_not_there_is_one_clear_message(monkeypatch: pytest.Mon
         Engine(CPU, "fp32", "openvino")
     with pytest.raises(ConfigError, match="runs on the CPU"):
         Engine(torch.device("cuda"), "fp32", "openvino")
+
+
+@pytest.fixture
+def _needs_openvino() -> None:
+    if not openvino_is_installed():
+        pytest.skip("OpenVINO is not installed")
+
+
+@pytest.mark.usefixtures("_needs_openvino")
+def test_what_was_found_out_and_compiled_is_kept_for_the_next_process(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    windows, kept = window(checkpoint), Kept(tmp_path / "kept")
+    monkeypatch.setattr(engines, "_seconds", lambda forward, _: 1.0 if isinstance(forward, OpenVinoNetwork) else 2.0)
+    first = Engine(CPU, kept=kept).load(checkpoint)(windows)
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr(engines, "_seconds", None)  # no check
+        patch.setattr(engines, "trained_network", None)  # no network of torch, and nothing to compile
+        again = Engine(CPU, kept=kept).load(checkpoint)(windows)
+        assert "by an earlier check" in caplog.text
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    other = {name: tensor + 0.01 for name, tensor in checkpoint.weights.items()}
+    changed = dataclasses.replace(checkpoint, weights=other)
+    alone = Engine(CPU, first_precision(kept, checkpoint), "openvino").load(changed)(windows)
+    torch.testing.assert_close(Engine(CPU, kept=kept).load(changed)(windows), alone, rtol=0, atol=0)
+
+
+def first_precision(kept: Kept, checkpoint: Checkpoint) -> str:
+    engine = Engine(CPU, kept=kept)
+    engine.load(checkpoint)
+    return engine._choices[0][1].name
+
+
+@pytest.mark.usefixtures("_needs_openvino")
+def test_a_program_that_openvino_does_not_take_is_compiled_once_more(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    windows, kept = window(checkpoint), Kept(tmp_path / "kept")
+    engine = Engine(CPU, "fp32", "openvino", kept)
+    expected = engine.load(checkpoint)(windows)
+    name, about = engine._about(checkpoint)
+    whole = kept.program(name, about)
+    assert whole is not None
+    kept.keep_program(name, about, b"of another version")
+    torch.testing.assert_close(engine.load(checkpoint)(windows), expected, rtol=0, atol=0)
+    assert kept.program(name, about) != b"of another version"

@@ -45,6 +45,7 @@ from flaresemi.io.images import read_grid, read_image, read_label_map, write_lab
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint, _Header, load_checkpoint, load_weights, save_checkpoint
+from flaresemi.networks.kept import KeptFile
 from flaresemi.planning.decisions import Decisions
 from flaresemi.planning.findings import load_warnings
 from flaresemi.planning.fingerprint import _Kept
@@ -78,9 +79,9 @@ from tests.trust.mutations import mutate, spoil
 #: Every class that a JSON file of ours is read into; a test compares it with the calls in the package.
 RECORDS = (
     BestConfiguration, BudgetState, CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint,
-    Decisions, DemoRecord, ExportRecord, ExportedQueue, FinalState, HeldOutResult, InspectedCases, Observations, Origin,
-    Plans, PredictionRecord, Review, RoundState, RunRecord, Selection, Splits, Summary, TakenReviews, Teaching,
-    TrainingConfig, Vitals, _Header, _Kept, _Source,
+    Decisions, DemoRecord, ExportRecord, ExportedQueue, FinalState, HeldOutResult, InspectedCases, KeptFile,
+    Observations, Origin, Plans, PredictionRecord, Review, RoundState, RunRecord, Selection, Splits, Summary,
+    TakenReviews, Teaching, TrainingConfig, Vitals, _Header, _Kept, _Source,
 )  # fmt: skip
 
 #: Bytes of a file that no header may lead to.
