@@ -21,12 +21,13 @@ from many_classes import lattice
 
 from flaresemi.evaluation.flare import evaluate_case
 from flaresemi.evaluation.overlap import dice_where_present
-from flaresemi.geometry import BoundingBox, StageGrid
-from flaresemi.inference.sliding_window import most_likely, slide
+from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
+from flaresemi.inference.sliding_window import most_likely, slide, slide_in_slabs
 from flaresemi.io.case_store import _sample_voxels
 from flaresemi.io.stored_case import CaseRecord
 from flaresemi.labels import Label, LabelSet
-from flaresemi.preprocessing.resampling import labels_from_logits, resample_labels
+from flaresemi.preprocessing.resampling import resample_labels
+from flaresemi.preprocessing.winners import GrowingLabels, labels_from_logits
 from flaresemi.reporting.overlay import busiest_slices
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 
@@ -60,6 +61,33 @@ class Parts:
         logits = self._logits()
         whole = BoundingBox.whole(IMAGE)
         return lambda: labels_from_logits(logits, BoundingBox.whole(STAGE), STAGE, IMAGE, whole)
+
+    def windows_to_labels_at_once(self) -> Callable[[], object]:
+        image, forward = self._windows(STAGE)
+        places = (BoundingBox.whole(STAGE), STAGE, IMAGE, BoundingBox.whole(IMAGE))
+        return lambda: labels_from_logits(slide(image, forward, PATCH), *places)
+
+    def windows_to_labels_in_slabs(self) -> Callable[[], object]:
+        return self._in_slabs(STAGE, IMAGE)
+
+    def the_same_of_a_scan_three_times_as_long(self) -> Callable[[], object]:
+        return self._in_slabs((3 * STAGE[0], *STAGE[1:]), (3 * IMAGE[0], *IMAGE[1:]))
+
+    def _in_slabs(self, stage: IntTriple, shape: IntTriple) -> Callable[[], object]:
+        image, forward = self._windows(stage)
+        labels = GrowingLabels(BoundingBox.whole(stage), stage, shape, BoundingBox.whole(shape))
+
+        def work() -> None:
+            for slab in slide_in_slabs(image, forward, PATCH):
+                labels.add(slab)
+
+        return work
+
+    def _windows(self, stage: IntTriple) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        """An image, and a network that sees the same organs in every window."""
+        found = torch.from_numpy(lattice(PATCH, self.classes).astype(np.int64))
+        output = torch.zeros(1, self.classes + 1, *PATCH).scatter_(1, found[None, None], 5.0)
+        return torch.zeros(1, *stage), lambda windows: output
 
     def labels_of_a_stage(self) -> Callable[[], object]:
         label = lattice(IMAGE, self.classes)

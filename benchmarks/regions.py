@@ -39,7 +39,7 @@ from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.cascade import Segmenter
 from flaresemi.labels import Members
 from flaresemi.plans import Stage, load_plans
-from flaresemi.preprocessing.resampling import labels_from_logits
+from flaresemi.preprocessing.winners import labels_from_logits
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.losses import DeepSupervisionLoss
 from flaresemi.training.resuming import has_state

@@ -3,28 +3,28 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 import numpy as np
+import torch
 
 from flaresemi.compute.device import select_device
-from flaresemi.compute.metering import StepClock
+from flaresemi.compute.metering import Clock, StepClock, no_clock
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.confidence import common_temperature
-from flaresemi.geometry import BoundingBox
+from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.checks import check_prepared, refusal
-from flaresemi.inference.fine_stage import fine_region, segment_region
+from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
 from flaresemi.inference.label_inputs import label_inputs
 from flaresemi.inference.models import CheckpointName, LoadedModels, cleaning, load_models
 from flaresemi.inference.orientation import turned, turned_back
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
-from flaresemi.inference.restoring import ImageScores, placed, restored_labels, saved
+from flaresemi.inference.restoring import ImageScores, RestoredLabels, placed, restored_labels, saved
 from flaresemi.inference.segmentation import Segmentation
 from flaresemi.inference.segmenter import ImageSegmenter, Save, Watch
-from flaresemi.inference.sliding_window import most_likely
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image
 from flaresemi.networks.checkpoint import Checkpoint
@@ -172,7 +172,8 @@ class Segmenter(ImageSegmenter):
             organs: Their box in canonical voxels, where it is known; it takes the place of COARSE, and the plan's
                 margin is added to it all the same.
         """
-        scores = self.scores(image, organs=organs, watch=watch, name=name, strict=strict)
+        whole = watch is not None or save is not None
+        scores = self.scores(image, organs=organs, watch=watch, name=name, strict=strict, whole=whole)
         segmentation = self.restore(scores, image.source)
         return segmentation if save is None else saved(segmentation, [scores], save)
 
@@ -186,11 +187,13 @@ class Segmenter(ImageSegmenter):
         name: str = "",
         strict: bool = False,
         told: Collection[Finding] = (),
+        whole: bool = True,
     ) -> ImageScores:
         """The first part of `segment`: all that the networks do.
 
         Args:
             told: Warnings that need not be logged once more.
+            whole: The logits are wanted; False: where they are large, labels do.
         """
         if image.array_czyx.shape[0] != len(self.channels):
             raise ValueError(f"the image has {image.array_czyx.shape[0]} channels, not {len(self.channels)}")
@@ -209,19 +212,16 @@ class Segmenter(ImageSegmenter):
         crop, more = self._crop(prepared, clock)
         with clock("fine"):
             fill_c = self._padding(prepared, region)
-            output = segment_region(self._fine, crop, region, grid, self.labels, fill_c)
+            restore = None if whole else functools.partial(self._restored, grid, clock)
+            output = segment_region(self._fine, crop, region, grid, self.labels, fill_c, restore=restore)
+        if restoring := clock.seconds.pop("restore", 0.0):  # a part of it, and a step of its own
+            clock.seconds["fine"] -= restoring
+            clock.seconds["restore"] = restoring
         if watch is not None:
             with clock("watch"):
                 watch(output, crop(output.region), fill_c, grid.spacing_zyx_mm)
-        kinds = restoring_kinds(self._fine.plan, grid)
         return ImageScores(
-            known=KnownLogits(
-                logits_czyx=output.logits,
-                region=output.region,
-                grid=grid,
-                kinds=kinds,
-                independent=self._convention is not None and bool(self._convention.painted),
-            ),
+            found=self._found(output, grid),
             turned=image.source,
             findings=findings,
             notes=(*notes, *more, *output.notes),
@@ -237,12 +237,12 @@ class Segmenter(ImageSegmenter):
             source: The grid of the image.
         """
         clock = StepClock()
+        clock.seconds.update(scores.seconds)
         with clock("restore"):
-            known = scores.known
-            labels, box = restored_labels(
-                known.logits_czyx, known.region, known.grid, self._fine.plan, self._convention
-            )
-            indices, doubts = placed(labels, box, known.grid, self._clean, self.labels)
+            found = scores.found
+            if isinstance(found, KnownLogits):
+                found = self._restored(found.grid, no_clock, [found.logits_czyx], found.region)
+            indices, doubts = placed(found.indices_zyx, found.box, found.grid, self._clean, self.labels)
             if self._convention is not None:
                 indices = turned_back(indices, scores.turned, source)
         return Segmentation(
@@ -250,9 +250,26 @@ class Segmenter(ImageSegmenter):
             labels=self.labels,
             source=source,
             notes=(*scores.notes, *doubts),
-            seconds=scores.seconds | clock.seconds,
+            seconds=clock.seconds,
             findings=scores.findings,
         )
+
+    def _found(self, output: FineOutput, grid: StageGrid) -> KnownLogits | RestoredLabels:
+        if isinstance(output.found, RestoredLabels):
+            return output.found
+        kinds = restoring_kinds(self._fine.plan, grid)
+        return KnownLogits(
+            logits_czyx=output.found,
+            region=output.region,
+            grid=grid,
+            kinds=kinds,
+            independent=self._convention is not None and bool(self._convention.painted),
+        )
+
+    def _restored(
+        self, grid: StageGrid, clock: Clock, slabs: Iterable[torch.Tensor], region: BoundingBox
+    ) -> RestoredLabels:
+        return restored_labels(slabs, region, grid, self._fine.plan, self._convention, clock)
 
     def _crop(
         self, prepared: PreparedImage, clock: StepClock
@@ -304,7 +321,7 @@ def _kept_beside(models: LoadedModels) -> Kept | None:
 def _find_organs(coarse: StagePredictor, prepared: PreparedImage) -> tuple[BoundingBox | None, list[str]]:
     """The organs' box in canonical voxels as COARSE sees it, without margin, and notes."""
     grid = prepared.grid(coarse.plan)
-    coarse.refuse_too_large(grid, BoundingBox.whole(grid.shape_zyx))
-    logits, notes = coarse.logits(prepared.stage_image(coarse.plan))
-    box = organs_box(most_likely(logits))
+    coarse.refuse_too_large(grid, BoundingBox.whole(grid.shape_zyx), whole=False)
+    indices, notes = coarse.indices(prepared.stage_image(coarse.plan))
+    box = organs_box(indices)
     return None if box is None else grid.to_canonical(box), list(notes)

@@ -40,12 +40,14 @@ def label_inputs(
     """
     grid = prepared.grid(first.plan)
     whole = BoundingBox.whole(grid.shape_zyx)
-    first.refuse_too_large(grid, whole)
+    first.refuse_too_large(grid, whole, whole=False)
     padding = np.zeros(first.plan.network.input_channels, np.float32)
-    logits, notes = first.logits(prepared.stage_image(first.plan), padding)
-    indices, _ = restored_labels(logits, whole, grid, first.plan, first.convention)
-    del logits
-    values = labels.to_values(indices).astype(np.int32)
+    found, notes = first.over_slabs(
+        prepared.stage_image(first.plan),
+        lambda slabs: restored_labels(slabs, whole, grid, first.plan, first.convention),
+        padding,
+    )
+    values = labels.to_values(found.indices_zyx).astype(np.int32)
     values[(values == labels.background) & ~prepared.filled_mask_zyx] = _OUTSIDE
     axis = separate_axis(grid.canonical_spacing_zyx_mm, plan.spacing_zyx_mm)
     values = resample_values(values, prepared.grid(plan).shape_zyx, axis)

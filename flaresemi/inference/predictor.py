@@ -4,15 +4,15 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 
 from flaresemi.errors import PredictionError
 from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
-from flaresemi.inference.sliding_window import slide, window_starts
+from flaresemi.inference.sliding_window import most_likely, slide_in_slabs, window_starts
 from flaresemi.machine import free_memory_gib
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.cost import inference_memory_gib
@@ -31,7 +31,13 @@ LONGEST_WINDOW_PATCHES = 1.375
 #: so it hardly waited for the computation (benchmarks/results/gpu_step.md).
 _BUSY_VOXELS = 2**20
 
+#: Sums of windows that would be larger than this are made, and used, slab by slab. Chosen: less is no matter beside the
+#: libraries, and whole sums are the faster ones where a region is segmented again.
+LARGE_SUMS_BYTES = 128 << 20
+
 _X_AXIS = 2
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,29 +101,34 @@ class StagePredictor:
         needed = inference_memory_gib(self.plan.network, larger, batch, on_gpu=on_gpu) * self._activations
         return larger if needed < _free_gib(self.device) else patch
 
-    def refuse_too_large(self, grid: StageGrid, region: BoundingBox) -> None:
+    def in_slabs(self, region_zyx: IntTriple) -> bool:
+        """Whether the scores of a region are so large that they had better never be there all at once."""
+        scores = 4 * self.plan.network.output_channels * math.prod(region_zyx)
+        return scores > LARGE_SUMS_BYTES and region_zyx[0] > self.plan.patch_zyx[0]
+
+    def refuse_too_large(self, grid: StageGrid, region: BoundingBox, *, whole: bool = True) -> None:
         """Checks, before the image is resampled, that a region and its scores fit into memory.
+
+        Args:
+            whole: The scores are wanted all at once.
 
         Raises:
             ImageError: they do not.
         """
-        network = self.plan.network
+        network, planes = self.plan.network, region.shape_zyx[0]
+        at_once = planes if whole or not self.in_slabs(region.shape_zyx) else self.plan.patch_zyx[0]
         refuse_unfit(
             grid,
-            bytes_per_voxel=4 * (network.input_channels + network.output_channels),
+            bytes_per_voxel=4 * (network.input_channels + network.output_channels * at_once / planes),
             shape_zyx=region.shape_zyx,
             more_gib=_free_gib(self.device) if self.device.type == "cuda" else 0.0,
         )
 
     def logits(self, image_czyx: np.ndarray, fill_c: np.ndarray | None = None) -> tuple[torch.Tensor, tuple[str, ...]]:
-        """Scores of background and all organs.
-
-        When the GPU's memory runs out, it is tried again with one window of the patch's size at a time, and then with
-        the sums in main memory.
+        """Scores of background and all organs, all at once.
 
         Args:
-            image_czyx: Prepared volume at the stage's spacing, (channels, Z, Y, X) float32.
-            fill_c: Padding value per channel of a volume smaller than a window; None: its own minimum per channel.
+            image_czyx: As for `over_slabs`, with the argument that follows it.
 
         Returns:
             Logits (labels + 1, Z, Y, X) float32 on the device, or in main memory when they do not fit there; and a
@@ -127,7 +138,42 @@ class StagePredictor:
             torch.OutOfMemoryError: not even one window fits.
             PredictionError: the networks' output is not finite.
         """
-        window = self.window_zyx((image_czyx.shape[1], image_czyx.shape[2], image_czyx.shape[3]))
+        return self.over_slabs(image_czyx, _only, fill_c, whole=True)
+
+    def indices(self, image_czyx: np.ndarray, fill_c: np.ndarray | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The label index of the largest score, (Z, Y, X), in the smallest type; as `most_likely` of `logits`."""
+        return self.over_slabs(image_czyx, lambda slabs: np.concatenate([most_likely(slab) for slab in slabs]), fill_c)
+
+    def over_slabs(
+        self,
+        image_czyx: np.ndarray,
+        use: Callable[[Iterator[torch.Tensor]], T],
+        fill_c: np.ndarray | None = None,
+        *,
+        whole: bool = False,
+    ) -> tuple[T, tuple[str, ...]]:
+        """What becomes of the scores of background and all organs, slab by slab where they are large.
+
+        When the GPU's memory runs out, it is tried again with one window of the patch's size at a time, and then with
+        the sums in main memory.
+
+        Args:
+            image_czyx: Prepared volume at the stage's spacing, (channels, Z, Y, X) float32.
+            use: Gets logits (labels + 1, planes, Y, X), float32, from the first plane to the last; each is overwritten
+                by the next. Called anew after every retreat.
+            fill_c: Padding value per channel of a volume smaller than a window; None: its own minimum per channel.
+            whole: One slab, whatever its size.
+
+        Returns:
+            What `use` gives, and a note for every retreat.
+
+        Raises:
+            torch.OutOfMemoryError: not even one window fits.
+            PredictionError: the networks' output is not finite.
+        """
+        shape = (image_czyx.shape[1], image_czyx.shape[2], image_czyx.shape[3])
+        whole = whole or not self.in_slabs(shape)
+        window = self.window_zyx(shape)
         image = torch.from_numpy(np.ascontiguousarray(image_czyx, np.float32))
         fill = None if fill_c is None else torch.from_numpy(fill_c)
         patch, main_memory = self.plan.patch_zyx, torch.device("cpu")
@@ -144,14 +190,15 @@ class StagePredictor:
                 torch.cuda.empty_cache()
                 notes.append(f"{self.plan.stage.value}: GPU memory ran out, tried again with {told}")
                 logger.warning("%s", notes[-1])
-            result = self._attempt(image, fill, attempt, last=number == len(attempts) - 1)
-            if result is not None:
-                self._refuse_not_finite(result)
-                return result, tuple(notes)
+            try:
+                return self._attempt(image, fill, attempt, use, whole=whole), tuple(notes)
+            except torch.OutOfMemoryError:
+                if number == len(attempts) - 1:
+                    raise
         raise ValueError("no attempt was made")
 
-    def _refuse_not_finite(self, logits_czyx: torch.Tensor) -> None:
-        """Where a score is NaN or infinite, the largest one says nothing: most often all would be background."""
+    def _finite(self, logits_czyx: torch.Tensor) -> torch.Tensor:
+        """The logits. Where one is NaN or infinite, the largest says nothing: most often all would be background."""
         # The sum is finite if all are, short of scores that no network gives; then each of them is checked.
         if not torch.isfinite(logits_czyx.sum()) and not all(torch.isfinite(each).all() for each in logits_czyx):
             raise PredictionError(
@@ -159,26 +206,29 @@ class StagePredictor:
                 fix="see whether the image's intensities make sense; if they do: --precision fp32, or another "
                 "checkpoint",
             )
+        return logits_czyx
 
     def _attempt(
-        self, image: torch.Tensor, fill: torch.Tensor | None, attempt: _Attempt, *, last: bool
-    ) -> torch.Tensor | None:
-        """Logits, or None when memory ran out; returning drops every reference of the failed attempt."""
-        try:
-            with torch.inference_mode():
-                return slide(
-                    image.to(attempt.place),
-                    self._forward,
-                    attempt.window_zyx,
-                    step=self.step,
-                    batch=attempt.batch,
-                    fill_c=fill,
-                    centered=self.convention is None,
-                )
-        except torch.OutOfMemoryError:
-            if last:
-                raise
-            return None
+        self,
+        image: torch.Tensor,
+        fill: torch.Tensor | None,
+        attempt: _Attempt,
+        use: Callable[[Iterator[torch.Tensor]], T],
+        *,
+        whole: bool,
+    ) -> T:
+        with torch.inference_mode():
+            slabs = slide_in_slabs(
+                image.to(attempt.place),
+                self._forward,
+                attempt.window_zyx,
+                step=self.step,
+                batch=attempt.batch,
+                fill_c=fill,
+                centered=self.convention is None,
+                whole=whole,
+            )
+            return use(map(self._finite, slabs))
 
     def _forward(self, windows_bczyx: torch.Tensor) -> torch.Tensor:
         """Mean logits of all networks and mirrorings for a batch of windows."""
@@ -199,6 +249,11 @@ class StagePredictor:
         if _X_AXIS in axes:  # what looks like the right kidney in the mirror is the left one
             logits = logits[:, self._permutation]
         return logits.flip(dimensions) if axes else logits
+
+
+def _only(slabs: Iterator[torch.Tensor]) -> torch.Tensor:
+    (whole,) = slabs
+    return whole
 
 
 def windows_per_pass(device: torch.device, window_zyx: IntTriple) -> int:

@@ -94,26 +94,49 @@ def touched_faces(logits_czyx: torch.Tensor, box: BoundingBox, shape_zyx: IntTri
         box: The region.
         shape_zyx: Shape of the volume that the region is a part of.
     """
-    sides = [
+    reached = np.zeros(logits_czyx.shape[0], bool)
+    for axis, high in inner_sides(box, shape_zyx):
+        reached |= _reaching(most_likely(logits_czyx.select(axis + 1, -high)[:, None]), len(reached))
+    if not reached.any():
+        return ()
+    return touched_by(most_likely(logits_czyx), len(reached), box, shape_zyx)  # of the whole region: seldom needed
+
+
+def touched_by(
+    labels_zyx: np.ndarray, channels: int, box: BoundingBox, shape_zyx: IntTriple
+) -> tuple[TouchedFace, ...]:
+    """The same of the label map that these scores make; it may be changed.
+
+    Args:
+        labels_zyx: Label indices in the region.
+        channels: Background and every other index.
+        box: The region.
+        shape_zyx: Shape of the volume that the region is a part of.
+    """
+    sides = inner_sides(box, shape_zyx)
+    reached = np.zeros(channels, bool)
+    for axis, high in sides:
+        reached |= _reaching(labels_zyx.take(-high, axis), channels)
+    if not reached.any():
+        return ()
+    labels_zyx *= reached[labels_zyx]
+    labels_zyx *= _without_specks(labels_zyx)[0]
+    faces = []
+    for axis, high in sides:
+        organs = np.flatnonzero(_reaching(labels_zyx.take(-high, axis), channels))
+        if organs.size:
+            faces.append(TouchedFace(axis=axis, high=high, indices=tuple(organs.tolist())))
+    return tuple(faces)
+
+
+def inner_sides(box: BoundingBox, shape_zyx: IntTriple) -> list[tuple[int, bool]]:
+    """The faces of a region behind which its volume goes on: axis, and whether it is the high end."""
+    return [
         (axis, high)
         for axis in range(3)
         for high in (False, True)
         if (box.stop[axis] != shape_zyx[axis] if high else box.start[axis] != 0)
     ]
-    reached = np.zeros(logits_czyx.shape[0], bool)
-    for axis, high in sides:
-        reached |= _reaching(most_likely(logits_czyx.select(axis + 1, -high)[:, None]), len(reached))
-    if not reached.any():
-        return ()
-    labels = most_likely(logits_czyx)  # of the whole region: seldom needed
-    labels *= reached[labels]
-    labels *= _without_specks(labels)[0]
-    faces = []
-    for axis, high in sides:
-        organs = np.flatnonzero(_reaching(labels.take(-high, axis), len(reached)))
-        if organs.size:
-            faces.append(TouchedFace(axis=axis, high=high, indices=tuple(organs.tolist())))
-    return tuple(faces)
 
 
 def _reaching(face: np.ndarray, classes: int) -> np.ndarray:

@@ -3,12 +3,12 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from flaresemi.compute.metering import StepClock
+from flaresemi.compute.metering import Clock, StepClock, no_clock
 from flaresemi.conventions import Convention
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.postprocessing import Cleaning
@@ -20,7 +20,7 @@ from flaresemi.planning.findings import Finding
 from flaresemi.plans import StagePlan
 from flaresemi.preprocessing.averaging import KnownLogits
 from flaresemi.preprocessing.preprocessor import restoring_kinds
-from flaresemi.preprocessing.resampling import labels_from_logits
+from flaresemi.preprocessing.winners import GrowingLabels
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +29,26 @@ NOTABLE_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RestoredLabels:
+    """What the networks of one plan make of a part of an image, on its own voxels.
+
+    Attributes:
+        indices_zyx: Label indices, (*box.shape_zyx).
+        box: Where, in canonical voxels.
+        grid: How the stage's voxels lie in the image.
+    """
+
+    indices_zyx: np.ndarray
+    box: BoundingBox
+    grid: StageGrid
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageScores:
     """What the networks of one plan say of an image, before its own voxels get their labels.
 
     Attributes:
-        known: Their logits in the region, and where that is.
+        found: Their logits in the region, and where that is; or labels already, where these logits would be large.
         turned: The grid of the image as the networks saw it.
         findings: Warnings about the image.
         notes: Fallbacks, repairs and retreats.
@@ -41,12 +56,23 @@ class ImageScores:
         temperature: What their probabilities are calibrated by; None: by nothing.
     """
 
-    known: KnownLogits
+    found: KnownLogits | RestoredLabels
     turned: SourceGrid
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     seconds: dict[str, float]
     temperature: float | None = None
+
+    @property
+    def known(self) -> KnownLogits:
+        """The logits.
+
+        Raises:
+            ValueError: only labels are known.
+        """
+        if isinstance(self.found, RestoredLabels):
+            raise ValueError("of these scores only the labels are known")
+        return self.found
 
 
 def placed(
@@ -78,29 +104,41 @@ def _doubts(kept: Mapping[int, tuple[int, int]], labels: LabelSet, voxel_mm3: fl
 
 
 def restored_labels(
-    logits_czyx: torch.Tensor, region: BoundingBox, grid: StageGrid, plan: StagePlan, convention: Convention | None
-) -> tuple[np.ndarray, BoundingBox]:
+    slabs: Iterable[torch.Tensor],
+    region: BoundingBox,
+    grid: StageGrid,
+    plan: StagePlan,
+    convention: Convention | None,
+    clock: Clock = no_clock,
+) -> RestoredLabels:
     """Resampled logits to labels, on the device of the logits where they fit.
 
     Args:
-        logits_czyx: Scores in the region, (outputs, *region.shape_zyx).
+        slabs: Scores in the region, (outputs, planes, Y, X) each, from its first plane to its last.
         region: Where, in voxels of the stage.
         grid: Of the stage, for this image.
         plan: Of the stage.
         convention: Of a model of nnU-Net.
-
-    Returns:
-        Label indices in a box, and the box, in canonical voxels.
+        clock: Stands around every slab's work.
     """
     body = grid.body_box
     inside = grid.to_canonical(region)
     where = (grid.shape_zyx, body.shape_zyx, inside.shifted((-body.start[0], -body.start[1], -body.start[2])))
     how = (restoring_kinds(plan, grid), () if convention is None else convention.painted)
+    labels = GrowingLabels(region, *where, *how)
+    for slab in slabs:
+        with clock("restore"):
+            _add(labels, slab)
+    return RestoredLabels(indices_zyx=labels.indices_zyx, box=inside, grid=grid)
+
+
+def _add(labels: GrowingLabels, slab_czyx: torch.Tensor) -> None:
     try:
-        return labels_from_logits(logits_czyx, region, *where, *how), inside
+        labels.add(slab_czyx)
+        return
     except torch.OutOfMemoryError:
         logger.info("GPU memory ran out while restoring: done in main memory")
-    return labels_from_logits(logits_czyx.cpu(), region, *where, *how), inside
+    labels.add(slab_czyx.cpu())
 
 
 def saved(segmentation: Segmentation, scores: Sequence[ImageScores], save: Save) -> Segmentation:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from flaresemi.geometry import IntTriple
 
 #: Width of the Gaussian importance of a window, as a share of the window. Source: nnU-Net (Isensee 2021).
 GAUSSIAN_SIGMA = 1 / 8
+
+#: Voxels whose largest class is found at a time. Chosen: 32 MiB.
+_AT_ONCE = 4 << 20
 
 
 def window_starts(size: int, window: int, step: float) -> tuple[int, ...]:
@@ -77,37 +80,104 @@ def slide(
     Returns:
         (outputs, Z, Y, X) float32.
     """
+    (whole,) = slide_in_slabs(
+        image_czyx, forward, window_zyx, step=step, batch=batch, fill_c=fill_c, centered=centered, whole=True
+    )
+    return whole
+
+
+def slide_in_slabs(
+    image_czyx: torch.Tensor,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    window_zyx: IntTriple,
+    *,
+    step: float = 0.5,
+    batch: int = 1,
+    fill_c: torch.Tensor | None = None,
+    centered: bool = True,
+    whole: bool = False,
+) -> Iterator[torch.Tensor]:
+    """The same numbers in slabs of whole planes, from the first to the last, in the memory of a window's planes.
+
+    A slab is given when no window to come reaches it. Windows are summed in the same order, so that every number is
+    that of `slide`; a call of `forward` gets windows of one layer.
+
+    Args:
+        image_czyx: As for `slide`, with the arguments that follow it.
+        whole: One slab of everything.
+
+    Yields:
+        (outputs, planes, Y, X) float32, which the next step overwrites.
+    """
     device, shape = image_czyx.device, image_czyx.shape[1:]
     padded, inner = _padded(image_czyx, window_zyx, fill_c)
     starts = [window_starts(*sizes, step) for sizes in zip(padded.shape[1:], window_zyx, strict=True)]
     importance = [gaussian_importance(size, device, center=None if centered else size // 2) for size in window_zyx]
     importance_zyx = _outer(importance)
-    places = [
-        tuple(slice(start, start + size) for start, size in zip(corner, window_zyx, strict=True))
-        for corner in itertools.product(*starts)
-    ]
+    weights = _summed(importance, starts, padded.shape[1:])
+    layers = [starts[0]] if whole else [(start,) for start in starts[0]]
+    if len(layers) > 1:
+        inner = (slice(None), *inner[1:])  # an axis of several windows is not padded
     total: torch.Tensor | None = None
-    for group in _grouped(places, batch):
-        outputs = forward(torch.stack([padded[(slice(None), *place)] for place in group]))
-        outputs = outputs.to(device, torch.float32)
+    for layer, end in zip(layers, [*(following[0] for following in layers[1:]), padded.shape[1]], strict=True):
+        first, done = layer[0], end - layer[0]
+        corners = list(itertools.product(layer, *starts[1:]))
+        for group in _grouped(corners, batch):
+            places = [_window_at(corner, window_zyx) for corner in group]
+            outputs = forward(torch.stack([padded[(slice(None), *place)] for place in places]))
+            outputs = outputs.to(device, torch.float32)
+            if total is None:
+                planes = layer[-1] + window_zyx[0] - first
+                total = torch.zeros((outputs.shape[1], planes, *padded.shape[2:]), device=device)
+            for (z, y, x), output in zip(places, outputs, strict=True):
+                total[:, z.start - first : z.stop - first, y, x].addcmul_(output, importance_zyx)
         if total is None:
-            total = torch.zeros((outputs.shape[1], *padded.shape[1:]), device=device)
-        for place, output in zip(group, outputs, strict=True):
-            total[(slice(None), *place)].addcmul_(output, importance_zyx)
-    if total is None:
-        raise ValueError(f"no window in a volume of shape {tuple(shape)}")
-    for axis in range(3):
-        weight = torch.zeros(padded.shape[axis + 1], device=device)
-        for start in starts[axis]:
-            weight[start : start + window_zyx[axis]] += importance[axis]
-        total /= weight.reshape([-1 if other == axis else 1 for other in range(3)])
-    return total[(slice(None), *inner)]
+            raise ValueError(f"no window in a volume of shape {tuple(shape)}")
+        finished = total[:, :done]
+        finished /= weights[0][first:end, None, None]
+        finished /= weights[1][:, None]
+        finished /= weights[2]
+        yield finished[(slice(None), *inner)]
+        if end < padded.shape[1]:
+            _move_up(total, done)
+
+
+def _window_at(corner: tuple[int, ...], window_zyx: IntTriple) -> tuple[slice, slice, slice]:
+    z, y, x = (slice(start, start + size) for start, size in zip(corner, window_zyx, strict=True))
+    return z, y, x
+
+
+def _summed(
+    importance: list[torch.Tensor], starts: list[tuple[int, ...]], shape_zyx: Sequence[int]
+) -> list[torch.Tensor]:
+    """The sum of the windows' importance along each axis."""
+    weights = []
+    for own, places, size in zip(importance, starts, shape_zyx, strict=True):
+        weight = torch.zeros(size, device=own.device)
+        for start in places:
+            weight[start : start + len(own)] += own
+        weights.append(weight)
+    return weights
+
+
+def _move_up(total_czyx: torch.Tensor, done: int) -> None:
+    """Drops the first planes of a volume, in place: those behind them move up, and zeros follow."""
+    kept = total_czyx.shape[1] - done
+    for start in range(0, kept, done):  # so many at a time as do not overlap with where they go
+        count = min(done, kept - start)
+        total_czyx[:, start : start + count] = total_czyx[:, start + done : start + done + count]
+    total_czyx[:, kept:] = 0
 
 
 def most_likely(logits_czyx: torch.Tensor) -> np.ndarray:
     """The class with the largest logit, (Z, Y, X), in the smallest unsigned type that holds all of them."""
     kind = np.uint8 if logits_czyx.shape[0] <= 256 else np.uint16
-    return logits_czyx.argmax(dim=0).cpu().numpy().astype(kind)
+    result = np.empty(logits_czyx.shape[1:], kind)
+    planes = max(1, _AT_ONCE // math.prod(result.shape[1:]))
+    for start in range(0, len(result), planes):  # torch's indices take eight bytes each
+        part = slice(start, start + planes)
+        result[part] = logits_czyx[:, part].argmax(dim=0).cpu().numpy()
+    return result
 
 
 def _padded(
@@ -129,6 +199,6 @@ def _outer(weights: list[torch.Tensor]) -> torch.Tensor:
     return z[:, None, None] * y[None, :, None] * x[None, None, :]
 
 
-def _grouped(places: list[tuple[slice, ...]], size: int) -> Iterator[list[tuple[slice, ...]]]:
-    for first in range(0, len(places), size):
-        yield places[first : first + size]
+def _grouped(corners: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
+    for first in range(0, len(corners), size):
+        yield corners[first : first + size]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from flaresemi.geometry import BoundingBox, StageGrid
-from flaresemi.preprocessing.resampling import ALL_LINEAR, SLAB_BYTES, Kind, axes_between, resample_known
+from flaresemi.preprocessing.resampling import ALL_LINEAR, Kind, axes_between, resample_known
+from flaresemi.preprocessing.winners import SLAB_BYTES
 
 logger = logging.getLogger(__name__)
 

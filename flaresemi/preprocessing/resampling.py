@@ -1,4 +1,4 @@
-"""Between samplings of one extent: images, label maps, and logits straight to labels.
+"""Between samplings of one extent: images and label maps.
 
 Edges are aligned (voxel i of n covers [i, i + 1] / n of the extent), so a shape says everything. Resampling is
 separable: one weight matrix per axis. Shrinking widens the kernel by the factor, so that nothing is skipped
@@ -7,7 +7,7 @@ separable: one weight matrix per axis. Shrinking widens the kernel by the factor
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -20,12 +20,6 @@ from flaresemi.geometry import BoundingBox, IntTriple
 Kind = Literal["linear", "cubic", "interpolate", "nearest"]
 
 ALL_LINEAR: tuple[Kind, Kind, Kind] = ("linear", "linear", "linear")
-
-#: Working memory of one slab of a label map that is made from logits. Chosen: far below what a network needs.
-SLAB_BYTES = 64 << 20
-
-#: Edge of the cells, in voxels, that classes are ruled out by.
-_CELL = 2
 
 
 def resample_image(
@@ -128,49 +122,6 @@ def _largest_class(indices_zyx: np.ndarray, shape_zyx: IntTriple, regions: Mappi
         better = weight > best[inside]
         labels[inside][better] = index
         np.maximum(best[inside], weight, out=best[inside])
-    return result
-
-
-@torch.no_grad()
-def labels_from_logits(
-    logits_czyx: torch.Tensor,
-    logits_box: BoundingBox,
-    stage_shape_zyx: IntTriple,
-    canonical_shape_zyx: IntTriple,
-    out_box: BoundingBox,
-    kinds: tuple[Kind, Kind, Kind] = ALL_LINEAR,
-    painted: Sequence[int] = (),
-) -> np.ndarray:
-    """Resamples logits linearly and takes the largest: the same labels as all logits at once, in bounded memory.
-
-    Slab by slab and class by class with a running maximum; ties go to the lower index.
-
-    Args:
-        logits_czyx: One channel per class, any float type, on any device; known only in `logits_box`, whose edges go on
-            beyond it.
-        logits_box: Where they lie in the stage grid.
-        stage_shape_zyx: Shape of the stage grid.
-        canonical_shape_zyx: Shape of the body crop at the image's own sampling.
-        out_box: The part of the body crop to label.
-        kinds: How each axis is resampled.
-        painted: The index that each channel writes where it is above 0, over what those before it wrote; where none is,
-            0. Empty: the largest channel wins, and is its own index.
-
-    Returns:
-        Internal indices, (*out_box.shape_zyx), uint8 (up to 256 classes) or uint16.
-    """
-    if tuple(logits_czyx.shape[1:]) != logits_box.shape_zyx:
-        raise ValueError(f"logits of shape {tuple(logits_czyx.shape)} for a box of {logits_box.shape_zyx}")
-    result = np.zeros(out_box.shape_zyx, np.uint8 if max(painted, default=len(logits_czyx) - 1) < 256 else np.uint16)
-    axes = axes_between(logits_box, stage_shape_zyx, canonical_shape_zyx, kinds, out_box)
-    bounded = all(axis.index.shape[1] <= 2 * _CELL for axis in axes)
-    possible = _possible_cells(logits_czyx, above_zero=bool(painted)) if bounded else None
-    depth, height, width = out_box.shape_zyx
-    planes = max(1, SLAB_BYTES // (16 * height * width))
-    for start in range(0, depth, planes):
-        slab = slice(start, min(start + planes, depth))
-        labels = _winning(logits_czyx, (axes[0].part(slab), axes[1], axes[2]), possible, painted)
-        result[slab] = labels.cpu().numpy().astype(result.dtype, copy=False)
     return result
 
 
@@ -292,70 +243,6 @@ def _combine_planes(volume: torch.Tensor, index: np.ndarray, weight: np.ndarray)
             if w:
                 plane.add_(volume[i], alpha=w)
     return result
-
-
-def _winning(
-    logits_czyx: torch.Tensor, axes: tuple[AxisWeights, ...], possible: np.ndarray | None, painted: Sequence[int]
-) -> torch.Tensor:
-    """Index of the largest logit, or what is painted; computed only where it is possible, unless that is None."""
-    shape = tuple(len(axis.index) for axis in axes)
-    best = torch.full(shape, -math.inf, device=logits_czyx.device)
-    most = max(painted, default=len(logits_czyx) - 1)
-    labels = torch.zeros(shape, dtype=torch.uint8 if most < 256 else torch.int32, device=best.device)
-    planes = slice(int(axes[0].index.min()) // _CELL, int(axes[0].index.max()) // _CELL + 1)
-    for index, logits_zyx in enumerate(logits_czyx):
-        region = tuple(slice(0, size) for size in shape)
-        if possible is not None:
-            cells = BoundingBox.of_mask(possible[index, planes])
-            if cells is None:
-                continue
-            known = (slice(s.start * _CELL, s.stop * _CELL) for s in cells.shifted((planes.start, 0, 0)).slices)
-            region = tuple(axis.voxels_from(part) for axis, part in zip(axes, known, strict=True))
-            if any(side.stop <= side.start for side in region):
-                continue
-        value = resample_known(logits_zyx, tuple(axis.part(side) for axis, side in zip(axes, region, strict=True)))
-        if painted:
-            labels[region].masked_fill_(value > 0, painted[index])
-            continue
-        better = value > best[region]
-        labels[region].masked_fill_(better, index)
-        torch.maximum(best[region], value, out=best[region])
-    return labels
-
-
-def _possible_cells(logits_czyx: torch.Tensor, *, above_zero: bool = False) -> np.ndarray:
-    """For every class, the cells of 2×2×2 voxels about which it may be the largest anywhere after interpolation.
-
-    Or, with `above_zero`, above 0.
-
-    What is interpolated lies between the extremes of its taps. So a class cannot win where, over a cell and its
-    neighbors, its highest logit is below another's lowest. Most organs are possible in a small part of the volume.
-
-    Returns:
-        Bool, (C, *cells).
-    """
-    if above_zero:
-        return np.stack([(_cell_maximum(logits_zyx) > 0).cpu().numpy() for logits_zyx in logits_czyx])
-    floor = -_cell_maximum(-logits_czyx[0])
-    for logits_zyx in logits_czyx[1:]:
-        floor = torch.maximum(floor, -_cell_maximum(-logits_zyx))
-    return np.stack([(_cell_maximum(logits_zyx) >= floor).cpu().numpy() for logits_zyx in logits_czyx])
-
-
-def _cell_maximum(volume_zyx: torch.Tensor) -> torch.Tensor:
-    """Maximum over each cell of 2×2×2 voxels and the cells next to it."""
-    for dimension in range(3):
-        before = (slice(None),) * dimension
-        cells = volume_zyx[(*before, slice(0, None, _CELL))].clone()
-        odd = volume_zyx[(*before, slice(1, None, _CELL))]
-        paired = cells.narrow(dimension, 0, odd.shape[dimension])
-        torch.maximum(paired, odd, out=paired)
-        volume_zyx = cells.clone()
-        pairs = cells.shape[dimension] - 1
-        for target, neighbor in ((0, 1), (1, 0)):
-            part = volume_zyx.narrow(dimension, target, pairs)
-            torch.maximum(part, cells.narrow(dimension, neighbor, pairs), out=part)
-    return volume_zyx
 
 
 def _reach(box: BoundingBox, from_shape: IntTriple, to_shape: IntTriple) -> BoundingBox:

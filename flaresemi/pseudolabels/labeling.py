@@ -15,7 +15,6 @@ from flaresemi.geometry import BoundingBox, Geometry, StageGrid
 from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
-from flaresemi.inference.sliding_window import most_likely
 from flaresemi.io.case_store import CaseStore, StoredCase
 from flaresemi.labels import LabelSet
 from flaresemi.networks.engine import Engine
@@ -172,9 +171,9 @@ class Labeler:
             return whole, ()
         coarse = self.coarse_store.open(case_id)
         grid = coarse.record.grid
-        self._coarse.refuse_too_large(grid, BoundingBox.whole(grid.shape_zyx))
+        self._coarse.refuse_too_large(grid, BoundingBox.whole(grid.shape_zyx), whole=False)
         image = _crop(coarse, BoundingBox.whole(grid.shape_zyx))
-        box = organs_box(most_likely(self._coarse.logits(image, _fill(coarse))[0]))
+        box = organs_box(self._coarse.indices(image, _fill(coarse))[0])
         organs = None if box is None else grid.to_canonical(box)
         region = fine_region(organs, self._final.plan, stored.record.grid)
         if region is None:

@@ -77,7 +77,7 @@ class Scorer:
         regions = self.labels.regions
         saved = self.saved(output)
         entropy = organ_entropy(_entropy(output.logits), saved, organs, regions)
-        others = [most_likely(snapshot.logits(image_czyx, fill_c)[0]) for snapshot in self._snapshots]
+        others = [snapshot.indices(image_czyx, fill_c)[0] for snapshot in self._snapshots]
         voxel_ml = math.prod(spacing_zyx_mm) / 1000
         least = [ABSENT_BELOW * ml / voxel_ml for ml in self.median_volumes_ml]
         agreement = organ_agreement(saved, others, least, regions)

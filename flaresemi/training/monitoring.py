@@ -11,7 +11,7 @@ from tqdm import tqdm
 from flaresemi.compute.precision import Precision
 from flaresemi.evaluation.overlap import dice_where_present, without_ignored
 from flaresemi.geometry import BoundingBox
-from flaresemi.inference.sliding_window import slide
+from flaresemi.inference.sliding_window import most_likely, slide_in_slabs
 from flaresemi.io.case_store import CaseStore
 from flaresemi.labels import LabelSet
 from flaresemi.plans import StagePlan
@@ -122,7 +122,8 @@ def quick_validation(
                 return network(windows)
 
         with torch.inference_mode():
-            predicted = slide(image, forward, plan.patch_zyx, step=0.75).argmax(dim=0).cpu().numpy()
+            slabs = slide_in_slabs(image, forward, plan.patch_zyx, step=0.75)
+            predicted = np.concatenate([most_likely(slab) for slab in slabs])
         reference = np.asarray(stored.label_zyx[box.slices])
         predicted, reference, _ = without_ignored(predicted, reference, labels)
         found = dice_where_present(predicted, reference, labels)

@@ -26,6 +26,35 @@ def expected_indices(scan):
 FINE_THRESHOLDS = (1.5, 1e6, 4.2)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "axes"), [((3.0, 3.0, 3.0), ()), ((2.5, 4.0, 5.0), (2,)), ((4.5, 2.5, 3.0), (0, 1))]
+)
+def test_where_scores_are_large_labels_are_made_slab_by_slab_and_the_same(fakes, scan, monkeypatch, spacing, axes):
+    array = scan + np.random.default_rng(0).normal(scale=150.0, size=scan.shape).astype(np.float32)
+    plan = fakes.plan(Stage.FINE, spacing=spacing, patch=(8, 8, 8))
+    fine = [
+        fakes.checkpoint(plan, thresholds, fold=str(fold), mirror_axes=axes)
+        for fold, thresholds in enumerate((FINE_THRESHOLDS, (1.0, 2.0, 5.0)))
+    ]
+    coarse = [fakes.checkpoint(fakes.plan(Stage.COARSE, spacing=(6.0, 6.0, 6.0), patch=(8, 8, 8)), (1.5, 1e6, 1e6))]
+    small = BoundingBox(start=(14, 20, 24), stop=(22, 28, 32))  # organs go on beyond it
+    for models, organs in ((coarse, None), ((), None), ((), small)):
+        segmenter = Segmenter(fine, models, engine="torch", tta=True)
+        found = []
+        for limit in (1 << 40, 0):
+            monkeypatch.setattr("flaresemi.inference.predictor.LARGE_SUMS_BYTES", limit)
+            found.append(segmenter.segment(fakes.image(array), organs=organs))
+        whole, slabs = found
+        assert len(np.unique(whole.indices_zyx)) > 1
+        assert np.array_equal(slabs.indices_zyx, whole.indices_zyx)
+        assert slabs.notes == whole.notes and list(slabs.seconds) == list(whole.seconds)
+        assert (organs is None) or any("segmented again" in note for note in slabs.notes)
+        logits = segmenter.scores(fakes.image(array), organs=organs).known.logits_czyx  # whole where they are wanted
+        assert logits.shape[0] == 4
+        with pytest.raises(ValueError, match="only the labels"):
+            segmenter.scores(fakes.image(array), organs=organs, whole=False).known  # noqa: B018
+
+
 def test_two_stages_draw_exactly_on_the_image(fakes, scan):
     fine = fakes.checkpoint(fakes.plan(Stage.FINE), FINE_THRESHOLDS)
     coarse = fakes.checkpoint(fakes.plan(Stage.COARSE, spacing=(6.0, 6.0, 6.0)), (1.5, 1e6, 1e6))
@@ -148,13 +177,13 @@ def test_where_coarse_sees_organs(fakes, scan):
 
 def test_fine_gets_the_box_of_the_organs_and_the_margin(fakes, scan, monkeypatch):
     looked_at = []
-    logits = StagePredictor.logits
+    over_slabs = StagePredictor.over_slabs
 
-    def spy(self, image_czyx, fill_c=None):
+    def spy(self, image_czyx, *how, **options):
         looked_at.append(image_czyx.shape[1:])
-        return logits(self, image_czyx, fill_c)
+        return over_slabs(self, image_czyx, *how, **options)
 
-    monkeypatch.setattr(StagePredictor, "logits", spy)
+    monkeypatch.setattr(StagePredictor, "over_slabs", spy)
     fine = fakes.checkpoint(fakes.plan(Stage.FINE, patch=(8, 8, 8), margin_mm=9.0), FINE_THRESHOLDS)
     coarse = fakes.checkpoint(fakes.plan(Stage.COARSE), (1.5, 1e6, 1e6))
     Segmenter([fine], [coarse]).segment(fakes.image(scan))
@@ -266,7 +295,7 @@ def test_thin_scans_are_padded_with_the_lowest_value_of_the_body(fakes, monkeypa
 
 
 def test_voxels_of_the_stage_that_are_those_of_the_image_need_no_resampling(fakes, scan, monkeypatch):
-    monkeypatch.setattr("flaresemi.preprocessing.resampling.SLAB_BYTES", 1)  # one plane per slab
+    monkeypatch.setattr("flaresemi.preprocessing.winners.SLAB_BYTES", 1)  # one plane per slab
     fine = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), FINE_THRESHOLDS)
     assert np.array_equal(Segmenter([fine]).segment(fakes.image(scan)).indices_zyx, expected_indices(scan))
 

@@ -190,6 +190,40 @@ def test_an_output_that_is_not_finite_is_refused(fakes):
         predictor(beyond).logits(image)
 
 
+def test_slab_by_slab_the_scores_are_those_of_all_at_once(real, monkeypatch):
+    checkpoint, _ = real
+    other = dataclasses.replace(checkpoint, weights={name: value * 1.5 for name, value in checkpoint.weights.items()})
+    ensemble = predictor(dataclasses.replace(checkpoint, mirror_axes=(2,)), other, tta=True)
+    image = volume((44, 16, 18))
+    logits, _ = ensemble.logits(image)
+    monkeypatch.setattr("flaresemi.inference.predictor.LARGE_SUMS_BYTES", 0)
+    slabs, notes = ensemble.over_slabs(image, lambda slabs: [slab.clone() for slab in slabs])
+    assert len(slabs) > 3 and notes == ()
+    assert torch.equal(torch.cat(slabs, dim=1), logits)
+    np.testing.assert_array_equal(ensemble.indices(image)[0], logits.argmax(dim=0).numpy())
+    assert torch.equal(ensemble.logits(image)[0], logits)  # whole ones when asked for
+
+
+def test_a_retreat_begins_with_the_first_slab_again(fakes, monkeypatch):
+    monkeypatch.setattr("flaresemi.inference.predictor.LARGE_SUMS_BYTES", 0)
+    checkpoint = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), (1.0, 2.0, 3.0))
+    image = volume((60, 16, 16))
+    whole = predictor(checkpoint)
+    expected, _ = whole.indices(image)
+    forward, calls = whole._forward, []
+
+    def full(windows):
+        calls.append(windows)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(windows)
+
+    monkeypatch.setattr(whole, "_forward", full)
+    found, notes = whole.indices(image)
+    np.testing.assert_array_equal(found, expected)
+    assert len(notes) == 1
+
+
 def test_large_scores_are_no_infinite_ones(fakes):
     large = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), (1e35, 1e35, 1e35))
     logits, _ = predictor(large).logits(volume((20, 20, 30)))

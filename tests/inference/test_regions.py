@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flaresemi.geometry import BoundingBox
-from flaresemi.inference.regions import at_least, extended, organs_box, touched_faces
+from flaresemi.inference.regions import at_least, extended, organs_box, touched_by, touched_faces
 
 
 def box(start, stop):
@@ -107,6 +107,17 @@ def test_a_stray_blob_does_not_touch_but_a_small_organ_does():
     labels[0:2, 4:8, 4:8] = 2  # all there is of it
     (face,) = touched_faces(logits_of(labels, 2), region, (60, 60, 60))
     assert (face.name, face.indices) == ("inferior", (2,))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_label_map_touches_what_its_scores_touch(seed):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 4, (3, 4, 5)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    labels[generator.random(labels.shape) < 0.3] = 0
+    region = box((3, 0, 5), (15, 16, 25))
+    expected = touched_faces(logits_of(labels, 3), region, (40, 40, 40))
+    assert expected
+    assert touched_by(labels.astype(np.uint8), 4, region, (40, 40, 40)) == expected
 
 
 def test_only_touched_faces_move():

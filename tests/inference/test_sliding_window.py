@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaresemi.inference.sliding_window import gaussian_importance, slide, window_starts
+from flaresemi.inference.sliding_window import gaussian_importance, slide, slide_in_slabs, window_starts
 
 
 @given(window=st.integers(1, 40), more=st.integers(0, 120), step=st.floats(0.05, 1.0))
@@ -94,3 +94,27 @@ def test_half_precision_outputs_are_summed_up_in_float32():
     image = torch.full((1, 40, 4, 4), 1000.0)
     result = slide(image, lambda windows: windows.to(torch.bfloat16), (4, 4, 4), step=0.25)
     torch.testing.assert_close(result, image.to(torch.bfloat16).float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "window", "step", "batch"),
+    [((40, 9, 12), (8, 6, 12), 0.5, 1), ((23, 11, 5), (6, 4, 5), 0.3, 3), ((17, 9, 3), (5, 7, 4), 1.0, 2),
+     ((5, 6, 20), (8, 8, 8), 0.5, 1)],
+)  # fmt: skip
+def test_slabs_are_the_same_numbers_in_the_memory_of_a_window(shape, window, step, batch, centered):
+    image = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+    scale = torch.linspace(-1, 2, 5).reshape(-1, 1, 1, 1)
+
+    def forward(windows):
+        return torch.cumsum(windows[:, :1], dim=2) * scale + windows[:, 1:]
+
+    how = {"step": step, "batch": batch, "centered": centered}
+    whole = slide(image, forward, window, **how)
+    plane = max(shape[1], window[1]) * max(shape[2], window[2])
+    slabs = []
+    for slab in slide_in_slabs(image, forward, window, **how):
+        assert slab.untyped_storage().nbytes() <= 4 * 5 * window[0] * plane
+        slabs.append(slab.clone())
+    assert len(slabs) == len(window_starts(max(shape[0], window[0]), window[0], step))
+    assert torch.equal(torch.cat(slabs, dim=1), whole)

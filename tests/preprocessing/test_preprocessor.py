@@ -12,7 +12,7 @@ from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
-from flaresemi.preprocessing.resampling import labels_from_logits
+from flaresemi.preprocessing.winners import labels_from_logits
 
 CT = IntensityPlan(scheme="ct", clip_low=-200.0, clip_high=300.0, mean=40.0, sd=90.0)
 

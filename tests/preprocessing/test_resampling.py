@@ -12,7 +12,6 @@ from flaresemi.geometry import BoundingBox
 from flaresemi.preprocessing import resampling
 from flaresemi.preprocessing.resampling import (
     input_support,
-    labels_from_logits,
     resample_image,
     resample_labels,
     resample_part,
@@ -139,82 +138,6 @@ def test_empty_full_and_wide_label_maps():
     assert set(np.unique(resample_labels(wide, (12, 12, 12)))) == {0, 1000}
 
 
-def plain_argmax(logits, logits_box, stage_shape, canonical_shape, out_box) -> tuple[np.ndarray, np.ndarray]:
-    """All classes at full size at once: edges replicated to the whole stage grid, resampled, compared, cut."""
-    padding = [(0, 0)] + [
-        (start, size - stop) for start, stop, size in zip(logits_box.start, logits_box.stop, stage_shape, strict=True)
-    ]
-    whole = np.pad(logits.float().numpy(), padding, mode="edge")
-    large = resample_image(whole, canonical_shape)[(slice(None), *out_box.slices)]
-    ordered = np.sort(large, axis=0)
-    return large.argmax(axis=0), ordered[-1] - ordered[-2]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "canonical_shape", [(21, 33, 26), (12, 16, 14), (30, 16, 40), (9, 12, 40), (12, 16, 30), (4, 5, 6)]
-)
-def test_labels_from_logits_are_those_of_all_logits_at_once(canonical_shape, dtype, monkeypatch):
-    generator = np.random.default_rng(0)
-    stage_shape = (12, 16, 14)
-    for case in range(6):
-        box = BoundingBox.whole(stage_shape) if case == 0 else box_within(generator, stage_shape)
-        out_box = BoundingBox.whole(canonical_shape) if case < 2 else box_within(generator, canonical_shape)
-        # Random logits let every class win anywhere; regions let most classes be ruled out in most places.
-        noise = generator.normal(size=(5, *box.shape_zyx))
-        if case % 2:
-            regions = organs(stage_shape, 5, case)[box.slices]
-            noise = 8.0 * (regions[None] == np.arange(5)[:, None, None, None]) + noise
-        logits = torch.from_numpy(noise.astype(np.float32)).to(dtype)
-        expected, ahead = plain_argmax(logits, box, stage_shape, canonical_shape, out_box)
-        for slab_bytes in (1 << 28, 1):
-            monkeypatch.setattr(resampling, "SLAB_BYTES", slab_bytes)
-            found = labels_from_logits(logits, box, stage_shape, canonical_shape, out_box)
-            assert found.dtype == np.uint8 and found.shape == out_box.shape_zyx
-            np.testing.assert_array_equal(found[ahead > 1e-5], expected[ahead > 1e-5])
-
-
-def test_most_classes_are_ruled_out_in_most_places():
-    # A guard on speed: without it every class costs a whole volume.
-    centers = np.random.default_rng(0).uniform(0, 48, (14, 3, 1, 1, 1))
-    distances = np.sqrt(((np.indices((48, 48, 48))[None] - centers) ** 2).sum(axis=1))
-    logits = torch.from_numpy((5.0 - distances).astype(np.float32))
-    assert resampling._possible_cells(logits).mean() < 0.5
-
-
-def test_one_hot_logits_of_organs_give_the_organs_back():
-    indices = np.zeros((60, 90, 90), np.uint8)
-    z, y, x = np.mgrid[:60, :90, :90]
-    for index, (center, radius) in enumerate([((30, 30, 30), 24), ((27, 65, 60), 18), ((42, 33, 70), 14)], start=1):
-        inside = sum((g - c) ** 2 for g, c in zip((z, y, x), center, strict=True)) < radius**2
-        indices[inside] = index
-    stage_shape = (48, 72, 72)
-    stage = resample_labels(indices, stage_shape)
-    logits = F.one_hot(torch.from_numpy(stage.astype(np.int64)), 4).permute(3, 0, 1, 2).float()
-    whole = BoundingBox.whole
-    back = labels_from_logits(logits, whole(stage_shape), stage_shape, indices.shape, whole(indices.shape))
-    for index in (1, 2, 3):
-        a, b = back == index, indices == index
-        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.98
-
-
-def test_more_than_256_classes():
-    logits = torch.zeros((300, 2, 2, 2))
-    logits[299] = 1
-    whole = BoundingBox.whole((2, 2, 2))
-    found = labels_from_logits(logits, whole, (2, 2, 2), (4, 4, 4), BoundingBox.whole((4, 4, 4)))
-    assert found.dtype == np.uint16 and (found == 299).all()
-
-
-def test_mixed_precision_of_the_caller_changes_nothing():
-    logits = torch.randn((3, 6, 6, 6), generator=torch.Generator().manual_seed(0))
-    whole = BoundingBox.whole
-    plain = labels_from_logits(logits, whole((6, 6, 6)), (6, 6, 6), (13, 13, 13), whole((13, 13, 13)))
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = labels_from_logits(logits, whole((6, 6, 6)), (6, 6, 6), (13, 13, 13), whole((13, 13, 13)))
-    np.testing.assert_array_equal(plain, mixed)
-
-
 def test_planes_on_a_cpu_and_the_matrix_on_a_gpu_are_the_same():
     volume = torch.randn((7, 5, 6), generator=torch.Generator().manual_seed(0))
     for size in (3, 5, 12):
@@ -222,13 +145,6 @@ def test_planes_on_a_cpu_and_the_matrix_on_a_gpu_are_the_same():
         planes = resampling.apply_axis(volume, 0, axis)
         matrix = (axis.matrix(volume.device) @ volume.reshape(7, -1)).reshape(size, 5, 6)
         torch.testing.assert_close(planes, matrix, atol=1e-5, rtol=1e-5)
-
-
-def test_logits_must_fit_their_box():
-    with pytest.raises(ValueError, match="box"):
-        labels_from_logits(
-            torch.zeros((2, 3, 3, 3)), BoundingBox.whole((4, 4, 4)), (4, 4, 4), (8, 8, 8), BoundingBox.whole((8, 8, 8))
-        )
 
 
 @settings(max_examples=60, deadline=None)

@@ -19,7 +19,8 @@ from flaresemi.labels import Label, LabelSet
 from flaresemi.planning.cases import read_case
 from flaresemi.planning.rules import check_dataset
 from flaresemi.plans import NetworkPlan
-from flaresemi.preprocessing.resampling import labels_from_logits, resample_labels
+from flaresemi.preprocessing.resampling import resample_labels
+from flaresemi.preprocessing.winners import labels_from_logits
 from flaresemi.reporting.overlay import busiest_slices, save_overlay
 from flaresemi.training.losses import IGNORED
 from flaresemi.training.sampling import PatchSampler, TrainingCase
