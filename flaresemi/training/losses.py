@@ -1,5 +1,7 @@
 """Dice and cross-entropy that know which organs a case supervises, and which voxels nobody has labeled."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -8,6 +10,13 @@ from flaresemi.labels import Members
 
 #: Label index of a voxel that has no label: it is part of no loss.
 IGNORED = -1
+
+#: With more outputs the loss is computed part by part. Chosen: up to here all at once takes little, and stays what it
+#: has always been to the last digit.
+MANY_OUTPUTS = 64
+
+#: Logits of a part, in bytes as float32. Chosen: few parts, and little memory beside the gradient.
+PART_BYTES = 32 << 20
 
 
 class SegmentationLoss(nn.Module):
@@ -47,6 +56,8 @@ class SegmentationLoss(nn.Module):
             target_bzyx: Internal label indices, or `IGNORED`; int64.
             supervised_bc: True where organ c is annotated in the sample; background (c = 0) always is.
         """
+        if logits_bczyx.shape[1] > MANY_OUTPUTS:
+            return self._in_parts(logits_bczyx, target_bzyx, supervised_bc)
         logits = logits_bczyx.float()
         known = None
         if bool((target_bzyx == IGNORED).any()):
@@ -60,17 +71,41 @@ class SegmentationLoss(nn.Module):
             cross_entropy = -log_target.mean(dim=(1, 2, 3))
         else:
             cross_entropy = -(log_target * known).sum(dim=(1, 2, 3)) / known.sum(dim=(1, 2, 3)).clamp_min(1)
-        dice_loss = self._dice_loss(log_probabilities, log_target, target_bzyx, supervised_bc, known)
-        return cross_entropy + self.dice_weight * dice_loss
+        sums = self._sums(log_probabilities, log_target, target_bzyx, known)
+        return cross_entropy + self.dice_weight * _dice_loss(*sums, supervised_bc)
 
-    def _dice_loss(
+    def _in_parts(
+        self, logits_bczyx: torch.Tensor, target_bzyx: torch.Tensor, supervised_bc: torch.Tensor
+    ) -> torch.Tensor:
+        """The same from sums over parts of the patch, each computed once more for the gradient.
+
+        So nothing of the size of the logits is made but their gradient. Sums are rounded otherwise than all at once.
+        """
+        sums = _SumsOverParts.apply(self._part, logits_bczyx, target_bzyx, supervised_bc)
+        log_target, known, overlap, predicted, size = sums.split((1, 1, *(3 * [(sums.shape[1] - 2) // 3])), dim=1)
+        cross_entropy = -(log_target / known.clamp_min(1))[:, 0]
+        return cross_entropy + self.dice_weight * _dice_loss(overlap, predicted, size, supervised_bc)
+
+    def _part(self, logits_bczyx: torch.Tensor, target_bzyx: torch.Tensor, supervised_bc: torch.Tensor) -> torch.Tensor:
+        """What the loss needs of a part of the patch, (B, 2 + 3 × organs): all of it adds up over the parts."""
+        logits, known = logits_bczyx.float(), (target_bzyx != IGNORED).float()
+        target_bzyx = target_bzyx.clamp_min(0)
+        if not bool(supervised_bc.all()):
+            logits, target_bzyx = merge_unsupervised(logits, target_bzyx, supervised_bc, self.organs)
+        log_probabilities = functional.log_softmax(logits, dim=1)
+        log_target = log_probabilities.gather(1, target_bzyx[:, None])[:, 0]
+        sums = self._sums(log_probabilities, log_target, target_bzyx, known)
+        voxels = [each.sum(dim=(1, 2, 3))[:, None] for each in (log_target * known, known)]
+        return torch.cat([*voxels, *sums], dim=1)
+
+    def _sums(
         self,
         log_probabilities: torch.Tensor,
         log_target: torch.Tensor,
         target_bzyx: torch.Tensor,
-        supervised_bc: torch.Tensor,
         known_bzyx: torch.Tensor | None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each organ, (B, organs): the probability inside it, all its probability, and its voxels."""
         batch, channels = log_probabilities.shape[:2]
         target = target_bzyx.flatten(1)
         hits = log_target.new_zeros(batch, channels)
@@ -85,9 +120,63 @@ class SegmentationLoss(nn.Module):
         if self.organs is not None:
             overlap = _overlaps(probabilities, target_bzyx, overlap, self.organs)
             size, predicted = (_per_organ(each, self.organs) for each in (size, predicted))
-        present = (size > 0) & supervised_bc[:, 1:]
-        dice = 2 * overlap / (predicted + size).clamp_min(1e-5)
-        return ((1 - dice) * present).sum(dim=1) / present.sum(dim=1).clamp_min(1)
+        return overlap, predicted, size
+
+
+def _dice_loss(
+    overlap: torch.Tensor, predicted: torch.Tensor, size: torch.Tensor, supervised_bc: torch.Tensor
+) -> torch.Tensor:
+    """1 - Dice, mean over the supervised organs that are present; per sample."""
+    present = (size > 0) & supervised_bc[:, 1:]
+    dice = 2 * overlap / (predicted + size).clamp_min(1e-5)
+    return ((1 - dice) * present).sum(dim=1) / present.sum(dim=1).clamp_min(1)
+
+
+#: Sums over the voxels of a part: of its logits, its target, and the supervised organs.
+_Part = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class _SumsOverParts(torch.autograd.Function):
+    """The sum of a function of logits over parts of the patch, in the memory of a part and, later, of the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        part: _Part,
+        logits_bczyx: torch.Tensor,
+        target_bzyx: torch.Tensor,
+        supervised_bc: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.part = part  # type: ignore[attr-defined]
+        ctx.save_for_backward(logits_bczyx, target_bzyx, supervised_bc)
+        total: torch.Tensor | None = None
+        for planes in _parts(logits_bczyx):
+            sums = part(logits_bczyx[:, :, planes], target_bzyx[:, planes], supervised_bc)
+            total = sums if total is None else total.add_(sums)
+        if total is None:
+            raise ValueError(f"a patch of shape {tuple(logits_bczyx.shape)} has no planes")
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
+    ) -> tuple[None, torch.Tensor, None, None]:
+        logits, target, supervised = ctx.saved_tensors  # type: ignore[attr-defined]
+        result = torch.empty_like(logits)
+        for planes in _parts(logits):
+            with torch.enable_grad():
+                own = logits[:, :, planes].detach().requires_grad_()
+                sums = ctx.part(own, target[:, planes], supervised)  # type: ignore[attr-defined]
+            (result[:, :, planes],) = torch.autograd.grad(sums, own, gradient)
+        return None, result, None, None
+
+
+def _parts(logits_bczyx: torch.Tensor) -> Iterator[slice]:
+    """Some planes each."""
+    depth = logits_bczyx.shape[2]
+    count = max(1, PART_BYTES * depth // (4 * max(logits_bczyx.numel(), 1)))
+    return (slice(start, start + count) for start in range(0, depth, count))
 
 
 def _per_organ(per_index_bc: torch.Tensor, organs: Members) -> torch.Tensor:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from flaresemi.training import losses
 from flaresemi.training.losses import IGNORED, DeepSupervisionLoss, SegmentationLoss, merge_unsupervised, subsample
 
 SHAPE = (6, 8, 10)
@@ -199,3 +200,55 @@ def test_ignored_voxels_change_nothing_of_regions():
     wider = torch.cat([logits, torch.randn(2, 4, 3, 4, 2)], dim=4)
     more = torch.cat([target, torch.full((2, 3, 4, 2), IGNORED)], dim=3)
     torch.testing.assert_close(SegmentationLoss(REGIONS)(wider, more, supervised), expected)
+
+
+@pytest.mark.parametrize("supervision", ["all", "some"])
+@pytest.mark.parametrize("organs", [None, tuple((index, index + 1) for index in range(1, 70)) + ((70,),)])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_many_organs_are_the_same_loss_part_by_part(monkeypatch, supervision, organs, ignored):
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 71, 9, 6, 7, generator=generator, requires_grad=True)
+    target = torch.randint(0, 71, (2, 9, 6, 7), generator=generator)
+    target[0, 3:5] = 0
+    if ignored:
+        target[0, :, 2] = IGNORED
+        target[1] = IGNORED
+    supervised = torch.ones(2, 71, dtype=torch.bool)
+    if supervision == "some":
+        supervised[0, 1::3] = False
+    found = []
+    for many, part_bytes in ((1000, 0), (64, 0), (64, 4 * 2 * 71 * 2 * 42), (64, 1 << 40)):
+        monkeypatch.setattr(losses, "MANY_OUTPUTS", many)
+        monkeypatch.setattr(losses, "PART_BYTES", part_bytes)
+        loss = SegmentationLoss(organs)(logits, target, supervised)
+        (gradient,) = torch.autograd.grad((loss * torch.tensor([1.0, 3.0])).sum(), logits)
+        found.append((loss, gradient))
+    (expected, slope), *others = found
+    for loss, gradient in others:
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-8)
+
+
+def test_of_many_organs_nothing_of_the_size_of_the_logits_is_kept():
+    logits = torch.randn(1, 80, 16, 16, 16, requires_grad=True)
+    target = torch.randint(0, 80, (1, 16, 16, 16))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        loss = SegmentationLoss()(logits, target, all_supervised(80))
+    assert sum(each.numel() == logits.numel() for each in kept) == 1  # the logits themselves
+    loss.sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_few_organs_are_the_loss_that_they_always_were():
+    assert losses.MANY_OUTPUTS >= 64
+    logits = torch.randn(1, 64, 4, 4, 4, requires_grad=True)
+    loss = SegmentationLoss()(logits, torch.zeros(1, 4, 4, 4, dtype=torch.int64), all_supervised(64))
+    assert "SumsOverParts" not in _names(loss.grad_fn)
+    many = torch.randn(1, 65, 4, 4, 4, requires_grad=True)
+    loss = SegmentationLoss()(many, torch.zeros(1, 4, 4, 4, dtype=torch.int64), all_supervised(65))
+    assert "SumsOverParts" in _names(loss.grad_fn)
+
+
+def _names(node) -> str:
+    return "" if node is None else node.name() + "".join(_names(before) for before, _ in node.next_functions)
