@@ -28,7 +28,7 @@ CONTENTS = (
     (
         "README",
         "Use",
-        "dataset training prediction dicom serving self_training review machines few_labels from_nnunet flare22 "
+        "dataset training prediction dicom serving self_training review machines speed few_labels from_nnunet flare22 "
         "slurm/README",
     ),
     ("README", "Build on it", "extending api compatibility"),
