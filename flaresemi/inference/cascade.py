@@ -22,7 +22,7 @@ from flaresemi.inference.models import CheckpointName, LoadedModels, cleaning, l
 from flaresemi.inference.orientation import turned, turned_back
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
-from flaresemi.inference.restoring import ImageScores, RestoredLabels, placed, restored_labels, saved
+from flaresemi.inference.restoring import ImageScores, placed, restored_labels, saved
 from flaresemi.inference.segmentation import Segmentation
 from flaresemi.inference.segmenter import ImageSegmenter, Save, Watch
 from flaresemi.io.grids import SourceGrid
@@ -34,6 +34,7 @@ from flaresemi.planning.findings import Finding
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.averaging import KnownLogits
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, restoring_kinds
+from flaresemi.preprocessing.winners import RestoredLabels
 from flaresemi.records import record_hash
 from flaresemi.room import enough_memory
 from flaresemi.workspace import ModelFolder

@@ -9,10 +9,10 @@ import torch
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import TouchedFace, at_least, extended, inner_sides, touched_by, touched_faces
-from flaresemi.inference.restoring import RestoredLabels
 from flaresemi.inference.sliding_window import most_likely
 from flaresemi.labels import LabelSet
 from flaresemi.plans import StagePlan
+from flaresemi.preprocessing.winners import RestoredLabels
 
 #: How often a region is extended when the segmentation reaches its faces.
 MAX_REPAIRS = 2

@@ -20,27 +20,12 @@ from flaresemi.planning.findings import Finding
 from flaresemi.plans import StagePlan
 from flaresemi.preprocessing.averaging import KnownLogits
 from flaresemi.preprocessing.preprocessor import restoring_kinds
-from flaresemi.preprocessing.winners import GrowingLabels
+from flaresemi.preprocessing.winners import GrowingLabels, RestoredLabels
 
 logger = logging.getLogger(__name__)
 
 #: What is left out of an organ is reported beyond this share of what is kept. Chosen.
 NOTABLE_SHARE = 0.1
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RestoredLabels:
-    """What the networks of one plan make of a part of an image, on its own voxels.
-
-    Attributes:
-        indices_zyx: Label indices, (*box.shape_zyx).
-        box: Where, in canonical voxels.
-        grid: How the stage's voxels lie in the image.
-    """
-
-    indices_zyx: np.ndarray
-    box: BoundingBox
-    grid: StageGrid
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

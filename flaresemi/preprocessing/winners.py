@@ -1,12 +1,13 @@
 """Logits of a stage straight to the labels of another sampling: only classes that can win are resampled."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from flaresemi.geometry import BoundingBox, IntTriple
+from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
 from flaresemi.preprocessing.resampling import ALL_LINEAR, AxisWeights, Kind, axes_between, resample_known
 
 #: Working memory of one slab of a label map that is made from logits. Chosen: far below what a network needs.
@@ -14,6 +15,21 @@ SLAB_BYTES = 64 << 20
 
 #: Edge of the cells, in voxels, that classes are ruled out by.
 _CELL = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RestoredLabels:
+    """What the networks of one plan make of a part of an image, on its own voxels.
+
+    Attributes:
+        indices_zyx: Label indices, (*box.shape_zyx).
+        box: Where, in canonical voxels.
+        grid: How the stage's voxels lie in the image.
+    """
+
+    indices_zyx: np.ndarray
+    box: BoundingBox
+    grid: StageGrid
 
 
 @torch.no_grad()
