@@ -21,7 +21,7 @@ from flaresemi.inference.probabilities import ProbabilityOutput
 from flaresemi.io.grids import SourceGrid
 from flaresemi.labels import Label, LabelSet
 from flaresemi.preprocessing.averaging import KnownLogits
-from flaresemi.preprocessing.resampling import labels_from_logits
+from flaresemi.preprocessing.winners import labels_from_logits
 
 SHAPE, SPACING = (300, 512, 512), (1.5, 0.8, 0.8)
 STAGE = (75, 128, 128)
