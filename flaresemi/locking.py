@@ -138,7 +138,10 @@ class Claims:
 
     def clear(self) -> None:
         """Removes what killed processes have left, and the folder itself where nobody claims anything."""
-        for path in self.path.iterdir() if self.are_exclusive else ():
+        paths: list[Path] = []
+        with contextlib.suppress(FileNotFoundError):  # another process that was done, too, has just removed it
+            paths = list(self.path.iterdir()) if self.are_exclusive else []
+        for path in paths:
             if path.is_file():
                 with contextlib.suppress(InUseError), _held(path):
                     pass

@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -55,6 +55,25 @@ def bound_cores() -> int:
         return len(os.sched_getaffinity(0))
     else:
         return os.cpu_count() or 1
+
+
+def core_numbers() -> list[int]:
+    """The cores that this process is bound to; none where processes are not bound."""
+    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+
+
+@contextlib.contextmanager
+def on_cores(numbers: Collection[int]) -> Iterator[None]:
+    """Binds this thread to some cores while the block runs, and for good what it starts there; none: does nothing."""
+    if sys.platform == "linux" and numbers:
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, numbers)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+    else:
+        yield
 
 
 if sys.platform == "win32":

@@ -239,6 +239,13 @@ def test_a_name_stays_claimed_until_its_work_has_ended(tmp_path: Path) -> None:
     assert not claims.path.exists()
 
 
+def test_a_folder_that_another_process_has_cleared_is_clear(tmp_path: Path) -> None:
+    claims = Claims(tmp_path / "claims")
+    claims.path.rmdir()  # the other one was done at the same moment
+    claims.clear()
+    assert not claims.path.exists()
+
+
 def test_what_killed_processes_left_is_cleared_and_what_is_claimed_is_not(tmp_path: Path) -> None:
     claims = Claims(tmp_path / "claims")
     (claims.path / "left").write_bytes(b"process 1 on a since b: c")

@@ -8,13 +8,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from flaresemi.cli.common import EXIT_STOPPED, EXIT_USER_ERROR, StoppedEarly
 from flaresemi.cli.numbers import count, number
 from flaresemi.compute.crew import Crew
-from flaresemi.compute.distributed import LAUNCHED, Ranks, launched_ranks
+from flaresemi.compute.distributed import LAUNCHED, Ranks
 from flaresemi.errors import ConfigError, FlaresemiError, ToldError
 from flaresemi.ranges import Few
 
@@ -25,7 +26,9 @@ logger = logging.getLogger(__name__)
 _STOPPING = ("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "--shutdown-timeout=120")
 
 
-def launch_ranks(module: str, words: Sequence[str], *, gpus: int, max_restarts: int, go_on: str) -> None:
+def launch_ranks(
+    module: str, words: Sequence[str], *, gpus: int, max_restarts: int, go_on: str, began: float | None = None
+) -> None:
     """Starts one process per GPU, as torchrun does, and waits for them.
 
     Args:
@@ -35,6 +38,7 @@ def launch_ranks(module: str, words: Sequence[str], *, gpus: int, max_restarts: 
         gpus: How many processes.
         max_restarts: How often all of them are started again after one has died.
         go_on: What goes on after a stop, for messages.
+        began: When the work of which this is a part began, as `time.monotonic` has it; None: now.
 
     Raises:
         StoppedEarly: a signal or the time limit stopped them.
@@ -45,7 +49,9 @@ def launch_ranks(module: str, words: Sequence[str], *, gpus: int, max_restarts: 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     stopped = StoppedEarly(f"the processes of this launch were stopped; {go_on}")
-    os.environ[LAUNCHED] = str(time.monotonic())
+    if launched_at() is not None:
+        threading.Thread(target=_end_with, args=(orphaned(),), daemon=True).start()
+    os.environ[LAUNCHED] = str(time.monotonic() if began is None else began)
     known = torchrun.get_args_parser().format_help()
     try:
         torchrun.main(
@@ -115,9 +121,16 @@ def lead_or_follow(crew: Crew, own: object, work: Callable[[], None]) -> None:
 
 
 def launched_at() -> float | None:
-    """When the process that waits for this rank began, as `time.monotonic` has it; None where none of ours does."""
-    launched = os.environ.get(LAUNCHED) if launched_ranks() else None
+    """When the work of the process that waits for this one began, as `time.monotonic` has it; None where none does."""
+    launched = os.environ.get(LAUNCHED)
     return float(launched) if launched else None
+
+
+def _end_with(is_alone: Callable[[], bool]) -> None:
+    """Ends this process, and so the ranks that it waits for, when the one that waits for it has gone."""
+    while not is_alone():
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _failure(codes: Mapping[int, int], go_on: str) -> FlaresemiError:

@@ -4,30 +4,19 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import os
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from flaresemi.cli.common import (
-    StoppedEarly,
-    StrictParser,
-    add_dataset_options,
-    add_field_option,
-    add_time_limit_option,
-    add_trainer_options,
-    dataset_words,
-    open_workspace,
-    print_next,
-    run,
-)
-from flaresemi.cli.launching import add_launch_options, launch_ranks, launched_at, lead_or_follow
-from flaresemi.cli.mixing_options import add_mixing_options, given_mixing
-from flaresemi.cli.numbers import count
+from flaresemi.cli.chains import Chains
+from flaresemi.cli.common import StoppedEarly, dataset_words, flag_of, open_workspace, print_next, run
+from flaresemi.cli.launching import launch_ranks, launched_at, lead_or_follow, orphaned
+from flaresemi.cli.mixing_options import given_mixing
 from flaresemi.cli.output import require_printed
 from flaresemi.cli.repeating import for_prediction, repeated
+from flaresemi.cli.round_options import NOT_AGAIN, round_parser
 from flaresemi.cli.signals import StopSignals
-from flaresemi.cli.training_options import add_tracking_option
 from flaresemi.compute.crew import Crew
 from flaresemi.compute.device import limit_threads, select_device
 from flaresemi.compute.distributed import join_ranks, launched_ranks
@@ -37,8 +26,7 @@ from flaresemi.errors import ConfigError
 from flaresemi.locking import working_alone
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.plans import Stage
-from flaresemi.pseudolabels.selecting import SelectionRule
-from flaresemi.rounds.chain import FEW_LABELS, ChainState, SelfTraining, usual_folds
+from flaresemi.rounds.chain import ChainState, SelfTraining, SideBySide, usual_folds
 from flaresemi.rounds.exporting import export_round
 from flaresemi.rounds.pieces import Execution
 from flaresemi.rounds.round import Round
@@ -56,39 +44,58 @@ _RULE = ("organ_threshold", "organ_share", "volume_factor", "best_share", "case_
 _STUDENTS = ("start", "length", "tta", "ignore_contested", "teacher", "trainer", "trainer_settings")
 _STOP = ("patience", "min_delta", "max_rounds")
 
-#: What a start was asked to do; how is said again in the next.
-_NOT_AGAIN = (
-    *("fold", "until_converged", "rounds", "final", "status", "report", "step", "shard"),
-    *("export_labels", "export_which"),
-)
-_STOPPED = "stopped and saved; the same command goes on"
+_GO_ON = "the same command goes on"
+_STOPPED = f"stopped and saved; {_GO_ON}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return run(lambda options: _semi_round(options, words), _parser(), words)
+    return run(lambda options: _semi_round(options, words), round_parser(), words)
 
 
 def _semi_round(options: argparse.Namespace, words: list[str]) -> None:
     limit_threads()
+    _refuse_unfit(options)
     looks = options.status or options.report or options.export_labels is not None
-    ranks = launched_ranks()
-    if (options.gpus > 1 or options.max_restarts > 0) and ranks is None and not looks:
-        module, restarts = "flaresemi.cli.semi_round", options.max_restarts
-        launch_ranks(module, words, gpus=options.gpus, max_restarts=restarts, go_on="the same command goes on")
-        return
+    ranks, began = launched_ranks(), launched_at()
     workspace = open_workspace(options)
-    with StopSignals(options.time_limit, began=launched_at()) as signals:
+    if (options.gpus > 1 or options.max_restarts > 0) and ranks is None and not looks:
+        if options.gpus > 1 and _divides(options) and len(_folds(options, workspace)) > 1:
+            _run_side_by_side(options, words, workspace)
+        else:
+            _launch(options, words, began)
+        return
+    with StopSignals(options.time_limit, began=began) as signals:
         if looks:
             if ranks is None or ranks.is_main:
-                _look(options, _self_training(options, workspace, _execution(options, signals)))
+                _look(options, _self_training(options, workspace, _execution(options, signals.requested)))
         elif options.shard is not None:  # shards of the same labeling work side by side
-            _run_step(options, _self_training(options, workspace, _execution(options, signals)))
+            _run_step(options, _self_training(options, workspace, _execution(options, signals.requested)))
         else:
+            is_alone = orphaned() if began is not None and ranks is None else lambda: False
             with join_ranks(select_device(options.device).type) as joined:
-                how = _execution(options, signals, Crew(joined))
+                how = _execution(options, lambda: signals.requested() or is_alone(), Crew(joined))
                 lead_or_follow(how.crew, how, lambda: _lead(options, words, workspace, how))
+
+
+def _refuse_unfit(options: argparse.Namespace) -> None:
+    others = ("until_converged", "final", "shard", "status", "report", "export_labels")
+    if options.chain is not None and (given := [name for name in others if getattr(options, name)]):
+        raise ConfigError(
+            f"--chain runs one round of one chain, which does not go with {flag_of(given[0])}",
+            fix="leave one of them out",
+        )
+
+
+def _divides(options: argparse.Namespace) -> bool:
+    """Whether what is asked for can be divided by folds."""
+    return not (options.final or options.shard is not None or options.chain is not None)
+
+
+def _launch(options: argparse.Namespace, words: list[str], began: float | None) -> None:
+    module, restarts = "flaresemi.cli.semi_round", options.max_restarts
+    launch_ranks(module, words, gpus=options.gpus, max_restarts=restarts, go_on=_GO_ON, began=began)
 
 
 def _look(options: argparse.Namespace, training: SelfTraining) -> None:
@@ -106,18 +113,53 @@ def _lead(options: argparse.Namespace, words: list[str], workspace: Workspace, h
     """The work of the first process of a launch, or of the only one."""
     training, command = _self_training(options, workspace, how), ["flaresemi_semi_round", *words]
     with contextlib.ExitStack() as alone:
-        for fold in training.folds:
+        for fold in training.folds if options.chain is None else [options.chain]:
             alone.enter_context(working_alone(workspace.lock("rounds", f"fold_{fold}"), command))
-        _run_rounds(options, training, command)
+        if options.chain is not None:
+            _run_chain(options, training)
+        elif _run_rounds(options, training):
+            _train_final(options, training, command)
 
 
-def _run_rounds(options: argparse.Namespace, training: SelfTraining, command: list[str]) -> None:
+def _run_side_by_side(options: argparse.Namespace, words: list[str], workspace: Workspace) -> None:
+    """The work of the process that has others run the chains, each on GPUs of its own, and judges them together."""
+    began = time.monotonic()
+    with StopSignals(options.time_limit, began=began) as signals:
+        chains = Chains(options, began=began, stop_requested=signals.requested)
+        training = _self_training(options, workspace, _execution(options, signals.requested), chains)
+        of_folds = workspace.lock("rounds", f"folds_{'_'.join(training.folds)}")
+        with working_alone(of_folds, ["flaresemi_semi_round", *words]):
+            is_due = _run_rounds(options, training)
+            if is_due:  # one training, for all GPUs among which its batch divides
+                options.gpus = chains.most_gpus(training.make_round(training.folds[0], 1), options.gpus)
+    if is_due:
+        _launch(options, [*_again(options, training)[1:], "--final"], began)
+
+
+def _run_chain(options: argparse.Namespace, training: SelfTraining) -> None:
+    """The current round of one chain."""
+    fold, number = options.chain, training.complete_rounds + 1
+    if fold not in training.folds:
+        raise ConfigError(
+            f"--chain {fold} is none of the folds {', '.join(training.folds)}", fix="name all of them: --fold 0 1 2"
+        )
+    if options.rounds is not None and number > options.rounds:
+        print(f"all chains have completed {number - 1} round(s)")
+    elif training.run_one(fold, options.step) is None:
+        raise StoppedEarly(_STOPPED)
+    else:
+        print(_done(training.workspace, fold, number, options.step or STEPS[-1]))
+    if launched_at() is None:
+        print_next(_again(options, training))
+
+
+def _run_rounds(options: argparse.Namespace, training: SelfTraining) -> bool:
+    """Runs what is asked for; whether the final models come next."""
+    if options.final:
+        return True
     if options.step is not None:
         _run_step(options, training)
-        return
-    if options.final:
-        _train_final(options, training, command)
-        return
+        return False
     if options.until_converged:
         state = training.run_until_converged()
     else:
@@ -130,9 +172,9 @@ def _run_rounds(options: argparse.Namespace, training: SelfTraining, command: li
         reports = training.write_reports()
     _print_reports(reports)
     if options.until_converged and state.verdict is not None and state.verdict.best_round > 0:
-        _train_final(options, training, command)
-        return
+        return True
     _print_next(options, training, state)
+    return False
 
 
 def _print_reports(paths: Iterable[Path]) -> None:
@@ -169,30 +211,33 @@ def _print_prediction(options: argparse.Namespace, models: list[str]) -> None:
 
 def _again(options: argparse.Namespace, training: SelfTraining) -> list[str]:
     """The command that continues with the same options."""
-    return ["flaresemi_semi_round", "--fold", *training.folds, *repeated(_parser(), options, without=_NOT_AGAIN)]
+    return ["flaresemi_semi_round", "--fold", *training.folds, *repeated(round_parser(), options, without=NOT_AGAIN)]
 
 
-def _execution(options: argparse.Namespace, signals: StopSignals, crew: Crew | None = None) -> Execution:
-    crew = crew or Crew()
-    device = joint_shard(options.shard, launched_ranks()).device(options.device)
-    track = getattr(options, "track", None)
+def _execution(options: argparse.Namespace, asked: Callable[[], bool], crew: Crew | None = None) -> Execution:
+    device, track = joint_shard(options.shard, launched_ranks()).device(options.device), getattr(options, "track", None)
     refuse_without_tracker(track or "none")
-    asked = signals.requested
-    return Execution(device=device, precision=options.precision, stop_requested=asked, crew=crew, track=track)
+    return Execution(device=device, precision=options.precision, stop_requested=asked, crew=crew or Crew(), track=track)
 
 
-def _self_training(options: argparse.Namespace, workspace: Workspace, how: Execution) -> SelfTraining:
+def _folds(options: argparse.Namespace, workspace: Workspace) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(options.fold)) if options.fold else usual_folds(workspace)
+
+
+def _self_training(
+    options: argparse.Namespace, workspace: Workspace, how: Execution, chains: SideBySide | None = None
+) -> SelfTraining:
     try:
         config, rule = _round_config(options), StopRule(**_given(options, *_STOP))
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
-    folds = tuple(dict.fromkeys(options.fold)) if options.fold else usual_folds(workspace)
+    folds = _folds(options, workspace)
 
     def make_round(fold: str, number: int) -> Round:
         dataset = usable_cases(load_dataset(options.dataset), workspace)
         return Round(workspace, dataset, fold, number, config, how, peers=folds)
 
-    return SelfTraining(workspace, folds, rule, make_round)
+    return SelfTraining(workspace, folds, rule, make_round, chains)
 
 
 def _round_config(options: argparse.Namespace) -> RoundConfig:
@@ -231,9 +276,13 @@ def _run_step(options: argparse.Namespace, training: SelfTraining) -> None:
     if training.run_next(options.step) is None:
         raise StoppedEarly(_STOPPED)
     for fold in training.folds:
-        state = load_state(training.workspace.round(fold, number).state)
-        following = state.next_step if state else options.step
-        print(f"fold {fold}, round {number}: done up to '{options.step}'; next comes '{following or 'the next round'}'")
+        print(_done(training.workspace, fold, number, options.step))
+
+
+def _done(workspace: Workspace, fold: str, number: int, step: str) -> str:
+    state = load_state(workspace.round(fold, number).state)
+    following = state.next_step if state else step
+    return f"fold {fold}, round {number}: done up to '{step}'; next comes '{following or 'the next round'}'"
 
 
 def _export(options: argparse.Namespace, training: SelfTraining) -> None:
@@ -271,120 +320,6 @@ def _status(training: SelfTraining, workspace: Workspace) -> str:
             stands = "not begun" if step is None else "done" if step.done else "begun"
             lines.append(f"{place}: {name}: {stands}" + (f", {step.seconds:.0f} s" if step else ""))
     return "\n".join(lines)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = StrictParser(
-        "flaresemi_semi_round",
-        "Label the unlabeled cases with a trained fold, select what can be trusted, train on it, judge. "
-        "What is done already is not done again.",
-    )
-    add_dataset_options(parser)
-    parser.add_argument(
-        "--fold",
-        nargs="+",
-        metavar="FOLD",
-        help="folds whose cases are held out to judge by; 'all' holds out none "
-        f"[0; with fewer than {FEW_LABELS} labeled cases every fold]",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add_launch_options(parser, "share the work among N GPUs of this machine")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="mixed precision")
-    add_time_limit_option(parser)
-    _add_actions(parser.add_argument_group("what to do"))
-    _add_choices(parser)
-    return parser
-
-
-def _add_actions(what: argparse._ArgumentGroup) -> None:
-    what.add_argument(
-        "--until-converged", action="store_true", help="run round after round until the stop rule ends it"
-    )
-    what.add_argument("--rounds", type=count, metavar="N", help="run until N rounds are complete")
-    what.add_argument(
-        "--final",
-        action="store_true",
-        help="train the final models, on all labels and the best models' pseudo-labels "
-        "(--until-converged does so at its end)",
-    )
-    what.add_argument("--status", action="store_true", help="print the progress of the chain, and do nothing else")
-    what.add_argument(
-        "--report", action="store_true", help="write the last complete round's page again, and do nothing else"
-    )
-    what.add_argument("--step", choices=STEPS, help="stop after this step of the round")
-    what.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="label only this part of the unlabeled cases: 0/4, slurm (this task of a job "
-        "array) or torchrun (this rank)",
-    )
-    what.add_argument(
-        "--export-labels",
-        type=Path,
-        metavar="FOLDER",
-        help="write the newest pseudo-labels as CASE.nii.gz on the grids of their images, and do nothing else",
-    )
-    what.add_argument(
-        "--export-which", choices=["selected", "all"], default="selected", help="of which cases [selected]"
-    )
-
-
-def _preset(name: str) -> str:
-    if name != "seed":
-        return name
-    logger.warning("--preset seed is deprecated and goes in 0.2: say --preset flaresemiseg")
-    return "flaresemiseg"
-
-
-def _add_choices(parser: argparse.ArgumentParser) -> None:
-    """Fields of the records that decide a round; what is not given stays with its preset."""
-    parser.add_argument(
-        "--tta", action="store_true", default=argparse.SUPPRESS, help="label by the mean over mirrored images too"
-    )
-    parser.add_argument(
-        "--ignore-contested",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="leave out the voxels of pseudo-labels on which snapshots of the models disagree",
-    )
-    parser.add_argument(
-        "--teacher",
-        metavar="MODEL",
-        type=os.path.abspath,
-        default=argparse.SUPPRESS,
-        help="label with this model in the first round, nnU-Net's or another workspace's; organs are matched by name",
-    )
-    rule = parser.add_argument_group("selection", "what is not given has the default in brackets")
-    defaults, round_defaults, stop_defaults = SelectionRule(), RoundConfig(), StopRule()
-    rule.add_argument(
-        "--preset",
-        choices=list(PRESETS),
-        type=_preset,
-        default=argparse.SUPPRESS,
-        help="flaresemiseg: whole cases, best half first; students from scratch, nothing pasted",
-    )
-    rule.add_argument("--select", choices=["case", "organ"], help="judge whole cases, or each organ on its own [organ]")
-
-    add_field_option(
-        rule, "organ_threshold", defaults, "organ: least predicted Dice, or agreement without a calibration"
-    )
-    add_field_option(rule, "organ_share", defaults, "organ: a lower threshold where fewer cases reach it")
-    add_field_option(rule, "volume_factor", defaults, "organ: how far outside the labeled volumes is implausible")
-    add_field_option(rule, "best_share", defaults, "case: share of the cases that the first round takes")
-    add_field_option(rule, "case_threshold", defaults, "case: least score in later rounds")
-    rule.add_argument(
-        "--require-complete", action="store_true", default=argparse.SUPPRESS, help="case: only cases with every organ"
-    )
-    students = parser.add_argument_group("students")
-    add_mixing_options(students)
-    add_field_option(students, "start", round_defaults, "weights to start from", choices=["scratch", "previous"])
-    add_field_option(students, "length", round_defaults, "iterations, relative to the supervised training")
-    add_trainer_options(students)
-    add_tracking_option(students, "keep their numbers, and figures of each round, as flaresemi_train [as supervised]")
-    stop = parser.add_argument_group("stop rule")
-    add_field_option(stop, "patience", stop_defaults, "rounds without an improvement before the chain ends")
-    add_field_option(stop, "min_delta", stop_defaults, "mean Dice that counts as an improvement")
-    add_field_option(stop, "max_rounds", stop_defaults, "most rounds")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flaresemi.errors import ConfigError, SelectionError, listed
@@ -21,7 +21,7 @@ from flaresemi.rounds.final import train_final
 from flaresemi.rounds.protection import vanishing_organs
 from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.round import Round
-from flaresemi.rounds.state import load_state
+from flaresemi.rounds.state import STEPS, RoundState, load_state
 from flaresemi.rounds.stopping import StopRule, Verdict, judge
 from flaresemi.rounds.tracking import track_round
 from flaresemi.training.validation import was_judged_by
@@ -31,6 +31,9 @@ SCHEMA_VERSION = 1
 
 #: With fewer labeled cases, one fold holds out too few to judge a round by: all folds take part (chosen).
 FEW_LABELS = 25
+
+#: Runs rounds of one number, each of its own chain, up to a step; False when they were asked to stop.
+SideBySide = Callable[[Sequence[Round], str], bool]
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +92,8 @@ class SelfTraining:
         folds: Numbers; or 'all' alone, which holds nothing out and therefore cannot be judged.
         rule: The stop rule.
         make_round: Builds the round of a given fold and number.
+        side_by_side: Runs given rounds of a number up to a step, in processes of their own; False when they were
+            stopped. None: they are run here, one after the other.
 
     Raises:
         PlanError: there are no splits.
@@ -96,7 +101,12 @@ class SelfTraining:
     """
 
     def __init__(
-        self, workspace: Workspace, folds: tuple[str, ...], rule: StopRule, make_round: Callable[[str, int], Round]
+        self,
+        workspace: Workspace,
+        folds: tuple[str, ...],
+        rule: StopRule,
+        make_round: Callable[[str, int], Round],
+        side_by_side: SideBySide | None = None,
     ) -> None:
         if ALL in folds and len(folds) > 1:
             raise ConfigError("fold 'all' stands alone", fix="name numbered folds, or 'all'")
@@ -104,6 +114,7 @@ class SelfTraining:
         self.folds = folds
         self.rule = rule
         self.make_round = make_round
+        self._run_all = side_by_side or _one_after_the_other
         self.path = workspace.verdict(folds)
         splits = load_splits(workspace.splits)
         if twice := splits.held_out_twice(folds):
@@ -148,11 +159,9 @@ class SelfTraining:
         number = self.judge().rounds + 1  # before days of work: the start may never have been validated
         self._refuse_other_labels(number - 1)
         rounds = [self.make_round(fold, number) for fold in self.folds]
-        for round in rounds:  # all folds first: each selects by a calibration on the held-out cases of all of them
-            if round.run(last_step="label") is None:
-                return None
-        for round in rounds:
-            if (round.run(last_step=last_step) if last_step else round.run()) is None:
+        # All folds first: each selects by a calibration on the held-out cases of all of them.
+        for step in dict.fromkeys((STEPS[0], last_step or STEPS[-1])):
+            if not self._run_all(rounds, step):
                 return None
         state = self.judge()
         if state.rounds == number:
@@ -160,6 +169,20 @@ class SelfTraining:
             for round in rounds:
                 track_round(round, state.mean_dice[number] if state.mean_dice else None)
         return state
+
+    def run_one(self, fold: str, last_step: str | None = None) -> RoundState | None:
+        """Runs or resumes the round of one chain, and judges nothing: the other chains are run elsewhere.
+
+        Args:
+            fold: Of the chain.
+            last_step: Stop after this step, 'label' for as long as not all chains have been there; None: the last.
+
+        Returns:
+            The state of the round; None when it was asked to stop before its end.
+        """
+        number = self.judge(keep=False).rounds + 1
+        self._refuse_other_labels(number - 1)
+        return self.make_round(fold, number).run(last_step=last_step or STEPS[-1])
 
     def write_reports(self) -> list[Path]:
         """Writes the report of the last complete round of every chain from what is on disk, replacing an older one.
@@ -307,6 +330,10 @@ class SelfTraining:
                 fix=f"flaresemi_train FINE {fold} --continue validates it again",
             )
         return load_summary(path)
+
+
+def _one_after_the_other(rounds: Sequence[Round], last_step: str) -> bool:
+    return all(round.run(last_step=last_step) is not None for round in rounds)
 
 
 def mean_dice(held_out: HeldOutDice) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from flaresemi.cli import demo, evaluate, export, plan_and_preprocess, semi_round, serve
+from flaresemi.cli import demo, evaluate, export, plan_and_preprocess, round_options, serve
 from flaresemi.cli.numbers import field_type, number
 from flaresemi.cli.prediction_options import prediction_parser
 from flaresemi.cli.training_options import training_parser
@@ -19,7 +19,7 @@ PARSERS: dict[str, tuple[Callable[[], argparse.ArgumentParser], list[str]]] = {
     "plan": (plan_and_preprocess._parser, []),
     "predict": (prediction_parser, ["-i", "a", "-o", "b"]),
     "serve": (serve._parser, []),
-    "round": (semi_round._parser, []),
+    "round": (round_options.round_parser, []),
     "train": (training_parser, ["FINE", "0"]),
 }
 

@@ -4,18 +4,25 @@ from pathlib import Path
 
 import pytest
 
-from flaresemi.cli import plan_and_preprocess, semi_round
+from flaresemi.cli import plan_and_preprocess
 from flaresemi.cli.common import StrictParser
 from flaresemi.cli.prediction_options import prediction_parser
 from flaresemi.cli.repeating import for_prediction, repeated
+from flaresemi.cli.round_options import round_parser
 from flaresemi.cli.training_options import training_parser
 
 
 @pytest.mark.parametrize(
     ("parser", "words"),
     [
-        (semi_round._parser(), "-d data --fold 0 1 --gpus 8 --time-limit 1h0.5s --tta --trainer-setting a=true"),
-        (semi_round._parser(), "-w work --trainer package:Class --trainer-setting a=1.5 --trainer-setting b=text"),
+        (
+            round_parser(),
+            "-d data --fold 0 1 --gpus 8 --time-limit 1h0.5s --tta --trainer-setting a=true",
+        ),
+        (
+            round_parser(),
+            "-w work --trainer package:Class --trainer-setting a=1.5 --trainer-setting b=text",
+        ),
         (training_parser(), "-d data --gpus 2 --epochs 3 --no-compile --mirror-axes zx --optimizer sgd --seed 4"),
         (training_parser(), "--time-budget 2h --max-restarts 3 --deep-supervision --pseudo-labels folder"),
         (plan_and_preprocess._parser(), "--preset large --stages two --with-test --workers 2 --seed 0"),

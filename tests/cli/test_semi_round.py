@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flaresemi.cli import semi_round
+from flaresemi.cli import round_options, semi_round
 from flaresemi.dataset import load_dataset
 from flaresemi.io.images import read_grid
 from flaresemi.networks.checkpoint import load_checkpoint
@@ -70,7 +70,7 @@ def test_the_preset_of_flaresemiseg_is_its_rule_from_scratch_and_pastes_nothing(
 
 
 def test_the_old_name_of_a_preset_works_and_says_the_new_one(caplog: pytest.LogCaptureFixture) -> None:
-    parser = semi_round._parser()
+    parser = round_options.round_parser()
     assert parser.parse_args(["--preset", "seed"]).preset == "flaresemiseg"
     assert "deprecated" in caplog.text and "--preset flaresemiseg" in caplog.text
     assert "{default,flaresemiseg}" in parser.format_help()
@@ -89,7 +89,7 @@ def test_the_printed_command_goes_on_with_the_same_choices(
     assert semi_round.main([*place, *words, "--shard", "0/1"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
     following = shlex.split(line.removeprefix("next: flaresemi_semi_round "))
-    parser = semi_round._parser()
+    parser = round_options.round_parser()
     assert vars(parser.parse_args(following)) == vars(parser.parse_args([*place, *words]))
     # What is exported was made with the choices of the round, whatever is asked for now.
     words = ["--preset", "seed", "--best-share", "1.0", "--tta", "--device", "cpu"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from flaresemi.cli import plan_and_preprocess, semi_round
+from flaresemi.cli import plan_and_preprocess, round_options
 from flaresemi.cli.prediction_options import prediction_parser
 from flaresemi.cli.training_options import training_parser
 
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "slurm"
 FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".sbatch", ".sh"))
 PARSERS = {
     "flaresemi_train": training_parser(),
-    "flaresemi_semi_round": semi_round._parser(),
+    "flaresemi_semi_round": round_options.round_parser(),
     "flaresemi_predict": prediction_parser(),
     "flaresemi_plan_and_preprocess": plan_and_preprocess._parser(),
 }
@@ -29,7 +29,7 @@ VALUES = {"stage": "FINE", "dataset": "data", "workspace": "work"}
 
 def commands(path: Path) -> list[list[str]]:
     """What a file has srun start, with values for its variables."""
-    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ").replace('"$@"', "")
     lines = re.findall(r"^\s*srun (.*?)&?$", text, re.MULTILINE)
     plain = [re.sub(r"\$\(\(.*?\)\)", "29500", line) for line in lines]
     return [shlex.split(re.sub(r"\$(\w+)", lambda found: VALUES.get(found[1], "2"), line)) for line in plain]
@@ -81,7 +81,7 @@ def calls(environment: dict[str, str], name: str, *words: str) -> tuple[int, lis
     return done.returncode, Path(environment["CALLS"]).read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("name", ["train_fold.sbatch", "label_pool.sbatch", "round.sbatch"])
+@pytest.mark.parametrize("name", ["train_fold.sbatch", "label_pool.sbatch", "round.sbatch", "chain.sbatch"])
 @pytest.mark.parametrize(("code", "queues_again"), [("0", False), ("2", False), ("143", True)])
 def test_a_stopped_job_queues_again(slurm: dict[str, str], name: str, code: str, queues_again: bool) -> None:
     ended, asked = calls(slurm | {"CODE": code}, name, "data", "work", "0", "1")
@@ -115,3 +115,16 @@ def test_the_jobs_of_a_chain_wait_for_each_other(slurm: dict[str, str]) -> None:
         ["afterok:3", "label_pool.sbatch data work 3"],
         ["afterany:4", "round.sbatch data work 3 2"],
     ]
+
+
+def test_the_chains_of_several_folds_are_labeled_run_and_judged(slurm: dict[str, str]) -> None:
+    ended, asked = calls(slurm, "chains.sh", "data", "work", "0 2", "1")
+    assert ended == 0
+    submitted = [re.findall(r"(?:--array=\S+|after\w+:\d+|\w+\.sbatch.*)", line) for line in asked]
+    assert submitted == [
+        ["--array=0,2", "chain.sbatch data work 0 2 1 --step label"],
+        ["--array=0,2", "afterok:1", "chain.sbatch data work 0 2 1"],
+        ["afterok:2", "round.sbatch data work 0 2 1"],
+    ]
+    ended, asked = calls(slurm, "chain.sbatch", "data", "work", "0 3", "1", "--step", "label")
+    assert asked[-1] == "srun flaresemi_semi_round -d data -w work --fold 0 3 --chain 3 --rounds 1 --step label"
