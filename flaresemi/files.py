@@ -6,6 +6,7 @@ import fnmatch
 import functools
 import hashlib
 import logging
+import mmap
 import os
 import shutil
 import stat
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from flaresemi.errors import ConfigError
-from flaresemi.portability import NO_LINK, NO_WAIT, OPENS_FOLDERS
+from flaresemi.portability import NO_LINK, NO_WAIT, OPENS_FOLDERS, announce
 from flaresemi.unfinished import PARTIAL, unfinished_path
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,27 @@ def map_array(path: Path) -> np.ndarray:
         return np.lib.format.open_memmap(path, mode="r")
     except _BAD_HEADER:
         raise ValueError(f"{path.name} is no array, or a damaged one") from None
+
+
+def read_box(array: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+    """A box of an array of planes, (..., Y, X), which is read as a whole where the array is mapped.
+
+    Row by row, the system would guess what comes next: it reads the planes one after the other, and whatever lies
+    between them (benchmarks/results/slow_disk.md).
+
+    Args:
+        array: Of `map_array`, or any other.
+        box: A slice with start and stop for each of the last axes; of those before them, all is read.
+    """
+    slab: np.ndarray = array[..., *box]
+    memory = array.base
+    if isinstance(memory, mmap.mmap) and slab.size:
+        first = slab.__array_interface__["data"][0] - np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+        length = sum((size - 1) * stride for size, stride in zip(slab.shape[-2:], slab.strides[-2:], strict=True))
+        for plane in np.ndindex(slab.shape[:-2]):
+            start = first + sum(index * stride for index, stride in zip(plane, slab.strides[:-2], strict=True))
+            announce(memory, start, length + slab.itemsize)
+    return slab
 
 
 #: What numpy raises of a header that it cannot parse, besides ValueError.

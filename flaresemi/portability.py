@@ -8,6 +8,7 @@ renamed or removed. `make lint` checks the types of the package for each of the 
 import contextlib
 import errno
 import math
+import mmap
 import os
 import re
 import signal
@@ -74,6 +75,13 @@ def on_cores(numbers: Collection[int]) -> Iterator[None]:
             os.sched_setaffinity(0, before)
     else:
         yield
+
+
+def announce(memory: mmap.mmap, start: int, length: int) -> None:
+    """Says that a part of a mapped file will be read soon: the system begins to read it, and no more than that."""
+    if sys.platform != "win32":
+        page = start - start % mmap.PAGESIZE
+        memory.madvise(mmap.MADV_WILLNEED, page, start + length - page)
 
 
 if sys.platform == "win32":

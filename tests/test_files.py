@@ -3,6 +3,7 @@ import os
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flaresemi.errors import ConfigError
@@ -13,6 +14,7 @@ from flaresemi.files import (
     copy_file,
     map_array,
     open_no_link,
+    read_box,
     read_text,
     write_text,
 )
@@ -126,3 +128,25 @@ def test_pipes_and_devices_are_not_replaced(tmp_path):
         with pytest.raises(ConfigError, match="no ordinary file"):
             write_text(path, "x")
     assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+
+
+@pytest.mark.parametrize("shape", [(5, 70, 90), (2, 5, 70, 90)])
+def test_all_of_a_box_is_announced_and_little_else(
+    shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    np.save(tmp_path / "a.npy", array)
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr("flaresemi.files.announce", lambda memory, start, length: told.append((start, length)))
+    box = (slice(1, 4), slice(10, 50), slice(5, 61))
+    mapped = map_array(tmp_path / "a.npy")
+    np.testing.assert_array_equal(read_box(mapped, box), array[..., *box])
+    content = (tmp_path / "a.npy").read_bytes()
+    numbers = np.arange(array.size).reshape(shape)[..., *box]
+    offset = len(content) - array.nbytes
+    first, last = numbers[..., 0, 0].ravel(), numbers[..., -1, -1].ravel()  # of each plane
+    assert told == [(offset + 2 * low, 2 * (high - low + 1)) for low, high in zip(first, last, strict=True)]
+    assert read_box(mapped, (slice(2, 2), slice(0, 5), slice(0, 5))).size == 0
+    assert len(told) == len(first)
+    np.testing.assert_array_equal(read_box(array, box), array[..., *box])  # which is in memory: nothing to tell
+    assert len(told) == len(first)

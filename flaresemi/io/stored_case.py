@@ -10,7 +10,7 @@ from typing import Annotated
 
 import numpy as np
 
-from flaresemi.files import map_array
+from flaresemi.files import map_array, read_box
 from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
 from flaresemi.ranges import Count, Range
 
@@ -180,9 +180,9 @@ class StoredCase:
         if inside is not None:
             z, y, x = start_zyx
             target = inside.shifted((-z, -y, -x)).slices
-            image[:, *target] = self.image_czyx[:, *inside.slices]
+            image[:, *target] = read_box(self.image_czyx, inside.slices)
             if self.label_zyx is not None and label is not None:
-                label[target] = self.label_zyx[inside.slices]
+                label[target] = read_box(self.label_zyx, inside.slices)
         return image, label
 
     @property
