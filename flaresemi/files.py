@@ -182,8 +182,8 @@ def read_box(array: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
         array: Of `map_array`, or any other.
         box: A slice with start and stop for each of the last axes; of those before them, all is read.
     """
-    slab: np.ndarray = array[..., *box]
-    memory = array.base
+    slab: np.ndarray = array[(..., *box)]  # type: ignore[arg-type] # numpy's stubs know no slices here
+    memory: object = array.base
     if isinstance(memory, mmap.mmap) and slab.size:
         first = slab.__array_interface__["data"][0] - np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
         length = sum((size - 1) * stride for size, stride in zip(slab.shape[-2:], slab.strides[-2:], strict=True))

@@ -37,7 +37,7 @@ class Chains:
             FlaresemiError: some have failed, which the others do not end with.
         """
         gpus, number = self._options.gpus, rounds[0].number
-        each = self.most_gpus(rounds[0], max(gpus // len(rounds), 1))
+        each = most_gpus(batch_sizes(rounds[0]), max(gpus // len(rounds), 1))
         count = min(len(rounds), gpus // each)
         logger.info(
             "round %d, up to '%s': %d chains, %d at a time, on %d GPU(s) or processes each%s",
@@ -49,11 +49,6 @@ class Chains:
         endings = side_by_side(commands, at, began=self._began, stop_requested=self._stop_requested)
         return all_done(endings, "the same command goes on with what is missing")
 
-    @staticmethod
-    def most_gpus(round: Round, limit: int) -> int:
-        """The largest number of GPUs, up to a limit, among which the batches of the students divide."""
-        return next(count for count in range(limit, 0, -1) if not any(batch % count for batch in round.batch_sizes))
-
     def _command(self, round: Round, rounds: Sequence[Round], last_step: str, gpus: int) -> list[str]:
         options = self._options
         words = repeated(round_parser(), options, without=(*NOT_AGAIN, "gpus"))
@@ -61,3 +56,14 @@ class Chains:
         words += ["--fold", *(each.fold for each in rounds), "--chain", round.fold, "--rounds", str(round.number)]
         words += ["--step", last_step, "--gpus", str(gpus)]
         return [sys.executable, "-m", "flaresemi.cli.semi_round", *words]
+
+
+def batch_sizes(round: Round) -> list[int]:
+    """Of the students of a round, over all processes."""
+    plans = [round.plans.stage(stage) for stage in round.stages]
+    return [round.training_config(plan.stage).batch_size or plan.batch_size for plan in plans]
+
+
+def most_gpus(batches: Sequence[int], limit: int) -> int:
+    """The largest number of GPUs, up to a limit, among which batches of these sizes divide."""
+    return next(count for count in range(limit, 0, -1) if not any(batch % count for batch in batches))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from flaresemi.cli.chains import Chains
+from flaresemi.cli.chains import Chains, batch_sizes, most_gpus
 from flaresemi.cli.common import StoppedEarly, dataset_words, flag_of, open_workspace, print_next, run
 from flaresemi.cli.launching import launch_ranks, launched_at, lead_or_follow, orphaned
 from flaresemi.cli.mixing_options import given_mixing
@@ -131,7 +131,7 @@ def _run_side_by_side(options: argparse.Namespace, words: list[str], workspace: 
         with working_alone(of_folds, ["flaresemi_semi_round", *words]):
             is_due = _run_rounds(options, training)
             if is_due:  # one training, for all GPUs among which its batch divides
-                options.gpus = chains.most_gpus(training.make_round(training.folds[0], 1), options.gpus)
+                options.gpus = most_gpus(batch_sizes(training.make_round(training.folds[0], 1)), options.gpus)
     if is_due:
         _launch(options, [*_again(options, training)[1:], "--final"], began)
 

@@ -316,12 +316,6 @@ class Round:
         supervised = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
         return self.config.student(supervised, self._teacher(stage).final, self.number)
 
-    @property
-    def batch_sizes(self) -> list[int]:
-        """Of the students, over all processes."""
-        plans = [self.plans.stage(stage) for stage in self.stages]
-        return [self.training_config(plan.stage).batch_size or plan.batch_size for plan in plans]
-
     def made_with(self) -> tuple[str, ...]:
         """Identifies the labeling models and options, see `teachers.made_with`."""
         fine, coarse = self._teachers
