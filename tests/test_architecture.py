@@ -79,6 +79,7 @@ ENVIRONMENT = (
     "files.py",
     "cli/common.py",
     "cli/launching.py",
+    "cli/side_by_side.py",
 )
 
 #: What not every system has, and by what a system is told from another: portability.py stands in for it.

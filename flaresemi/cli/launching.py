@@ -130,7 +130,7 @@ def _end_with(is_alone: Callable[[], bool]) -> None:
     """Ends this process, and so the ranks that it waits for, when the one that waits for it has gone."""
     while not is_alone():
         time.sleep(1.0)
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _failure(codes: Mapping[int, int], go_on: str) -> FlaresemiError:
