@@ -104,11 +104,8 @@ def _listed(material: Material, most: int) -> str:
         lines.append(f"  {item.case_id} ({item.group})")
         lines += [f"    {reason.text}" for reason in item.reasons]
     if suggestions:
-        lines.append("to label next, uncertain and unlike the others:")
-        lines += [
-            f"  {each.case_id} (uncertainty {each.uncertainty:.2f}, distance {each.distance:.2f})"
-            for each in suggestions[:most]
-        ]
+        lines.append("to label next, random among the unlike:")
+        lines += [f"  {each.case_id} ({each.why})" for each in suggestions[:most]]
     return visible("\n".join(lines))
 
 

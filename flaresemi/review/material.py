@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,10 @@ from flaresemi.planning.findings import load_warnings
 from flaresemi.planning.splits import Split, load_splits
 from flaresemi.plans import Plans, Stage, load_fingerprint, load_plans
 from flaresemi.preprocessing.preprocessor import canonical_labels
-from flaresemi.pseudolabels.selecting import LabeledVolumes, case_volumes_ml, labeled_volumes, volumes_ml
+from flaresemi.pseudolabels.selecting import LabeledVolumes, labeled_volumes, volumes_ml
 from flaresemi.records import load_record
-from flaresemi.review.queue import QueueFacts, QueueItem, Suggestion, label_next, misplaced_organs, queue, uncertainty
+from flaresemi.review.queue import QueueFacts, QueueItem, misplaced_organs, queue
+from flaresemi.review.suggesting import Suggestion, label_next
 from flaresemi.reviews import Review, load_review, load_reviews, reviewed_label
 from flaresemi.rounds.state import RoundState, load_state
 from flaresemi.selection import CaseScore, Selection, load_scores
@@ -32,6 +32,9 @@ from flaresemi.workspace import RoundFolder, Workspace
 #: Which label map of a case: the newest pseudo-label, that of the round before, the one that a person vouches for, or,
 #: of a held-out case, the real one.
 WHICH = ("newest", "former", "reviewed", "real")
+
+#: As many cases are suggested to be labeled next, at most. Chosen: a sitting's work.
+SUGGESTED = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,8 +230,7 @@ class Material:
             outdated=frozenset(outdated),
             **({} if state is None else {"rule": state.config.selection}),
         )
-        left = {case_id: scores.get(case_id) for case_id in self.unlabeled if case_id not in reviews}
-        return queue(facts), self._label_next(left)
+        return queue(facts), self.label_next()
 
     def _unlike(self) -> dict[str, tuple[str, ...]]:
         """What planning found unusual in the unlabeled cases."""
@@ -287,39 +289,23 @@ class Material:
                 self._centers[key] = found
         return found
 
-    def _label_next(self, scores: Mapping[str, CaseScore | None], count: int = 8) -> tuple[Suggestion, ...]:
-        """Cases to label next, by volumes of organs and sizes of scans."""
-        fingerprint = load_fingerprint(self.workspace.fingerprint)
-        names = self.labels.names
-        labeled = [_features(case_volumes_ml(case), case.shape_zyx, case.spacing_zyx_mm) for case in fingerprint.cases]
-        candidates = {}
-        for case_id, score in scores.items():
-            grid = self._images.record(case_id).grid
-            organs = {} if score is None else score.organs
-            volumes = [organs[name].volume_ml if name in organs else math.nan for name in names]
-            candidates[case_id] = _features(volumes, grid.canonical_shape_zyx, grid.canonical_spacing_zyx_mm)
-        filled = _filled([*labeled, *candidates.values()])
-        known, others = filled[: len(labeled)], filled[len(labeled) :]
+    def label_next(
+        self, count: int = SUGGESTED, only: Collection[str] | None = None, seed: int | None = None
+    ) -> tuple[Suggestion, ...]:
+        """The cases to label next, by the newest pseudo-labels; those that a person vouches for need it no longer.
+
+        Args:
+            count: How many, at most.
+            only: To choose from these; None: from all unlabeled ones.
+            seed: Of the choice; None: the round's number, so that each round has its own.
+        """
+        number = self.newest
+        reviews = load_reviews(self.workspace.reviews, self.unlabeled)
         return label_next(
-            {case_id: uncertainty(score) for case_id, score in scores.items()},
-            dict(zip(candidates, others, strict=True)),
-            known,
+            [case_id for case_id in sorted(self.unlabeled) if only is None or case_id in only],
+            self.scores(number),
+            {name for name, known in self.volumes.items() if known.present and not known.absent},
             count,
+            seed=number if seed is None else seed,
+            done={review.case_id for review in reviews if review.vouched},
         )
-
-
-def _features(volumes_ml: list[float], shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> np.ndarray:
-    """Logarithms of volumes (of at least 0.1 ml), of the scan's extent and of its spacing."""
-    extent = [size * each for size, each in zip(shape, spacing_mm, strict=True)]
-    volumes = [math.nan if math.isnan(each) else math.log(max(each, 0.1)) for each in volumes_ml]
-    return np.array([*volumes, *map(math.log, extent), *map(math.log, spacing_mm)])
-
-
-def _filled(rows: list[np.ndarray]) -> list[np.ndarray]:
-    """The rows with the mean of their column where nothing is known."""
-    if not rows:
-        return []
-    table = np.array(rows)
-    known = np.isfinite(table)
-    means = np.where(known, table, 0.0).sum(0) / np.maximum(known.sum(0), 1)
-    return list(np.where(known, table, means))

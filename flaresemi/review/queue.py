@@ -1,4 +1,4 @@
-"""Which cases deserve a look, and why in words; and which unlabeled cases would help most if somebody labeled them."""
+"""Which cases deserve a look, and why in words."""
 
 import dataclasses
 import math
@@ -37,8 +37,9 @@ WEIGHTS: dict[Kind, float] = {
     "decided on an older label map": 0.3,
 }
 
-#: A score is near the cut within this distance. Chosen: half of the usual error of a predicted Dice.
-_NEAR = 0.05
+#: A score is near the cut within this distance, and if it is among the closest tenth, or the closest three: a cut that
+#: was lowered until enough cases pass it lies amid all of them. Chosen: half of the usual error of a predicted Dice.
+_NEAR, _CLOSEST, _FEWEST = 0.05, 0.1, 3
 
 #: A volume has changed between rounds by more than this factor. Chosen.
 _CHANGED = 1.5
@@ -117,14 +118,15 @@ class QueueFacts:
 def queue(facts: QueueFacts) -> tuple[QueueItem, ...]:
     """The cases with a reason to look at them, most urgent first; then, without a reason, the other unlabeled ones.
 
-    What was decided about the newest label map has no reason left.
+    Of equally urgent ones the lower score comes first. What was decided about the newest label map has no reason left.
     """
-    items = []
+    items, near = [], _nearness(facts)
     for case_id in facts.cases:
         is_open = case_id in facts.scores and (case_id not in facts.reviews or case_id in facts.outdated)
-        items.append(_item(case_id, "unlabeled", _reasons(case_id, facts) if is_open else ()))
+        items.append(_item(case_id, "unlabeled", _reasons(case_id, facts, near) if is_open else ()))
     items += [_item(case_id, "held out", _fall(*dices)) for case_id, dices in facts.held_out.items() if _fall(*dices)]
-    return tuple(sorted(items, key=lambda item: (-item.priority, item.case_id)))
+    scores = {case_id: score.score for case_id, score in facts.scores.items()}
+    return tuple(sorted(items, key=lambda item: (-item.priority, scores.get(item.case_id, 0.0), item.case_id)))
 
 
 def _item(case_id: str, group: Literal["unlabeled", "held out"], reasons: Sequence[Reason]) -> QueueItem:
@@ -133,9 +135,9 @@ def _item(case_id: str, group: Literal["unlabeled", "held out"], reasons: Sequen
     return QueueItem(case_id=case_id, group=group, reasons=tuple(ranked), priority=priority)
 
 
-def _reasons(case_id: str, facts: QueueFacts) -> list[Reason]:
+def _reasons(case_id: str, facts: QueueFacts, near: Mapping[str, float]) -> list[Reason]:
     score = facts.scores[case_id]
-    found = [*_near_the_cut(score, facts), *_volumes(score, facts), *_changes(score, facts)]
+    found = [*_near_the_cut(score, facts, near), *_volumes(score, facts), *_changes(score, facts)]
     if misplaced := facts.misplaced.get(case_id):
         told = ", ".join(f"{name} by {distance:.0f} mm" for name, distance in misplaced.items())
         found.append(Reason(kind="position", text=f"elsewhere than in labeled cases: {told}", organs=(*misplaced,)))
@@ -151,22 +153,49 @@ def _reasons(case_id: str, facts: QueueFacts) -> list[Reason]:
     return found
 
 
-def _near_the_cut(score: CaseScore, facts: QueueFacts) -> list[Reason]:
+def _nearness(facts: QueueFacts) -> dict[str, float]:
+    """What is near the cut of each organ, or of the cases (under an empty name)."""
+    if facts.selection is None:
+        return {}
+    cuts = dict(facts.selection.organ_cuts)
+    values: dict[str, list[float]] = {name: [] for name in cuts}
+    if facts.selection.rule == "case":
+        cuts, values = {}, {}
+        if (cut := _case_cut(facts.selection)) is not None:
+            cuts, values = {"": cut}, {"": [score.score for score in facts.scores.values()]}
+    for score in facts.scores.values():
+        for name, organ in score.organs.items():
+            if name in values and organ.trust is not None:
+                values[name].append(organ.trust)
+    near = {}
+    for name, known in values.items():
+        away = sorted(abs(value - cuts[name]) for value in known)
+        closest = away[: max(_FEWEST, math.ceil(_CLOSEST * len(away)))]
+        near[name] = min(_NEAR, closest[-1]) if closest else _NEAR
+    return near
+
+
+def _case_cut(selection: Selection) -> float | None:
+    """The lowest score of a case that is used; None where none is."""
+    return min((case.score for case in selection.selected if case.source == "pseudo"), default=None)
+
+
+def _near_the_cut(score: CaseScore, facts: QueueFacts, near: Mapping[str, float]) -> list[Reason]:
     """Organs, or the case, just below or just above what is selected."""
     selection = facts.selection
     if selection is None:
         return []
     if selection.rule == "case":
-        used = [case.score for case in selection.selected if case.source == "pseudo"]
-        if not used or abs(score.score - min(used)) > _NEAR:
+        cut = _case_cut(selection)
+        if cut is None or abs(score.score - cut) > near[""]:
             return []
-        side = "above" if score.score >= min(used) else "below"
-        return [Reason(kind="near the cut", text=f"score {score.score:.3f}, just {side} the cut of {min(used):.3f}")]
+        side = "above" if score.score >= cut else "below"
+        return [Reason(kind="near the cut", text=f"score {score.score:.3f}, just {side} the cut of {cut:.3f}")]
     sides: dict[str, list[str]] = {"below": [], "above": []}
     organs = []
     for name, cut in selection.organ_cuts.items():
         value = score.organs[name].trust if name in score.organs else None
-        if value is not None and abs(value - cut) <= _NEAR:
+        if value is not None and abs(value - cut) <= near[name]:
             sides["above" if value >= cut else "below"].append(f"{name} {value:.2f} (cut {cut:.2f})")
             organs.append(name)
     told = [f"just {side} the cut: {', '.join(names)}" for side, names in sides.items() if names]
@@ -254,67 +283,3 @@ def misplaced_organs(centers_mm: np.ndarray, labeled_mm: np.ndarray) -> dict[int
             found[organ] = float(np.median(others[others > 0])) + _MISPLACED_MM
     # One misplaced organ makes the others look misplaced from it alone, which is not the most of them.
     return found
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Suggestion:
-    """A case to label next.
-
-    Attributes:
-        case_id: Its name.
-        uncertainty: Mean of what its organs lack to a full score, 0 to 1.
-        distance: To the closest labeled or suggested case, in standard deviations of the features.
-    """
-
-    case_id: str
-    uncertainty: float
-    distance: float
-
-
-def label_next(
-    doubts: Mapping[str, float],
-    features: Mapping[str, np.ndarray],
-    labeled: Sequence[np.ndarray],
-    count: int,
-) -> tuple[Suggestion, ...]:
-    """The unlabeled cases that are uncertain and unlike both the labeled ones and each other, one after the other.
-
-    Each next one has the largest product of uncertainty and distance to the closest case that is labeled or chosen
-    already: the k-center greedy of Sener and Savarese (arXiv 1708.00489), weighted. The features are cheap: volumes of
-    organs and sizes of scans, no embedding of a network.
-
-    Args:
-        doubts: Uncertainty of each candidate.
-        features: Of the candidates, all of one length.
-        labeled: Of the labeled cases, the same features; may be none.
-        count: How many to choose.
-    """
-    names = sorted(name for name in doubts if name in features)
-    if not names:
-        return ()
-    table = np.array([features[name] for name in names], float)
-    known = np.array(labeled, float).reshape(len(labeled), table.shape[1])
-    together = np.concatenate([table, known])
-    scale = together.std(0)
-    scale[scale == 0] = 1.0
-    table, known = table / scale, known / scale
-    doubt = np.array([doubts[name] for name in names])
-    start = known if len(known) else table.mean(0, keepdims=True)
-    distance = np.sqrt(((table[:, None] - start[None]) ** 2).mean(-1)).min(1)
-    chosen: list[Suggestion] = []
-    is_left = np.ones(len(names), bool)
-    for _ in range(min(count, len(names))):
-        value = np.where(is_left, doubt * (distance + 1e-6), -1.0)
-        best = int(value.argmax())
-        chosen.append(Suggestion(case_id=names[best], uncertainty=float(doubt[best]), distance=float(distance[best])))
-        is_left[best] = False
-        distance = np.minimum(distance, np.sqrt(((table - table[best]) ** 2).mean(-1)))
-    return tuple(chosen)
-
-
-def uncertainty(score: CaseScore | None) -> float:
-    """What the organs of a case lack to a full score, on average, 0 to 1; 1 where nothing is known of any."""
-    if score is None:
-        return 1.0
-    found = [1 - value for organ in score.organs.values() if (value := organ.trust) is not None]
-    return float(np.clip(np.mean(found), 0, 1)) if found else 1.0

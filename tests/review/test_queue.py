@@ -3,10 +3,9 @@
 import dataclasses
 
 import numpy as np
-import pytest
 
 from flaresemi.pseudolabels.selecting import LabeledVolumes
-from flaresemi.review.queue import QueueFacts, label_next, misplaced_organs, queue, uncertainty
+from flaresemi.review.queue import QueueFacts, misplaced_organs, queue
 from flaresemi.reviews import Review
 from flaresemi.selection import CaseScore, OrganScore, SelectedCase, Selection
 from tests.review.made_review import MadeReview
@@ -97,17 +96,19 @@ def test_an_organ_that_lies_elsewhere_is_the_only_one_that_is_named() -> None:
     assert misplaced_organs(moved, labeled[:1]) == {}
 
 
-def test_what_to_label_next_is_uncertain_and_unlike_what_is_chosen_before() -> None:
-    places = {"a": (0.0, 0.0), "b": (5.0, 0.0), "c": (5.1, 0.0), "d": (0.0, 4.0)}
-    features = {name: np.array(place) for name, place in places.items()}
-    doubts = {"a": 0.9, "b": 0.5, "c": 0.45, "d": 0.4}
-    chosen = label_next(doubts, features, [np.array([0.0, 0.1])], 3)
-    assert [each.case_id for each in chosen] == ["b", "d", "a"]  # c is as b, a as the labeled one
-    assert chosen[0].uncertainty == 0.5
-    assert label_next({}, {}, [], 3) == ()
-    assert [each.case_id for each in label_next({"a": 1.0}, features, [], 3)] == ["a"]
-    assert uncertainty(None) == 1.0
-    assert uncertainty(score("a", liver=(0.9, 70), spleen=(None, 0))) == pytest.approx(0.1)
+def test_a_cut_amid_all_scores_is_near_the_closest_tenth_alone_and_the_lower_score_comes_first() -> None:
+    cases = {
+        f"{place:02d}": dataclasses.replace(
+            score(f"{place:02d}", liver=(0.46 + 0.001 * (place - 20), 70)), score=place / 40
+        )
+        for place in range(40)
+    }
+    facts = QueueFacts(cases=(*cases,), scores=cases, volumes=VOLUMES, selection=selection(liver=0.46))
+    items = [item for item in queue(facts) if item.reasons]
+    assert [item.case_id for item in items] == ["18", "19", "20", "21", "22"]  # of equal distance, all
+    assert {item.priority for item in items} == {0.7}
+    whole = QueueFacts(cases=(*cases,), scores=cases, selection=selection("case"))
+    assert [item.case_id for item in queue(whole) if item.reasons] == ["34", "35", "36", "37"]  # the cut is 0.88
 
 
 def test_a_workspace_gives_the_faults_that_were_made(kept: MadeReview) -> None:

@@ -114,7 +114,7 @@ function list() {
   const items = shown(), most = Math.max(...state.items.map(item => item.priority), 1e-9)
   const notes = {
     open: 'Most urgent first. What is decided leaves this list.',
-    next: 'To label from scratch: uncertain, and unlike the labeled cases and each other. Not compared with a random choice.',
+    next: 'To label from scratch: random among the unlike, one of each part of the cases by the volume of their organs.',
     decided: 'Decided about; the next round uses it.', all: 'Every unlabeled case, and held-out ones that fell.',
   }
   $('queue-note').textContent = items.length ? `${notes[state.filter]} ${items.length} case${items.length === 1 ? '' : 's'}.` : 'No case here.'
@@ -128,7 +128,7 @@ function list() {
     if (text) name.append(part('span', `badge ${kind}`, text))
     button.append(name)
     const why = item.suggestion
-      ? `uncertainty ${item.suggestion.uncertainty.toFixed(2)}, distance ${item.suggestion.distance.toFixed(2)}`
+      ? item.suggestion.why
       : item.reasons.map(each => each.text).join('; ')
     if (why) button.append(part('span', 'why', why))
     if (item.open && item.open !== who()) button.append(part('span', 'why', `open: ${item.open}`))
