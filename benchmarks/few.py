@@ -95,6 +95,7 @@ class Yardstick:
         split: Keys of the dataset's split.json, for the labeled and the development cases; None: cases are dealt.
         is_thin: One stage, with half of the features.
         preset: Of the plans.
+        is_coarse: FINE is what the preset has for COARSE: twice the spacing, and a network to match.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Yardstick:
     split: tuple[str, str] | None = None
     is_thin: bool = False
     preset: str = "small"
+    is_coarse: bool = False
 
 
 def _published(name: str, dataset: str, labeled: str, development: str) -> Yardstick:
@@ -117,6 +119,16 @@ def _published(name: str, dataset: str, labeled: str, development: str) -> Yards
 
 
 YARDSTICKS = {
+    "few-mr-coarse": Yardstick(
+        name="few_mr_coarse",
+        dataset="hippocampus",
+        labeled=4,
+        development=40,
+        iterations=300,
+        batch=2,
+        test=5,
+        is_coarse=True,
+    ),
     "few-ct": Yardstick(
         name="few_ct",
         dataset="openkbp",
@@ -179,6 +191,13 @@ def _make_thin(path: Path) -> None:
     network = plans.fine.network
     thin = dataclasses.replace(network, features=PRESETS["small"].coarse_features[: len(network.features)])
     save_record(path, dataclasses.replace(plans, fine=dataclasses.replace(plans.fine, network=thin)))
+
+
+def _make_coarse(path: Path) -> None:
+    """Gives FINE the spacing, the patch and the network that the preset has for COARSE."""
+    plans = load_plans(path)
+    coarse = {name: getattr(plans.coarse, name) for name in ("spacing_zyx_mm", "patch_zyx", "network")}
+    save_record(path, dataclasses.replace(plans, fine=dataclasses.replace(plans.fine, **coarse)))
 
 
 def yardstick_of(name: str, iterations: int | None, preset: str = "small") -> Yardstick:
@@ -248,8 +267,14 @@ class Few:
             description["z_range"] = self.yardstick.z_range
         for place in (data, truth):
             write_text(place / "dataset.json", json.dumps(description))
-        plan = ("--preset", self.yardstick.preset, *(("--stages", "one") if self.yardstick.is_thin else ()))
-        self.bench.command(f"{number} plan", "flaresemi_plan_and_preprocess", "-d", data, "-w", folder / "few", *plan)
+        one = self.yardstick.is_thin or self.yardstick.is_coarse
+        plan = ("--preset", self.yardstick.preset, *(("--stages", "one") if one else ()))
+        words = ("flaresemi_plan_and_preprocess", "-d", data, "-w", folder / "few", *self._alone())
+        if self.yardstick.is_coarse and f"{number} plan" not in self.bench.steps:
+            self.bench.command(f"{number} plans", *words, "--plan-only", *plan)
+            _make_coarse(folder / "few" / "plans.json")
+            plan = ()
+        self.bench.command(f"{number} plan", *words, *plan)
         if self.yardstick.is_thin:
             _make_thin(folder / "few" / "plans.json")
 
@@ -266,8 +291,19 @@ class Few:
             splits = {"schema_version": 1, "seed": number, "case_ids": everything, "folds": [fold]}
             (workspace / "splits.json").write_text(json.dumps(splits))
         self.bench.command(
-            f"{number} plan e", "flaresemi_plan_and_preprocess", "-d", truth, "-w", workspace, "--keep-plans"
+            f"{number} plan e",
+            "flaresemi_plan_and_preprocess",
+            "-d",
+            truth,
+            "-w",
+            workspace,
+            "--keep-plans",
+            *self._alone(),
         )
+
+    def _alone(self) -> tuple[object, ...]:
+        """One process prepares where commands run in this one."""
+        return ("--workers", 1) if self.bench.inside else ()
 
     def _link(self, case: str, target: Path, group: str) -> None:
         image = f"{case}_0000.nii.gz"

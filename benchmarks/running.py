@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import importlib
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -29,7 +31,10 @@ class Bench:
     Attributes:
         work: The folder.
         results: benchmarks/results; with another folder of work than the usual one, that.
+        inside: Commands run in this process: short ones, which would take longer to import torch than to run.
     """
+
+    inside = False
 
     def __init__(self, name: str, work: Path) -> None:
         self.name = name
@@ -50,14 +55,17 @@ class Bench:
         print(f"[{self.name}] {shlex.join(line)}", flush=True)
         started = time.monotonic()
         with open(self.work / f"{step}.log", "a", encoding="utf-8") as log:
-            program_path = Path(sys.executable).parent / program
-            code = subprocess.run(
-                [program_path, *line[1:]], stdout=log, stderr=subprocess.STDOUT, check=False
-            ).returncode
+            code = self._here(line, log) if self.inside else _beside(line, log)
         if code:
             raise SystemExit(f"{step} ended with code {code}; see {self.work / f'{step}.log'}")
         self.record(step, seconds=time.monotonic() - started, command=shlex.join(line), made=when_and_what())
         return self.steps[step]["seconds"]
+
+    @staticmethod
+    def _here(line: Sequence[str], log: TextIO) -> int:
+        module = importlib.import_module(f"flaresemi.cli.{line[0].removeprefix('flaresemi_')}")
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            return module.main(line[1:])
 
     def record(self, step: str, **facts: object) -> None:
         """Keeps what a step gave."""
@@ -81,6 +89,11 @@ class Bench:
         self.results.mkdir(parents=True, exist_ok=True)
         (self.results / f"{self.name}.md").write_text(text + "\n")
         print(text)
+
+
+def _beside(line: Sequence[str], log: TextIO) -> int:
+    program = Path(sys.executable).parent / line[0]
+    return subprocess.run([program, *line[1:]], stdout=log, stderr=subprocess.STDOUT, check=False).returncode
 
 
 @contextlib.contextmanager
