@@ -99,16 +99,16 @@ def test_an_organ_that_lies_elsewhere_is_the_only_one_that_is_named() -> None:
 def test_a_cut_amid_all_scores_is_near_the_closest_tenth_alone_and_the_lower_score_comes_first() -> None:
     cases = {
         f"{place:02d}": dataclasses.replace(
-            score(f"{place:02d}", liver=(0.46 + 0.001 * (place - 20), 70)), score=place / 40
+            score(f"{place:02d}", liver=(0.46 + 0.001 * (place - 20), 70)), score=1 - place / 40
         )
         for place in range(40)
     }
     facts = QueueFacts(cases=(*cases,), scores=cases, volumes=VOLUMES, selection=selection(liver=0.46))
     items = [item for item in queue(facts) if item.reasons]
-    assert [item.case_id for item in items] == ["18", "19", "20", "21", "22"]  # of equal distance, all
+    assert [item.case_id for item in items] == ["22", "21", "20", "19", "18"]  # of equal distance, all
     assert {item.priority for item in items} == {0.7}
     whole = QueueFacts(cases=(*cases,), scores=cases, selection=selection("case"))
-    assert [item.case_id for item in queue(whole) if item.reasons] == ["34", "35", "36", "37"]  # the cut is 0.88
+    assert [item.case_id for item in queue(whole) if item.reasons] == ["06", "05", "04", "03"]  # the cut is 0.88
 
 
 def test_a_workspace_gives_the_faults_that_were_made(kept: MadeReview) -> None:
