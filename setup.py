@@ -46,6 +46,9 @@ DEVELOPMENT = [
 #: Computes faster than torch on most CPUs; see benchmarks/results/hardware_limit.md.
 OPENVINO = ["openvino>=2026.2"]  # earlier ones cut files off on a full disk, without a word
 
+#: Writes networks as ONNX files; the tests run those.
+ONNX, ONNX_RUNTIME = ["onnx>=1.17"], ["onnxruntime>=1.20"]
+
 #: Writes DICOM segmentations.
 DICOM = ["highdicom>=0.28"]  # earlier ones know no character set but that of the images
 
@@ -83,8 +86,9 @@ setup(
     packages=find_packages(include=["flaresemi", "flaresemi.*"]),
     install_requires=DEPENDENCIES,
     extras_require={
-        "dev": [*DEVELOPMENT, *OPENVINO, *DICOM, *SERVE, *DOCUMENTATION],
+        "dev": [*DEVELOPMENT, *OPENVINO, *ONNX, *ONNX_RUNTIME, *DICOM, *SERVE, *DOCUMENTATION],
         "openvino": OPENVINO,
+        "onnx": ONNX,
         "dicom": DICOM,
         "serve": SERVE,
         "mlflow": MLFLOW,

@@ -10,6 +10,7 @@ from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_op
 from flaresemi.errors import ConfigError
 from flaresemi.inference.export import DESCRIPTION, export_models
 from flaresemi.inference.models import load_models
+from flaresemi.networks.onnx_file import onnx_is_installed
 from flaresemi.networks.openvino import openvino_is_installed
 
 logger = logging.getLogger("flaresemi.cli.export")  # also when run with python -m
@@ -30,6 +31,12 @@ def _parser() -> argparse.ArgumentParser:
     add_dataset_options(parser)
     add_model_options(parser)
     parser.add_argument("--no-programs", action="store_true", help="checkpoints only: no OpenVINO programs")
+    parser.add_argument(
+        "--onnx",
+        action="store_true",
+        help="also write the networks as ONNX files (needs the package onnx), which examples/run_onnx.py "
+        "runs with numpy and onnxruntime alone",
+    )
     return parser
 
 
@@ -39,10 +46,12 @@ def _export(options: argparse.Namespace) -> None:
             "OpenVINO is not installed, which writes the programs",
             fix="pip install openvino, or leave them out with --no-programs",
         )
+    if options.onnx and not onnx_is_installed():
+        raise ConfigError("onnx is not installed, which --onnx needs", fix="pip install onnx, or leave --onnx out")
     models = load_models(
         model_folder_of(options), folds=options.fold, checkpoint=options.checkpoint, coarse=options.coarse
     )
-    export_models(models, options.output, programs=not options.no_programs)
+    export_models(models, options.output, programs=not options.no_programs, onnx=options.onnx)
     logger.info("written to %s", options.output)
     print_next(["flaresemi_predict", "-m", str(options.output), "-i", "IMAGES", "-o", "PREDICTIONS"])
 

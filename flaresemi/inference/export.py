@@ -23,12 +23,13 @@ from flaresemi.inference.sliding_window import GAUSSIAN_SIGMA
 from flaresemi.labels import LabelClass, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flaresemi.networks.engine import trained_network
+from flaresemi.networks.onnx_file import save_onnx
 from flaresemi.networks.openvino import NotConvertedError, save_program
 from flaresemi.plans import IntensityPlan
 from flaresemi.preprocessing.cropping import BODY_HU
 from flaresemi.preprocessing.splines import ANISOTROPY
 from flaresemi.ranges import LabelValue
-from flaresemi.records import save_record
+from flaresemi.records import CAME_LATER, save_record
 from flaresemi.unfinished import unfinished_path
 from flaresemi.workspace import ModelFolder
 
@@ -46,11 +47,13 @@ class ExportedNetwork:
         program: The same network for OpenVINO (.xml, with a .bin beside it): input `image` (batch, channels, Z, Y, X)
             float32, of any batch and any window size divisible by the stage's `window_divisor_zyx`; output logits
             (batch, outputs, Z, Y, X) float32, background first. None where OpenVINO was not installed.
+        onnx: The same as an ONNX file, for a batch of one; None where it was not asked for.
     """
 
     fold: str
     checkpoint: str
     program: str | None
+    onnx: str | None = dataclasses.field(default=None, metadata=CAME_LATER)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +94,7 @@ class ExportDescription:
     steps: tuple[str, ...]
 
 
-def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None:
+def export_models(models: LoadedModels, folder: Path, *, programs: bool, onnx: bool = False) -> None:
     """Writes trained models as a folder that `flaresemi_predict -m` and other programs can use.
 
     What predicts the reliability of a prediction goes along where it is beside a FINE checkpoint.
@@ -100,6 +103,7 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
         models: From `load_models`.
         folder: To be made; it appears when it is complete.
         programs: Also write every network as an OpenVINO program, which needs OpenVINO.
+        onnx: Also write every network as an ONNX file, which needs the package onnx.
 
     Raises:
         ConfigError: there is something at the folder's place, also where it was made meanwhile.
@@ -113,7 +117,7 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool) -> None
     partial.mkdir()
     try:
         stages = {
-            checkpoints[0].plan.stage.value: _stage(checkpoints, partial, programs)
+            checkpoints[0].plan.stage.value: _stage(checkpoints, partial, programs=programs, onnx=onnx)
             for checkpoints in (models.coarse, models.fine)
             if checkpoints
         }
@@ -172,10 +176,10 @@ def _place(checkpoint: Checkpoint) -> str:
     return f"fold_{checkpoint.fold}/{checkpoint.plan.stage.value}"
 
 
-def _stage(checkpoints: Sequence[Checkpoint], folder: Path, programs: bool) -> ExportedStage:
+def _stage(checkpoints: Sequence[Checkpoint], folder: Path, *, programs: bool, onnx: bool) -> ExportedStage:
     plan = checkpoints[0].plan
     return ExportedStage(
-        networks=tuple(_network(checkpoint, folder, programs) for checkpoint in checkpoints),
+        networks=tuple(_network(checkpoint, folder, programs=programs, onnx=onnx) for checkpoint in checkpoints),
         region=plan.region,
         spacing_zyx_mm=plan.spacing_zyx_mm,
         resampling=plan.resampling,
@@ -186,7 +190,7 @@ def _stage(checkpoints: Sequence[Checkpoint], folder: Path, programs: bool) -> E
     )
 
 
-def _network(checkpoint: Checkpoint, folder: Path, programs: bool) -> ExportedNetwork:
+def _network(checkpoint: Checkpoint, folder: Path, *, programs: bool, onnx: bool) -> ExportedNetwork:
     place = _place(checkpoint)
     final = ModelFolder(folder / place).final
     save_checkpoint(final, dataclasses.replace(checkpoint, training_state=None))
@@ -197,7 +201,10 @@ def _network(checkpoint: Checkpoint, folder: Path, programs: bool) -> ExportedNe
         except NotConvertedError as problem:
             logger.warning("%s; its weights are exported all the same", problem.what)
             program = None
-    return ExportedNetwork(fold=checkpoint.fold, checkpoint=f"{place}/{final.name}", program=program)
+    file = f"{place}/network.onnx" if onnx else None
+    if file is not None:
+        save_onnx(trained_network(checkpoint), folder / file)
+    return ExportedNetwork(fold=checkpoint.fold, checkpoint=f"{place}/{final.name}", program=program, onnx=file)
 
 
 def _copy_reliability(file: Path, place: Path) -> None:
