@@ -29,6 +29,7 @@ class Range:
 #: A part of a whole, a probability, Dice.
 Share = Annotated[float, Range(0, 1)]
 OtherMetric = Annotated[float, Range(-1e30, 1e30)]
+PositiveShare = Annotated[float, Range(0, 1, above=True)]
 OpenShare = Annotated[float, Range(0, 1, above=True, below=True)]
 ShareBelowOne = Annotated[float, Range(0, 1, below=True)]
 #: By how much a share has changed.

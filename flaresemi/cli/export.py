@@ -3,15 +3,26 @@
 import argparse
 import logging
 import sys
+import tempfile
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options, model_folder_of, print_next, run
+from flaresemi.cli.prediction_options import add_computing_options
+from flaresemi.comparing.candidates import find_candidate
+from flaresemi.comparing.speed import measure_levels
+from flaresemi.compute.device import limit_threads
+from flaresemi.dataset import load_dataset
 from flaresemi.errors import ConfigError
 from flaresemi.inference.export import DESCRIPTION, export_models
+from flaresemi.inference.levels import LevelName, SpeedLevels
 from flaresemi.inference.models import load_models
 from flaresemi.networks.onnx_file import onnx_is_installed
 from flaresemi.networks.openvino import openvino_is_installed
+from flaresemi.unfinished import PARTIAL
 
 logger = logging.getLogger("flaresemi.cli.export")  # also when run with python -m
 
@@ -37,6 +48,13 @@ def _parser() -> argparse.ArgumentParser:
         help="also write the networks as ONNX files (needs the package onnx), which examples/run_onnx.py "
         "runs with numpy and onnxruntime alone",
     )
+    parser.add_argument(
+        "--speed-levels",
+        action="store_true",
+        help="also measure on the held-out cases of the dataset what flaresemi_predict --fast and --balanced mean for "
+        "these models, and what they cost",
+    )
+    add_computing_options(parser)
     return parser
 
 
@@ -51,9 +69,38 @@ def _export(options: argparse.Namespace) -> None:
     models = load_models(
         model_folder_of(options), folds=options.fold, checkpoint=options.checkpoint, coarse=options.coarse
     )
-    export_models(models, options.output, programs=not options.no_programs, onnx=options.onnx)
+    levels = _levels(options) if options.speed_levels else None
+    export_models(models, options.output, programs=not options.no_programs, onnx=options.onnx, levels=levels)
     logger.info("written to %s", options.output)
     print_next(["flaresemi_predict", "-m", str(options.output), "-i", "IMAGES", "-o", "PREDICTIONS"])
+
+
+def _levels(options: argparse.Namespace) -> SpeedLevels:
+    """Measures the speed levels, and tells them.
+
+    Raises:
+        ConfigError: other weights than those that the held-out cases judge are exported.
+    """
+    if options.checkpoint != "final" or options.coarse is not None:
+        raise ConfigError(
+            "--speed-levels measures final weights with COARSE of their own folds", fix="leave the other options out"
+        )
+    limit_threads()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    candidate = find_candidate(model_folder_of(options), options.fold)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=PARTIAL) as scratch:
+        levels = measure_levels(
+            candidate,
+            load_dataset(options.dataset),
+            Path(scratch),
+            device=options.device,
+            precision=options.precision,
+            engine=options.engine,
+        )
+    print("\n".join(levels.told(level) for level in typing.get_args(LevelName)))
+    return levels
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 from flaresemi.inference.averaging import load_segmenter
 from flaresemi.inference.dicom_output import DicomOutput
+from flaresemi.inference.levels import SpeedLevels, load_levels
 from flaresemi.inference.measurements import CaseMeasures, measure
 from flaresemi.inference.prediction_records import write_prediction
 from flaresemi.inference.probabilities import ProbabilityOutput, SavedProbabilities
@@ -72,6 +73,7 @@ def predict(options: argparse.Namespace, words: list[str], read: Reader) -> None
     Raises:
         FlaresemiError: something is wrong with the options, the models, or an image.
     """
+    levels = _set_level(options)
     ranks = launched_ranks() or Ranks(0, options.gpus)
     part = joint_shard(options.shard, ranks)
     options.threads = options.threads or (max(available_cores() // options.gpus, 1) if options.gpus > 1 else None)
@@ -86,6 +88,8 @@ def predict(options: argparse.Namespace, words: list[str], read: Reader) -> None
         raise ConfigError("--measure measures one case with nothing beside it", fix="leave --gpus and torchrun out")
     options.resume |= part.helps  # what others have done meanwhile is done
     segmenter = _load(options, part)
+    if levels is not None:
+        levels.refuse_others(segmenter.models)
     cases = find_cases(options.input, channels=len(segmenter.channels))
     dicom = dicom_output(options, segmenter)
     if dicom is not None:
@@ -121,6 +125,25 @@ def predict(options: argparse.Namespace, words: list[str], read: Reader) -> None
             wait_for(others)
     if ranks.is_main:
         _conclude(options, turns, results, failures)
+
+
+def _set_level(options: argparse.Namespace) -> SpeedLevels | None:
+    """Sets step and window as a level has them; gives the measurement that it stands on, if it is not the default.
+
+    Raises:
+        ConfigError: there is none, or step or window are named as well.
+    """
+    levels = None
+    if options.level is not None:
+        if options.step is not None or options.window is not None:
+            raise ConfigError(f"--{options.level} sets step and window itself", fix="leave it out, or the others")
+        if options.level != "exact":
+            levels = load_levels(model_folder_of(options))
+            setting = levels.setting(options.level)
+            logger.info("%s", levels.told(options.level))
+            options.step, options.window = setting.step, setting.window
+    options.step = 0.5 if options.step is None else options.step
+    return levels
 
 
 def _load(options: argparse.Namespace, part: Shard) -> ImageSegmenter:

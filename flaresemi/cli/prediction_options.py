@@ -70,7 +70,6 @@ def prediction_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--step",
         type=number(Annotated[float, Range(0.01, 1)]),
-        default=0.5,
         help="distance of windows as a share of the window (default: 0.5)",
     )
     parser.add_argument(
@@ -79,6 +78,7 @@ def prediction_parser() -> argparse.ArgumentParser:
         help="windows of the training patch's size, or larger ones where that computes fewer voxels "
         "(default: patch for models of nnU-Net, otherwise auto)",
     )
+    _add_levels(parser)
     add_computing_options(parser, threads="; with --gpus, its share")
     parser.add_argument(
         "--gpus",
@@ -98,6 +98,17 @@ def prediction_parser() -> argparse.ArgumentParser:
         help="one thing after the other: nothing is read or written meanwhile; for debugging",
     )
     return parser
+
+
+def _add_levels(parser: argparse.ArgumentParser) -> None:
+    levels = parser.add_mutually_exclusive_group()
+    for level, text in (
+        ("fast", "step and window that were the fastest at a loss of up to 0.01 Dice on the held-out cases, where "
+         "flaresemi_export --speed-levels has measured it"),
+        ("balanced", "the same at a loss of up to 0.003"),
+        ("exact", "the default: step 0.5"),
+    ):  # fmt: skip
+        levels.add_argument(f"--{level}", dest="level", action="store_const", const=level, help=text)
 
 
 def add_computing_options(parser: argparse.ArgumentParser, *, threads: str = "") -> None:

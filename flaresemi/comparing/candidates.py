@@ -82,6 +82,20 @@ def find_candidates(folders: Sequence[Path], folds: Sequence[str] | None = None)
     return candidates
 
 
+def find_candidate(folder: Path, folds: Sequence[str] | None = None) -> Candidate:
+    """Looks at one model that was trained in this folder; see `find_candidates`.
+
+    Raises:
+        ConfigError: nothing says what it held out, or it saw that.
+        CheckpointError: a folder holds no trained model, or models that do not belong together.
+    """
+    (name,) = _names([folder])
+    finished = _finished(name, folder)
+    candidate = _candidate(name, folder, finished, _common_folds({name: finished}, folds))
+    _refuse_twice(candidate)
+    return candidate
+
+
 def _finished(name: str, folder: Path) -> dict[str, Path]:
     """The folds that hold something out and are finished, each with its folder.
 

@@ -69,11 +69,11 @@ def judge(results: Mapping[Members, Sequence[HeldOutResult]], stages: Mapping[st
     Raises:
         DatasetError: no held-out case has an organ that could be scored.
     """
-    scored = [_scored(members, found) for members, found in results.items()]
-    single = [each for each in scored if len(each.members) == 1]
+    all_scored = [scored(members, found) for members, found in results.items()]
+    single = [each for each in all_scored if len(each.members) == 1]
     best = max(single, key=lambda each: each.mean)
     alone = _fastest_of_the_best(single)
-    together = [each for each in scored if len(each.members) > 1]
+    together = [each for each in all_scored if len(each.members) > 1]
     ahead = [each for each in together if all(difference(other, each).is_ahead for other in (best, alone))]
     chosen = _fastest_of_the_best(ahead) if ahead else alone
     why = [_told_choice(chosen), *_told_stages(single, stages), *_told_alone(alone, best)]
@@ -81,7 +81,7 @@ def judge(results: Mapping[Members, Sequence[HeldOutResult]], stages: Mapping[st
         why.append(
             _told_average(chosen if ahead else max(together, key=lambda each: each.mean), best, taken=bool(ahead))
         )
-    ordered = sorted(scored, key=lambda each: -each.mean)
+    ordered = sorted(all_scored, key=lambda each: -each.mean)
     return Judgment(chosen=chosen.members, why=tuple(why), results=tuple(_result(each, best) for each in ordered))
 
 
@@ -102,7 +102,12 @@ def _is_near(gain: PairedDifference) -> bool:
     return abs(gain.mean) <= NEGLIGIBLE_DICE and not (gain.is_ahead or gain.is_behind)
 
 
-def _scored(members: Members, found: Sequence[HeldOutResult]) -> Scored:
+def scored(members: Members, found: Sequence[HeldOutResult]) -> Scored:
+    """What a configuration scored on the held-out cases, and how long it took.
+
+    Raises:
+        DatasetError: no case has an organ that could be scored.
+    """
     dice = {
         result.scores.case_id: {
             name: score.dice for name, score in result.scores.organs.items() if score.dice is not None

@@ -15,6 +15,7 @@ from flaresemi.errors import CheckpointError, ConfigError
 from flaresemi.files import copy_file
 from flaresemi.geometry import FloatTriple, IntTriple
 from flaresemi.inference.fine_stage import LEAST_REPAIR_MM, MAX_REPAIRS
+from flaresemi.inference.levels import SPEED_LEVELS, SpeedLevels
 from flaresemi.inference.models import LoadedModels, cleaning
 from flaresemi.inference.postprocessing import ATTACHED_SHARE
 from flaresemi.inference.predictor import LONGEST_WINDOW_PATCHES
@@ -94,7 +95,9 @@ class ExportDescription:
     steps: tuple[str, ...]
 
 
-def export_models(models: LoadedModels, folder: Path, *, programs: bool, onnx: bool = False) -> None:
+def export_models(
+    models: LoadedModels, folder: Path, *, programs: bool, onnx: bool = False, levels: SpeedLevels | None = None
+) -> None:
     """Writes trained models as a folder that `flaresemi_predict -m` and other programs can use.
 
     What predicts the reliability of a prediction goes along where it is beside a FINE checkpoint.
@@ -104,6 +107,7 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool, onnx: b
         folder: To be made; it appears when it is complete.
         programs: Also write every network as an OpenVINO program, which needs OpenVINO.
         onnx: Also write every network as an ONNX file, which needs the package onnx.
+        levels: What was measured of their speed.
 
     Raises:
         ConfigError: there is something at the folder's place, also where it was made meanwhile.
@@ -137,6 +141,8 @@ def export_models(models: LoadedModels, folder: Path, *, programs: bool, onnx: b
             steps=tuple(_nnunet_steps(fine, fine.convention) if fine.convention else _steps(fine, bool(models.coarse))),
         )
         save_record(partial / DESCRIPTION, description)
+        if levels is not None:
+            save_record(partial / SPEED_LEVELS, levels)
         try:
             os.rename(partial, folder)
         except (FileExistsError, NotADirectoryError):

@@ -38,6 +38,7 @@ from flaresemi.evaluation.summary import Summary
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.choice import BestConfiguration
 from flaresemi.inference.dicom_output import DicomOutput
+from flaresemi.inference.levels import SpeedLevels
 from flaresemi.inference.prediction_records import PredictionRecord
 from flaresemi.inference.segmentation import Segmentation
 from flaresemi.io.case_store import CaseRecord, CaseStore
@@ -80,8 +81,8 @@ from tests.trust.mutations import mutate, spoil
 RECORDS = (
     BestConfiguration, BudgetState, CaseRecord, CaseResult, CaseScore, Calibration, ChainState, DatasetFingerprint,
     Decisions, DemoRecord, ExportRecord, ExportedQueue, FinalState, HeldOutResult, InspectedCases, KeptFile,
-    Observations, Origin, Plans, PredictionRecord, Review, RoundState, RunRecord, Selection, Splits, Summary,
-    TakenReviews, Teaching, TrainingConfig, Vitals, _Header, _Kept, _Source,
+    Observations, Origin, Plans, PredictionRecord, Review, RoundState, RunRecord, Selection, SpeedLevels, Splits,
+    Summary, TakenReviews, Teaching, TrainingConfig, Vitals, _Header, _Kept, _Source,
 )  # fmt: skip
 
 #: Bytes of a file that no header may lead to.
