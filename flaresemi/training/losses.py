@@ -16,7 +16,7 @@ IGNORED = -1
 MANY_OUTPUTS = 64
 
 #: Logits of a part, in bytes as float32. Chosen: few parts, and little memory beside the gradient.
-PART_BYTES = 32 << 20
+PART_BYTES = 16 << 20
 
 
 class SegmentationLoss(nn.Module):
@@ -81,7 +81,8 @@ class SegmentationLoss(nn.Module):
 
         So nothing of the size of the logits is made but their gradient. Sums are rounded otherwise than all at once.
         """
-        sums = _SumsOverParts.apply(self._part, logits_bczyx, target_bzyx, supervised_bc)
+        plain = self.organs is None and bool(supervised_bc.all())
+        sums = _SumsOverParts.apply(self._part, plain, logits_bczyx, target_bzyx, supervised_bc)
         log_target, known, overlap, predicted, size = sums.split((1, 1, *(3 * [(sums.shape[1] - 2) // 3])), dim=1)
         cross_entropy = -(log_target / known.clamp_min(1))[:, 0]
         return cross_entropy + self.dice_weight * _dice_loss(overlap, predicted, size, supervised_bc)
@@ -143,11 +144,12 @@ class _SumsOverParts(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx,
         part: _Part,
+        plain: bool,
         logits_bczyx: torch.Tensor,
         target_bzyx: torch.Tensor,
         supervised_bc: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.part = part  # type: ignore[attr-defined]
+        ctx.part, ctx.plain = part, plain  # type: ignore[attr-defined]
         ctx.save_for_backward(logits_bczyx, target_bzyx, supervised_bc)
         total: torch.Tensor | None = None
         for planes in _parts(logits_bczyx):
@@ -161,15 +163,40 @@ class _SumsOverParts(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
-    ) -> tuple[None, torch.Tensor, None, None]:
+    ) -> tuple[None, None, torch.Tensor, None, None]:
         logits, target, supervised = ctx.saved_tensors  # type: ignore[attr-defined]
         result = torch.empty_like(logits)
         for planes in _parts(logits):
+            if ctx.plain:  # type: ignore[attr-defined]
+                result[:, :, planes] = _slope(logits[:, :, planes], target[:, planes], gradient)
+                continue
             with torch.enable_grad():
                 own = logits[:, :, planes].detach().requires_grad_()
                 sums = ctx.part(own, target[:, planes], supervised)  # type: ignore[attr-defined]
             (result[:, :, planes],) = torch.autograd.grad(sums, own, gradient)
-        return None, result, None, None
+        return None, None, result, None, None
+
+
+def _slope(logits_bczyx: torch.Tensor, target_bzyx: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """By the logits of a part, where organ c is index c and all are supervised: in half the time that autograd takes.
+
+    Args:
+        logits_bczyx: Of the part.
+        target_bzyx: Of the part.
+        gradient: By its sums, as `SegmentationLoss._part` gives them.
+    """
+    known, index = (target_bzyx != IGNORED).float(), target_bzyx.clamp_min(0)[:, None]
+    organs = logits_bczyx.shape[1] - 1
+    by_log, _, by_overlap, by_predicted, _ = gradient.split((1, 1, organs, organs, organs), dim=1)
+    by_overlap, by_predicted = (functional.pad(each, (1, 0)) for each in (by_overlap, by_predicted))  # background: 0
+    probabilities = functional.softmax(logits_bczyx.float(), dim=1)
+    by_own = by_overlap.gather(1, index.flatten(1)).view_as(known) * probabilities.gather(1, index)[:, 0]
+    up = (by_own + by_log[:, :, None, None]) * known
+    mean = (by_predicted[:, None] @ probabilities.flatten(2)).view_as(known) * known
+    result = probabilities * by_predicted[:, :, None, None, None]
+    result *= known[:, None]
+    result.addcmul_(probabilities, (mean + up)[:, None], value=-1)
+    return result.scatter_add_(1, index, up[:, None])
 
 
 def _parts(logits_bczyx: torch.Tensor) -> Iterator[slice]:
