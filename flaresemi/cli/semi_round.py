@@ -150,7 +150,8 @@ def _run_chain(options: argparse.Namespace, training: SelfTraining) -> None:
     else:
         print(_done(training.workspace, fold, number, options.step or STEPS[-1]))
     if launched_at() is None:
-        print_next(_again(options, training))
+        is_last = options.step in (None, STEPS[-1])
+        print_next([*_again(options, training), *([] if is_last else ["--chain", fold])])
 
 
 def _run_rounds(options: argparse.Namespace, training: SelfTraining) -> bool:

@@ -129,7 +129,9 @@ def test_a_chain_alone_is_a_part_of_all(
     assert semi_round.main([*place, *ROUND, "--chain", "0"]) == 2  # the other has not labeled what calibrates
     assert "run the labeling step to its end" in capsys.readouterr().err
     assert semi_round.main([*place, *ROUND, "--chain", "1", "--step", "label"]) == 0
-    assert "fold 1, round 1: done up to 'label'; next comes 'select'" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "fold 1, round 1: done up to 'label'; next comes 'select'" in out
+    assert out.rstrip().endswith("--chain 1")
     for _ in range(2):  # a second time, all is there
         assert semi_round.main([*place, *ROUND, "--chain", "0", "--rounds", "1"]) == 0
         out = capsys.readouterr().out
