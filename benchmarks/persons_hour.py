@@ -27,7 +27,7 @@ import shutil
 
 import numpy as np
 import running
-from few_scores import Scores, gain
+from few_scores import Scored, Scores, gain
 from label_next import Start, add_options
 
 from flaresemi.case_names import case_file
@@ -56,6 +56,10 @@ LOOKING = 60.0
 TOLERANCE = 0.9
 
 ARMS = ("start", "no person", "scratch", "random, corrected", "queue, corrected")
+
+CAUTION = """What it does not say: how long a person really takes (the times are other people's or chosen, see the
+constants), what tired or differing readers draw (corrections are exactly the real labels), what happens with good
+pseudo-labels (these are weak: hardly a slice is left as it is), with CT, or after more than one round."""
 
 #: Cases that are exported, at most: more than hours suffice for.
 _MOST = 40
@@ -188,31 +192,41 @@ class Hour(Start):
         ]
         for arm in ARMS:
             draws = arms.get(arm, {})
-            if not draws:
+            steps = {number: self.bench.steps.get(f"{number} {arm}") for number in range(100)}
+            work = [facts for number, facts in steps.items() if facts and (number in draws or not draws)]
+            if not draws and not work:
                 continue
-            work = [self.bench.steps.get(f"{number} {arm}", {}) for number in draws]
-            cases, slices = (np.mean([count(each, key) for each in work]) for key in ("cases", "slices"))
-            hours = np.mean([scored.hours for scored in draws.values()])
-            means = [scored.mean(0) for _, scored in sorted(draws.items())]
-            told = ", ".join(f"{mean:.4f}" for mean in means)
-            against = gain(arms.get("start", {}), draws), gain(arms.get("no person", {}), draws)
-            common = [number for number in draws if number in arms.get("no person", {})]
-            won = [draws[number].mean(0) - arms["no person"][number].mean(0) for number in common]
-            rate = f"{np.mean(won) / hours:+.4f}" if hours and won else "–"
-            lines.append(
-                f"| {arm} | {len(means)} | {cases:.1f} | {slices:.0f} | {hours:.2f} | {np.mean(means):.4f} | {told} "
-                f"| {' | '.join(against)} | {rate} |"
+            cases, slices, hours = (
+                np.mean([amount(each, key) for each in work]) if work else 0 for key in ("cases", "slices", "hours")
             )
+            row = [arm, len(draws), f"{cases:.1f}", f"{slices:.0f}", f"{hours:.2f}", "not scored", *"––––"]
+            if draws:
+                row[5:] = self.scored(arms, arm, hours)
+            lines.append(f"| {' | '.join(map(str, row))} |")
         lines.append("")
-        for one, other in itertools.combinations(ARMS[2:], 2):
+        scored = [arm for arm in ARMS[2:] if arm in arms]
+        for one, other in itertools.combinations(scored, 2):
             lines += [f"* {other} − {one}: {gain(arms.get(one, {}), arms.get(other, {}))}"]
-        return [*lines, "", "Made:", "", *(f"* {made}" for made in self.few.scores.made())]
+        return [*lines, "", CAUTION, "", "Made:", "", *(f"* {made}" for made in self.few.scores.made())]
+
+    def scored(self, arms: dict[str, dict[int, Scored]], arm: str, hours: float) -> list[str]:
+        """The cells of an arm that has scores."""
+        draws, alone = arms[arm], arms.get("no person", {})
+        means = [scored.mean(0) for _, scored in sorted(draws.items())]
+        won = [draws[number].mean(0) - alone[number].mean(0) for number in draws if number in alone]
+        return [
+            f"{np.mean(means):.4f}",
+            ", ".join(f"{mean:.4f}" for mean in means),
+            gain(arms.get("start", {}), draws),
+            gain(alone, draws),
+            f"{np.mean(won) / hours:+.4f}" if hours and won else "–",
+        ]
 
 
-def count(facts: dict, key: str) -> int:
-    """A number of a step's record."""
+def amount(facts: dict, key: str) -> float:
+    """A number of a step's record; the length of a list."""
     value = facts.get(key, 0)
-    return value if isinstance(value, int) else len(value)
+    return len(value) if isinstance(value, list) else value
 
 
 def organ_slices(indices_zyx: np.ndarray, labels: LabelSet) -> int:
