@@ -188,12 +188,12 @@ async function open(id, words = {}) {
     windows()
     sources(which)
     look()
-    await viewer.ready()
-    if (turn !== state.seen) return undefined
     $('empty').hidden = true
-    if (state.compared) await compare(true)
     describe()
     list()
+    await viewer.ready().catch(() => {}) // what has not come is asked for again behind it
+    if (turn !== state.seen) return undefined
+    if (state.compared) await attempt(() => compare(true))
     volume.stream(() => viewer.sight.cross[2]).then(isWhole => { if (isWhole) lookAhead() })
   } finally {
     busy(null)
@@ -284,7 +284,7 @@ async function compare(on) {
     Object.assign(other, { hidden: viewer.hidden, opacity: viewer.opacity })
     other.show(volume, former, true)
     $('caption-other').textContent = former ? 'former round' : 'no former label map'
-  }
+  } else other?.clear()
   if (state.open) sources($('which').value || 'newest')
 }
 

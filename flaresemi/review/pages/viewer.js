@@ -46,6 +46,7 @@ export class Viewer {
     this.rendering = new Rendering(canvas3D)
     this.isStarted = false // whether there is a rendering of this case
     this.rendered = false // whether it shows the case as it is
+    this.changes = 0 // of what it shows
     this.classes = []
     this.hidden = new Set()
     this.opacity = 0.55
@@ -83,6 +84,12 @@ export class Viewer {
     this.paint()
     this.use({})
     this.moved()
+  }
+
+  clear() {
+    this.volume?.viewers.delete(this)
+    this.volume = this.labels = this.drag = this.outline = null
+    this.stale(true)
   }
 
   // A part of the image has come.
@@ -242,6 +249,7 @@ export class Viewer {
   // What was rendered is not what is shown any more (unless it is `kept`); with a graphics card it follows by itself.
   stale(isOther = false, kept = false) {
     this.rendered = kept
+    if (!kept) this.changes++
     if (isOther) this.isStarted = false
     this.place3D()
     clearTimeout(this.waiting)
@@ -256,12 +264,15 @@ export class Viewer {
     await this.onBusy(async () => {
       while (!volume.isWhole && volume === this.volume) await new Promise(done => setTimeout(done, 100))
       if (volume !== this.volume) return
-      this.isStarted = this.rendered = true
+      const { changes } = this
+      this.isStarted = true
       this.place3D()
       await this.rendering.show(volume, labels, { classes: this.classes, hidden: this.hidden, opacity: this.opacity, window: this.sight.window })
+      this.rendered = changes === this.changes
     }, !hasGraphics())
     this.isRendering = false
-    if (volume !== this.volume) this.stale(true)
+    if (volume === this.volume) this.place3D()
+    else this.stale(true)
   }
 
   // Pictures.
