@@ -8,6 +8,7 @@ from torch import nn
 from flaresemi import extensions
 from flaresemi.errors import ConfigError, shown
 from flaresemi.networks.compiling import load_compiler
+from flaresemi.networks.convolution import Convolution
 from flaresemi.networks.mednext import MedNeXt
 from flaresemi.networks.unet import UNet
 from flaresemi.plans import NetworkPlan
@@ -47,6 +48,9 @@ def build_network(plan: NetworkPlan) -> nn.Module:
         raise ConfigError(f"'{plan.architecture}' of {who} built no torch module but {type(network).__name__}")
     network.input_channels, network.divisor_zyx = plan.input_channels, plan.divisor_zyx  # type: ignore[assignment]
     network.deep_supervision = network.channels_last = False  # type: ignore[assignment]
+    for part in network.modules():
+        if type(part) is nn.Conv3d:
+            part.__class__ = Convolution
     return network
 
 

@@ -420,7 +420,8 @@ def test_checking_only_stops_there(phantoms, tmp_path, command):
     outcome = command(phantoms, tmp_path / "w", "--check-only")
     assert outcome.code == 0
     assert not (tmp_path / "w" / "plans.json").exists()
-    assert outcome.out.strip() == f"next: flaresemi_plan_and_preprocess -d {phantoms} -w {tmp_path / 'w'}"
+    again = f"flaresemi_plan_and_preprocess -d {phantoms} -w {tmp_path / 'w'} --workers 1"
+    assert outcome.out.strip() == f"next: {again}"
 
 
 def test_test_cases_are_prepared_on_demand(phantoms, workspace, command):

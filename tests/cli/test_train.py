@@ -155,7 +155,8 @@ def test_processes_that_may_die_are_started_by_torchrun(planned: list[str], monk
     assert train.main(["FINE", "0", "--gpus", "2", *planned, "--max-restarts=3", "--restart"]) == 0
     launcher = commands[0].index("flaresemi.cli.train")
     assert {"--nproc-per-node=2", "--max-restarts=3"} <= set(commands[0][:launcher])
-    assert commands[0][launcher + 1 :] == ["FINE", "0", *planned, "--restart"]
+    # They name the same command when they tell what comes next.
+    assert commands[0][launcher + 1 :] == ["FINE", "0", "--gpus", "2", *planned, "--max-restarts=3", "--restart"]
     assert train.main(["FINE", "0", *planned, "--max-restarts", "1"]) == 0
     assert {"--nproc-per-node=1", "--max-restarts=1"} <= set(commands[1])
 

@@ -193,7 +193,7 @@ def test_an_output_that_is_not_finite_is_refused(fakes):
 def test_slab_by_slab_the_scores_are_those_of_all_at_once(real, monkeypatch):
     checkpoint, _ = real
     other = dataclasses.replace(checkpoint, weights={name: value * 1.5 for name, value in checkpoint.weights.items()})
-    ensemble = predictor(dataclasses.replace(checkpoint, mirror_axes=(2,)), other, tta=True)
+    ensemble = predictor(dataclasses.replace(checkpoint, mirror_axes=(2,)), other, tta=True, window="patch")
     image = volume((44, 16, 18))
     logits, _ = ensemble.logits(image)
     monkeypatch.setattr("flaresemi.inference.predictor.LARGE_SUMS_BYTES", 0)

@@ -220,7 +220,7 @@ def test_a_folder_of_images_is_no_workspace(
 
 @pytest.mark.parametrize("main", [plan_and_preprocess, train, semi_round, predict, export, evaluate, demo])
 def test_an_empty_path_is_refused(main: object, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ("_parser", "training_parser", "prediction_parser")
+    names = ("_parser", "training_parser", "prediction_parser", "round_parser")
     parser = next(getattr(main, name) for name in names if hasattr(main, name))()
     flags = [action.option_strings[0] for action in parser._actions if action.type is Path]
     assert flags
