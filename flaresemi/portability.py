@@ -60,7 +60,10 @@ def bound_cores() -> int:
 
 def core_numbers() -> list[int]:
     """The cores that this process is bound to; none where processes are not bound."""
-    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+    if sys.platform == "linux":
+        return sorted(os.sched_getaffinity(0))
+    else:
+        return []
 
 
 @contextlib.contextmanager
