@@ -1,6 +1,8 @@
 // Slices on a canvas: where each lies on it, and its picture. Every axis is drawn from its far end, so that the patient's
 // right is at the left, and front and head are at the top; in a sagittal slice, the front is at the left.
 
+import { hasGraphics } from './rendering.js'
+
 export const PLANES = {
   axial: { axis: 2, across: 0, down: 1, letters: ['R', 'L', 'A', 'P'] },
   coronal: { axis: 1, across: 0, down: 2, letters: ['R', 'L', 'S', 'I'] },
@@ -67,7 +69,7 @@ export class Picture {
 
 function layer() {
   const canvas = document.createElement('canvas')
-  return { canvas, context: canvas.getContext('2d'), data: null, key: null }
+  return { canvas, context: context2D(canvas), data: null, key: null }
 }
 
 function sized(each, shape, plane) {
@@ -122,4 +124,9 @@ export function colorsOf(classes, hidden, opacity) {
     if (!hidden.has(each.index)) colors[each.index] = Math.round(255 * opacity) << 24 | b << 16 | g << 8 | r
   }
   return colors
+}
+
+// Without a graphics card, a canvas that is computed by the processor at once is faster than one by way of a made-up card.
+export function context2D(canvas, options = {}) {
+  return canvas.getContext('2d', { ...options, willReadFrequently: !hasGraphics() })
 }

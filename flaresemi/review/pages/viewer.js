@@ -1,7 +1,7 @@
 // The viewer: slices of an image with a label map that is looked at, measured and drawn on. What is seen of it (`Sight`)
 // may be shared with a second viewer beside it.
 import { LabelMap } from './labels.js'
-import { colorsOf, layout, Picture, placed, PLANES, toCanvas, toSlice } from './planes.js'
+import { colorsOf, context2D, layout, Picture, placed, PLANES, toCanvas, toSlice } from './planes.js'
 import { hasGraphics, Rendering } from './rendering.js'
 
 const COLORS = { cross: 'rgb(77 163 255 / .9)', active: '#4da3ff', pen: '#ffcf5c', letters: '#d5dce4' }
@@ -39,8 +39,8 @@ export class Viewer {
     canvas3D.setAttribute('role', 'img')
     canvas3D.setAttribute('aria-label', '3D rendering')
     this.shown3D.append(canvas3D)
-    this.context = canvas.getContext('2d', { alpha: false })
-    this.marks = this.over.getContext('2d')
+    this.context = context2D(canvas, { alpha: false })
+    this.marks = context2D(this.over)
     this.sight = sight
     this.pictures = { axial: new Picture(), coronal: new Picture(), sagittal: new Picture() }
     this.rendering = new Rendering(canvas3D)
