@@ -15,7 +15,7 @@ many steps and from the same seed in every arm, and scored on the development ca
     none       four labeled cases: where all of them start from
 
 few-mr-coarse is few-mr (four labeled MR crops, 164 hidden) with voxels of 2 mm and the small network that goes with
-them, so that a training takes half a minute.
+them, so that a training takes half a minute; few-ct-coarse and btcv-4-coarse are few-ct and btcv-4 made as quick.
 
     OMP_NUM_THREADS=1 python benchmarks/label_next.py few-mr-coarse --draws 0 1 2 3
 """
