@@ -129,16 +129,6 @@ YARDSTICKS = {
         test=5,
         is_coarse=True,
     ),
-    "few-ct-coarse": Yardstick(
-        name="few_ct_coarse",
-        dataset="openkbp",
-        z_range=("spinal cord", "esophagus"),
-        labeled=4,
-        development=10,
-        iterations=400,
-        batch=2,
-        is_coarse=True,
-    ),
     "few-ct": Yardstick(
         name="few_ct",
         dataset="openkbp",
@@ -154,13 +144,13 @@ YARDSTICKS = {
     ),
     "acdc-3": _published("acdc_3", "acdc", "labeled_3_patients", "validation"),
     "acdc-7": _published("acdc_7", "acdc", "labeled_7_patients", "validation"),
-    "btcv-4-coarse": Yardstick(
-        name="btcv_4_coarse",
+    "btcv-4-thin": Yardstick(
+        name="btcv_4_thin",
         dataset="btcv",
-        iterations=400,
+        iterations=600,
         batch=2,
         split=("labeled_4", "development"),
-        is_coarse=True,
+        is_thin=True,
     ),
     "btcv-4": _published("btcv_4", "btcv", "labeled_4", "development"),
 }
