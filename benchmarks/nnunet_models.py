@@ -62,6 +62,9 @@ MODELS = {
     "openkbp, plain, trained": Model(
         "Dataset012_OpenKBP", "openkbp", patch=(32, 64, 64), steps=1400, width=8, foreground=1.0, cases=30
     ),
+    "openkbp, ResEnc, trained": Model(
+        "Dataset012_OpenKBP", "openkbp", "residual", patch=(32, 64, 64), steps=1000, width=8, foreground=1.0, cases=30
+    ),
     "hippocampus, 3d_lowres": Model(HIPPOCAMPUS, "hippocampus", "plain", "3d_lowres", ("all",), lowres=True, **QUICK),
     "hippocampus, cascade": Model(
         HIPPOCAMPUS, "hippocampus", "plain", "3d_cascade_fullres", ("all",), lowres=True, **QUICK
