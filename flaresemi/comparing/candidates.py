@@ -19,6 +19,9 @@ from flaresemi.workspace import ModelFolder, Workspace
 
 _SAME = "compare models that were planned and trained on one dataset, with one splits.json"
 
+#: Folders that name no model: the one of a workspace's models, and the usual workspace beside the data.
+_USUAL = ("models", "flaresemi")
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
@@ -289,8 +292,8 @@ def _workspace_of(fold_folder: Path) -> Workspace | None:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of their paths that tell them apart."""
-    parts = [[part.replace("+", "_") for part in folder.resolve().parts if part != "models"] for folder in folders]
+    """The shortest ends of their paths that tell them apart, without folders that most models lie in."""
+    parts = [[part.replace("+", "_") for part in folder.resolve().parts if part not in _USUAL] for folder in folders]
     for count in range(1, max(map(len, parts))):
         names = ["_".join(each[-count:]) for each in parts]
         if len({name.casefold() for name in names}) == len(names):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from flaresemi.cli import evaluate, export, predict
+from flaresemi.comparing.candidates import find_candidate, find_candidates
 from flaresemi.files import content_hash
 from flaresemi.inference.api import predict as predict_one
 from flaresemi.inference.choice import load_choice
@@ -38,6 +39,13 @@ def run_file(workspace: str, fold: str = "0", stage: Stage = Stage.FINE) -> Path
 
 def labels_in(path: Path) -> set[int]:
     return {*np.unique(read_label_map(path).array_zyx).tolist()}
+
+
+def test_a_usual_workspace_is_called_as_its_dataset(pair: Path) -> None:
+    shutil.copytree("one", "Task_Hearts/flaresemi")
+    assert find_candidate(Path("Task_Hearts/flaresemi/models")).name == "Task_Hearts"
+    first, second = find_candidates([Path("Task_Hearts/flaresemi"), Path("two/models")])
+    assert (first.name, second.name) == ("Task_Hearts", "two")
 
 
 def test_the_choice_predicts_what_was_compared(pair: Path, find: Find, capsys: pytest.CaptureFixture) -> None:

@@ -15,10 +15,11 @@ from markupsafe import escape
 from flaresemi.errors import SelectionError
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
+from flaresemi.reporting.page import render
 from flaresemi.rounds.report.cases import choose
 from flaresemi.rounds.report.cautions import about_cases, about_the_round
 from flaresemi.rounds.report.facts import RoundFacts, gather
-from flaresemi.rounds.report.selected import count_reasons
+from flaresemi.rounds.report.selected import count_reasons, selected
 from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.state import RoundConfig
 from flaresemi.rounds.stopping import StopRule, Verdict, judge
@@ -109,6 +110,17 @@ def test_selection_time_and_every_parameter_are_told(good: Workspace, good_page:
         for field in dataclasses.fields(record):
             assert re.search(rf"<code>([\w.]+\.)?{field.name}(\.\w+)?</code>", page), field.name
     assert all(hash_ in text for hash_ in facts.scores[0].made_with)
+
+
+def test_a_teacher_from_outside_is_named(good: Workspace, good_page: tuple[Path, str]) -> None:
+    told = "The pool was labeled by a model from outside of this workspace: nnUNet_results/Dataset027"
+    assert told not in good_page[1]
+    facts = look(good, 1)
+    config = dataclasses.replace(facts.state.config, teacher="nnUNet_results/Dataset027")
+    first = dataclasses.replace(facts, states=(dataclasses.replace(facts.state, config=config),))
+    page = render("rounds/report/selection.html", selected=selected(first))
+    assert told in re.sub(r"<[^>]*>", "", page)
+    assert selected(dataclasses.replace(first, number=2))["outside"] is None
 
 
 def test_no_name_from_a_file_becomes_markup(good_page: tuple[Path, str]) -> None:

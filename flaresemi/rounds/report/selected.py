@@ -22,6 +22,7 @@ def selected(facts: RoundFacts) -> dict[str, object]:
     scores = [case.score for case in facts.scores]
     organs = [reason for case in selection.selected for reason in case.rejected.values()]
     return {
+        "outside": facts.state.config.teacher if facts.number == 1 else None,
         "rule": selection.rule,
         "thresholds": ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in selection.thresholds.items()),
         "notes": selection.notes,
