@@ -169,8 +169,8 @@ def _run_rounds(options: argparse.Namespace, training: SelfTraining) -> bool:
         raise StoppedEarly(_STOPPED)
     print(state.told)
     reports = [training.workspace.round(fold, state.rounds).report for fold in training.folds]
-    if not all(path.exists() for path in reports):  # the start that finished the round was killed before them
-        reports = training.write_reports()
+    if not all(path.exists() for path in reports):  # the chains were run by hand, or a kill came before them
+        reports = training.conclude()
     _print_reports(reports)
     if options.until_converged and state.verdict is not None and state.verdict.best_round > 0:
         return True

@@ -165,9 +165,7 @@ class SelfTraining:
                 return None
         state = self.judge()
         if state.rounds == number:
-            self.write_reports()
-            for round in rounds:
-                track_round(round, state.mean_dice[number] if state.mean_dice else None)
+            self.conclude()
         return state
 
     def run_one(self, fold: str, last_step: str | None = None) -> RoundState | None:
@@ -183,6 +181,18 @@ class SelfTraining:
         number = self.judge(keep=False).rounds + 1
         self._refuse_other_labels(number - 1)
         return self.make_round(fold, number).run(last_step=last_step or STEPS[-1])
+
+    def conclude(self) -> list[Path]:
+        """Has the figures of the last complete round of every chain kept by its tracker, and writes the reports.
+
+        Returns:
+            The reports, as `write_reports`.
+        """
+        state = self.judge()
+        for fold in self.folds if state.rounds else ():
+            judged = state.mean_dice[state.rounds] if state.mean_dice else None
+            track_round(self.make_round(fold, state.rounds), judged)
+        return self.write_reports()
 
     def write_reports(self) -> list[Path]:
         """Writes the report of the last complete round of every chain from what is on disk, replacing an older one.

@@ -124,4 +124,5 @@ def _train(round: Round, stage: Stage, selection: Selection, labels: Mapping[str
     if folder.final.exists():
         logger.info("final %s is trained", stage.value)
         return True
-    return round.fit(dataclasses.replace(round.prepared.task(stage, ALL), folder=folder), selection, labels)
+    task = dataclasses.replace(round.prepared.task(stage, ALL), folder=folder, purpose="final models")
+    return round.fit(task, selection, labels)

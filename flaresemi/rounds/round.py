@@ -117,7 +117,11 @@ class Round:
             FlaresemiError: labeled cases are not prepared.
         """
         found = {stage: self.prepared.task(stage, self.fold) for stage in self.stages}
-        return {stage: dataclasses.replace(task, folder=self.folder.model(stage)) for stage, task in found.items()}
+        purpose = f"round {self.number}"
+        return {
+            stage: dataclasses.replace(task, folder=self.folder.model(stage), purpose=purpose)
+            for stage, task in found.items()
+        }
 
     def run(self, *, last_step: str = STEPS[-1]) -> RoundState | None:
         """Runs the steps that are not done, up to and including `last_step`.

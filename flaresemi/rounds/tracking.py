@@ -18,7 +18,7 @@ def track_round(round: Round, judged: float | None) -> None:
         judged: Mean Dice of the held-out cases of all chains; None where nothing is held out.
     """
     folder = round.workspace.chain(round.fold) / "logs"
-    facts = {"fold": round.fold, "unlabeled": len(round.pool)}
+    facts = {"dataset": round.plans.dataset_name, "fold": round.fold, "unlabeled": len(round.pool)}
     tracker = open_tracker(round.training_config(Stage.FINE).track, folder, f"rounds of fold {round.fold}", facts)
     if tracker is not None:
         tracker.log(round_figures(round) | ({} if judged is None else {"judged/mean_dice": judged}), round.number)

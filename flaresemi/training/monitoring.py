@@ -87,9 +87,8 @@ def _numbers_of(row: Row) -> dict[str, float]:
 
 def progress(batches: Iterator[Batch], task: TrainingTask, first: int, last: int, *, enabled: bool) -> "tqdm[Batch]":
     """The batches of steps `first` to `last`, with a bar in a terminal, whose `total` may change."""
-    title = f"{task.plan.stage} fold {task.fold}"
     quiet = not (enabled and sys.stderr.isatty())
-    return tqdm(batches, desc=title, total=last, initial=first, unit="step", disable=quiet)
+    return tqdm(batches, desc=task.title, total=last, initial=first, unit="step", disable=quiet)
 
 
 def quick_validation(

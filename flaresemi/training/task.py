@@ -118,6 +118,8 @@ class TrainingTask:
         made_from: What it stands on; None where that is not known.
         cautions: What is to be said of the fold before it is trained.
         norms: What the labeled cases look like, which predictions are compared with.
+        dataset: Its name.
+        purpose: Of a round or of the final models, in words; empty: the supervised training of the fold.
     """
 
     plan: StagePlan
@@ -133,6 +135,13 @@ class TrainingTask:
     made_from: Origin | None = None
     cautions: tuple[str, ...] = ()
     norms: tuple[Norm, ...] = ()
+    dataset: str = ""
+    purpose: str = ""
+
+    @property
+    def title(self) -> str:
+        """What is trained, as nothing else in the workspace is called."""
+        return f"{self.plan.stage.value} fold {self.fold}" + (f", {self.purpose}" if self.purpose else "")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +190,7 @@ class PreparedDataset:
             ),
             cautions=self.splits.divided_groups(fold),
             norms=() if self.fingerprint is None else norms_of(self.fingerprint),
+            dataset=self.plans.dataset_name,
         )
 
 

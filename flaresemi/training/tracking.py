@@ -106,12 +106,8 @@ class _Mlflow:
             is_local, place = not mlflow.is_tracking_uri_set(), folder.resolve()
             uri = f"sqlite:///{place / 'mlflow.db'}" if is_local else mlflow.get_tracking_uri()
             self._client = mlflow.MlflowClient(tracking_uri=uri)
-            found = self._client.get_experiment_by_name(PROJECT)
-            if found is None:
-                artifacts = (place / "mlflow").as_uri() if is_local else None
-                experiment = self._client.create_experiment(PROJECT, artifact_location=artifacts)
-            else:
-                experiment = found.experiment_id
+            artifacts = (place / "mlflow").as_uri() if is_local else None
+            experiment = _experiment(self._client, artifacts, mlflow.exceptions.MlflowException)
             self.run = run or self._client.create_run(experiment, run_name=title).info.run_id
             if not run:
                 for key, value in facts.items():
@@ -126,6 +122,19 @@ class _Mlflow:
     def close(self) -> None:
         with _known(self._error):
             self._client.set_terminated(self.run)
+
+
+def _experiment(client: Any, artifacts: str | None, error: type[Exception]) -> str:
+    """The identity of the experiment of all trainings, which others may be making at the same moment."""
+    found = client.get_experiment_by_name(PROJECT)
+    if found is None:
+        try:
+            return client.create_experiment(PROJECT, artifact_location=artifacts)
+        except error:
+            found = client.get_experiment_by_name(PROJECT)
+            if found is None:
+                raise
+    return found.experiment_id
 
 
 class _Wandb:

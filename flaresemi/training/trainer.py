@@ -242,8 +242,13 @@ class Trainer:
                 self.iteration,
                 enabled=self.ranks.is_main,
                 track=self.config.track,
-                title=f"{self.task.plan.stage.value} fold {self.task.fold}",
-                facts=to_plain(self.config),  # type: ignore[arg-type]
+                title=self.task.title,
+                facts={
+                    "dataset": self.task.dataset,
+                    "stage": self.task.plan.stage.value,
+                    "fold": self.task.fold,
+                    **to_plain(self.config),  # type: ignore[dict-item]
+                },
             )
             try:
                 return self._train(monitor)

@@ -74,6 +74,35 @@ class Processes:
             del os.environ[LAUNCHED]
 
 
+@pytest.fixture
+def tracked(monkeypatch: pytest.MonkeyPatch) -> dict[Path, dict]:
+    """What a tracker is told, by the folder of each run: its names, its facts, and its steps in their order."""
+    runs: dict[Path, dict] = {}
+
+    class Tracker:
+        def __init__(self, steps: list[int]) -> None:
+            self.steps = steps
+
+        def log(self, values: Mapping[str, float], step: int) -> None:
+            assert values
+            self.steps.append(step)
+
+        def close(self) -> None:
+            pass
+
+    def opened(name: str, folder: Path, title: str, facts: Mapping[str, object]) -> Tracker | None:
+        if name == "none":
+            return None
+        run = runs.setdefault(folder, {"titles": set(), "facts": dict(facts), "steps": []})
+        run["titles"].add(title)
+        return Tracker(run["steps"])
+
+    for module in ("flaresemi.training.monitoring", "flaresemi.rounds.tracking"):
+        monkeypatch.setattr(f"{module}.open_tracker", opened)
+    monkeypatch.setattr("flaresemi.cli.semi_round.refuse_without_tracker", lambda name: None)
+    return runs
+
+
 def contents(workspace: Path) -> dict[str, bytes]:
     """What the rounds decided."""
     found = {}
@@ -92,13 +121,15 @@ def test_folds_side_by_side_give_what_they_give_in_turn(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    tracked: dict[Path, dict],
 ) -> None:
     place = {name: ["-d", str(data), "-w", str(shutil.copytree(start, tmp_path / name))] for name in ("one", "two")}
     assert semi_round.main([*place["one"], *ROUND]) == 0
     capsys.readouterr()
     processes = Processes(killed=("1", "validate"))
     monkeypatch.setattr("flaresemi.cli.chains.side_by_side", processes)
-    together = [*place["two"], *ROUND, "--gpus", "3"]
+    together = [*place["two"], *ROUND, "--gpus", "3", "--track", "mlflow"]
+    assert not tracked
     assert semi_round.main(together) == 2
     assert processes.begun == [("0", "label"), ("1", "label"), ("0", "validate"), ("1", "validate")]
     failed = capsys.readouterr()
@@ -116,6 +147,22 @@ def test_folds_side_by_side_give_what_they_give_in_turn(
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     verdicts = [Workspace(tmp_path / name).verdict(("0", "1")).read_bytes() for name in ("one", "two")]
     assert verdicts[0] == verdicts[1]
+    # Every student and every chain has a run of its own, which the same command goes on with.
+    found = Workspace(tmp_path / "two")
+    students = {found.round(fold, 1).model(Stage.FINE).logs: f"FINE fold {fold}, round 1" for fold in "01"}
+    chains = {found.chain(fold) / "logs": f"rounds of fold {fold}" for fold in "01"}
+    assert {folder: run["titles"] for folder, run in tracked.items()} == {
+        folder: {title} for folder, title in (students | chains).items()
+    }
+    assert [tracked[folder]["facts"]["fold"] for folder in (*students, *chains)] == ["0", "1", "0", "1"]
+    assert {run["facts"]["dataset"] for run in tracked.values()} == {"data"}
+    assert [tracked[folder]["steps"] for folder in chains] == [[1], [1]]
+    # Chains that were run by hand are told of by the command that judges them; once.
+    for fold in "01":
+        found.round(fold, 1).report.unlink()
+    for _ in range(2):
+        assert semi_round.main([*place["two"], *ROUND, "--rounds", "1", "--track", "mlflow"]) == 0
+        assert [tracked[folder]["steps"] for folder in chains] == [[1, 1], [1, 1]]
 
 
 def test_a_chain_alone_is_a_part_of_all(

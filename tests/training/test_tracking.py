@@ -127,6 +127,23 @@ def test_mlflow_goes_to_the_server_that_the_user_has_named(tmp_path, mlflow):
     assert (mlflow.used, mlflow.artifacts) == ("http://tracking.example", None)
 
 
+def test_mlflow_takes_the_experiment_that_another_training_makes_at_the_same_moment(tmp_path, mlflow):
+    others = [None, types.SimpleNamespace(experiment_id="5")]
+
+    def create_experiment(name, artifact_location):
+        raise PackageError("already exists")
+
+    mlflow.create_experiment = create_experiment
+    mlflow.get_experiment_by_name = lambda name: others.pop(0)
+    mlflow.create_run = lambda experiment, run_name: types.SimpleNamespace(
+        info=types.SimpleNamespace(run_id=f"run of {experiment}")
+    )
+    track(tmp_path, "mlflow")
+    assert {run for run, *_ in mlflow.logged} == {"run of 5"}
+    others[:] = [None, None]
+    assert open_tracker("mlflow", tmp_path / "other", "", {}) is None  # it failed for another reason
+
+
 @pytest.mark.parametrize(("name", "mode"), [("wandb", "offline"), ("wandb-online", "online")])
 def test_wandb_writes_files_unless_told_to_send(tmp_path, wandb, name, mode):
     track(tmp_path, name)
