@@ -28,11 +28,11 @@ from torch import nn
 
 from flaresemi.compute.device import device_name, select_device, synchronize
 from flaresemi.compute.precision import Precision, PrecisionName
-from flaresemi.inference.predictor import windows_per_pass
 from flaresemi.networks.blocks import channels_last
 from flaresemi.networks.building import build_network
 from flaresemi.networks.compiling import compiled
 from flaresemi.networks.cost import forward_gflop, inference_memory_gib, training_memory_gib
+from flaresemi.networks.gpu_ways import windows_per_pass
 from flaresemi.networks.unet import UNet
 from flaresemi.planning.presets import PRESETS
 from flaresemi.plans import StagePlan

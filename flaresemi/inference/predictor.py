@@ -27,10 +27,6 @@ WindowMode = Literal["auto", "patch"]
 #: benchmarks/fast_path.py: the mean Dice does not fall with this; it does with 2.
 LONGEST_WINDOW_PATCHES = 1.375
 
-#: Voxels that keep a GPU busy. A pass of as many took an H200 5 to 7 ms with two small networks of very different cost,
-#: so it hardly waited for the computation (benchmarks/results/gpu_step.md).
-_BUSY_VOXELS = 2**20
-
 #: Sums of windows that would be larger than this are made, and used, slab by slab. Chosen: less is no matter beside the
 #: libraries, and whole sums are the faster ones where a region is segmented again.
 LARGE_SUMS_BYTES = 128 << 20
@@ -75,6 +71,7 @@ class StagePredictor:
     ) -> None:
         self.plan = checkpoints[0].plan
         self.device = engine.device
+        self._engine = engine
         self.step = step
         self.window = window
         self.convention = checkpoints[0].convention
@@ -96,7 +93,7 @@ class StagePredictor:
         larger = larger_window(region_zyx, patch, self.plan.network.divisor_zyx, self.step)
         if larger == patch:
             return patch
-        batch = windows_per_pass(self.device, larger)
+        batch = self._engine.windows_per_pass(self.plan, larger)
         on_gpu = self.device.type == "cuda"
         needed = inference_memory_gib(self.plan.network, larger, batch, on_gpu=on_gpu) * self._activations
         return larger if needed < _free_gib(self.device) else patch
@@ -178,7 +175,7 @@ class StagePredictor:
         fill = None if fill_c is None else torch.from_numpy(fill_c)
         patch, main_memory = self.plan.patch_zyx, torch.device("cpu")
         attempts = [
-            (_Attempt(window, windows_per_pass(self.device, window), self.device), ""),
+            (_Attempt(window, self._engine.windows_per_pass(self.plan, window), self.device), ""),
             (_Attempt(patch, 1, self.device), "one window at a time"),
             (_Attempt(patch, 1, main_memory), "one window at a time, summed up in main memory"),
         ]
@@ -187,7 +184,7 @@ class StagePredictor:
         notes: list[str] = []
         for number, (attempt, told) in enumerate(attempts):
             if number:
-                torch.cuda.empty_cache()
+                self._engine.retreat()
                 notes.append(f"{self.plan.stage.value}: GPU memory ran out, tried again with {told}")
                 logger.warning("%s", notes[-1])
             try:
@@ -254,13 +251,6 @@ class StagePredictor:
 def _only(slabs: Iterator[torch.Tensor]) -> torch.Tensor:
     (whole,) = slabs
     return whole
-
-
-def windows_per_pass(device: torch.device, window_zyx: IntTriple) -> int:
-    """Windows per forward pass: one on a CPU, which gains nothing from more; on a GPU up to four small ones."""
-    if device.type == "cpu":
-        return 1
-    return min(max(round(_BUSY_VOXELS / math.prod(window_zyx)), 1), 4)
 
 
 def larger_window(region_zyx: IntTriple, patch_zyx: IntTriple, divisor_zyx: IntTriple, step: float) -> IntTriple:

@@ -1,22 +1,25 @@
 """The engine that runs a trained network: torch or OpenVINO, and its precision; the fastest by a short check."""
 
+import functools
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from flaresemi import __version__
+from flaresemi.compute.card import Card
 from flaresemi.compute.device import device_name
 from flaresemi.compute.precision import Precision, PrecisionName, cpu_has_bf16
 from flaresemi.errors import ConfigError
+from flaresemi.geometry import IntTriple
 from flaresemi.machine import available_cores, processor_fact
 from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint, load_weights
+from flaresemi.networks.gpu_ways import CLEARLY, Forward, GpuWays
 from flaresemi.networks.kept import Kept
 from flaresemi.networks.openvino import (
     NotConvertedError,
@@ -24,22 +27,16 @@ from flaresemi.networks.openvino import (
     openvino_is_installed,
     openvino_version,
 )
-from flaresemi.plans import NetworkPlan
+from flaresemi.plans import NetworkPlan, StagePlan
 from flaresemi.records import record_hash
 
 logger = logging.getLogger(__name__)
 
 EngineName = Literal["auto", "torch", "openvino"]
 
-#: Windows (B, C, Z, Y, X) float32 to logits (B, outputs, Z, Y, X) float32: a tensor of its own, on the same device.
-Forward = Callable[[Tensor], Tensor]
-
 #: Edge of the window that the check computes, at least. Chosen: large enough to keep a processor busy, and about a
 #: second on a slow laptop in all.
 _CHECK_SIZE = 32
-
-#: Another choice than the first must be faster by this factor: labels shall not change with a busy moment.
-_CLEARLY = 1.2
 
 
 class Engine:
@@ -47,8 +44,8 @@ class Engine:
 
     On a CPU, `auto` computes one small window in every way that this machine offers and takes the fastest: OpenVINO
     where it is installed or torch, bf16 where the processor multiplies it in hardware or fp32. What was found holds
-    for all networks that are loaded afterwards. With a named engine nothing is measured, so that the same machine
-    computes the same numbers every time.
+    for all networks that are loaded afterwards. On a GPU it tries the ways to run each plan's networks; see `GpuWays`.
+    With a named engine nothing is measured, so that the same machine computes the same numbers every time.
 
     Args:
         device: Where the networks run.
@@ -74,11 +71,26 @@ class Engine:
         self.device = device
         self._kept = kept
         self._choices = _choices(device, precision, name)
+        self.ways: GpuWays | None = None
+        if device.type == "cuda":
+            fixed = name != "auto" or torch.are_deterministic_algorithms_enabled()
+            about = functools.partial(_machine, device)
+            self.ways = GpuWays(Card(device), self._choices[0][1], measured=not fixed, machine=about, kept=kept)
 
     @property
     def needs_fp32(self) -> bool:
         """Whether activations will surely take four bytes."""
         return all(precision.dtype is None for _, precision in self._choices)
+
+    def windows_per_pass(self, plan: StagePlan, window_zyx: IntTriple) -> int:
+        """Windows of a forward pass of the plan's networks, once they are loaded; a CPU gains nothing from more than
+        one."""
+        return 1 if self.ways is None else self.ways.windows_per_pass(plan, window_zyx)
+
+    def retreat(self) -> None:
+        """Gives back the memory of a GPU that is held for speed alone."""
+        if self.ways is not None:
+            self.ways.retreat()
 
     def load(self, checkpoint: Checkpoint) -> Forward:
         """The network of a checkpoint, ready to compute.
@@ -86,6 +98,8 @@ class Engine:
         Raises:
             CheckpointError: the weights do not fit the plan.
         """
+        if self.ways is not None:
+            return self.ways.load(trained_network(checkpoint).to(self.device), checkpoint.plan)
         if len(self._choices) > 1:
             return self._chosen(checkpoint)
         kept = self._kept_program(checkpoint)
@@ -139,7 +153,7 @@ class Engine:
         window = torch.randn(1, plan.input_channels, *sizes)
         forwards = self._forwards(network)
         seconds = [_seconds(forward, window) for forward in forwards]
-        best = min(range(len(forwards)), key=lambda index: seconds[index] * (1 if index == 0 else _CLEARLY))
+        best = min(range(len(forwards)), key=lambda index: seconds[index] * (1 if index == 0 else CLEARLY))
         told = [f"{_words(choice)} {1000 * taken:.0f} ms" for choice, taken in zip(self._choices, seconds, strict=True)]
         self._choices = [self._choices[best]]
         logger.info("computing with %s (%s)", _words(self._choices[0]), ", ".join(told))

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 #: Largest relative difference between the formats that counts as rounding. Four layers without activations differ by a
 #: few hundredths when every one rounds to bf16 otherwise; a wrong kernel is off by about 1.
-_ROUNDING = 0.1
+ROUNDING = 0.1
 
 
 def trains_channels_last(device: torch.device, precision: Precision) -> bool:
@@ -57,7 +57,7 @@ def agrees(device: torch.device, precision: Precision) -> bool:
             image, upstream = torch.randn(batch, 1, 12, 16, 20), torch.randn(batch, 4, 12, 16, 20)
             pair = (image.to(device), upstream.to(device))
             contiguous, last = (_numbers(layers, *pair, precision, last=last) for last in (False, True))
-            if not all((a - b).norm() <= _ROUNDING * a.norm() for a, b in zip(contiguous, last, strict=True)):
+            if not all((a - b).norm() <= ROUNDING * a.norm() for a, b in zip(contiguous, last, strict=True)):
                 return False
     return True
 

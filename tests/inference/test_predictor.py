@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flaresemi.errors import CheckpointError, PredictionError
-from flaresemi.inference.predictor import StagePredictor, larger_window, windows_per_pass
+from flaresemi.inference.predictor import StagePredictor, larger_window
 from flaresemi.inference.sliding_window import window_starts
 from flaresemi.networks import building
 from flaresemi.networks.cost import inference_memory_gib
@@ -120,12 +120,6 @@ def test_a_window_that_does_not_fit_into_memory_stays_a_patch(real, monkeypatch)
     for free, window in ((needed + 0.01, (18, 20, 20)), (needed - 0.01, (16, 16, 16))):
         monkeypatch.setattr("flaresemi.inference.predictor.free_memory_gib", lambda free=free: free)
         assert predictor(checkpoint).window_zyx((18, 20, 40)) == window
-
-
-def test_a_gpu_gets_as_many_windows_as_keep_it_busy():
-    gpu = torch.device("cuda")
-    assert [windows_per_pass(gpu, (size, 64, 80)) for size in (16, 48, 64, 160, 256, 1024)] == [4, 4, 3, 1, 1, 1]
-    assert windows_per_pass(CPU, (16, 64, 80)) == 1
 
 
 def test_out_of_memory_is_tried_smaller_and_said(fakes, monkeypatch):

@@ -1,0 +1,73 @@
+"""What only a CUDA device does: time by its own clock, passes recorded as graphs, its free memory."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+#: Before a pass is recorded it runs so often on the side, for libraries choose kernels and workspaces in the first one.
+_WARM_UP = 2
+
+
+class Card:
+    """One CUDA device. All of its methods need that device; tests put something else in its place.
+
+    Args:
+        device: The device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def free_gib(self) -> float:
+        """Its free memory, that which torch holds for later included."""
+        free_bytes, _ = torch.cuda.mem_get_info(self.device)
+        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return (free_bytes + held) / 2**30
+
+    def release(self) -> None:
+        """Gives back memory that torch holds for later."""
+        torch.cuda.empty_cache()
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Seconds on the device from the first kernel of `run` to its last, gaps in which it waited included."""
+        with torch.cuda.device(self.device):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize(self.device)
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1000
+
+    def recorded(self, run: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
+        """The same as `run` for inputs of the example's shape and type: its kernels as one graph, replayed at once.
+
+        Args:
+            run: Always the same kernels for inputs of this shape, and no look at a value.
+            example: An input.
+
+        Returns:
+            Gives a tensor of its own every time. It holds the memory that `run` needs.
+
+        Raises:
+            RuntimeError: `run` does what cannot be recorded, or memory is short.
+        """
+        with torch.cuda.device(self.device), torch.inference_mode():
+            held, stream, graph = example.clone(), torch.cuda.Stream(self.device), torch.cuda.CUDAGraph()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    run(held)
+            torch.cuda.current_stream().wait_stream(stream)
+            # Threads that read the next image meanwhile may allocate memory: that is no matter of this recording.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                output = run(held)
+
+        def replay(windows: Tensor) -> Tensor:
+            with torch.cuda.device(self.device), torch.inference_mode():
+                held.copy_(windows)
+                graph.replay()
+                return output.clone()
+
+        return replay
