@@ -14,9 +14,10 @@ from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import write_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
-from flaresemi.plans import IntensityPlan, NetworkPlan, Plans, Stage, StagePlan
+from flaresemi.plans import IntensityPlan, Plans, Stage
 from flaresemi.records import save_record
 from flaresemi.workspace import Workspace
+from tests.made_plans import stage_plan, two_levels
 
 SHAPE = (10, 16, 16)
 LABELS = LabelSet(labels=(Label(name="liver", value=4), Label(name="tube", value=9)))
@@ -207,29 +208,8 @@ def test_the_next_command_draws_where_there_are_images(folder, capsys):
     assert capsys.readouterr().out.strip().endswith("--official --overlays 3")
 
 
-def stage_plan(stage):
-    network = NetworkPlan(
-        block="plain",
-        input_channels=1,
-        output_channels=3,
-        features=(4, 8),
-        kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        encoder_convs=(1, 1),
-        decoder_convs=(1,),
-    )
-    return StagePlan(
-        stage=stage,
-        spacing_zyx_mm=(2.0, 1.0, 1.0),
-        patch_zyx=(8, 8, 8),
-        batch_size=2,
-        margin_mm=20.0,
-        resampling="linear",
-        region="body",
-        network=network,
-        reasons={},
-        intensities=(IntensityPlan(scheme="zscore"),),
-    )
+def zscore_plan(stage):
+    return stage_plan(two_levels(outputs=3), stage=stage, intensities=(IntensityPlan(scheme="zscore"),))
 
 
 def test_organs_may_come_from_plans(folder):
@@ -241,8 +221,8 @@ def test_organs_may_come_from_plans(folder):
         preset="small",
         memory_gib=4.0,
         body="foreground",
-        fine=stage_plan(Stage.FINE),
-        coarse=stage_plan(Stage.COARSE),
+        fine=zscore_plan(Stage.FINE),
+        coarse=zscore_plan(Stage.COARSE),
         reasons={},
     )
     save_record(folder / "plans.json", plans)
@@ -252,7 +232,7 @@ def test_organs_may_come_from_plans(folder):
 
 def test_organs_may_come_from_trained_models(folder):
     checkpoint = Checkpoint(
-        plan=stage_plan(Stage.FINE),
+        plan=zscore_plan(Stage.FINE),
         body="foreground",
         channels=("MR",),
         fold="0",

@@ -18,36 +18,23 @@ from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flaresemi.networks.engine import trained_network
 from flaresemi.networks.openvino import openvino_is_installed
-from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.plans import Stage
 from flaresemi.records import load_record
 from flaresemi.workspace import Workspace
+from tests.made_plans import ct_intensities, stage_plan, two_levels
 
 needs_openvino = pytest.mark.skipif(not openvino_is_installed(), reason="needs OpenVINO")
 
 
 def untrained(stage, seed):
-    network = NetworkPlan(
-        block="plain",
-        input_channels=1,
-        output_channels=4,
-        features=(4, 8),
-        kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        encoder_convs=(1, 1),
-        decoder_convs=(1,),
-    )
+    network = two_levels(outputs=4)
     size = 6.0 if stage is Stage.COARSE else 3.0
-    plan = StagePlan(
+    plan = stage_plan(
+        network,
         stage=stage,
         spacing_zyx_mm=(size,) * 3,
-        patch_zyx=(16, 16, 16),
-        batch_size=2,
-        margin_mm=20.0,
-        network=network,
-        resampling="linear",
         region="body" if stage is Stage.COARSE else "organs",
-        reasons={},
-        intensities=(IntensityPlan(scheme="ct", clip_low=-200.0, clip_high=300.0, mean=50.0, sd=80.0),),
+        intensities=(ct_intensities(mean=50.0, sd=80.0, low=-200.0, high=300.0),),
     )
     torch.manual_seed(seed)
     return Checkpoint(

@@ -17,10 +17,11 @@ from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
-from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.plans import Stage
 from flaresemi.tables import read_table
 from flaresemi.workspace import Workspace
 from tests.made_dicom import Stack
+from tests.made_plans import stage_plan, two_levels
 
 SHAPE = (12, 24, 24)
 
@@ -44,29 +45,7 @@ def _no_training_needed(monkeypatch):
 
 
 def save_models(root, channels=1):
-    network = NetworkPlan(
-        block="plain",
-        input_channels=channels,
-        output_channels=2,
-        features=(4, 8),
-        kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        encoder_convs=(1, 1),
-        decoder_convs=(1,),
-    )
-    intensities = IntensityPlan(scheme="ct", clip_low=-1000.0, clip_high=1000.0, mean=0.0, sd=1.0)
-    plan = StagePlan(
-        stage=Stage.FINE,
-        spacing_zyx_mm=(3.0, 3.0, 3.0),
-        patch_zyx=(16, 16, 16),
-        batch_size=2,
-        margin_mm=20.0,
-        resampling="linear",
-        region="body",
-        network=network,
-        reasons={},
-        intensities=(intensities,) * channels,
-    )
+    plan = stage_plan(two_levels(outputs=2, inputs=channels))
     checkpoint = Checkpoint(
         plan=plan,
         body="ct",

@@ -12,7 +12,8 @@ from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint
-from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.plans import NetworkPlan, Stage, StagePlan
+from tests.made_plans import ct_intensities, stage_plan, two_levels
 
 NEVER = 1e6
 
@@ -37,27 +38,14 @@ class ThresholdNetwork(torch.nn.Module):
 
 
 def make_plan(stage: Stage, *, spacing=(3.0, 3.0, 3.0), patch=(16, 16, 16), region=None, margin_mm=6.0) -> StagePlan:
-    network = NetworkPlan(
-        block="plain",
-        input_channels=1,
-        output_channels=LABELS.channels,
-        features=(4, 8),
-        kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        encoder_convs=(1, 1),
-        decoder_convs=(1,),
-    )
-    return StagePlan(
+    return stage_plan(
+        two_levels(outputs=LABELS.channels),
         stage=stage,
         spacing_zyx_mm=spacing,
         patch_zyx=patch,
-        batch_size=2,
         margin_mm=margin_mm,
-        resampling="linear",
         region=region or ("body" if stage is Stage.COARSE else "organs"),
-        network=network,
-        reasons={},
-        intensities=(IntensityPlan(scheme="ct", clip_low=-1000.0, clip_high=1000.0, mean=0.0, sd=100.0),),
+        intensities=(ct_intensities(sd=100.0),),
     )
 
 

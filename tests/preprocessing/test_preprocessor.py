@@ -10,37 +10,17 @@ from torch.nn import functional as F
 from flaresemi.geometry import BoundingBox, Geometry
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image
-from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
+from flaresemi.plans import IntensityPlan, StagePlan
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
 from flaresemi.preprocessing.winners import labels_from_logits
+from tests.made_plans import ct_intensities, stage_plan, two_levels
 
-CT = IntensityPlan(scheme="ct", clip_low=-200.0, clip_high=300.0, mean=40.0, sd=90.0)
+CT = ct_intensities(mean=40.0, sd=90.0, low=-200.0, high=300.0)
 
 
 def make_plan(spacing=(4.0, 3.0, 3.0), intensities=(CT,), **changes) -> StagePlan:
-    network = NetworkPlan(
-        block="plain",
-        input_channels=len(intensities),
-        output_channels=3,
-        features=(4, 8),
-        kernels=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        encoder_convs=(1, 1),
-        decoder_convs=(1,),
-    )
-    plan = StagePlan(
-        stage=Stage.FINE,
-        spacing_zyx_mm=spacing,
-        patch_zyx=(16, 16, 16),
-        batch_size=2,
-        region="body",
-        margin_mm=20.0,
-        resampling="linear",
-        intensities=intensities,
-        network=network,
-        reasons={},
-    )
-    return dataclasses.replace(plan, **changes)
+    network = two_levels(outputs=3, inputs=len(intensities))
+    return stage_plan(network, **({"spacing_zyx_mm": spacing, "intensities": intensities} | changes))
 
 
 def make_image(channels: int = 1, shape=(30, 60, 70), spacing=(3.0, 2.0, 2.0)) -> tuple[Image, np.ndarray]:
