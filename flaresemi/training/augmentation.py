@@ -44,6 +44,20 @@ class Strength:
     intensity_factor: float
     more: Callable[[], Sequence[Callable[..., dict[str, Any]]]] | None = None
 
+    def share(self, standard: float) -> float:
+        """How often a patch is changed by what nnU-Net changes this share of."""
+        return min(standard * self.intensity_factor, 0.5)
+
+
+#: nnU-Net's transforms of intensities: their range, and the share of patches that each changes.
+NOISE_SD, NOISE_SHARE = (0.0, 0.1), 0.1
+BLUR_VOXELS, BLUR_SHARE = (0.5, 1.0), 0.2
+BRIGHTNESS, BRIGHTNESS_SHARE = (0.75, 1.25), 0.15
+CONTRAST, CONTRAST_SHARE = (0.75, 1.25), 0.15
+ZOOM, ZOOM_SHARE = (0.5, 1.0), 0.25
+GAMMA, GAMMA_SHARE, INVERTED_GAMMA_SHARE = (0.7, 1.5), 0.3, 0.1
+#: Of a patch that is blurred, or seen at a lower resolution, the share of channels that are.
+CHANNEL_SHARE = 0.5
 
 #: Slices more than this many times as thick as their pixels: patches are rotated in the plane of the slices, as nnU-Net
 #: does.
@@ -198,7 +212,8 @@ class SecondView:
     """
 
     def __init__(self, strength: str) -> None:
-        self.intensity = _intensity_transforms(strength_of(strength))
+        self.strength = strength_of(strength)
+        self.intensity = _intensity_transforms(self.strength)
 
     def __call__(self, image_czyx: np.ndarray, seed: int) -> np.ndarray:
         """The other look, of the same shape and type; the image stays as it is, the same seed gives the same look."""
@@ -209,29 +224,28 @@ class SecondView:
 
 def _intensity_transforms(strength: Strength) -> Compose:
     """nnU-Net's intensity transforms, as often as the strength says, and its own."""
-    factor = strength.intensity_factor
-
-    def probability(standard: float) -> float:
-        return min(standard * factor, 0.5)
-
+    share = strength.share
     return Compose(
         [
-            GaussianNoiseTransform((0, 0.1), p_per_sample=probability(0.1)),
+            GaussianNoiseTransform(NOISE_SD, p_per_sample=share(NOISE_SHARE)),
             GaussianBlurTransform(
-                (0.5, 1.0), different_sigma_per_channel=True, p_per_sample=probability(0.2), p_per_channel=0.5
+                BLUR_VOXELS,
+                different_sigma_per_channel=True,
+                p_per_sample=share(BLUR_SHARE),
+                p_per_channel=CHANNEL_SHARE,
             ),
-            BrightnessMultiplicativeTransform((0.75, 1.25), p_per_sample=probability(0.15)),
-            ContrastAugmentationTransform(p_per_sample=probability(0.15)),
+            BrightnessMultiplicativeTransform(BRIGHTNESS, p_per_sample=share(BRIGHTNESS_SHARE)),
+            ContrastAugmentationTransform(CONTRAST, p_per_sample=share(CONTRAST_SHARE)),
             SimulateLowResolutionTransform(
-                (0.5, 1),
+                ZOOM,
                 per_channel=True,
-                p_per_channel=0.5,
+                p_per_channel=CHANNEL_SHARE,
                 order_downsample=0,
                 order_upsample=1,
-                p_per_sample=probability(0.25),
+                p_per_sample=share(ZOOM_SHARE),
             ),
-            GammaTransform((0.7, 1.5), True, per_channel=True, retain_stats=True, p_per_sample=probability(0.1)),
-            GammaTransform((0.7, 1.5), False, per_channel=True, retain_stats=True, p_per_sample=probability(0.3)),
+            GammaTransform(GAMMA, True, per_channel=True, retain_stats=True, p_per_sample=share(INVERTED_GAMMA_SHARE)),
+            GammaTransform(GAMMA, False, per_channel=True, retain_stats=True, p_per_sample=share(GAMMA_SHARE)),
             *(strength.more() if strength.more else ()),
         ]
     )
