@@ -95,6 +95,7 @@ class Yardstick:
         split: Keys of the dataset's split.json, for the labeled and the development cases; None: cases are dealt.
         is_thin: One stage, with half of the features.
         preset: Of the plans.
+        patch_zyx: FINE's patch, smaller than planned, where steps shall be quick; with `is_thin`.
         is_coarse: FINE is what the preset has for COARSE: twice the spacing, and a network to match.
     """
 
@@ -109,6 +110,7 @@ class Yardstick:
     test: int = 0
     split: tuple[str, str] | None = None
     is_thin: bool = False
+    patch_zyx: tuple[int, int, int] | None = None
     preset: str = "small"
     is_coarse: bool = False
 
@@ -139,18 +141,30 @@ YARDSTICKS = {
         batch=2,
         is_thin=True,
     ),
+    "few-ct-quick": Yardstick(
+        name="few_ct_quick",
+        dataset="openkbp",
+        z_range=("spinal cord", "esophagus"),
+        labeled=4,
+        development=10,
+        iterations=600,
+        batch=2,
+        is_thin=True,
+        patch_zyx=(16, 48, 48),
+    ),
     "few-mr": Yardstick(
         name="few_mr", dataset="hippocampus", labeled=4, development=40, iterations=1600, batch=2, test=5, is_thin=True
     ),
     "acdc-3": _published("acdc_3", "acdc", "labeled_3_patients", "validation"),
     "acdc-7": _published("acdc_7", "acdc", "labeled_7_patients", "validation"),
-    "btcv-4-thin": Yardstick(
-        name="btcv_4_thin",
+    "btcv-4-quick": Yardstick(
+        name="btcv_4_quick",
         dataset="btcv",
         iterations=600,
         batch=2,
         split=("labeled_4", "development"),
         is_thin=True,
+        patch_zyx=(32, 48, 64),
     ),
     "btcv-4": _published("btcv_4", "btcv", "labeled_4", "development"),
 }
@@ -193,12 +207,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="small", choices=tuple(PRESETS))
 
 
-def _make_thin(path: Path) -> None:
-    """Gives FINE the features that the preset has for COARSE."""
+def _make_thin(path: Path, patch_zyx: tuple[int, int, int] | None) -> None:
+    """Gives FINE the features that the preset has for COARSE, and another patch."""
     plans = load_plans(path)
     network = plans.fine.network
     thin = dataclasses.replace(network, features=PRESETS["small"].coarse_features[: len(network.features)])
-    save_record(path, dataclasses.replace(plans, fine=dataclasses.replace(plans.fine, network=thin)))
+    fine = dataclasses.replace(plans.fine, network=thin, patch_zyx=patch_zyx or plans.fine.patch_zyx)
+    save_record(path, dataclasses.replace(plans, fine=fine))
 
 
 def _make_coarse(path: Path) -> None:
@@ -284,7 +299,7 @@ class Few:
             plan = ()
         self.bench.command(f"{number} plan", *words, *plan)
         if self.yardstick.is_thin:
-            _make_thin(folder / "few" / "plans.json")
+            _make_thin(folder / "few" / "plans.json", self.yardstick.patch_zyx)
 
     def prepare_ceiling(self, number: int) -> None:
         """Prepares arm e: the plans of the few, and every label of the training cases in 'fold 0'."""
