@@ -207,15 +207,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="small", choices=tuple(PRESETS))
 
 
-def _make_thin(path: Path, patch_zyx: tuple[int, int, int] | None) -> None:
-    """Gives FINE the features that the preset has for COARSE, and another patch."""
-    plans = load_plans(path)
-    network = plans.fine.network
-    thin = dataclasses.replace(network, features=PRESETS["small"].coarse_features[: len(network.features)])
-    fine = dataclasses.replace(plans.fine, network=thin, patch_zyx=patch_zyx or plans.fine.patch_zyx)
-    save_record(path, dataclasses.replace(plans, fine=fine))
-
-
 def _make_coarse(path: Path) -> None:
     """Gives FINE the spacing, the patch and the network that the preset has for COARSE."""
     plans = load_plans(path)
@@ -299,7 +290,7 @@ class Few:
             plan = ()
         self.bench.command(f"{number} plan", *words, *plan)
         if self.yardstick.is_thin:
-            _make_thin(folder / "few" / "plans.json", self.yardstick.patch_zyx)
+            running.halve_features(folder / "few" / "plans.json", self.yardstick.patch_zyx)
 
     def prepare_ceiling(self, number: int) -> None:
         """Prepares arm e: the plans of the few, and every label of the training cases in 'fold 0'."""

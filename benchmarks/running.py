@@ -164,8 +164,13 @@ def phantom_scan(file: Path, seed: int, slices: int, *, vary: bool) -> None:
         write_label_map(file, phantom.image_hu, phantom.source)
 
 
-def halve_features(plans_file: Path, patch_zyx: tuple[int, int, int]) -> None:
-    """Gives FINE of plans.json the features that preset `small` has for COARSE, half of its own, and another patch."""
+def halve_features(plans_file: Path, patch_zyx: tuple[int, int, int] | None = None) -> None:
+    """Gives FINE of plans.json the features that preset `small` has for COARSE, half of its own.
+
+    Args:
+        plans_file: It is changed.
+        patch_zyx: FINE's patch from then on; None: as planned.
+    """
     from flaresemi.planning.presets import PRESETS
     from flaresemi.plans import load_plans
     from flaresemi.records import save_record
@@ -173,7 +178,7 @@ def halve_features(plans_file: Path, patch_zyx: tuple[int, int, int]) -> None:
     plans = load_plans(plans_file)
     features = PRESETS["small"].coarse_features[: len(plans.fine.network.features)]
     network = dataclasses.replace(plans.fine.network, features=features)
-    fine = dataclasses.replace(plans.fine, network=network, patch_zyx=patch_zyx)
+    fine = dataclasses.replace(plans.fine, network=network, patch_zyx=patch_zyx or plans.fine.patch_zyx)
     save_record(plans_file, dataclasses.replace(plans, fine=fine))
 
 
