@@ -15,8 +15,8 @@ many steps and from the same seed in every arm, and scored on the development ca
     none       four labeled cases: where all of them start from
 
 few-mr-coarse is few-mr (four labeled MR crops, 164 hidden) with voxels of 2 mm and the small network that goes with
-them, so that a training takes half a minute; few-ct-quick and btcv-4-quick have one stage, half of the features and a small
-patch.
+them, so that a training takes half a minute; few-ct-quick and btcv-4-quick have one stage, half of the features and a
+small patch.
 
     OMP_NUM_THREADS=1 python benchmarks/label_next.py few-mr-coarse --draws 0 1 2 3
     OMP_NUM_THREADS=1 python benchmarks/label_next.py few-ct-quick --draws 0 1 --counts 4
