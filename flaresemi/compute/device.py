@@ -1,9 +1,15 @@
 """Which device to run on."""
 
+import math
+
+import numpy as np
 import torch
 
 from flaresemi.errors import ConfigError
 from flaresemi.machine import available_cores, processor_fact
+
+#: What is copied to a GPU at a time. Chosen: one part is copied together while the one before travels.
+_PART_BYTES = 16 << 20
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -34,6 +40,28 @@ def synchronize(device: torch.device) -> None:
     """Waits until a GPU has computed all that it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array of at least two axes on a device, a copy of its own.
+
+    On a GPU through memory that does not move (pinned), part by part, so that copying together and travel overlap;
+    arrays that lie any other way than contiguous in memory are copied together anyway.
+
+    Raises:
+        torch.OutOfMemoryError: it does not fit there.
+    """
+    result = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype, device=device)
+    pinned = device.type == "cuda"
+    rows = max(1, _PART_BYTES // max(1, array.itemsize * math.prod(array.shape[2:])))
+    for source, target in zip(array, result, strict=True):
+        for start in range(0, len(source), rows):
+            part = source[start : start + rows]
+            staged = torch.empty(part.shape, dtype=result.dtype, pin_memory=pinned)
+            staged.numpy()[...] = part
+            # torch hands out pinned memory anew only when what was read from it has arrived.
+            target[start : start + rows].copy_(staged, non_blocking=pinned)
+    return result
 
 
 def device_name(device: torch.device) -> str:

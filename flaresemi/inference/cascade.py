@@ -98,6 +98,8 @@ class Segmenter(ImageSegmenter):
             precision = "fp32" if precision == "auto" and place.type == "cpu" else precision
         tta, window = bool(tta), window or "auto"
         self.engine = Engine(place, precision, engine, kept)
+        #: Where images are prepared; None: in main memory, as those of nnU-Net's models are, by splines.
+        self._preparing = place if place.type == "cuda" and self._convention is None else None
         self.fine_files, self.models = (), ()
         self.options = {
             "tta": str(tta),
@@ -154,7 +156,7 @@ class Segmenter(ImageSegmenter):
         coarse = self._fine if self._fine.plan.stage is Stage.COARSE else self._coarse
         if coarse is None:
             raise ValueError("there is no COARSE model to find the organs with")
-        box, _ = _find_organs(coarse, prepare(image, self.body))
+        box, _ = _find_organs(coarse, prepare(image, self.body, self._preparing))
         return box
 
     def segment(
@@ -202,7 +204,7 @@ class Segmenter(ImageSegmenter):
         if self._convention is not None:
             image = turned(image, self._convention)
         with clock("body"):
-            prepared = prepare(image, self.body)
+            prepared = prepare(image, self.body, self._preparing)
             findings = check_prepared(self.facts[0], prepared)
         if findings and strict:
             raise refusal(findings)
@@ -220,12 +222,14 @@ class Segmenter(ImageSegmenter):
             clock.seconds["restore"] = restoring
         if watch is not None:
             with clock("watch"):
-                watch(output, crop(output.region), fill_c, grid.spacing_zyx_mm)
+                shown = crop(output.region)
+                shown = shown.cpu().numpy() if isinstance(shown, torch.Tensor) else shown
+                watch(output, shown, fill_c, grid.spacing_zyx_mm)
         return ImageScores(
             found=self._found(output, grid),
             turned=image.source,
             findings=findings,
-            notes=(*notes, *more, *output.notes),
+            notes=(*prepared.notes, *notes, *more, *output.notes),
             seconds=clock.seconds,
             temperature=self.temperatures[0],
         )
@@ -274,11 +278,11 @@ class Segmenter(ImageSegmenter):
 
     def _crop(
         self, prepared: PreparedImage, clock: StepClock
-    ) -> tuple[Callable[[BoundingBox], np.ndarray], tuple[str, ...]]:
+    ) -> tuple[Callable[[BoundingBox], np.ndarray | torch.Tensor], tuple[str, ...]]:
         """What gives FINE's inputs in a box of its stage grid, and notes."""
-        image = functools.partial(prepared.stage_image, self._fine.plan)
         if self._first is None:
-            return image, ()
+            return functools.partial(prepared.network_image, self._fine.plan), ()
+        image = functools.partial(prepared.stage_image, self._fine.plan)
         with clock("coarse"):
             found, notes = label_inputs(self._first, prepared, self._fine.plan, self.labels)
         return lambda box: np.concatenate((image(box), found[(slice(None), *box.slices)])), notes
@@ -309,7 +313,7 @@ class Segmenter(ImageSegmenter):
             return np.zeros(plan.network.input_channels, np.float32)
         if all(size >= patch for size, patch in zip(region.shape_zyx, plan.patch_zyx, strict=True)):
             return None
-        return prepared.stage_image(plan).min(axis=(1, 2, 3))
+        return np.asarray(torch.as_tensor(prepared.network_image(plan)).amin(dim=(1, 2, 3)).cpu())
 
 
 def _kept_beside(models: LoadedModels) -> Kept | None:
@@ -323,6 +327,6 @@ def _find_organs(coarse: StagePredictor, prepared: PreparedImage) -> tuple[Bound
     """The organs' box in canonical voxels as COARSE sees it, without margin, and notes."""
     grid = prepared.grid(coarse.plan)
     coarse.refuse_too_large(grid, BoundingBox.whole(grid.shape_zyx), whole=False)
-    indices, notes = coarse.indices(prepared.stage_image(coarse.plan))
+    indices, notes = coarse.indices(prepared.network_image(coarse.plan))
     box = organs_box(indices)
     return None if box is None else grid.to_canonical(box), list(notes)

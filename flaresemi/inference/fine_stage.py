@@ -73,7 +73,7 @@ def fine_region(organs: BoundingBox | None, plan: StagePlan, grid: StageGrid) ->
 
 def segment_region(
     predictor: StagePredictor,
-    crop: Callable[[BoundingBox], np.ndarray],
+    crop: Callable[[BoundingBox], np.ndarray | torch.Tensor],
     region: BoundingBox,
     grid: StageGrid,
     labels: LabelSet,
@@ -84,7 +84,7 @@ def segment_region(
     """Segments a region; where an organ reaches a face with image behind it, extends that face and segments again.
 
     Args:
-        crop: Gives the prepared image in a box of stage voxels, (channels, *box.shape_zyx) float32.
+        crop: Gives the prepared image in a box of stage voxels, (channels, *box.shape_zyx) float32, on any device.
         region: Where to begin.
         fill_c: Padding value per channel where the body is smaller than a window.
         repairs: How often the region may still be extended.
@@ -118,7 +118,7 @@ def segment_region(
 
 def _in_slabs(
     predictor: StagePredictor,
-    image_czyx: np.ndarray,
+    image_czyx: np.ndarray | torch.Tensor,
     region: BoundingBox,
     grid: StageGrid,
     fill_c: np.ndarray | None,

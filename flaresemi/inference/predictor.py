@@ -76,7 +76,8 @@ class StagePredictor:
         self.window = window
         self.convention = checkpoints[0].convention
         painted = self.convention.painted if self.convention is not None else ()
-        self._permutation = list(range(len(painted))) if painted else list(checkpoints[0].labels.mirror_permutation)
+        permutation = list(range(len(painted))) if painted else list(checkpoints[0].labels.mirror_permutation)
+        self._permutation = torch.tensor(permutation, device=self.device)  # a list would go to the GPU in every pass
         axes = [checkpoint.labels.mirror_axes(checkpoint.mirror_axes) if tta else () for checkpoint in checkpoints]
         if tta and not any(axes):
             logger.warning("%s was trained without mirroring: there are no mirrored images to average", self.plan.stage)
@@ -121,7 +122,9 @@ class StagePredictor:
             more_gib=_free_gib(self.device) if self.device.type == "cuda" else 0.0,
         )
 
-    def logits(self, image_czyx: np.ndarray, fill_c: np.ndarray | None = None) -> tuple[torch.Tensor, tuple[str, ...]]:
+    def logits(
+        self, image_czyx: np.ndarray | torch.Tensor, fill_c: np.ndarray | None = None
+    ) -> tuple[torch.Tensor, tuple[str, ...]]:
         """Scores of background and all organs, all at once.
 
         Args:
@@ -137,13 +140,15 @@ class StagePredictor:
         """
         return self.over_slabs(image_czyx, _only, fill_c, whole=True)
 
-    def indices(self, image_czyx: np.ndarray, fill_c: np.ndarray | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+    def indices(
+        self, image_czyx: np.ndarray | torch.Tensor, fill_c: np.ndarray | None = None
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
         """The label index of the largest score, (Z, Y, X), in the smallest type; as `most_likely` of `logits`."""
         return self.over_slabs(image_czyx, lambda slabs: np.concatenate([most_likely(slab) for slab in slabs]), fill_c)
 
     def over_slabs(
         self,
-        image_czyx: np.ndarray,
+        image_czyx: np.ndarray | torch.Tensor,
         use: Callable[[Iterator[torch.Tensor]], T],
         fill_c: np.ndarray | None = None,
         *,
@@ -155,7 +160,7 @@ class StagePredictor:
         the sums in main memory.
 
         Args:
-            image_czyx: Prepared volume at the stage's spacing, (channels, Z, Y, X) float32.
+            image_czyx: Prepared volume at the stage's spacing, (channels, Z, Y, X) float32, on any device.
             use: Gets logits (labels + 1, planes, Y, X), float32, from the first plane to the last; each is overwritten
                 by the next. Called anew after every retreat.
             fill_c: Padding value per channel of a volume smaller than a window; None: its own minimum per channel.
@@ -171,7 +176,9 @@ class StagePredictor:
         shape = (image_czyx.shape[1], image_czyx.shape[2], image_czyx.shape[3])
         whole = whole or not self.in_slabs(shape)
         window = self.window_zyx(shape)
-        image = torch.from_numpy(np.ascontiguousarray(image_czyx, np.float32))
+        image = image_czyx
+        if not isinstance(image, torch.Tensor):
+            image = torch.from_numpy(np.ascontiguousarray(image, np.float32))
         fill = None if fill_c is None else torch.from_numpy(fill_c)
         patch, main_memory = self.plan.patch_zyx, torch.device("cpu")
         attempts = [
@@ -244,7 +251,7 @@ class StagePredictor:
         dimensions = [axis + 2 for axis in axes]
         logits = forward(windows.flip(dimensions) if axes else windows)
         if _X_AXIS in axes:  # what looks like the right kidney in the mirror is the left one
-            logits = logits[:, self._permutation]
+            logits = logits.index_select(1, self._permutation)
         return logits.flip(dimensions) if axes else logits
 
 

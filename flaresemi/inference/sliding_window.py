@@ -176,7 +176,10 @@ def most_likely(logits_czyx: torch.Tensor) -> np.ndarray:
     planes = max(1, _AT_ONCE // math.prod(result.shape[1:]))
     for start in range(0, len(result), planes):  # torch's indices take eight bytes each
         part = slice(start, start + planes)
-        result[part] = logits_czyx[:, part].argmax(dim=0).cpu().numpy()
+        found = logits_czyx[:, part].argmax(dim=0)
+        if kind is np.uint8:
+            found = found.to(torch.uint8)  # what comes down from a GPU is an eighth of it
+        result[part] = found.cpu().numpy()
     return result
 
 

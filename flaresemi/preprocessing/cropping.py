@@ -7,6 +7,7 @@ are many, and half a second to import, and its morphology on a GPU needs a packa
 import math
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
@@ -57,7 +58,9 @@ _TISSUE_SHARE = 0.1
 _WORTHWHILE = 0.1
 
 
-def find_body(image_czyx: np.ndarray, spacing_zyx_mm: FloatTriple, body: BodyRule) -> tuple[BoundingBox, np.ndarray]:
+def find_body(
+    image_czyx: np.ndarray, spacing_zyx_mm: FloatTriple, body: BodyRule, tensor_czyx: torch.Tensor | None = None
+) -> tuple[BoundingBox, np.ndarray]:
     """Finds the box of the patient and, inside it, which voxels are the patient.
 
     The work is done on block means of about 4 mm; the box has a margin of one such block on every face. Where nothing
@@ -73,6 +76,7 @@ def find_body(image_czyx: np.ndarray, spacing_zyx_mm: FloatTriple, body: BodyRul
             `foreground`: by each channel's own histogram, where in doubt too much.
             `whole`: the whole image; the mask is that of `foreground`.
             `nonzero`: what is not 0 in all channels, voxel by voxel, without filling of holes, as nnU-Net crops.
+        tensor_czyx: The same image on a device that takes the block means faster: the same up to rounding.
 
     Returns:
         The box, and a bool mask of the box's shape, holes (lungs, bowel gas) filled, accurate to a block.
@@ -85,8 +89,8 @@ def find_body(image_czyx: np.ndarray, spacing_zyx_mm: FloatTriple, body: BodyRul
     blocks = _block_shape(spacing_zyx_mm, shape)
     spacing = tuple(size * block for size, block in zip(spacing_zyx_mm, blocks, strict=True))
     coarse: np.ndarray | None = None
-    for channel in image_czyx:
-        means = _block_means(channel, blocks)
+    for index, channel in enumerate(image_czyx):
+        means = _block_means(channel, blocks) if tensor_czyx is None else _device_means(tensor_czyx[index], blocks)
         found = _ct_body(means, spacing, parts=body == "ct_parts") if body.startswith("ct") else _foreground(means)
         if found is not None:
             coarse = found if coarse is None else coarse | found
@@ -123,6 +127,24 @@ def _block_means(channel_zyx: np.ndarray, blocks: IntTriple) -> np.ndarray:
         means = np.add.reduceat(means, starts, axis=axis, dtype=np.float32)
         means /= np.expand_dims(counts, tuple(other for other in range(3) if other != axis)).astype(np.float32)
     return means
+
+
+def _device_means(channel_zyx: torch.Tensor, blocks: IntTriple) -> np.ndarray:
+    """As `_block_means`, up to rounding."""
+    means = channel_zyx
+    for axis, block in enumerate(blocks):
+        if block == 1:
+            continue
+        size = means.shape[axis]
+        before = (slice(None),) * axis
+        sums = means[(*before, slice(0, None, block))].clone()
+        for offset in range(1, block):
+            others = means[(*before, slice(offset, None, block))]
+            sums.narrow(axis, 0, others.shape[axis]).add_(others)
+        counts = torch.full([sums.shape[axis] if other == axis else 1 for other in range(3)], float(block))
+        counts.view(-1)[-1] = size - (sums.shape[axis] - 1) * block  # the last block may hold fewer
+        means = sums.div_(counts.to(sums.device))
+    return means.cpu().numpy()
 
 
 def _ct_body(means: np.ndarray, spacing_zyx_mm: tuple[float, ...], *, parts: bool) -> np.ndarray | None:

@@ -2,21 +2,41 @@
 
 import dataclasses
 import functools
+import logging
 import math
 import typing
 
 import numpy as np
+import torch
 from scipy import ndimage
 
+from flaresemi.compute.card import Card
+from flaresemi.compute.device import upload
 from flaresemi.geometry import BoundingBox, IntTriple, StageGrid, resampled_shape
 from flaresemi.io.images import Image
 from flaresemi.plans import BodyRule, IntensityPlan, StagePlan
 from flaresemi.preprocessing.cropping import find_body
-from flaresemi.preprocessing.normalization import ChannelScaling, measure_scaling, scale
-from flaresemi.preprocessing.resampling import ALL_LINEAR, Kind, input_support, resample_labels, resample_part
+from flaresemi.preprocessing.normalization import ChannelScaling, measure_scaling, scale, scale_tensor
+from flaresemi.preprocessing.resampling import (
+    ALL_LINEAR,
+    Kind,
+    axes_between,
+    input_support,
+    resample_known,
+    resample_labels,
+    resample_part,
+)
 from flaresemi.preprocessing.splines import logit_kinds, resample_spline, separate_axis, spline_shape
 from flaresemi.records import record_hash
 from flaresemi.room import refuse_unfit
+
+logger = logging.getLogger(__name__)
+
+#: Of a GPU's free memory, what an image may take that is prepared there: the rest is for networks and sums. Chosen.
+_DEVICE_SHARE = 1 / 8
+
+#: What is said where that is too little all the same.
+_RETREAT = "GPU memory ran out, the image was prepared in main memory"
 
 #: Raised when the same plan begins to give other voxels, so that stored cases are made anew.
 _ALGORITHM = 1
@@ -52,13 +72,25 @@ class PreparedImage:
         body_box: Where the patient is, in canonical voxels.
         body_mask_zyx: Bool, of the box's shape.
         crop_czyx: The image in the box; a view.
+        notes: Retreats, in words.
+
+    Args:
+        tensor_czyx: The whole image on a device, where `network_image` is made then.
     """
 
-    def __init__(self, image: Image, body_box: BoundingBox, body_mask_zyx: np.ndarray) -> None:
+    def __init__(
+        self,
+        image: Image,
+        body_box: BoundingBox,
+        body_mask_zyx: np.ndarray,
+        tensor_czyx: torch.Tensor | None = None,
+    ) -> None:
         self.image = image
         self.body_box = body_box
         self.body_mask_zyx = body_mask_zyx
         self.crop_czyx = image.array_czyx[(slice(None), *body_box.slices)]
+        self.notes: list[str] = []
+        self._tensor_czyx = None if tensor_czyx is None else tensor_czyx[(slice(None), *body_box.slices)]
         self._scalings: dict[tuple[IntensityPlan, ...], tuple[ChannelScaling, ...]] = {}
 
     @property
@@ -107,6 +139,34 @@ class PreparedImage:
             result[index] = resample_part(part, support, from_shape, to_shape, plan.resampling, box)[0]
         return result
 
+    def network_image(self, plan: StagePlan, box: BoundingBox | None = None) -> np.ndarray | torch.Tensor:
+        """As `stage_image`; where the image is on a device, made there: the same up to rounding, and a tensor.
+
+        When the device's memory runs out, it is made in main memory from then on, with a note.
+        """
+        if self._tensor_czyx is None or plan.resampling == "spline":
+            return self.stage_image(plan, box)
+        try:
+            return self._device_image(self._tensor_czyx, plan, plan.resampling, box)
+        except torch.OutOfMemoryError:
+            self._tensor_czyx = None
+            self.notes.append(_RETREAT)
+            logger.warning("%s", _RETREAT)
+        return self.stage_image(plan, box)
+
+    @torch.no_grad()
+    def _device_image(
+        self, tensor_czyx: torch.Tensor, plan: StagePlan, kind: Kind, box: BoundingBox | None
+    ) -> torch.Tensor:
+        shapes = (self.body_box.shape_zyx, self.grid(plan).shape_zyx)
+        box = BoundingBox.whole(shapes[1]) if box is None else box
+        support = input_support(*shapes, kind, box)
+        axes = axes_between(support, *shapes, (kind,) * 3, box)
+        result = tensor_czyx.new_empty((len(tensor_czyx), *box.shape_zyx))
+        for channel, target, scaling in zip(tensor_czyx, result, self._scaling(plan.intensities), strict=True):
+            target.copy_(resample_known(scale_tensor(channel[support.slices], scaling), axes))
+        return result
+
     def _spline_image(self, plan: StagePlan, shape_zyx: IntTriple) -> np.ndarray:
         """The whole of it, which a spline needs anyway."""
         axis = separate_axis(self.image.geometry.spacing_zyx_mm, plan.spacing_zyx_mm)
@@ -138,17 +198,34 @@ def restoring_kinds(plan: StagePlan, grid: StageGrid) -> tuple[Kind, Kind, Kind]
     return logit_kinds(separate_axis(plan.spacing_zyx_mm, grid.canonical_spacing_zyx_mm))
 
 
-def prepare(image: Image, body: str) -> PreparedImage:
+def prepare(image: Image, body: str, device: torch.device | None = None) -> PreparedImage:
     """Finds the patient in an image.
 
     Args:
         image: The canonical image.
         body: A `BodyRule`; see `find_body`.
+        device: The image is copied there, and prepared there for networks, where it has the memory; None: nowhere.
     """
     if body not in typing.get_args(BodyRule):
         raise ValueError(f"unknown body rule '{body}'")
-    box, mask = find_body(image.array_czyx, image.geometry.spacing_zyx_mm, body)  # type: ignore[arg-type]
-    return PreparedImage(image, box, mask)
+    find = functools.partial(find_body, image.array_czyx, image.geometry.spacing_zyx_mm, body)  # type: ignore[arg-type]
+    if device is None or not _has_room(device, image):
+        return PreparedImage(image, *find())
+    try:
+        tensor = upload(image.array_czyx, device)
+        return PreparedImage(image, *find(tensor), tensor)
+    except torch.OutOfMemoryError:
+        logger.warning("%s", _RETREAT)
+    prepared = PreparedImage(image, *find())
+    prepared.notes.append(_RETREAT)
+    return prepared
+
+
+def _has_room(device: torch.device, image: Image) -> bool:
+    if device.type != "cuda" or image.array_czyx.nbytes < _DEVICE_SHARE * 2**30 * Card(device).free_gib():
+        return True
+    logger.info("the image is prepared in main memory: it is large beside the free memory of the GPU")
+    return False
 
 
 def stage_labels(indices_zyx: np.ndarray, grid: StageGrid, ignored: int | None = None) -> np.ndarray:

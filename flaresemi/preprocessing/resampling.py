@@ -133,15 +133,19 @@ class AxisWeights:
         index: (n, k), voxels of the part of the input that is at hand.
         weight: (n, k), float32; each row sums to 1.
         ratio: How much longer the axis becomes.
+        whole: What this is a part of, and the first voxel of the part.
     """
 
     index: np.ndarray
     weight: np.ndarray
     ratio: float
+    whole: "tuple[AxisWeights, int] | None" = None
+    _matrices: dict[torch.device, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def part(self, wanted: slice) -> "AxisWeights":
         """The same for some voxels of the result only."""
-        return AxisWeights(self.index[wanted], self.weight[wanted], self.ratio)
+        whole, first = self.whole or (self, 0)
+        return AxisWeights(self.index[wanted], self.weight[wanted], self.ratio, (whole, first + (wanted.start or 0)))
 
     def voxels_from(self, known: slice) -> slice:
         """The voxels of the result whose middle tap is one of these input voxels."""
@@ -160,10 +164,20 @@ class AxisWeights:
 
     def matrix(self, device: torch.device) -> torch.Tensor:
         """The weights as a dense matrix, (n, length of the span)."""
-        span = self.span
+        return self._matrix(self.span) if device.type == "cpu" else self._part_of_matrix(device)
+
+    def _part_of_matrix(self, device: torch.device) -> torch.Tensor:
+        """The same out of that of the whole axis, which is made once: bringing one to a GPU holds up all that is under
+        way there."""
+        whole, first = self.whole or (self, 0)
+        if device not in whole._matrices:
+            whole._matrices[device] = whole._matrix(slice(0, int(whole.index.max()) + 1)).to(device)
+        return whole._matrices[device][first : first + len(self.index), self.span]
+
+    def _matrix(self, span: slice) -> torch.Tensor:
         matrix = np.zeros((self.index.shape[0], span.stop - span.start), np.float32)
         np.add.at(matrix, (np.arange(self.index.shape[0])[:, None], self.index - span.start), self.weight)
-        return torch.from_numpy(matrix).to(device)
+        return torch.from_numpy(matrix)
 
 
 def axes_between(

@@ -13,6 +13,9 @@ from flaresemi.preprocessing.resampling import ALL_LINEAR, AxisWeights, Kind, ax
 #: Working memory of one slab of a label map that is made from logits. Chosen: far below what a network needs.
 SLAB_BYTES = 64 << 20
 
+#: Larger label maps come down from a GPU part by part. Chosen: a CT of 512×512×1000.
+_DEVICE_LABEL_BYTES = 256 << 20
+
 #: Edge of the cells, in voxels, that classes are ruled out by.
 _CELL = 2
 
@@ -89,6 +92,7 @@ class GrowingLabels:
         self._lowest, self._highest = self._axes[0].index.min(axis=1), self._axes[0].index.max(axis=1)
         self._shape = out_box.shape_zyx
         self._indices: np.ndarray | None = None
+        self._on_device: torch.Tensor | None = None  # what is to come into `_indices`, all at once
         self._made = 0
         self._came = 0
         self._kept: torch.Tensor | None = None  # the last planes that came
@@ -102,7 +106,15 @@ class GrowingLabels:
         """
         if self._indices is None or self._made < self._shape[0]:
             raise ValueError(f"logits are known for {self._made} of {self._shape[0]} planes of labels")
+        self._bring_down()
         return self._indices
+
+    def _bring_down(self) -> None:
+        """Labels that were left on the device of the logits, to main memory."""
+        if self._on_device is not None and self._indices is not None:
+            done = self._on_device[: self._made].cpu().numpy()
+            self._indices[: self._made] = done
+            self._on_device = None
 
     @torch.no_grad()
     def add(self, planes_czyx: torch.Tensor) -> None:
@@ -153,8 +165,23 @@ class GrowingLabels:
         for start in range(made.start, made.stop, planes):
             slab = slice(start, min(start + planes, made.stop))
             part = axis.part(slice(slab.start - made.start, slab.stop - made.start))
-            labels = _winning(planes_czyx, (part, *self._axes[1:]), possible, self._painted)
-            self._indices[slab] = labels.cpu().numpy().astype(self._indices.dtype, copy=False)
+            self._put(slab, _winning(planes_czyx, (part, *self._axes[1:]), possible, self._painted))
+
+    def _put(self, slab: slice, labels_zyx: torch.Tensor) -> None:
+        """Notes labels; those of a GPU stay there while more are made, unless they are many."""
+        if self._indices is None:
+            return
+        if _stays(labels_zyx.device) and math.prod(self._shape) * labels_zyx.element_size() <= _DEVICE_LABEL_BYTES:
+            if self._on_device is None:
+                self._on_device = labels_zyx.new_empty(self._shape)
+            self._on_device[slab] = labels_zyx
+            return
+        self._bring_down()
+        self._indices[slab] = labels_zyx.cpu().numpy().astype(self._indices.dtype, copy=False)
+
+
+def _stays(device: torch.device) -> bool:
+    return device.type != "cpu"
 
 
 def _winning(
@@ -198,11 +225,11 @@ def _possible_cells(logits_czyx: torch.Tensor, *, above_zero: bool = False) -> n
         Bool, (C, *cells).
     """
     if above_zero:
-        return np.stack([(_cell_maximum(logits_zyx) > 0).cpu().numpy() for logits_zyx in logits_czyx])
+        return torch.stack([_cell_maximum(logits_zyx) > 0 for logits_zyx in logits_czyx]).cpu().numpy()
     floor = -_cell_maximum(-logits_czyx[0])
     for logits_zyx in logits_czyx[1:]:
         floor = torch.maximum(floor, -_cell_maximum(-logits_zyx))
-    return np.stack([(_cell_maximum(logits_zyx) >= floor).cpu().numpy() for logits_zyx in logits_czyx])
+    return torch.stack([_cell_maximum(logits_zyx) >= floor for logits_zyx in logits_czyx]).cpu().numpy()
 
 
 def _cell_maximum(volume_zyx: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
 from flaresemi.compute import device
-from flaresemi.compute.device import device_name, select_device
+from flaresemi.compute.device import device_name, select_device, upload
 from flaresemi.errors import ConfigError
 
 
@@ -27,3 +28,17 @@ def test_torch_computes_with_no_more_threads_than_a_quota_allows(monkeypatch):
     device.limit_threads()
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("part_bytes", [1, 1000, 1 << 20])
+def test_what_is_uploaded_is_a_copy_however_it_lies_in_memory(part_bytes, monkeypatch):
+    monkeypatch.setattr(device, "_PART_BYTES", part_bytes)
+    array = np.random.default_rng(0).normal(size=(2, 9, 5, 7)).astype(np.float32)
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    for each in (array, array[:, ::-1, :, ::-1], array.transpose(0, 3, 1, 2), frozen, array[:, :0], array[:, :, 2:3]):
+        found = upload(each, torch.device("cpu"))
+        assert found.is_contiguous() and found.dtype == torch.float32
+        np.testing.assert_array_equal(found.numpy(), each)
+        found += 1
+    np.testing.assert_array_equal(array, frozen)

@@ -314,3 +314,39 @@ def test_what_is_left_out_of_an_organ_is_told_where_it_is_much(fakes, scan):
     assert np.array_equal(segmentation.indices_zyx, expected_indices(whole))
     (note,) = segmentation.notes
     assert note.startswith(f"{names[0]}: ") and "ml in others were left out" in note
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 3.0, 3.0), (2.5, 4.0, 5.0)])
+def test_where_the_image_is_prepared_on_a_device_the_labels_are_the_same(fakes, scan, monkeypatch, spacing):
+    array = scan + np.random.default_rng(0).normal(scale=20.0, size=scan.shape).astype(np.float32)
+    fine = fakes.checkpoint(fakes.plan(Stage.FINE, spacing=spacing, patch=(8, 8, 8)), FINE_THRESHOLDS)
+    coarse = fakes.checkpoint(fakes.plan(Stage.COARSE, spacing=(6.0, 6.0, 6.0)), (1.5, 1e6, 1e6))
+    thin = fakes.checkpoint(fakes.plan(Stage.FINE, spacing=spacing, patch=(64, 8, 8), region="body"), FINE_THRESHOLDS)
+    for models in (([fine], [coarse]), ([fine],), ([thin],)):
+        here, there = Segmenter(*models), Segmenter(*models)
+        monkeypatch.setattr(there, "_preparing", torch.device("cpu"))
+        shown = []
+        found = [
+            each.segment(fakes.image(array), watch=lambda *said, shown=shown: shown.append(said[1:3]))
+            for each in (here, there)
+        ]
+        assert np.array_equal(found[1].indices_zyx, found[0].indices_zyx)
+        assert found[1].indices_zyx.any() and found[1].notes == found[0].notes
+        assert isinstance(shown[1][0], np.ndarray)
+        np.testing.assert_allclose(shown[1][0], shown[0][0], rtol=1e-5, atol=1e-5)
+        if shown[0][1] is not None:
+            np.testing.assert_allclose(shown[1][1], shown[0][1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_retreat_of_the_preparation_is_a_note(fakes, scan, monkeypatch):
+    segmenter = Segmenter([fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), FINE_THRESHOLDS)])
+    expected = segmenter.segment(fakes.image(scan))
+    monkeypatch.setattr(segmenter, "_preparing", torch.device("cpu"))
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("flaresemi.preprocessing.preprocessor.scale_tensor", full)
+    found = segmenter.segment(fakes.image(scan))
+    assert np.array_equal(found.indices_zyx, expected.indices_zyx)
+    assert found.notes == ("GPU memory ran out, the image was prepared in main memory",)

@@ -223,3 +223,12 @@ def test_large_scores_are_no_infinite_ones(fakes):
     logits, _ = predictor(large).logits(volume((20, 20, 30)))
     assert torch.isfinite(logits).all()
     assert not torch.isfinite(logits.sum())
+
+
+def test_a_tensor_is_taken_as_it_is(real):
+    checkpoint, _ = real
+    image = volume((20, 22, 30))
+    expected, _ = predictor(checkpoint).logits(image)
+    assert torch.equal(predictor(checkpoint).logits(torch.from_numpy(image))[0], expected)
+    indices, _ = predictor(checkpoint).indices(torch.from_numpy(image))
+    np.testing.assert_array_equal(indices, expected.argmax(dim=0).numpy())

@@ -4,9 +4,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from flaresemi.geometry import BoundingBox
 from flaresemi.io.images import read_image
+from flaresemi.preprocessing import cropping
 from flaresemi.preprocessing.cropping import find_body
 
 SPACING = (2.5, 2.0, 2.0)
@@ -263,3 +265,23 @@ def test_a_wild_spacing_takes_no_time(spacing):
     box, mask = find_body(image, (spacing,) * 3, "ct")
     assert box.contains(BoundingBox(start=(0, 8, 5), stop=(20, 30, 30)))
     assert mask.any()
+
+
+@pytest.mark.parametrize("spacing", [(2.5, 2.0, 2.0), (1.3, 0.9, 0.7), (0.5, 0.4, 0.45), (9.0, 4.5, 6.0)])
+@pytest.mark.parametrize("body", ["ct", "ct_parts", "foreground", "whole", "nonzero"])
+def test_where_the_image_is_a_tensor_the_body_is_the_same(spacing, body):
+    image, _ = scan()
+    image = (image + np.random.default_rng(0).normal(0, 9, image.shape)).astype(np.float32)[..., :177]
+    box, mask = find_body(image, spacing, body)
+    found, found_mask = find_body(image, spacing, body, torch.from_numpy(image))
+    assert found == box
+    np.testing.assert_array_equal(found_mask, mask)
+
+
+@pytest.mark.parametrize("blocks", [(1, 1, 1), (2, 5, 7), (3, 4, 6), (1, 9, 12), (30, 20, 17)])
+def test_block_means_of_a_tensor_are_those_of_the_array(blocks):
+    channel = np.random.default_rng(0).integers(-1024, 3000, (23, 41, 38)).astype(np.float32)
+    found = cropping._device_means(torch.from_numpy(channel), blocks)
+    expected = cropping._block_means(channel, blocks)
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-3)

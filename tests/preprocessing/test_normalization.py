@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from flaresemi.plans import IntensityPlan
-from flaresemi.preprocessing.normalization import measure_scaling, normalize, scale, stray_range
+from flaresemi.preprocessing.normalization import measure_scaling, normalize, scale, scale_tensor, stray_range
 
 CT = IntensityPlan(scheme="ct", clip_low=-150.0, clip_high=250.0, mean=50.0, sd=100.0)
 OTHER = IntensityPlan(scheme="zscore")
@@ -121,3 +122,14 @@ def test_a_stray_voxel_does_not_squash_what_is_rescaled():
 def test_colors_are_divided_by_255():
     image = np.array([0.0, 51.0, 255.0], np.float32).reshape(1, 1, 1, 3)
     np.testing.assert_allclose(normalize(image, (IntensityPlan(scheme="rgb_to_0_1"),)).ravel(), [0, 0.2, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("plan", [CT, OTHER, IntensityPlan(scheme="rescale_to_0_1"), IntensityPlan(scheme="none")])
+def test_a_tensor_is_scaled_to_the_same_numbers(plan):
+    image = np.random.default_rng(0).normal(100, 300, (1, 9, 10, 11)).astype(np.float32)
+    image[0, 0, 0, 0] = 1e9  # stray
+    scalings = measure_scaling(image, (plan,), None)
+    before = image.copy()
+    found = scale_tensor(torch.from_numpy(image[0]), scalings[0])
+    np.testing.assert_array_equal(found.numpy(), scale(image, scalings)[0])
+    np.testing.assert_array_equal(image, before)

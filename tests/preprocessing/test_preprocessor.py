@@ -11,6 +11,7 @@ from flaresemi.geometry import BoundingBox, Geometry
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image
 from flaresemi.plans import IntensityPlan, StagePlan
+from flaresemi.preprocessing import preprocessor
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
 from flaresemi.preprocessing.winners import labels_from_logits
 from tests.made_plans import ct_intensities, stage_plan, two_levels
@@ -151,3 +152,64 @@ def test_wrong_use():
         stage_labels(label[1:], prepare(image, "ct").grid(make_plan()))
     with pytest.raises(ValueError, match="channel"):
         prepare(image, "ct").stage_image(make_plan(intensities=(CT, CT)))
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("spacing", [(4.0, 3.0, 3.0), (1.5, 1.5, 1.5), (3.0, 2.0, 2.0)])
+@pytest.mark.parametrize("resampling", ["linear", "cubic"])
+@pytest.mark.parametrize("scheme", ["ct", "zscore"])
+def test_what_is_prepared_on_a_device_is_the_same_up_to_rounding(spacing, resampling, scheme):
+    image, _ = make_image(channels=2)
+    image = dataclasses.replace(image, array_czyx=image.array_czyx[:, ::-1, :, ::-1])  # as files may lie
+    plan = make_plan(spacing, (CT if scheme == "ct" else IntensityPlan(scheme="zscore"),) * 2, resampling=resampling)
+    here, there = prepare(image, "ct"), prepare(image, "ct", CPU)
+    assert there.body_box == here.body_box
+    np.testing.assert_array_equal(there.body_mask_zyx, here.body_mask_zyx)
+    for box in (None, BoundingBox(start=(1, 2, 3), stop=(7, 11, 13))):
+        found = there.network_image(plan, box)
+        assert isinstance(found, torch.Tensor) and found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), here.stage_image(plan, box), rtol=1e-5, atol=1e-5)
+        assert isinstance(here.network_image(plan, box), np.ndarray)
+    assert not there.notes
+
+
+def test_splines_are_for_main_memory():
+    image, _ = make_image()
+    plan = make_plan(resampling="spline")
+    found = prepare(image, "ct", CPU).network_image(plan)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, prepare(image, "ct").stage_image(plan))
+
+
+@pytest.mark.parametrize("where", ["upload", "find_body", "resample_known"])
+def test_where_the_device_runs_out_of_memory_main_memory_does_it_and_says_so(where, monkeypatch):
+    image, _ = make_image()
+    plan, expected = make_plan(), prepare(image, "ct")
+    original = getattr(preprocessor, where)
+
+    def full(*arguments):
+        if where != "find_body" or len(arguments) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*arguments)
+
+    monkeypatch.setattr(preprocessor, where, full)
+    prepared = prepare(image, "ct", CPU)
+    for _ in range(2):
+        found = prepared.network_image(plan)
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, expected.stage_image(plan))
+    assert prepared.notes == ["GPU memory ran out, the image was prepared in main memory"]
+
+
+def test_an_image_that_is_large_beside_the_free_memory_is_not_brought_to_a_gpu(monkeypatch):
+    image, _ = make_image()
+    gib = image.array_czyx.nbytes / 2**30
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(preprocessor, "upload", lambda array, device: torch.from_numpy(array))
+    for free, there in ((7.9 * gib, False), (8.1 * gib, True)):
+        monkeypatch.setattr(preprocessor.Card, "free_gib", lambda _, free=free: free)
+        prepared = prepare(image, "ct", gpu)
+        assert isinstance(prepared.network_image(make_plan()), torch.Tensor) is there
+        assert not prepared.notes

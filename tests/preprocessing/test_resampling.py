@@ -163,3 +163,17 @@ def test_any_sizes(from_size, to_size, kind, data):
     np.testing.assert_allclose(resample_image(image, (1, to_size, 1), kind, box), whole[:, :, start:stop], atol=1e-5)
     slack = 0.0 if kind == "linear" else 0.3
     assert image.min() - slack - 1e-5 <= whole.min() and whole.max() <= image.max() + slack + 1e-5
+
+
+@pytest.mark.parametrize(("size", "to"), [(9, 20), (20, 9), (12, 12), (1, 5)])
+@pytest.mark.parametrize("kind", ["linear", "cubic", "interpolate", "nearest"])
+def test_the_matrix_of_a_part_is_cut_out_of_that_of_the_axis(size, to, kind):
+    cpu = torch.device("cpu")
+    axis = resampling.axis_weights(size, to, kind, slice(0, to), slice(0, size))
+    inner = axis.part(slice(to // 4, to))
+    for part in (axis, inner, inner.part(slice(1, 3)), axis.part(slice(to - 1, to))):
+        assert torch.equal(part._part_of_matrix(cpu), part.matrix(cpu))
+        volume = torch.rand(part.span.stop - part.span.start, 3, 4)
+        by_matrix = (part._part_of_matrix(cpu) @ volume.reshape(len(volume), -1)).reshape(-1, 3, 4)
+        torch.testing.assert_close(by_matrix, resampling.apply_axis(volume, 0, part))
+    assert len(axis._matrices) == 1 and not inner._matrices

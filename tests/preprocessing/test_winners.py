@@ -126,3 +126,48 @@ def test_labels_are_not_given_before_all_planes_have_come():
         with pytest.raises(ValueError, match="of 4 planes"):
             labels.indices_zyx  # noqa: B018
         labels.add(torch.zeros((2, 1, 4, 4)))
+
+
+@pytest.mark.parametrize("classes", [3, 300])
+def test_labels_that_stay_on_the_device_until_all_are_made_are_the_same(classes, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(classes, 6, 4, 5, generator=generator)
+    whole, shapes = BoundingBox.whole((6, 4, 5)), ((6, 4, 5), (13, 9, 11))
+    out = BoundingBox(start=(2, 1, 3), stop=(12, 8, 9))
+    expected = labels_from_logits(logits, whole, *shapes, out)
+    monkeypatch.setattr(winners, "SLAB_BYTES", 16 * 7 * 6 * 2)  # two planes
+    monkeypatch.setattr(winners, "_stays", lambda _: True)
+    downloads = []
+    bring_down = GrowingLabels._bring_down
+    monkeypatch.setattr(GrowingLabels, "_bring_down", lambda self: (downloads.append(1), bring_down(self)))
+    for limit, count in ((1 << 20, 1), (0, 6)):
+        downloads.clear()
+        monkeypatch.setattr(winners, "_DEVICE_LABEL_BYTES", limit)
+        np.testing.assert_array_equal(labels_from_logits(logits, whole, *shapes, out), expected)
+        assert len(downloads) == count
+
+
+def test_where_the_device_fails_half_way_the_labels_are_completed_in_main_memory(monkeypatch):
+    logits = torch.randn(3, 12, 9, 10, generator=torch.Generator().manual_seed(0))
+    whole, shapes = BoundingBox.whole((12, 9, 10)), ((12, 9, 10), (25, 20, 23))
+    out = BoundingBox.whole((25, 20, 23))
+    expected = labels_from_logits(logits, whole, *shapes, out)
+    monkeypatch.setattr(winners, "SLAB_BYTES", 16 * 20 * 23 * 2)
+    on_gpu, made = [True], []
+    monkeypatch.setattr(winners, "_stays", lambda _: on_gpu[0])
+    winning = winners._winning
+
+    def fail_once(*arguments):
+        made.append(1)
+        if len(made) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return winning(*arguments)
+
+    monkeypatch.setattr(winners, "_winning", fail_once)
+    labels = GrowingLabels(whole, *shapes, out)
+    labels.add(logits[:, :5])
+    with pytest.raises(torch.OutOfMemoryError):
+        labels.add(logits[:, 5:])
+    on_gpu[0] = False
+    labels.add(logits[:, 5:])
+    np.testing.assert_array_equal(labels.indices_zyx, expected)
