@@ -23,6 +23,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,16 @@ from nnunet_models import Sides
 from torch import nn
 from torch.nn import functional
 
+from flaresemi.compute.metering import Clock
+from flaresemi.conventions import Convention
 from flaresemi.evaluation.summary import evaluate_folders, load_summary, save_summary
 from flaresemi.files import write_text
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.cascade import Segmenter
+from flaresemi.inference.restoring import restored_labels
 from flaresemi.labels import Members
 from flaresemi.plans import Stage, load_plans
-from flaresemi.preprocessing.winners import labels_from_logits
+from flaresemi.preprocessing.winners import RestoredLabels
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.losses import DeepSupervisionLoss
 from flaresemi.training.resuming import has_state
@@ -96,14 +100,13 @@ class SigmoidTrainer(Trainer):
 class SigmoidSegmenter(Segmenter):
     """A voxel belongs to a region where its output is positive; regions are written one over the other."""
 
-    def _labels(self, logits: torch.Tensor, region: BoundingBox, grid: StageGrid, out_box: BoundingBox) -> np.ndarray:
-        written = dict(zip(range(1, self.labels.count + 1), ORDER, strict=True))
-        label_map = np.zeros(out_box.shape_zyx, np.uint8)
-        for organ, value in written.items():
-            both = torch.stack([torch.zeros_like(logits[0]), logits[organ]])
-            positive = labels_from_logits(both, region, grid.shape_zyx, grid.body_box.shape_zyx, out_box) == 1
-            label_map[positive] = self.labels.to_indices(np.array([value]))[0]
-        return label_map
+    def _restored(
+        self, grid: StageGrid, clock: Clock, slabs: Iterable[torch.Tensor], region: BoundingBox
+    ) -> RestoredLabels:
+        written = tuple(self.labels.to_indices(np.array(ORDER)).tolist())
+        convention = Convention(orientation="ras", axes=(0, 1, 2), painted=written)
+        regions = (slab[1:] for slab in slabs)  # the output of background is not used
+        return restored_labels(regions, region, grid, self._fine.plan, convention, clock)
 
 
 class Comparison:
