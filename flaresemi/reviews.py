@@ -1,14 +1,15 @@
 """What persons decided about unlabeled cases: one record a case, beside the label map that it vouches for."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from flaresemi.case_names import case_file
 from flaresemi.errors import SelectionError, is_one_line, listed, shown
+from flaresemi.files import content_hash
 from flaresemi.ranges import AtLeastOne, Few, Range
-from flaresemi.records import load_record, record_hash
+from flaresemi.records import CAME_LATER, load_record, record_hash
 
 SCHEMA_VERSION = 1
 
@@ -39,6 +40,7 @@ class Review:
         label_revision: The revision whose label map counts; 0: there is none.
         label_hash: Hash of that file.
         note: A remark.
+        values: The values in that file of the organs that it vouches for; none: not known.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -57,6 +59,7 @@ class Review:
     label_revision: Few = 0
     label_hash: str = ""
     note: str = ""
+    values: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, metadata=CAME_LATER)
 
     def __post_init__(self) -> None:
         if not self.by.strip() or len(self.by) > LONGEST_NAME or not is_one_line(self.by):
@@ -97,6 +100,17 @@ class Review:
                 fix=f"its organs are {listed(organs)}: decide about the case again (flaresemi_review)",
             )
 
+    def has_label_map(self, folder: Path, values: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether the label map that it vouches for is there, as it was, and means what it meant.
+
+        Args:
+            folder: Of the decisions.
+            values: Of the organs of the dataset, as they are now.
+        """
+        path = reviewed_label(folder, self.case_id, self.label_revision)
+        means_the_same = all(values.get(name) == known for name, known in self.values.items())
+        return means_the_same and path.is_file() and content_hash(path) == self.label_hash
+
     @property
     def who(self) -> str:
         """Who decided, and on which day."""
@@ -114,6 +128,11 @@ def reviewed_label(folder: Path, case_id: str, revision: int) -> Path:
     Records name their label map by the revision, so that a killed writer leaves the old pair whole.
     """
     return case_file(folder / "label_maps", case_id, f".r{revision}.nii.gz")
+
+
+def taken_back_file(folder: Path, case_id: str, revision: int) -> Path:
+    """The record of a decision that was taken back: it counts no more, and its revision is not given again."""
+    return case_file(folder / "taken_back", case_id, f".r{revision}.json")
 
 
 def load_review(folder: Path, case_id: str) -> Review | None:

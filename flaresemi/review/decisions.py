@@ -5,6 +5,7 @@ import datetime
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from flaresemi.io.images import read_grid, write_label_map
 from flaresemi.planning.preparation import case_versions
 from flaresemi.records import save_record
 from flaresemi.review.material import Material
-from flaresemi.reviews import Review, review_file, reviewed_label
+from flaresemi.reviews import Review, review_file, reviewed_label, taken_back_file
 
 #: A page says every few seconds that it still has its case open; after so long without a word it is taken to be closed.
 _FORGOTTEN_SECONDS = 45.0
@@ -61,7 +62,7 @@ def decide(material: Material, case_id: str, by: str, decision: ReviewDecision) 
             f"case '{case_id[:80]}' is no unlabeled case: nothing can be decided about it",
             fix="correct labeled cases in the dataset itself, and plan again",
         )
-    number, folder = material.newest, material.workspace.reviews
+    number = material.newest
     before = material.review(case_id)
     if decision.revision != (before.revision if before else 0):
         who = before.who if before else "somebody, who took it back"
@@ -70,11 +71,25 @@ def decide(material: Material, case_id: str, by: str, decision: ReviewDecision) 
         raise InUseError(
             f"the pseudo-label of case '{case_id}' was made anew meanwhile", fix="reload it, and decide again"
         )
-    revision = decision.revision + 1
+    last = max((end for _, end in decision.slices), default=0)
+    if last and last > (count := read_grid(case.images[0]).canonical.shape_zyx[0]):
+        raise SelectionError(f"case '{case_id}' has {count} axial slices, and number {last} is named")
+    review = _recorded(material, case_id, by, number, decision)
+    if review.label_revision:
+        path = _write(material, case_id, review.revision, number, decision)
+        review = dataclasses.replace(review, label_hash=content_hash(path))
+    save_record(review_file(material.workspace.reviews, case_id), review)
+    return review
+
+
+def _recorded(material: Material, case_id: str, by: str, number: int, decision: ReviewDecision) -> Review:
+    """The record of a decision, before its label map is written, whose hash is therefore not known.
+
+    Raises:
+        SelectionError: the decision contradicts itself.
+    """
     fields = {name: getattr(decision, name) for name in ("accepted", "rejected", "corrected", "slices", "note")}
-    label_revision, label_hash = 0, ""
-    if decision.accepted or decision.corrected:
-        label_revision, label_hash = _write(material, case_id, revision, number, decision)
+    revision, vouched = _next_revision(material, case_id, decision.revision), (*decision.accepted, *decision.corrected)
     try:
         review = Review(
             case_id=case_id,
@@ -85,19 +100,27 @@ def decide(material: Material, case_id: str, by: str, decision: ReviewDecision) 
             round=number,
             looked_at=decision.looked_at,
             image=case_versions([case_id], material.workspace)[case_id],
-            label_revision=label_revision,
-            label_hash=label_hash,
+            label_revision=revision if vouched else 0,
+            label_hash="not written yet" if vouched else "",
             **fields,
         )
     except ValueError as problem:
         raise SelectionError(f"case '{case_id}': {problem}", fix="correct the decision") from None
     review.refuse_unknown(material.labels.names, where=material.workspace.plans)
-    save_record(review_file(folder, case_id), review)
-    return review
+    return dataclasses.replace(review, values={name: material.values[name] for name in vouched})
 
 
-def _write(material: Material, case_id: str, revision: int, number: int, decision: ReviewDecision) -> tuple[int, str]:
-    """Writes the label map that is vouched for; its revision and hash."""
+def _next_revision(material: Material, case_id: str, revision: int) -> int:
+    """The first one that no decision about the case ever had: a round may still name its label map."""
+    folder = material.workspace.reviews
+    revision += 1
+    while any(where(folder, case_id, revision).exists() for where in (reviewed_label, taken_back_file)):
+        revision += 1
+    return revision
+
+
+def _write(material: Material, case_id: str, revision: int, number: int, decision: ReviewDecision) -> Path:
+    """Writes the label map that is vouched for."""
     case = material.unlabeled[case_id]
     indices = decision.indices_zyx
     if indices is None:
@@ -107,11 +130,11 @@ def _write(material: Material, case_id: str, revision: int, number: int, decisio
         indices = seen.indices_zyx
     path = reviewed_label(material.workspace.reviews, case_id, revision)
     write_label_map(path, material.labels.to_values(indices), read_grid(case.images[0]))
-    return revision, content_hash(path)
+    return path
 
 
 def take_back(material: Material, case_id: str, revision: int) -> None:
-    """Removes a decision; its label maps stay.
+    """Has a decision count no more; it is kept among those that were taken back, and its label maps stay.
 
     Raises:
         InUseError: it is another one by now.
@@ -119,7 +142,10 @@ def take_back(material: Material, case_id: str, revision: int) -> None:
     before = material.review(material.case(case_id).id)
     if before is None or before.revision != revision:
         raise InUseError(f"case '{case_id}' was decided meanwhile", fix="reload it")
-    review_file(material.workspace.reviews, case_id).unlink()
+    folder = material.workspace.reviews
+    kept = taken_back_file(folder, case_id, revision)
+    kept.parent.mkdir(exist_ok=True)
+    review_file(folder, case_id).replace(kept)
 
 
 @dataclasses.dataclass(slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flaresemi.case_names import case_file
+from flaresemi.case_names import alike, case_file
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, DatasetError, FlaresemiError, SelectionError, listed, shown
 from flaresemi.evaluation.folders import files_by_case
@@ -19,6 +19,7 @@ from flaresemi.image_paths import visible_files
 from flaresemi.io.images import read_grid, write_channel, write_label_map
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import read_organs
+from flaresemi.planning.preparation import case_versions
 from flaresemi.ranges import Few
 from flaresemi.records import load_record, save_record
 from flaresemi.reporting.palette import organ_color
@@ -35,6 +36,9 @@ SCHEMA_VERSION = 1
 #: Files beside the images and label maps.
 QUEUE_RECORD, QUEUE_TABLE, SNAP_TABLE, SLICER_TABLE = "queue.json", "queue.csv", "organs.label.txt", "organs.ctbl"
 
+#: An organ all of whose voxels are another one now, or nearly, was renumbered and not corrected. Chosen.
+_RENUMBERED = 0.9
+
 _SNAP_LINE = re.compile(r'\s*(\d+)\s+\d+\s+\d+\s+\d+\s+\S+\s+\d+\s+\d+\s+"(.*)"\s*')
 
 
@@ -46,12 +50,14 @@ class ExportedCase:
         label: Hash of the file of its label map; empty: none was written.
         looked_at: Hash of the pseudo-label on FINE's grid; empty: there was none.
         revision: Of the decision at that time; 0: none.
+        image: The version of the image's files, by content; empty: not known.
     """
 
     case_id: str
     label: str = ""
     looked_at: str = ""
     revision: Few = 0
+    image: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +130,8 @@ def _export_case(material: Material, case_id: str, folder: Path, number: int) ->
     for channel, array in enumerate(image.array_czyx):
         write_channel(case_file(folder / "images", case_id, f"_{channel:04d}.nii.gz"), array, image.source)
     review = material.review(case_id)
+    if review is not None and review.label_revision and not material.has_label_map(review):
+        logger.warning("%s: the label map that %s decided about is missing or has changed", case_id, review.who)
     seen = material.label_map(case, "reviewed", number) or material.label_map(case, "newest", number)
     written = ""
     if seen is not None:
@@ -135,6 +143,7 @@ def _export_case(material: Material, case_id: str, folder: Path, number: int) ->
         label=written,
         looked_at=material.label_hash(case_id, number),
         revision=review.revision if review else 0,
+        image=case_versions([case_id], material.workspace)[case_id],
     )
 
 
@@ -198,22 +207,30 @@ def import_corrections(
     if not 0 < len(by.strip()) <= LONGEST_NAME:
         raise ConfigError(f"a name has 1 to {LONGEST_NAME} characters", fix="--by NAME says who corrected them")
     _refuse_other_names(folder, material.labels)
-    exported = _exported(folder, material)
+    exported, number = _exported(folder, material)
+    known = {alike(name): name for name in material.unlabeled}
     files = files_by_case(folder / "labels" if (folder / "labels").is_dir() else folder)
     taken: dict[str, dict[str, OrganChange]] = {}
     failures: list[str] = []
-    unchanged = 0
-    for case_id, path in files.items():
+    unchanged = again = 0
+    for name, path in files.items():
+        case_id = known.get(alike(name), name)
         before = exported.get(case_id)
         if before is not None and before.label == content_hash(path):
             unchanged += 1
             continue
         try:
-            taken[case_id] = _take(material, case_id, path, by, names, before)
+            changed = _take(material, case_id, path, by, names, before, number)
+            if changed is None:
+                again += 1
+            else:
+                taken[case_id] = changed
         except FlaresemiError as failure:
             failures.append(f"{failure.what} ({path})")
     if unchanged:
         logger.info("%d label map(s) are as they were exported, and are not taken", unchanged)
+    if again:
+        logger.info("%d label map(s) were taken before", again)
     if failures:
         raise DatasetError(
             f"{len(failures)} of {len(files)} label maps cannot be taken; {len(taken)} were\n" + "\n".join(failures),
@@ -222,44 +239,78 @@ def import_corrections(
     return taken
 
 
-def _exported(folder: Path, material: Material) -> Mapping[str, ExportedCase]:
+def _exported(folder: Path, material: Material) -> tuple[Mapping[str, ExportedCase], int]:
+    """What was exported, by case, and the round of its pseudo-labels; nothing and the newest round without a record."""
     path = folder / QUEUE_RECORD
     if not path.is_file():
-        return {}
+        return {}, material.newest
     record = load_record(path, ExportedQueue, error=SelectionError)
     if record.fold != material.fold:
         raise ConfigError(
             f"this queue is one of fold {record.fold}", where=path, fix=f"import it with --fold {record.fold}"
         )
-    return {case.case_id: case for case in record.cases}
+    return {case.case_id: case for case in record.cases}, record.round
 
 
 def _take(
-    material: Material, case_id: str, path: Path, by: str, organs: tuple[str, ...], before: ExportedCase | None
-) -> dict[str, OrganChange]:
+    material: Material,
+    case_id: str,
+    path: Path,
+    by: str,
+    organs: tuple[str, ...],
+    before: ExportedCase | None,
+    number: int,
+) -> dict[str, OrganChange] | None:
+    """How a label map differs, which is taken; None: it was taken before."""
     case = material.unlabeled.get(case_id)
     if case is None:
-        kind = "a labeled one" if any(each.id == case_id for each in material.dataset.labeled) else "not in the dataset"
+        is_labeled = any(each.id == case_id for each in material.dataset.labeled)
+        kind = "a labeled one" if is_labeled else "not in the dataset, or was left out of it as unusable"
         raise DatasetError(f"case '{case_id}' is no unlabeled case: it is {kind}")
+    image = case_versions([case_id], material.workspace)[case_id]
+    if before is not None and "" not in (before.image, image) and before.image != image:
+        raise DatasetError(f"case '{case_id}' has another image since the export: export it again")
     indices = read_organs(dataclasses.replace(case, label=path), material.labels, read_grid(case.images[0]))
-    review, number = material.review(case_id), material.newest
+    review = material.review(case_id)
     if review is not None and _says_the_same(review, indices, material, case, organs):
-        return {}
+        return None
     revision = review.revision if review else 0
     if before is not None and revision != before.revision:
         who = review.who if review else "somebody, who took it back"
         raise ConfigError(f"case '{case_id}' was decided since the export, by {who}: export it again")
+    if before is None and review is not None:
+        logger.warning("%s: takes the place of what %s decided (revision %d)", case_id, review.who, revision)
     seen = material.label_map(case, "reviewed", number) or material.label_map(case, "newest", number)
+    _warn(case_id, None if seen is None else seen.indices_zyx, indices, material.labels)
     decision = ReviewDecision(
         revision=revision,
-        looked_at=material.label_hash(case_id, number),
+        looked_at=material.label_hash(case_id, material.newest),
         corrected=organs,
-        note=f"imported from {path.name}",
+        note=f"imported from {path.name}" + (f", exported in round {number}" if before is not None else ""),
         indices_zyx=indices,
     )
     decide(material, case_id, by, decision)
     grid = read_grid(case.images[0]).canonical
     return changes(None if seen is None else seen.indices_zyx, indices, material.labels, grid.spacing_zyx_mm)
+
+
+def _warn(case_id: str, before_zyx: np.ndarray | None, after_zyx: np.ndarray, labels: LabelSet) -> None:
+    """Tells of what another program may have done to a label map that nobody meant."""
+    if not after_zyx.any():
+        logger.warning("%s: nothing is marked in this label map: it says that no organ is there", case_id)
+    if before_zyx is None:
+        return
+    size = labels.channels + 1  # with what nobody annotated
+    counts = np.zeros(size * size, np.int64)
+    for before, after in zip(before_zyx, after_zyx, strict=True):
+        counts += np.bincount((before.astype(np.int64) * size + after).ravel(), minlength=size * size)
+    renumbered = []
+    for index, became in enumerate(counts.reshape(size, size)[1:-1, :-1], start=1):
+        most = int(np.argmax(became))
+        if most not in (0, index) and became[index] == 0 and became[most] > _RENUMBERED * became.sum():
+            renumbered.append(f"'{labels.class_names[most - 1]}' where '{labels.class_names[index - 1]}' was")
+    if renumbered:
+        logger.warning("%s: has %s: has the other program numbered them anew?", case_id, ", ".join(renumbered))
 
 
 def _says_the_same(

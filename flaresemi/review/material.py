@@ -77,6 +77,7 @@ class Material:
         self.plans.refuse_other_dataset(dataset.labels, dataset.channels, where=dataset.root)
         self.labels: LabelSet = self.plans.labels
         self.split: Split = load_splits(workspace.splits).fold(fold)
+        self.values = {label.name: label.values for label in self.labels.labels}
         self.unlabeled = {case.id: case for case in dataset.unlabeled}
         self.held_out = {case.id: case for case in dataset.labeled if case.id in self.split.validation}
         self._images = CaseStore(workspace.preprocessed(Stage.FINE))
@@ -128,7 +129,7 @@ class Material:
             return None if case.label is None else Seen(indices_zyx=self._read(case), label_hash="")
         if which == "reviewed":
             review = self.review(case.id) if case.id in self.unlabeled else None
-            if review is None or not review.label_revision:
+            if review is None or not self.has_label_map(review):
                 return None
             path = reviewed_label(self.workspace.reviews, case.id, review.label_revision)
             indices = self._read(dataclasses.replace(case, label=path))
@@ -140,6 +141,10 @@ class Material:
     def review(self, case_id: str) -> Review | None:
         """What was decided about a case."""
         return load_review(self.workspace.reviews, case_id)
+
+    def has_label_map(self, review: Review) -> bool:
+        """Whether a decision has a label map, which is there as it was; else the case is to be decided anew."""
+        return review.label_revision > 0 and review.has_label_map(self.workspace.reviews, self.values)
 
     def label_hash(self, case_id: str, number: int) -> str:
         """Of the pseudo-label of a round, on FINE's grid; empty without one."""
@@ -217,6 +222,7 @@ class Material:
         hashes = {case_id: self.label_hash(case_id, number) for case_id in reviews}
         outdated = {case_id for case_id, each in reviews.items() if hashes[case_id] not in ("", each.looked_at)}
         outdated -= {case_id for case_id, each in reviews.items() if each.corrected}
+        lost = {case_id for case_id, each in reviews.items() if each.label_revision and not self.has_label_map(each)}
         facts = QueueFacts(
             cases=tuple(self.unlabeled),
             scores=scores,
@@ -228,6 +234,7 @@ class Material:
             held_out=self._held_out_dice(),
             reviews=reviews,
             outdated=frozenset(outdated),
+            lost=frozenset(lost),
             **({} if state is None else {"rule": state.config.selection}),
         )
         return queue(facts), self.label_next()

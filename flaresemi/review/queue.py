@@ -20,12 +20,14 @@ Kind = Literal[
     "unlike the labeled cases",
     "changed between rounds",
     "decided on an older label map",
+    "label map lost",
     "fell",
 ]
 
 #: How much each kind of reason weighs, 0 to 1. Chosen: what is hardly possible in a patient first, doubts last. The
 #: weights of a case add up, each further one counting half of the one before.
 WEIGHTS: dict[Kind, float] = {
+    "label map lost": 1.0,
     "volume": 1.0,
     "position": 1.0,
     "fell": 0.9,
@@ -100,6 +102,7 @@ class QueueFacts:
         held_out: By held-out case, Dice by organ before and after the newest complete round.
         reviews: Decisions, by case.
         outdated: Cases whose decision is about an older label map than the newest.
+        lost: Cases whose decision vouches for a label map that is gone, or is not what it was.
     """
 
     cases: tuple[str, ...]
@@ -113,6 +116,7 @@ class QueueFacts:
     held_out: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]] = dataclasses.field(default_factory=dict)
     reviews: Mapping[str, Review] = dataclasses.field(default_factory=dict)
     outdated: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
 
 
 def queue(facts: QueueFacts) -> tuple[QueueItem, ...]:
@@ -122,8 +126,9 @@ def queue(facts: QueueFacts) -> tuple[QueueItem, ...]:
     """
     items, near = [], _nearness(facts)
     for case_id in facts.cases:
-        is_open = case_id in facts.scores and (case_id not in facts.reviews or case_id in facts.outdated)
-        items.append(_item(case_id, "unlabeled", _reasons(case_id, facts, near) if is_open else ()))
+        is_open = case_id not in facts.reviews or case_id in facts.outdated or case_id in facts.lost
+        reasons = _reasons(case_id, facts, near) if is_open and case_id in facts.scores else []
+        items.append(_item(case_id, "unlabeled", [*_loss(case_id, facts), *reasons]))
     items += [_item(case_id, "held out", _fall(*dices)) for case_id, dices in facts.held_out.items() if _fall(*dices)]
     scores = {case_id: score.score for case_id, score in facts.scores.items()}
     return tuple(sorted(items, key=lambda item: (-item.priority, scores.get(item.case_id, 0.0), item.case_id)))
@@ -151,6 +156,13 @@ def _reasons(case_id: str, facts: QueueFacts, near: Mapping[str, float]) -> list
         text = f"decided by {review.who}, in round {review.round}; the label map is another one now"
         found.append(Reason(kind="decided on an older label map", text=text))
     return found
+
+
+def _loss(case_id: str, facts: QueueFacts) -> list[Reason]:
+    if case_id not in facts.lost:
+        return []
+    text = f"decided by {facts.reviews[case_id].who}; the label map of it is missing or has changed: decide again"
+    return [Reason(kind="label map lost", text=text)]
 
 
 def _nearness(facts: QueueFacts) -> dict[str, float]:

@@ -161,6 +161,7 @@ class _Handlers:
                 "unused": {} if chosen is None else chosen.rejected,
                 "rejected": selection.rejected.get(case.id) if selection else None,
                 "review": to_plain(review),
+                "has_reviewed": review is not None and material.has_label_map(review),
             }
         )
 

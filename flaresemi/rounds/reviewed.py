@@ -8,7 +8,6 @@ import numpy as np
 
 from flaresemi.dataset import Dataset
 from flaresemi.errors import SelectionError
-from flaresemi.files import content_hash
 from flaresemi.io.case_store import LabelStore
 from flaresemi.io.images import read_grid
 from flaresemi.labels import LabelSet
@@ -171,9 +170,10 @@ class RoundReviews:
         """Puts the label map that a decision vouches for on the grids of the stages."""
         case, place = self.dataset.case(review.case_id), self.workspace.reviews
         path = reviewed_label(place, case.id, review.label_revision)
-        if not path.is_file() or content_hash(path) != review.label_hash:
+        if not review.has_label_map(place, {label.name: label.values for label in self.labels.labels}):
             raise SelectionError(
-                f"the label map that was reviewed for case '{case.id}' is missing or has changed since",
+                f"the label map that was reviewed for case '{case.id}' is missing, has changed, or has organs by other "
+                "values than the dataset",
                 where=path,
                 fix="flaresemi_review --import-corrections takes label maps of other programs; or " + _AGAIN,
             )

@@ -1,13 +1,16 @@
 """A decision becomes a record and a label map that another program could have written; nobody replaces one unseen."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from flaresemi.errors import ConfigError, InUseError, SelectionError
 from flaresemi.files import content_hash
-from flaresemi.io.images import read_grid, read_label_map
+from flaresemi.io.images import read_grid, read_label_map, write_label_map
+from flaresemi.records import load_record
 from flaresemi.review.decisions import OpenCasesOfTabs, ReviewDecision, decide, take_back
-from flaresemi.reviews import review_file, reviewed_label
+from flaresemi.reviews import Review, review_file, reviewed_label, taken_back_file
 from tests.review.made_review import MadeReview
 
 CASE = "phantom_0004"
@@ -44,6 +47,62 @@ def test_who_decided_what_about_which_label_map(made: MadeReview) -> None:
     take_back(material, CASE, 2)
     assert material.review(CASE) is None
     assert not review_file(made.workspace.reviews, CASE).exists()
+
+
+def test_no_revision_is_given_twice(made: MadeReview) -> None:
+    material = made.material()
+    names, seen, folder = material.labels.names, material.label_hash(CASE, 2), made.workspace.reviews
+    first = decide(material, CASE, "Ann", ReviewDecision(revision=0, looked_at=seen, accepted=names[:1]))
+    take_back(material, CASE, 1)
+    assert load_record(taken_back_file(folder, CASE, 1), Review) == first  # who it was stays known
+    drawn = np.ones_like(material.label_map(material.unlabeled[CASE], "newest", 2).indices_zyx)
+    decided = ReviewDecision(revision=0, looked_at=seen, corrected=names[:1], indices_zyx=drawn)
+    second = decide(material, CASE, "Bob", decided)
+    assert (second.revision, second.label_revision) == (2, 2)
+    # A round that began with the first one still finds its label map, and a page that shows the first replaces nothing.
+    assert content_hash(reviewed_label(folder, CASE, 1)) == first.label_hash
+    with pytest.raises(InUseError, match="decided meanwhile by Bob"):
+        decide(material, CASE, "Ann", ReviewDecision(revision=1, looked_at=seen, rejected=names[:1]))
+    review_file(folder, CASE).unlink()  # by hand
+    assert decide(material, CASE, "Eve", ReviewDecision(revision=0, looked_at=seen, rejected=names)).revision == 3
+    take_back(material, CASE, 3)  # without a label map
+    assert decide(material, CASE, "Eve", ReviewDecision(revision=0, looked_at=seen, rejected=names)).revision == 4
+
+
+def test_what_is_refused_leaves_no_label_map(made: MadeReview) -> None:
+    material = made.material()
+    names, seen = material.labels.names, material.label_hash(CASE, 2)
+    decided = ReviewDecision(revision=0, looked_at=seen, accepted=names[:1])
+    with pytest.raises(SelectionError, match="on one line"):
+        decide(material, CASE, "Ann\nBob", decided)
+    with pytest.raises(SelectionError, match="has 40 axial slices, and number 41 is named"):
+        decide(material, CASE, "Ann", dataclasses.replace(decided, slices=((0, 10), (30, 41))))
+    assert not (made.workspace.reviews / "label_maps").exists()
+
+
+def test_a_label_map_that_is_lost_is_decided_about_again(made: MadeReview) -> None:
+    material = made.material()
+    names, seen, case = material.labels.names, material.label_hash(CASE, 2), material.unlabeled[CASE]
+    drawn = np.full_like(material.label_map(case, "newest", 2).indices_zyx, 2)
+    decided = ReviewDecision(revision=0, looked_at=seen, corrected=names[:2], indices_zyx=drawn)
+    review = decide(material, CASE, "Ann", decided)
+    assert review.values == {"liver": (1,), "right kidney": (2,)}
+    path = reviewed_label(made.workspace.reviews, CASE, 1)
+    kept = path.read_bytes()
+    write_label_map(path, drawn * 0, read_grid(case.images[0]))  # another program saved over it
+    for _ in range(2):
+        assert material.label_map(case, "reviewed", 2) is None
+        items, _ = material.queue()
+        (found,) = [item for item in items if item.case_id == CASE]
+        assert (found.reasons[0].kind, found.priority >= 1.0) == ("label map lost", True)
+        assert "decided by Ann" in found.reasons[0].text and "decide again" in found.reasons[0].text
+        path.unlink(missing_ok=True)
+    path.write_bytes(kept)
+    assert np.array_equal(material.label_map(case, "reviewed", 2).indices_zyx, drawn)
+    material.values["liver"] = (9,)  # dataset.json was changed: what was drawn means something else now
+    assert material.label_map(case, "reviewed", 2) is None
+    decide(material, CASE, "Bob", dataclasses.replace(decided, revision=1))
+    assert material.label_map(case, "reviewed", 2) is not None
 
 
 def test_nobody_decides_about_what_was_not_seen(made: MadeReview) -> None:

@@ -9,8 +9,9 @@ import SimpleITK as sitk
 
 from flaresemi.cli import review as command
 from flaresemi.errors import ConfigError, DatasetError
-from flaresemi.io.images import read_image, read_label_map
+from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
 from flaresemi.review.exchange import SLICER_TABLE, SNAP_TABLE, OrganChange, changes, export_queue, import_corrections
+from flaresemi.reviews import reviewed_label
 from tests.review.made_review import MadeReview
 
 CASES = ["phantom_0004", "phantom_0005", "phantom_0006"]
@@ -104,6 +105,80 @@ def test_a_decision_since_the_export_is_not_replaced(made: MadeReview, tmp_path:
     with pytest.raises(DatasetError, match="decided since the export, by Bob"):
         import_corrections(material, out, "Ann")
     assert material.review(CASES[0]).by == "Bob"
+
+
+def test_a_lost_label_map_can_be_brought_back(
+    made: MadeReview, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    material, place = made.material(), made.workspace.reviews
+    export_queue(material, tmp_path / "first", 3)
+    change(tmp_path / "first" / "labels" / f"{CASES[0]}.nii.gz", 3)
+    import_corrections(material, tmp_path / "first", "Ann")
+    reviewed_label(place, CASES[0], 1).unlink()
+    out = tmp_path / "second"
+    assert export_queue(material, out, 3) == 3
+    assert f"{CASES[0]}: the label map that Ann" in caplog.text
+    newest = material.label_map(material.unlabeled[CASES[0]], "newest", 2)
+    written = read_label_map(out / "labels" / f"{CASES[0]}.nii.gz").array_zyx
+    assert np.array_equal(written, material.labels.to_values(newest.indices_zyx))
+    change(out / "labels" / f"{CASES[0]}.nii.gz", 3)
+    taken = import_corrections(material, out, "Ann")
+    assert [*taken] == CASES[:1] and "spleen" in taken[CASES[0]]
+    assert material.label_map(material.unlabeled[CASES[0]], "reviewed", 2) is not None
+
+
+def test_a_label_map_is_told_by_what_it_was_exported_as(made: MadeReview, tmp_path: Path) -> None:
+    """A later round drew the pseudo-labels anew meanwhile."""
+    material, out = made.material(), tmp_path / "queue"
+    state = material.folder(2).state
+    hidden = state.rename(state.with_suffix(".hidden"))
+    assert (material.newest, export_queue(material, out, 3)) == (1, 3)
+    hidden.rename(state)
+    assert material.newest == 2
+    count = change(out / "labels" / f"{CASES[1]}.nii.gz", 3)
+    taken = import_corrections(material, out, "Ann")
+    assert taken[CASES[1]]["spleen"].added_voxels == count
+    review = material.review(CASES[1])
+    assert (review.round, review.note) == (2, f"imported from {CASES[1]}.nii.gz, exported in round 1")
+    assert import_corrections(material, out, "Ann") == {}  # it was taken before
+
+
+def test_an_image_that_was_exchanged_since_the_export_is_told(
+    made: MadeReview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    material, out = made.material(), tmp_path / "queue"
+    export_queue(material, out, 1)
+    path = next((out / "labels").iterdir())
+    change(path, 3)
+    monkeypatch.setattr(
+        "flaresemi.review.exchange.case_versions", lambda cases, workspace: dict.fromkeys(cases, "another")
+    )
+    with pytest.raises(DatasetError, match="has another image since the export: export it again"):
+        import_corrections(material, out, "Ann")
+    assert not made.workspace.reviews.exists()
+
+
+def test_what_other_programs_do_and_nobody_means_is_told(
+    made: MadeReview, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    material, folder = made.material(), tmp_path / "drawn"
+    folder.mkdir()
+    grid = read_grid(material.unlabeled[CASES[2]].images[0])
+    seen = material.label_map(material.unlabeled[CASES[2]], "newest", 2).indices_zyx
+    path = folder / f"{CASES[2].upper()}.nii.gz"  # a file system that minds no capitals
+    write_label_map(path, np.where(seen > 2, seen - 1, np.where(seen == 2, 0, seen)), grid)
+    import_corrections(material, folder, "Ann")
+    assert "'right kidney' where 'spleen' was" in caplog.text and "numbered them anew?" in caplog.text
+    assert "'liver'" not in caplog.text and "takes the place" not in caplog.text
+    caplog.clear()
+    write_label_map(path, np.zeros_like(seen), grid)
+    import_corrections(material, folder, "Bob")
+    assert "nothing is marked in this label map" in caplog.text
+    assert f"{CASES[2]}: takes the place of what Ann" in caplog.text
+    caplog.clear()
+    write_label_map(path, np.roll(seen, 1, 2), grid)  # an honest correction
+    import_corrections(material, folder, "Bob")
+    assert "numbered" not in caplog.text and "nothing is marked" not in caplog.text
 
 
 def test_differences_in_voxels_and_millilitres(kept: MadeReview) -> None:

@@ -17,6 +17,7 @@ from flaresemi.io.case_store import CaseStore
 from flaresemi.plans import Stage, load_plans
 from flaresemi.pseudolabels.pool import PseudoLabels
 from flaresemi.records import load_record
+from flaresemi.reviews import reviewed_label
 from flaresemi.rounds.reviewed import RoundReviews
 from flaresemi.selection import Selection
 from tests.browser import REQUIRED
@@ -225,6 +226,45 @@ def test_a_killed_server_loses_nothing_that_is_drawn(chromium: Any, made: MadeRe
         stored = made.material().label_map(made.material().unlabeled[CASE], "reviewed", 2).indices_zyx
         assert np.count_nonzero(stored == 3) == drawn
         ann.page.close()
+
+
+@pytest.mark.timeout(600)
+def test_what_was_decided_about_one_label_map_is_not_said_of_another(chromium: Any, made: MadeReview) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    pressed = "document.querySelectorAll('#organs [data-mark=accepted][aria-pressed=true]').length"
+    names = made.material().labels.names
+    with serving(made) as client:
+        ann = Person(chromium, f"{client.origin}/{TOKEN}/")
+        page = ann.page
+        ann.open(CASE)
+        page.click("#accept")
+        page.click("#save")
+        ann.wait_for("document.getElementById('toast').textContent.includes('Saved')")
+        ann.wait_for("reviewing.state.busy === 0")
+        assert page.is_disabled("#save")  # nothing has changed since
+        page.select_option("#which", "former")
+        ann.wait_for("reviewing.state.busy === 0 && reviewing.state.which === 'former'")
+        assert page.evaluate(pressed) == 0
+        # Who does not want to lose what is not saved goes on with the label map that is shown.
+        page.click("#reject")
+        page.evaluate("window.confirm = () => false")
+        page.select_option("#which", "newest")
+        assert page.input_value("#which") == "former"
+        page.evaluate("window.confirm = () => true")
+        page.select_option("#which", "reviewed")
+        ann.wait_for("reviewing.state.busy === 0 && reviewing.state.which === 'reviewed'")
+        assert page.evaluate(pressed) == len(names)
+        reviewed_label(made.workspace.reviews, CASE, 1).unlink()
+        page.reload()
+        page.wait_for_selector("body[data-ready=true]")
+        assert CASE in page.inner_text("#queue")  # it is to be looked at again
+        ann.open(CASE)
+        assert "missing or has changed: decide again" in page.inner_text("#former-decision")
+        assert (page.input_value("#which"), page.evaluate(pressed)) == ("newest", 0)
+        assert ann.voxels(1) > 0
+        assert ann.problems == []
+        page.close()
 
 
 #: What a label map of the page does, by its own code: strokes in every plane, with and without protection.

@@ -274,8 +274,17 @@ def test_a_label_map_that_was_edited_or_another_image_is_refused(place: tuple[Wo
     made = decide(round, values(round), corrected=names[1:3])
     path = reviewed_label(place[0].reviews, made.case_id, 1)
     write_label_map(path, values(round)[..., ::-1], read_grid(round.dataset.unlabeled[0].images[0]))
-    with pytest.raises(SelectionError, match="missing or has changed"):
+    with pytest.raises(SelectionError, match="is missing, has changed"):
         round.run(last_step="select")
+    write_label_map(path, values(round), read_grid(round.dataset.unlabeled[0].images[0]))
+    whole = dataclasses.replace(made, label_hash=content_hash(path))
+    drawn = {names[1]: (2,), names[2]: (7,)}  # the dataset gave the third organ another value then
+    save_record(review_file(place[0].reviews, made.case_id), dataclasses.replace(whole, values=drawn))
+    with pytest.raises(SelectionError, match="by other values than the dataset"):
+        make_round(place).run(last_step="select")
+    drawn[names[2]] = (3,)
+    save_record(review_file(place[0].reviews, made.case_id), dataclasses.replace(whole, values=drawn))
+    make_round(place).run(last_step="select")
     save_record(review_file(place[0].reviews, made.case_id), dataclasses.replace(made, image="another"))
     with pytest.raises(SelectionError, match="is about another image"):
         make_round(place).run(last_step="select")

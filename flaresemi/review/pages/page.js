@@ -17,7 +17,7 @@ const state = {
   open: null, // what the server says of the open case
   marks: new Map(), // by organ: accepted, rejected or corrected
   readonly: null, // why nothing may be changed
-  dirty: false, window: 0, view: 'multi', seen: 0, busy: 0, compared: false,
+  dirty: false, which: 'newest', channel: 0, window: 0, view: 'multi', seen: 0, busy: 0, compared: false,
 }
 
 const viewer = new Viewer($('canvas'))
@@ -174,7 +174,7 @@ async function open(id, words = {}) {
   try {
     const facts = await read('case', { id })
     const claim = who() && facts.group === 'unlabeled' ? await tell('claim', { id }) : null
-    const which = words.which ?? (facts.review?.label_revision ? 'reviewed' : 'newest')
+    const which = words.which ?? (facts.has_reviewed ? 'reviewed' : 'newest')
     const volume = volumeOf(facts)
     const [label] = await Promise.all([labelMap(id, which), volume.open()])
     if (turn !== state.seen) return volume.stop() // another case was chosen meanwhile
@@ -184,7 +184,7 @@ async function open(id, words = {}) {
       : claim.granted ? null : `${claim.by} has this case open: you can only look at it.`
     viewer.volume?.stop()
     viewer.show(volume, label)
-    marks()
+    marks(which)
     windows()
     sources(which)
     look()
@@ -231,9 +231,11 @@ function busy(text) {
   if (text) $('busy-text').textContent = text
 }
 
-function marks() {
+// What was accepted or corrected is so in the label map that was reviewed, and in no other that is shown.
+function marks(which) {
+  const kinds = which === 'reviewed' ? ['accepted', 'rejected', 'corrected'] : ['rejected']
   state.marks = new Map()
-  for (const kind of ['accepted', 'rejected', 'corrected']) for (const organ of state.open.review?.[kind] ?? []) state.marks.set(organ, kind)
+  for (const kind of kinds) for (const organ of state.open.review?.[kind] ?? []) state.marks.set(organ, kind)
   $('note').value = state.open.review?.note ?? ''
   const slices = state.open.review?.slices?.[0]
   $('first').value = slices ? slices[0] + 1 : ''
@@ -243,8 +245,9 @@ function marks() {
 }
 
 function sources(which) {
+  state.which = which
   const names = { newest: state.open.round ? `round ${state.open.round}` : 'supervised start', former: state.open.round > 1 || state.open.group === 'held out' ? 'former round' : null,
-    reviewed: state.open.review?.label_revision ? `reviewed by ${state.open.review.by}` : null, real: state.open.group === 'held out' ? 'real labels' : null }
+    reviewed: state.open.has_reviewed ? `reviewed by ${state.open.review.by}` : null, real: state.open.group === 'held out' ? 'real labels' : null }
   $('which').replaceChildren(...Object.entries(names).filter(each => each[1]).map(([key, text]) => new Option(text, key, false, key === which)))
   $('caption').textContent = state.compared ? names[which] ?? '' : ''
 }
@@ -306,8 +309,8 @@ function describe() {
     entry.prepend(part('b', '', each.kind))
     return entry
   }))
-  const review = facts.review
-  $('former-decision').textContent = review ? `Decided by ${review.by}, ${review.at.slice(0, 10)} (revision ${review.revision}).` : ''
+  const review = facts.review, lost = review?.label_revision && !facts.has_reviewed
+  $('former-decision').textContent = review ? `Decided by ${review.by}, ${review.at.slice(0, 10)} (revision ${review.revision}).${lost ? ' The label map of it is missing or has changed: decide again.' : ''}` : ''
   $('take-back').hidden = !review
   organs()
   decision()
@@ -329,7 +332,7 @@ function organs() {
     const score = facts.organs?.[each.name]
     if (score && score.agreement === null) button.classList.add('absent')
     const unused = facts.unused?.[each.name] ?? facts.rejected
-    button.title = score ? `${unused ? `not used: ${unused}` : facts.used ? 'used by the selection' : 'not selected yet'}. Click: go there and draw it` : 'Go there and draw it'
+    button.title = score ? `${each.name}: ${unused ? `not used: ${unused}` : facts.used ? 'used by the selection' : 'not selected yet'}. Click: go there and draw it` : `${each.name}: go there and draw it`
     button.addEventListener('click', () => choose(each.index))
     entry.append(visible, button, numbers(each, score), organMarks(each))
     return entry
@@ -393,8 +396,8 @@ function decision() {
   $('decision-text').textContent = parts.length ? `${parts.join(', ')}${ending}${state.dirty ? ' (not saved)' : ''}` : 'Nothing is decided yet.'
   const frozen = state.readonly !== null
   for (const id of ['accept', 'reject', 'note', 'take-back', 'first', 'last']) $(id).disabled = frozen
-  for (const id of ['save', 'save-next']) $(id).disabled = frozen || !parts.length
-  const hasLabels = Boolean(state.open?.label_hash) || state.open?.review?.label_revision
+  for (const id of ['save', 'save-next']) $(id).disabled = frozen || !parts.length || !state.dirty
+  const hasLabels = Boolean(state.open?.label_hash) || state.open?.has_reviewed
   $('accept').disabled ||= !hasLabels
   $('draw').hidden = frozen
   $('undo').disabled = !viewer.done.length
@@ -457,6 +460,7 @@ async function save(next = false) {
     const review = await tell('decision', said, label, { id: facts.id })
     state.dirty = false
     facts.review = review
+    facts.has_reviewed = review.label_revision > 0
     toast(`Saved: ${facts.id}, revision ${review.revision}. The next round uses it.`)
     await refresh()
     if (following && following !== facts.id) await open(following, { again: true })
@@ -608,11 +612,15 @@ function wire() {
   $('opacity').addEventListener('input', () => { viewer.opacity = $('opacity').value / 100; repaint() })
   $('which').addEventListener('change', () => attempt(async () => {
     if (leave()) await open(state.open.id, { again: true, which: $('which').value })
-    else sources(state.which ?? 'newest')
+    else sources(state.which)
   }))
   $('channel').replaceChildren(...state.info.channels.map((name, n) => new Option(name, n)))
   $('channel-label').hidden = state.info.channels.length < 2
-  $('channel').addEventListener('change', () => state.open && attempt(() => open(state.open.id)))
+  $('channel').addEventListener('change', () => {
+    if (!leave()) $('channel').selectedIndex = state.channel
+    else if (state.open) attempt(() => open(state.open.id, { again: true, which: state.which }))
+    state.channel = $('channel').selectedIndex
+  })
   $('size').addEventListener('input', () => setSize(Number($('size').value)))
   $('protect').addEventListener('change', () => viewer.use({ protect: $('protect').checked }))
   const clicks = {
