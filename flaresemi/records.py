@@ -22,7 +22,7 @@ _AGAIN = "correct the file, or remove it and run the command that wrote it again
 
 
 #: Metadata of a field that younger versions of a record have: while it holds its default, the record's hash is that of
-#: before it existed.
+#: before it existed. Where that is not what held before, a key "before" has what did: files without the field mean it.
 CAME_LATER = {"came later": True}
 
 
@@ -152,6 +152,8 @@ def _hashed(value: object) -> object:
 def _is_silent(field: dataclasses.Field, value: object) -> bool:
     if not field.metadata.get("came later"):
         return False
+    if "before" in field.metadata:
+        return value == field.metadata["before"]
     return value == (field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
 
 
@@ -214,7 +216,8 @@ def _convert_dataclass(cls: type, value: object, at: str, complain: _Complaint) 
     if missing:
         raise complain(f"missing key {_name(f'{at}.{missing[0]}')}")
     hints = type_hints(cls)
-    converted = {key: _convert(hints[key], item, f"{at}.{key}", complain) for key, item in value.items()}
+    converted = {name: field.metadata["before"] for name, field in fields.items() if "before" in field.metadata}
+    converted |= {key: _convert(hints[key], item, f"{at}.{key}", complain) for key, item in value.items()}
     try:
         return cls(**converted)
     except (ValueError, TypeError, ArithmeticError, LookupError) as problem:

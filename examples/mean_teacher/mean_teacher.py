@@ -4,9 +4,8 @@ Source: Tarvainen and Valpola, arXiv 1703.01780, with the strong second view of 
 """
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -19,6 +18,9 @@ from flaresemi.training.trainer import Trainer
 
 class MeanTeacher(Trainer):
     """Learns from labeled patches and, as many in every step, from unlabeled ones."""
+
+    #: Its hooks work as well on batches of tensors, which the device has augmented.
+    device_augmentation: ClassVar[bool] = True
 
     @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
     class Settings:
@@ -49,9 +51,12 @@ class MeanTeacher(Trainer):
         return 2 * self.batch_size
 
     def training_step(self, network: nn.Module, batch: Batch) -> torch.Tensor:
-        labeled = torch.from_numpy(batch.labeled_b).to(self.device)
-        weak = torch.from_numpy(batch.image_bczyx).to(self.device)
-        strong = torch.from_numpy(batch.second_bczyx).to(self.device)
+        labeled, weak, strong, annotated, supervised = (
+            torch.as_tensor(part).to(self.device)
+            for part in (
+                batch.labeled_b, batch.image_bczyx, batch.second_bczyx, batch.label_bzyx, batch.supervised_bc
+            )
+        )  # fmt: skip
         with torch.no_grad(), self.precision.autocast():
             said = self.averaged_network(weak[~labeled]).float().softmax(1)
         sure, target = said.max(1)
@@ -59,11 +64,7 @@ class MeanTeacher(Trainer):
             outputs = network(torch.where(labeled[:, None, None, None, None], weak, strong))
         outputs = outputs if isinstance(outputs, list) else [outputs]
         taught = [output[labeled] for output in outputs]
-        annotated, supervised = (
-            torch.from_numpy(array[batch.labeled_b]).to(self.device)
-            for array in (batch.label_bzyx.astype(np.int64), batch.supervised_bc)
-        )
-        loss = self.loss(taught, annotated, supervised).mean()
+        loss = self.loss(taught, annotated[labeled].long(), supervised[labeled]).mean()
         entropy = functional.cross_entropy(outputs[0][~labeled].float(), target, reduction="none")
         return loss + self._weight() * (entropy * (sure > self.settings.confidence)).mean()
 

@@ -107,6 +107,11 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--region-jitter-mm", "jitter of the faces of the organs' box (two stages)")
     add("--outside-share", "share of patches from anywhere in the body (two stages)")
     add("--augmentation", "none, standard, strong, or a name that an installed package declares")
+    add(
+        "--augmentation-device",
+        "where patches are augmented: by the loader's processes, or where the network is; auto: there, if it is a GPU",
+        choices=["auto", "cpu", "device"],
+    )
     chosen.add_argument(
         "--mirror-axes",
         type=_axes,

@@ -162,18 +162,23 @@ class StoredCase:
             return np.empty((0, 3), np.int32)
         return np.asarray(self._class_voxels[len(self._class_voxels) - sample_sizes(self.record)[-1] :])
 
-    def read_patch(self, start_zyx: IntTriple, shape_zyx: IntTriple) -> tuple[np.ndarray, np.ndarray | None]:
+    def read_patch(
+        self, start_zyx: IntTriple, shape_zyx: IntTriple, dtype: type[np.floating] = np.float32
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Reads a box of voxels, which may reach outside the case or lie there altogether.
 
         Outside, the image has its channel's lowest value (air) and the label map background; where it has ignored
         voxels, those outside are, too: else borders would outweigh what is annotated.
 
+        Args:
+            dtype: Of the image; float16, as which it is stored, loses nothing.
+
         Returns:
-            The image, float32, (C, *shape), and the labels, (*shape); None when unlabeled. Both may be written to.
+            The image, (C, *shape), and the labels, (*shape); None when unlabeled. Both may be written to.
         """
         wanted = BoundingBox.whole(shape_zyx).shifted(start_zyx)
         inside = wanted.clipped(self.record.grid.shape_zyx)
-        image = np.empty((self.image_czyx.shape[0], *shape_zyx), np.float32)
+        image = np.empty((self.image_czyx.shape[0], *shape_zyx), dtype)
         label = None if self.label_zyx is None else np.full(shape_zyx, self.outside_label, self.label_zyx.dtype)
         if inside != wanted:
             image[...] = np.reshape(self.record.channel_minima, (-1, 1, 1, 1))

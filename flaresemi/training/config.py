@@ -44,6 +44,7 @@ MAY_CHANGE = frozenset(
         "checkpoint_minutes",
         "precision",
         "loader_workers",
+        "augmentation_device",
         "compile",
         "track",
     }
@@ -88,6 +89,8 @@ class TrainingConfig:
         outside_share: FINE in the organs' box: share of patches from anywhere in the body, so that FINE knows what lies
             about a box that is too large or in the wrong place, and the body where COARSE found nothing.
         augmentation: `none`, `standard` (nnU-Net's strengths), `strong`, or a name that an installed package declares.
+        augmentation_device: Where patches are augmented: `cpu`, by the loader's processes; `device`, where the network
+            is; `auto`: there, if it is a GPU.
         mirror_axes: Axes that patches are flipped on: 0 z, 1 y, 2 x. Flipping x swaps left and right organs. None: x,
             where left and right of the labeled anatomy are alike but for paired organs.
         validations: Cheap validations spread over the training; 0: none.
@@ -133,6 +136,9 @@ class TrainingConfig:
     trainer: str = dataclasses.field(default="default", metadata=CAME_LATER)
     trainer_settings: dict[str, NetworkArgument] = dataclasses.field(default_factory=dict, metadata=CAME_LATER)
     track: TrackerName = dataclasses.field(default="none", metadata=CAME_LATER)
+    augmentation_device: Literal["auto", "cpu", "device"] = dataclasses.field(
+        default="auto", metadata=CAME_LATER | {"before": "cpu"}
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -95,10 +95,9 @@ def draw_changes(augmentation: Augmentation, channels: int, seed: int) -> Change
     return Changes(angles_zyx=angles, scale=scale, intensities=intensities, flips=flips, swap=swap)
 
 
-def draw_second_view(view: SecondView, shape_czyx: tuple[int, ...], seed: int) -> IntensityChanges:
-    """Draws what makes the other look of a patch of this shape."""
-    channels, z, y, x = shape_czyx
-    return _draw_intensities(view.strength, (z, y, x), channels, np.random.default_rng(seed))
+def draw_second_view(view: SecondView, channels: int, patch_zyx: IntTriple, seed: int) -> IntensityChanges:
+    """Draws what makes the other look of a patch; the same seed gives the same in any process."""
+    return _draw_intensities(view.strength, patch_zyx, channels, np.random.default_rng(seed))
 
 
 def _draw_intensities(

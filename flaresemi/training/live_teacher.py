@@ -1,7 +1,7 @@
 """Training with a live teacher: the averaged weights label the unlabeled patches of every step anew."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from flaresemi.ranges import Range, Share, check_ranges
 from flaresemi.training.augmentation import SecondView
 from flaresemi.training.losses import IGNORED, merge_unsupervised
 from flaresemi.training.pasting import random_box
-from flaresemi.training.sampling import Batch, LabeledAndUnlabeled, Samples
+from flaresemi.training.patches import Batch
+from flaresemi.training.sampling import LabeledAndUnlabeled, Samples
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer
 from flaresemi.training.trainer import Trainer
 
@@ -33,6 +34,8 @@ class LiveTeacherTrainer(SemiSupervisedTrainer):
     et al., arXiv 2001.07685, and Yang et al., arXiv 2208.09910; boxes in both directions after Bai et al., arXiv
     2305.00673.
     """
+
+    device_augmentation: ClassVar[bool] = True
 
     @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
     class Settings:
@@ -87,10 +90,10 @@ class LiveTeacherTrainer(SemiSupervisedTrainer):
         count = self._counts[0]
         with self.clock("transfer"):
             weak, strong = (
-                torch.from_numpy(array).to(self.device, non_blocking=True)
+                torch.as_tensor(array).to(self.device, non_blocking=True)
                 for array in (batch.image_bczyx, batch.second_bczyx)
             )
-            target = torch.from_numpy(batch.label_bzyx).to(self.device, non_blocking=True).long()
+            target = torch.as_tensor(batch.label_bzyx).to(self.device, non_blocking=True).long()
             supervised = torch.from_numpy(batch.supervised_bc).to(self.device)
             weight = torch.from_numpy(batch.weight_b).to(self.device)
         if self.iteration >= self.settings.waits * self.schedule.total_iterations:

@@ -11,7 +11,8 @@ from flaresemi.errors import FlaresemiError, shown
 from flaresemi.machine import available_cores
 from flaresemi.portability import signals_blocked
 from flaresemi.system_errors import lacks_memory
-from flaresemi.training.sampling import AddressSampler, Batch, build_loader
+from flaresemi.training.patches import Batch, ReadBatch
+from flaresemi.training.sampling import AddressSampler, build_loader
 
 #: What torch says when a loader process died.
 _DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?P<how>[^.]*)")
@@ -22,7 +23,9 @@ def usual_workers(device: torch.device, processes: int) -> int:
     return 1 if device.type == "cpu" else max(1, min(available_cores() // processes - 1, 12))
 
 
-def load_batches(sampler: Dataset, addresses: AddressSampler, workers: int, *, pin: bool = False) -> Iterator[Batch]:
+def load_batches(
+    sampler: Dataset, addresses: AddressSampler, workers: int, *, pin: bool = False
+) -> Iterator[Batch | ReadBatch]:
     """Batches in order, prepared by `workers` processes (0: in this one), in pinned memory where a GPU wants them.
 
     Raises:

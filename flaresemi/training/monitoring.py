@@ -17,7 +17,7 @@ from flaresemi.labels import LabelSet
 from flaresemi.plans import StagePlan
 from flaresemi.reporting.curves import save_curves
 from flaresemi.training.history import Row, read_history
-from flaresemi.training.sampling import Batch
+from flaresemi.training.patches import Batch, ReadBatch
 from flaresemi.training.task import TrainingTask
 from flaresemi.training.tracking import Tracker, open_tracker
 from flaresemi.workspace import ModelFolder
@@ -85,7 +85,9 @@ def _numbers_of(row: Row) -> dict[str, float]:
     return values
 
 
-def progress(batches: Iterator[Batch], task: TrainingTask, first: int, last: int, *, enabled: bool) -> "tqdm[Batch]":
+def progress(
+    batches: Iterator[Batch | ReadBatch], task: TrainingTask, first: int, last: int, *, enabled: bool
+) -> "tqdm[Batch | ReadBatch]":
     """The batches of steps `first` to `last`, with a bar in a terminal, whose `total` may change."""
     quiet = not (enabled and sys.stderr.isatty())
     return tqdm(batches, desc=task.title, total=last, initial=first, unit="step", disable=quiet)

@@ -9,7 +9,8 @@ import numpy as np
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.io.case_store import CaseStore
 from flaresemi.plans import StagePlan
-from flaresemi.training.sampling import Batch, PatchSampler, TrainingCase
+from flaresemi.training.patches import Batch, ReadBatch
+from flaresemi.training.sampling import PatchSampler, TrainingCase
 
 
 class PastingSampler(PatchSampler):
@@ -32,7 +33,7 @@ class PastingSampler(PatchSampler):
         self.paste_share = paste_share
         self._is_pseudo = np.array([case.is_pseudo for case in cases])
 
-    def sample(self, chances: np.ndarray, generator: np.random.Generator) -> Batch:
+    def sample(self, chances: np.ndarray, generator: np.random.Generator) -> Batch | ReadBatch:
         """One sample, perhaps with a box of a sample of the other kind."""
         index = generator.choice(len(self.cases), p=chances)
         patch = self.draw(self.cases[index], generator)
@@ -43,7 +44,8 @@ class PastingSampler(PatchSampler):
             return patch
         other = self.cases[generator.choice(len(self.cases), p=others / others.sum())]
         box = random_box(self.plan.patch_zyx, generator)
-        return pasted(patch, self.draw(other, generator, box), box)
+        paste = pasted_later if self.on_device else pasted
+        return paste(patch, self.draw(other, generator, box), box)  # type: ignore[arg-type] # both are of one kind
 
 
 def random_box(patch_zyx: IntTriple, generator: np.random.Generator) -> BoundingBox:
@@ -84,4 +86,14 @@ def pasted(patch: Batch, content: Batch, box: BoundingBox) -> Batch:
         label_bzyx=label,
         supervised_bc=patch.supervised_bc & content.supervised_bc,
         second_bczyx=second,
+    )
+
+
+def pasted_later(patch: ReadBatch, content: ReadBatch, box: BoundingBox) -> ReadBatch:
+    """The same where patches are augmented on the device, which pastes them then."""
+    (outer,), (inner,) = patch.samples, content.samples
+    return dataclasses.replace(
+        patch,
+        samples=(dataclasses.replace(outer, content=inner.patch, box=box),),
+        supervised_bc=patch.supervised_bc & content.supervised_bc,
     )

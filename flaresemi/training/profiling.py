@@ -17,14 +17,15 @@ from torch.utils.data import Dataset
 from flaresemi.compute.device import device_name, synchronize
 from flaresemi.compute.metering import StepClock, no_clock, peak_rss_mib
 from flaresemi.machine import available_cores
-from flaresemi.training.sampling import Batch, Samples
+from flaresemi.training.patches import Batch, ReadBatch
+from flaresemi.training.sampling import Samples
 from flaresemi.training.trainer import Trainer
 
 #: Steps that are run first and not counted: they start the loader and warm up. Chosen.
 WARM_UP_STEPS = 3
 
-#: The parts of a step, in order.
-PARTS = ("wait", "transfer", "forward", "loss", "backward", "optimizer")
+#: The parts of a step, in order; `augment` where that is done on the device.
+PARTS = ("wait", "transfer", "augment", "forward", "loss", "backward", "optimizer")
 
 #: The loader keeps up when it prepares patches this much faster than the network takes them. Chosen.
 _MARGIN = 1.1
@@ -46,6 +47,14 @@ class TimedBatch(Batch):
     peak_mib_b: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class TimedReadBatch(ReadBatch):
+    """The same of a batch that is augmented on the device."""
+
+    seconds_b4: np.ndarray
+    peak_mib_b: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """Cost of some training steps, per step of one process.
@@ -60,6 +69,7 @@ class Profile:
         cores: That this process may use.
         threads: That the network computes with on a CPU.
         augmentation: Strength.
+        on_device: Whether patches are augmented there.
         seconds: Of a whole step.
         parts: Seconds of its parts, by name.
         read: Wall and CPU seconds of reading one sample.
@@ -79,6 +89,7 @@ class Profile:
     cores: int
     threads: int
     augmentation: str
+    on_device: bool = False
     seconds: float
     parts: dict[str, float]
     read: tuple[float, float]
@@ -130,6 +141,8 @@ class Profile:
         # A core per process is left to the training itself.
         if (possible := min(wanted, max(self.cores - self.processes, 1))) > self.workers:
             return f"try --loader-workers {possible}"
+        if self.is_gpu and not self.on_device and self.augment[0] > self.read[0]:
+            return f"all {self.cores} cores are at work: --augmentation-device device augments on the GPU"
         if self.read[0] > self.augment[0]:
             return "reading takes most of it: put the workspace on a faster disk"
         if self.augmentation != "none":
@@ -146,6 +159,8 @@ class Profile:
                 f"the network limits, but optimizer and transfer take {rest:.0%} of the step; "
                 f"--batch-size {2 * self.batch_size * self.processes} shares them among more patches"
             )
+        if (share := self.parts.get("augment", 0.0) / self.seconds) > _NOTABLE:
+            return f"{told}; augmenting takes {share:.0%}: --augmentation-device cpu leaves it to loader processes"
         if not self.is_gpu and self.threads < self.cores:
             return f"{told}; torch computes with {self.threads} thread(s) on {self.cores} cores: set OMP_NUM_THREADS"
         if self.gpu_peak_mib is not None and self.gpu_mib is not None and self.gpu_peak_mib < self.gpu_mib / 3:
@@ -170,7 +185,7 @@ class Profile:
             for name, (wall, cpu) in (("read", self.read), ("augment", self.augment))
         ]
         lines += ["", f"{'a step, in the training':<26}{'wall ms':>10}{'share':>10}"]
-        rows = {"waiting for data" if part == "wait" else part: self.parts[part] for part in PARTS}
+        rows = {"waiting for data" if part == "wait" else part: taken for part, taken in self.parts.items()}
         rows |= {"rest": self.seconds - sum(self.parts.values()), "whole step": self.seconds}
         lines += [f"  {name:<24}{1000 * taken:>10.1f}{taken / self.seconds:>10.1%}" for name, taken in rows.items()]
         lines += ["", f"{self.patches_per_second:.3g} patches/s; network (forward, backward): {self.network_share:.0%}"]
@@ -196,15 +211,16 @@ def profile(trainer: Trainer, steps: int) -> Profile:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer.clock, trainer.sampler = clock, _TimedSampler(sampler)  # type: ignore[assignment]  # samples all the same
-    batches, seconds = [], []
+    batches: list[TimedBatch | TimedReadBatch] = []
+    seconds = []
     for batch, taken in trainer.rehearse(WARM_UP_STEPS + steps):
-        batches.append(batch)
+        batches.append(batch)  # type: ignore[arg-type] # its sampler times it
         seconds.append(taken)
         if len(batches) == WARM_UP_STEPS:
             clock.seconds.clear()
     trainer.clock, trainer.sampler = no_clock, sampler
-    samples = np.concatenate([batch.seconds_b4 for batch in batches if isinstance(batch, TimedBatch)]).mean(axis=0)
-    worker_peak = max(float(batch.peak_mib_b.max()) for batch in batches if isinstance(batch, TimedBatch))
+    samples = np.concatenate([batch.seconds_b4 for batch in batches]).mean(axis=0)
+    worker_peak = max(float(batch.peak_mib_b.max()) for batch in batches)
     is_gpu = device.type == "cuda"
     return Profile(
         device=device_name(device),
@@ -216,8 +232,9 @@ def profile(trainer: Trainer, steps: int) -> Profile:
         cores=available_cores(),
         threads=torch.get_num_threads(),
         augmentation=trainer.config.augmentation,
+        on_device=trainer.augments_on_device,
         seconds=sum(seconds[WARM_UP_STEPS:]) / steps,
-        parts={part: clock.seconds[part] / steps for part in PARTS},
+        parts={part: clock.seconds[part] / steps for part in PARTS if part in clock.seconds},
         read=(samples[0], samples[1]),
         augment=(samples[2], samples[3]),
         peak_mib=peak_rss_mib(),
@@ -233,7 +250,7 @@ class _TimedSampler(Dataset):
     def __init__(self, sampler: Samples) -> None:
         self.sampler = sampler
 
-    def __getitem__(self, address: tuple[int, int]) -> TimedBatch:
+    def __getitem__(self, address: tuple[int, int]) -> TimedBatch | TimedReadBatch:
         wall, cpu = StepClock(), StepClock(time.thread_time)
 
         @contextlib.contextmanager
@@ -246,4 +263,5 @@ class _TimedSampler(Dataset):
         self.sampler.clock = no_clock
         cost = [seconds.get(step, 0.0) for step in ("read", "augment") for seconds in (wall.seconds, cpu.seconds)]
         fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        return TimedBatch(**fields, seconds_b4=np.array([cost]), peak_mib_b=np.array([peak_rss_mib()]))
+        kind = TimedReadBatch if isinstance(batch, ReadBatch) else TimedBatch
+        return kind(**fields, seconds_b4=np.array([cost]), peak_mib_b=np.array([peak_rss_mib()]))

@@ -9,7 +9,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flaresemi import __version__
 from flaresemi.errors import CheckpointError, ConfigError, listed
@@ -72,6 +72,7 @@ class RunRecord:
         changes: What of all this became another when it was resumed, and when; the fields have the newest values.
         started_from: What of another model it began with; None where that is nothing, or all of it.
         packages: The package of each part that is not flaresemi's own: `trainer`, `network`, `augmentation NAME`.
+        augmented_on: Where patches are augmented: by the loader's processes, or where the network is.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -98,6 +99,7 @@ class RunRecord:
     changes: tuple[RunChange, ...] = ()
     packages: dict[str, Package] = dataclasses.field(default_factory=dict)
     started_from: Start | None = None
+    augmented_on: Literal["cpu", "device"] = "cpu"
 
     @property
     def schedule(self) -> Schedule:
@@ -218,7 +220,7 @@ def _flat(record: RunRecord) -> dict[str, str]:
     """The values that may change when a training is resumed, by name, as text."""
     whole = {
         name: getattr(record, name)
-        for name in ("flaresemi", "versions", "device", "processes", "precision", "packages")
+        for name in ("flaresemi", "versions", "device", "processes", "precision", "packages", "augmented_on")
     }
     parts = {f"{part}.{name}": value for part in ("config", "recipe")
              for name, value in to_plain(getattr(record, part)).items()}  # type: ignore[attr-defined] # fmt: skip

@@ -1,8 +1,9 @@
 """Which patch of which case: sample j of iteration i depends on (seed, i, j) alone."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from flaresemi.log_lines import format_last_resort
 from flaresemi.plans import StagePlan
 from flaresemi.system_errors import explained
 from flaresemi.training.augmentation import Augmentation, SecondView
+from flaresemi.training.draws import Changes, draw_changes, draw_second_view, is_drawn
 from flaresemi.training.losses import IGNORED
+from flaresemi.training.patches import Batch, ReadBatch, ReadPatch, ReadSample
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,41 +49,6 @@ class TrainingCase:
     is_labeled: bool = True
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Batch:
-    """Patches on their way to the network; numpy on leaving the workers, so that no shared memory is used.
-
-    Attributes:
-        image_bczyx: float32.
-        label_bzyx: Label indices; `IGNORED` where nobody annotated.
-        supervised_bc: Which organs each sample supervises, behind background, which it always does.
-        weight_b: Loss weights; 0 for unlabeled samples.
-        labeled_b: Which samples have a label map.
-        second_bczyx: A second view of the same voxels, other in its intensities alone; where no second view is asked
-            for, the image.
-    """
-
-    image_bczyx: np.ndarray
-    label_bzyx: np.ndarray
-    supervised_bc: np.ndarray
-    weight_b: np.ndarray
-    labeled_b: np.ndarray
-    second_bczyx: np.ndarray
-
-    def pin_memory(self) -> Self:
-        """The same batch in memory that a GPU copies from by itself, without holding up this process.
-
-        torch's loader calls this, in a thread of its own.
-        """
-        image, label = _pinned(self.image_bczyx), _pinned(self.label_bzyx)
-        second = image if self.second_bczyx is self.image_bczyx else _pinned(self.second_bczyx)
-        return dataclasses.replace(self, image_bczyx=image, label_bzyx=label, second_bczyx=second)
-
-
-def _pinned(array: np.ndarray) -> np.ndarray:
-    return torch.from_numpy(array).pin_memory().numpy()
-
-
 class Samples(Dataset):
     """The source of a training's samples.
 
@@ -92,7 +60,7 @@ class Samples(Dataset):
     cases: tuple[TrainingCase, ...]
     clock: Clock
 
-    def __getitem__(self, address: tuple[int, int]) -> Batch:
+    def __getitem__(self, address: tuple[int, int]) -> Batch | ReadBatch:
         """The sample of an iteration at a position of the global batch, as a batch of one: always the same."""
         raise NotImplementedError
 
@@ -113,6 +81,8 @@ class PatchSampler(Samples):
         organs: The label indices of each organ; None: organ i is index i.
         second_view: Makes the second view of a patch that is augmented already; None: none is made.
         seed: Of everything drawn here.
+        on_device: Patches are augmented later, where the network is: samples are a `ReadBatch`. What is not all among
+            `Changes` is done here all the same.
     """
 
     def __init__(  # noqa: PLR0913 (nearly all are options, by keyword)
@@ -128,6 +98,7 @@ class PatchSampler(Samples):
         organs: Members | None = None,
         second_view: SecondView | None = None,
         seed: int,
+        on_device: bool = False,
     ) -> None:
         self.store = store
         self.cases = tuple(cases)
@@ -139,16 +110,17 @@ class PatchSampler(Samples):
         self.organs = organs or tuple((index,) for index in range(1, plan.network.output_channels))
         self.second_view = second_view
         self.seed = seed
+        self.on_device = on_device
         self.clock = no_clock
         self._shares = np.array([case.share for case in cases], float)
         self._last = np.array([np.inf if case.last_iteration is None else case.last_iteration for case in cases])
         self._opened = OpenCases(store)
 
-    def __getitem__(self, address: tuple[int, int]) -> Batch:
+    def __getitem__(self, address: tuple[int, int]) -> Batch | ReadBatch:
         iteration, position = address
         return self.sample(self.probabilities(iteration), np.random.default_rng((self.seed, iteration, position)))
 
-    def sample(self, chances: np.ndarray, generator: np.random.Generator) -> Batch:
+    def sample(self, chances: np.ndarray, generator: np.random.Generator) -> Batch | ReadBatch:
         """One sample.
 
         Args:
@@ -157,7 +129,9 @@ class PatchSampler(Samples):
         """
         return self.draw(self.cases[generator.choice(len(self.cases), p=chances)], generator)
 
-    def draw(self, case: TrainingCase, generator: np.random.Generator, box: BoundingBox | None = None) -> Batch:
+    def draw(
+        self, case: TrainingCase, generator: np.random.Generator, box: BoundingBox | None = None
+    ) -> Batch | ReadBatch:
         """A random patch of a case, as a batch of one; with a box, no more than that part of the patch."""
         stored = self._opened[case.case_id]
         augmentation = self.augmentations.get(case.augmentation)
@@ -166,31 +140,70 @@ class PatchSampler(Samples):
         if augmentation and box:
             augmentation = augmentation.of_shape(shape)
         read_shape = augmentation.input_zyx if augmentation else shape
+        is_later = self.on_device and is_drawn(augmentation) and is_drawn(self.second_view)
         with self.clock("read"):
             patch = self._patch_start(stored, case, generator)
             places = zip(patch, part.start, read_shape, shape, strict=True)
             z, y, x = (first + inside - (read - size) // 2 for first, inside, read, size in places)
-            image, label = stored.read_patch((z, y, x), read_shape)
+            image, label = stored.read_patch((z, y, x), read_shape, dtype=np.float16 if is_later else np.float32)
         if label is None and case.is_labeled:
             raise DatasetError(f"case '{case.case_id}' has no label map to train on", where=stored.folder)
         if label is None or not case.is_labeled:
             label = np.zeros(image.shape[1:], np.uint8)
+        seeds = [int(generator.integers(2**32)) if made else 0 for made in (augmentation, self.second_view)]
+        if is_later:
+            read = self._later(stored, image, label, shape, augmentation, seeds)
+        else:
+            with self.clock("augment"):
+                image, label, second = self._augmented(stored, image, label, augmentation, seeds)
+            read = ReadPatch(image_czyx=image, label_zyx=label, patch_zyx=shape, second_czyx=second)
+        supervised = np.zeros((1, len(self.organs) + 1), bool)
+        supervised[0, [0, *case.supervised]] = True
+        weight = np.array([case.weight if case.is_labeled else 0.0], np.float32)
+        labeled = np.array([case.is_labeled])
+        if self.on_device:
+            return ReadBatch((ReadSample(read),), supervised, weight, labeled)
+        view = image[None]
+        second = view if read.second_czyx is None else read.second_czyx[None]
+        return Batch(view, label[None], supervised, weight, labeled, second)
+
+    def _augmented(
+        self,
+        stored: StoredCase,
+        image: np.ndarray,
+        label: np.ndarray,
+        augmentation: Augmentation | None,
+        seeds: Sequence[int],
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Image, label and second view, for good."""
         if augmentation:
             fill = np.array(stored.record.channel_minima, np.float32)
             outside = {"label_fill": stored.outside_label} if stored.outside_label else {}
-            with self.clock("augment"):
-                image, label = augmentation(image, label, fill, int(generator.integers(2**32)), **outside)
+            image, label = augmentation(image, label, fill, seeds[0], **outside)
         if stored.record.annotated_voxels is not None:
             label = np.where(label == stored.record.ignored, IGNORED, label.astype(np.int32))
-        second = view = image[None]
-        if self.second_view:
-            with self.clock("augment"):
-                second = self.second_view(image, int(generator.integers(2**32)))[None]
-        supervised = np.zeros(len(self.organs) + 1, bool)
-        supervised[[0, *case.supervised]] = True
-        weight = case.weight if case.is_labeled else 0.0
-        return Batch(
-            view, label[None], supervised[None], np.array([weight], np.float32), np.array([case.is_labeled]), second
+        return image, label, self.second_view(image, seeds[1]) if self.second_view else None
+
+    def _later(
+        self,
+        stored: StoredCase,
+        image: np.ndarray,
+        label: np.ndarray,
+        patch_zyx: IntTriple,
+        augmentation: Augmentation | None,
+        seeds: Sequence[int],
+    ) -> ReadPatch:
+        """The same, to be done on the device."""
+        channels = len(image)
+        return ReadPatch(
+            image_czyx=image,
+            label_zyx=label.astype(np.int32) if label.dtype == np.uint16 else label,  # torch computes little with it
+            patch_zyx=patch_zyx,
+            fill=stored.record.channel_minima,
+            label_fill=stored.outside_label,
+            ignored=None if stored.record.annotated_voxels is None else stored.record.ignored,
+            changes=draw_changes(augmentation, channels, seeds[0]) if augmentation else Changes(),
+            second=draw_second_view(self.second_view, channels, patch_zyx, seeds[1]) if self.second_view else None,
         )
 
     def probabilities(self, iteration: int) -> np.ndarray:
@@ -246,7 +259,7 @@ class LabeledAndUnlabeled(Samples):
         self.cases = (*labeled.cases, *unlabeled.cases)
         self.clock = no_clock
 
-    def __getitem__(self, address: tuple[int, int]) -> Batch:
+    def __getitem__(self, address: tuple[int, int]) -> Batch | ReadBatch:
         iteration, position = address
         self.labeled.clock = self.unlabeled.clock = self.clock
         rank, place = divmod(position, sum(self.per_step))
@@ -353,21 +366,27 @@ class _Told(Dataset):
             return trouble
 
 
-def _collate(samples: list[Batch | FlaresemiError]) -> Batch | FlaresemiError:
-    drawn: list[Batch] = []
+def _collate(samples: list[Batch | ReadBatch | FlaresemiError]) -> Batch | ReadBatch | FlaresemiError:
+    drawn: list[Any] = []
     for sample in samples:
         if isinstance(sample, FlaresemiError):
             return sample
         drawn.append(sample)
     kind = type(drawn[0])
     columns = {
-        field.name: np.concatenate([getattr(sample, field.name) for sample in drawn])
+        field.name: _joined([getattr(sample, field.name) for sample in drawn])
         for field in dataclasses.fields(kind)
         if field.name != "second_bczyx"
     }
+    if issubclass(kind, ReadBatch):
+        return kind(**columns)
     if all(sample.second_bczyx is sample.image_bczyx for sample in drawn):
         return kind(**columns, second_bczyx=columns["image_bczyx"])
     return kind(**columns, second_bczyx=np.concatenate([sample.second_bczyx for sample in drawn]))
+
+
+def _joined(parts: list[Any]) -> Any:
+    return tuple(itertools.chain(*parts)) if isinstance(parts[0], tuple) else np.concatenate(parts)
 
 
 def _start_worker(_: int) -> None:

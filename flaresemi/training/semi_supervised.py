@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.io.case_store import CaseStore, LabelStore, StoredCase
@@ -67,6 +67,8 @@ class SemiSupervisedTrainer(Trainer):
         DatasetError: the file of a pseudo-label has changed since it was written.
         ConfigError: fine-tuning at the end of a training whose length is not known yet.
     """
+
+    device_augmentation: ClassVar[bool] = True
 
     def __init__(self, task: TrainingTask, config: TrainingConfig, semi: SemiSupervision, **settings: Any) -> None:
         self.semi = semi

@@ -19,7 +19,7 @@ from flaresemi.compute.device import device_name, synchronize
 from flaresemi.compute.distributed import Ranks
 from flaresemi.compute.metering import Clock, RunningTime, no_clock
 from flaresemi.compute.precision import Precision
-from flaresemi.errors import ConfigError, FlaresemiError
+from flaresemi.errors import ConfigError, FlaresemiError, listed
 from flaresemi.labels import Members
 from flaresemi.networks.building import build_network, refuse_other_network
 from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
@@ -30,13 +30,16 @@ from flaresemi.training import anatomy, runs
 from flaresemi.training.augmentation import Augmentation, lies_at_any_angle
 from flaresemi.training.budget import ENDLESS, TIMED_STEPS, TimeBudget, kept_schedule
 from flaresemi.training.config import Recipe, TrainingConfig, local_batch_size, refuse_beyond_memory, resolve
+from flaresemi.training.device_augmentation import DeviceAugmentation, augments_on_device
+from flaresemi.training.draws import is_drawn
 from flaresemi.training.history import Row, append_row, cut_history
 from flaresemi.training.loading import failures_told, load_batches, usual_workers
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 from flaresemi.training.monitoring import Monitor, progress, quick_validation
 from flaresemi.training.optimization import Optimization
+from flaresemi.training.patches import Batch, ReadBatch
 from flaresemi.training.resuming import load_state, save_state
-from flaresemi.training.sampling import AddressSampler, Batch, PatchSampler, Samples, TrainingCase
+from flaresemi.training.sampling import AddressSampler, PatchSampler, Samples, TrainingCase
 from flaresemi.training.schedule import Schedule, build_optimizer
 from flaresemi.training.starting import Start, start_from
 from flaresemi.training.task import TrainingTask, tell_gaps, unlabeled_cases
@@ -65,11 +68,16 @@ class Trainer:
 
     Attributes:
         settings: The choices of this kind of trainer, a `Settings`.
-        clock: Stands around the parts of a step: wait, transfer, forward, loss, backward, optimizer.
+        augments_on_device: Patches are augmented where the network is; otherwise by the loader's processes.
+        clock: Stands around the parts of a step: wait, transfer, augment (where that is done on the device), forward,
+            loss, backward, optimizer.
     """
 
     #: What a subclass lets the user choose: a frozen dataclass whose fields have types, ranges and defaults.
     Settings: ClassVar[type] = NoSettings
+    #: A class that replaces `training_step`, `build_sampler` or `case_sampler` says so itself where these work on
+    #: patches that are augmented on the device: samples are a `ReadBatch`, and batches hold tensors.
+    device_augmentation: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -95,6 +103,8 @@ class Trainer:
         self.precision = Precision(device, config.precision)
         self.batch_size = local_batch_size(config, task.plan.batch_size, ranks.world_size)
         refuse_beyond_memory(task.plan, self.batch_size, device)
+        self.augments_on_device = augments_on_device(config.augmentation_device, device, type(self), config.trainer)
+        self._augment = DeviceAugmentation(device)
         self.sampler = self.build_sampler()
         torch.manual_seed(config.seed)
         self.network = self.build_network()
@@ -201,8 +211,8 @@ class Trainer:
     def training_step(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Forward pass and loss of a batch; a scalar to differentiate."""
         with self.clock("transfer"):
-            image = torch.from_numpy(batch.image_bczyx).to(self.device, non_blocking=True)
-            target = torch.from_numpy(batch.label_bzyx).to(self.device, non_blocking=True).long()
+            image = torch.as_tensor(batch.image_bczyx).to(self.device, non_blocking=True)
+            target = torch.as_tensor(batch.label_bzyx).to(self.device, non_blocking=True).long()
             supervised = torch.from_numpy(batch.supervised_bc).to(self.device)
             weight = torch.from_numpy(batch.weight_b).to(self.device)
         with self.clock("forward"), self.precision.autocast():
@@ -262,7 +272,7 @@ class Trainer:
         batches = self._batches(first, ENDLESS if self.budget.decides and first < last else last)
         bar = progress(batches, self.task, first, last, enabled=self.ranks.is_main)
         for batch in bar:
-            self._optimize(self.training_step(self._runnable, batch))
+            self._optimize(self._loss_of(batch))
             for percent in self.schedule.percents(self.iteration, self.config.snapshot_percents):
                 self._save_snapshot(percent)
             if self.schedule.ends_epoch(self.iteration):
@@ -285,6 +295,11 @@ class Trainer:
             self._save_final()
         self._save_latest()
         return True
+
+    def _loss_of(self, batch: Batch | ReadBatch) -> torch.Tensor:
+        if isinstance(batch, ReadBatch):
+            batch = self._augment(batch, self.clock)
+        return self.training_step(self._runnable, batch)
 
     def _optimize(self, loss: torch.Tensor) -> None:
         rate = self.schedule.learning_rate(self.iteration)
@@ -333,7 +348,7 @@ class Trainer:
             save_checkpoint(self.task.folder.best, self._checkpoint())
         return {"validation_dice": dice, "validation_mean": mean}
 
-    def _batches(self, first: int, last: int) -> Iterator[Batch]:
+    def _batches(self, first: int, last: int) -> Iterator[Batch | ReadBatch]:
         rank, count = self.ranks.rank, self.samples_per_step
         positions = range(rank * count, (rank + 1) * count)
         addresses = AddressSampler(range(first, last), positions)
@@ -355,6 +370,9 @@ class Trainer:
         """
         strengths = sorted({case.augmentation for case in cases} - {"none"})
         augmentations = {strength: self.build_augmentation(strength) for strength in strengths}
+        others = [strength for strength, made in augmentations.items() if not is_drawn(made)]
+        if others and self.augments_on_device:
+            logger.info("augmentation %s has transforms of its own, and is computed on the CPU", listed(others))
         return kind(
             store=self.task.store,
             cases=cases,
@@ -364,7 +382,7 @@ class Trainer:
             outside_share=self.config.outside_share,
             organs=self.task.labels.regions,
             augmentations={strength: made for strength, made in augmentations.items() if made is not None},
-            **({"seed": self.config.seed} | settings),
+            **({"seed": self.config.seed} | ({"on_device": True} if self.augments_on_device else {}) | settings),
         )
 
     @property
@@ -414,6 +432,7 @@ class Trainer:
                 device=device_name(self.device),
                 processes=self.ranks.world_size,
                 precision=self.precision.name,
+                augmented_on="device" if self.augments_on_device else "cpu",
                 decisions=record.decisions if self.budget.decides else (),
                 packages=packages,
             )
@@ -431,6 +450,7 @@ class Trainer:
                 started_from=self.start,
                 processes=self.ranks.world_size,
                 precision=self.precision.name,
+                augmented_on="device" if self.augments_on_device else "cpu",
                 packages=packages,
             )
         if self.ranks.is_main:
@@ -458,7 +478,7 @@ class Trainer:
             if self.ranks.is_main:
                 runs.record_decisions(self.task, self.schedule.decisions)
 
-    def rehearse(self, steps: int) -> Generator[tuple[Batch, float], None, None]:
+    def rehearse(self, steps: int) -> Generator[tuple[Batch | ReadBatch, float], None, None]:
         """Runs the first steps of the training, from its first weights, and undoes them, also when it is closed early.
 
         Yields:
@@ -473,7 +493,7 @@ class Trainer:
                 start = time.monotonic()
                 with self.clock("wait"):
                     batch = next(batches)
-                self._optimize(self.training_step(self._runnable, batch))
+                self._optimize(self._loss_of(batch))
                 synchronize(self.device)
                 yield batch, time.monotonic() - start
         finally:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flaresemi.geometry import BoundingBox, StageGrid
-from flaresemi.io.case_store import CaseRecord, CaseStore
+from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
 from flaresemi.labels import Label, LabelSet
 from flaresemi.planning.fingerprint import fingerprint_dataset
 from flaresemi.planning.planner import make_plans
@@ -17,7 +17,10 @@ from flaresemi.planning.preparation import prepare_dataset
 from flaresemi.planning.splits import make_splits
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
 from flaresemi.records import save_record
+from flaresemi.selection import SelectedCase, Selection
 from flaresemi.training.config import TrainingConfig
+from flaresemi.training.mixing import Mixing
+from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
 from flaresemi.workspace import ModelFolder, Workspace
 from tests.planning.conftest import SmallDataset
@@ -151,3 +154,27 @@ def student(prepared_student: Path, tmp_path: Path) -> Student:
     for case_id in ("u0", "u1", "u2"):
         made.data.write(made.teacher / f"{case_id}.nii.gz", made.truth(case_id))
     return made
+
+
+@pytest.fixture
+def make_semi(store: CaseStore, tmp_path: Path) -> Callable[..., SemiSupervision]:
+    """Pseudo-labels of three scans: what `spoil` leaves of their true label maps."""
+
+    def make(
+        spoil: Callable[[np.ndarray], np.ndarray] = lambda label: label,
+        supervised: tuple[str, ...] = LABELS.names,
+        **mixing: float,
+    ) -> SemiSupervision:
+        labels, selected = LabelStore(tmp_path / "labels", store), []
+        for number in range(3):
+            source, case_id = store.open(f"case_{number}"), f"scan_{number}"
+            record = CaseRecord.unlabeled(case_id=case_id, preprocessing_hash="test", grid=source.record.grid)
+            store.write(record, np.asarray(source.image_czyx, np.float32), None)
+            label = spoil(np.array(source.label_zyx))
+            labels.write_labels(case_id, label, organs=2, supervised=(1, 2))
+            selected.append(SelectedCase(case_id=case_id, score=0.9, supervised=supervised, rejected={}))
+        selection = Selection(round=1, fold="0", rule="organ", thresholds={}, selected=tuple(selected), rejected={})
+        stores = dict.fromkeys((case.case_id for case in selected), labels)
+        return SemiSupervision(labels=stores, selection=selection, mixing=Mixing(**mixing))
+
+    return make

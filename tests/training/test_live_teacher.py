@@ -1,6 +1,5 @@
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,44 +8,16 @@ import torch
 from flaresemi.compute.distributed import Ranks
 from flaresemi.errors import ConfigError
 from flaresemi.evaluation.overlap import dice_per_organ
-from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint
-from flaresemi.selection import SelectedCase, Selection
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.live_teacher import LiveTeacherTrainer
 from flaresemi.training.losses import IGNORED
-from flaresemi.training.mixing import Mixing
 from flaresemi.training.monitoring import quick_validation
 from flaresemi.training.sampling import Batch
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
 
 CPU = torch.device("cpu")
-BOTH = ("left ball", "right ball")
-
-
-@pytest.fixture
-def make_semi(store: CaseStore, tmp_path: Path) -> Callable[..., SemiSupervision]:
-    """Pseudo-labels of three scans: what `spoil` leaves of their true label maps."""
-
-    def make(
-        spoil: Callable[[np.ndarray], np.ndarray] = lambda label: label,
-        supervised: tuple[str, ...] = BOTH,
-        **mixing: float,
-    ) -> SemiSupervision:
-        labels, selected = LabelStore(tmp_path / "labels", store), []
-        for number in range(3):
-            source, case_id = store.open(f"case_{number}"), f"scan_{number}"
-            record = CaseRecord.unlabeled(case_id=case_id, preprocessing_hash="test", grid=source.record.grid)
-            store.write(record, np.asarray(source.image_czyx, np.float32), None)
-            label = spoil(np.array(source.label_zyx))
-            labels.write_labels(case_id, label, organs=2, supervised=(1, 2))
-            selected.append(SelectedCase(case_id=case_id, score=0.9, supervised=supervised, rejected={}))
-        selection = Selection(round=1, fold="0", rule="organ", thresholds={}, selected=tuple(selected), rejected={})
-        stores = dict.fromkeys((case.case_id for case in selected), labels)
-        return SemiSupervision(labels=stores, selection=selection, mixing=Mixing(**mixing))
-
-    return make
 
 
 def live(config: TrainingConfig, **settings: float) -> TrainingConfig:

@@ -54,7 +54,7 @@ def test_a_profile_tells_every_part_and_changes_nothing(make_task: MakeTask, qui
     found = profile(trainer, 2)
     assert not task.folder.root.exists()
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
-    assert set(found.parts) == set(PARTS)
+    assert set(found.parts) == {*PARTS} - {"augment"}  # of which the loader tells
     assert all(seconds > 0 for seconds in found.parts.values())
     assert 0.5 * found.seconds < sum(found.parts.values()) <= found.seconds * 1.001
     # Without loader processes, the wait is for both samples of the step.
@@ -67,6 +67,16 @@ def test_a_profile_tells_every_part_and_changes_nothing(make_task: MakeTask, qui
     assert Trainer(whole, config, device=CPU).fit()
     losses = [[row["loss"] for row in read_history(each.folder.history)] for each in (whole, task)]
     assert losses[0] == losses[1]
+
+
+def test_augmentation_on_the_device_is_a_part_of_the_step(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    config = dataclasses.replace(quick_config, augmentation_device="device")
+    found = profile(Trainer(make_task(), config, device=CPU), 2)
+    assert list(found.parts) == list(PARTS)
+    assert found.parts["augment"] > 0
+    assert found.read[0] > 0
+    assert found.augment == (0, 0)
+    assert found.on_device
 
 
 def test_a_slow_disk_shows_where_it_is_slow(
@@ -107,6 +117,9 @@ def test_a_slow_disk_shows_where_it_is_slow(
         (made(workers=0), "the network limits"),
         (made(augment=(0.25, 0.25)), "the network limits"),
         (made(augment=(0.6, 0.6)), "try --loader-workers 2"),
+        (waiting(workers=7, is_gpu=True), "--augmentation-device device augments on the GPU"),
+        (waiting(workers=7, is_gpu=True, on_device=True, read=(2.0, 0.1)), "faster disk"),
+        (made(parts=MADE.parts | {"augment": 0.2}), "augmenting takes 20%: --augmentation-device cpu"),
     ],
 )
 def test_one_sentence_says_what_limits(found: Profile, told: str) -> None:

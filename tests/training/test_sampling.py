@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,9 +123,11 @@ def test_a_part_of_a_patch_is_what_the_whole_has_there(store: CaseStore) -> None
 def test_no_more_than_a_part_is_read_and_augmented(store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, ...]] = []
 
-    def noted(stored: StoredCase, start_zyx: IntTriple, shape_zyx: IntTriple) -> tuple[np.ndarray, np.ndarray | None]:
+    def noted(
+        stored: StoredCase, start_zyx: IntTriple, shape_zyx: IntTriple, **dtype: Any
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         read.append(shape_zyx)
-        return before(stored, start_zyx, shape_zyx)
+        return before(stored, start_zyx, shape_zyx, **dtype)
 
     before = StoredCase.read_patch
     monkeypatch.setattr(StoredCase, "read_patch", noted)

@@ -285,7 +285,7 @@ def test_brightness_and_contrast_are_drawn_as_by_batchgenerators(name: str) -> N
     image = np.array([-1.0, 1.0], np.float64).reshape(1, 2, 1, 1)
     expected = [float(augment(image.copy())[0, 1, 0, 0]) for _ in range(500)]
     view = SecondView("standard")
-    found = [getattr(draw_second_view(view, (1, 4, 4, 4), seed), name) for seed in range(3000)]
+    found = [getattr(draw_second_view(view, 1, (4, 4, 4), seed), name) for seed in range(3000)]
     values = [each[0] for each in found if each is not None]
     assert abs(len(values) / 3000 - 0.15) < 0.025
     assert ks_2samp(values, expected).pvalue > 1e-3
