@@ -1,12 +1,10 @@
 """What only a CUDA device does: time by its own clock, passes recorded as graphs, its free memory."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-
-#: Before a pass is recorded it runs so often on the side, for libraries choose kernels and workspaces in the first one.
-_WARM_UP = 2
 
 
 class Card:
@@ -55,13 +53,16 @@ class Card:
         """
         with torch.cuda.device(self.device), torch.inference_mode():
             held, stream, graph = example.clone(), torch.cuda.Stream(self.device), torch.cuda.CUDAGraph()
-            stream.wait_stream(torch.cuda.current_stream())
+            usual = torch.cuda.current_stream()
+            stream.wait_stream(usual)
             with torch.cuda.stream(stream):
-                for _ in range(_WARM_UP):
+                run(held)  # libraries choose kernels and workspaces in the first one
+                with _no_waiting():  # found out here, for a recording that fails half way leaves torch in disorder
                     run(held)
-            torch.cuda.current_stream().wait_stream(stream)
+            usual.wait_stream(stream)
             # Threads that read the next image meanwhile may allocate memory: that is no matter of this recording.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            # Where its end fails, torch would stay on the side stream but for the outer context.
+            with torch.cuda.stream(usual), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 output = run(held)
 
         def replay(windows: Tensor) -> Tensor:
@@ -71,3 +72,14 @@ class Card:
                 return output.clone()
 
         return replay
+
+
+@contextlib.contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Raises a RuntimeError where the GPU is waited for."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -40,6 +40,25 @@ def test_a_run_that_looks_at_a_value_cannot_be_recorded_and_harms_nothing() -> N
 
 
 @pytest.mark.gpu
+def test_after_a_recording_that_failed_half_way_the_stream_is_the_one_from_before() -> None:
+    before, passes = torch.cuda.current_stream(), []
+
+    def fails_at_last(given: torch.Tensor) -> torch.Tensor:
+        passes.append(1)
+        if len(passes) == 3:
+            raise RuntimeError("half way")
+        return given * 2
+
+    with pytest.raises(RuntimeError):
+        Card(GPU).recorded(fails_at_last, torch.ones(4, device=GPU))
+    assert torch.cuda.current_stream() == before
+    Card(GPU).release()
+    assert torch.equal(
+        Card(GPU).recorded(doubled, torch.ones(4, device=GPU))(torch.ones(4, device=GPU)).cpu(), torch.full((4,), 2.0)
+    )
+
+
+@pytest.mark.gpu
 def test_time_and_memory_of_a_gpu() -> None:
     card, large = Card(GPU), torch.randn(4096, 4096, device=GPU)
     large @ large
@@ -93,12 +112,14 @@ def test_what_is_asked_of_torch_is_what_it_offers(monkeypatch: pytest.MonkeyPatc
         "current_stream": lambda: stream,
         "CUDAGraph": lambda: graph,
         "graph": recording,
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda mode: calls.append(f"mode {mode}"),
     }.items():
         assert hasattr(torch.cuda, name)
         monkeypatch.setattr(torch.cuda, name, made)
     example = torch.randn(2, 3)
     replay = Card(GPU).recorded(run, example)
-    assert calls[-3:] == ["recording", "run", "recorded"] and calls.count("run") > 1
+    assert calls == ["run", "mode error", "run", "mode 0", "recording", "run", "recorded"]
     outputs = [replay(torch.full((2, 3), float(number))) for number in range(3)]
     assert [float(output[0, 0]) for output in outputs] == [0.0, 2.0, 4.0]
     assert calls.count("run") == 3

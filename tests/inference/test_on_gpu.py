@@ -143,7 +143,7 @@ def test_the_engine_finds_a_way_whose_logits_are_those_of_a_cpu(sure: Checkpoint
     for _ in range(20):  # recorded, where that is its way
         logits = forward(windows(3).to(GPU))
         assert logits.device.type == "cuda" and logits.dtype == torch.float32
-        assert (logits.cpu() - expected).norm() < 0.03 * expected.norm()
+        assert (logits.cpu() - expected).norm() < 0.05 * expected.norm()
 
 
 @pytest.mark.gpu
