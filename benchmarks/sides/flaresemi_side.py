@@ -195,7 +195,7 @@ def predict_whole(task: dict) -> dict:
     return {"steps": segmentation.seconds}
 
 
-def _prepare_whole(image: Image, body: str) -> PreparedImage:
+def _prepare_whole(image: Image, body: str, _: torch.device | None = None) -> PreparedImage:
     found = prepare(image, body)
     whole = BoundingBox.whole(image.geometry.shape_zyx)
     mask = np.ones(whole.shape_zyx, bool)

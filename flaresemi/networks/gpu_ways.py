@@ -88,6 +88,10 @@ class GpuWays:
             the same card computes the same numbers every time.
         machine: Tells what speed depends on besides.
         kept: What the check found is looked up and kept there.
+
+    Attributes:
+        found: The way of each plan that a check has found, or an earlier one.
+        taken: Of each plan that was checked, milliseconds of a window by way.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class GpuWays:
         kept: Kept | None = None,
     ) -> None:
         self.found: dict[str, Way] = {}
+        self.taken: dict[str, dict[str, float]] = {}
         self._card, self._precision, self._measured = card, precision, measured
         self._machine, self._kept = machine, kept
         self._graphs: list[Graphed] = []
@@ -162,7 +167,8 @@ class GpuWays:
         check = _Check(self._forward, network, plan, max(way.windows for way in ways), self._card)
         best = clearly_fastest(ways, check.seconds)
         best = best and clearly_fastest([best, dataclasses.replace(best, graph=True)], check.seconds)
-        told = ", ".join(f"{way}: {1000 * taken:.2f} ms" for way, taken in check.taken.items())
+        taken = self.taken[_key(plan)] = {str(way): 1000 * seconds for way, seconds in check.taken.items()}
+        told = ", ".join(f"{way}: {milliseconds:.2f} ms" for way, milliseconds in taken.items())
         del check
         self._card.release()
         logger.info("%s: %s (%s)", plan.stage.value, best or Way(windows=1), told or "memory is too short for a check")
