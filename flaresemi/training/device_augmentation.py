@@ -90,7 +90,12 @@ def _deviation(device: torch.device) -> tuple[str, str] | None:
         changes=Changes(angles_zyx=(0.4, 0.2, -0.3), scale=1.2, intensities=every, flips=(2,), swap=(1, 0)),
     )
     batch = ReadBatch((ReadSample(patch),), np.ones((1, 2), bool), np.ones(1, np.float32), np.ones(1, bool))
-    here, there = (DeviceAugmentation(each)(batch) for each in (torch.device("cpu"), device))
+    here = DeviceAugmentation(torch.device("cpu"))(batch)
+    try:
+        there = DeviceAugmentation(device)(batch)
+    except RuntimeError as problem:  # a kernel that is not there; a lack of memory, which the training tells better
+        told = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+        return f"{device} cannot do it: {told}", "--augmentation-device cpu"
     off = (here.image_bczyx - there.image_bczyx.cpu()).abs().max()
     others = (here.label_bzyx != there.label_bzyx.cpu()).float().mean()
     if off < _CLOSE and others < _CLOSE:

@@ -333,7 +333,7 @@ def test_a_device_that_computes_something_else_is_not_trusted(
     class Elsewhere(DeviceAugmentation):
         """In place of a GPU: the processor, perhaps with a fault."""
 
-        fault = 0.0
+        fault: float | None = 0.0
 
         def __init__(self, device: torch.device) -> None:
             super().__init__(CPU)
@@ -341,7 +341,9 @@ def test_a_device_that_computes_something_else_is_not_trusted(
 
         def __call__(self, batch: ReadBatch, *rest: Any) -> Batch:
             made = super().__call__(batch, *rest)
-            made.image_bczyx[..., -1] += self.fault * self.is_faulty
+            if self.is_faulty and self.fault is None:
+                raise RuntimeError("no kernel image is available\nmore")
+            made.image_bczyx[..., -1] += (self.fault or 0.0) * self.is_faulty
             return made
 
     monkeypatch.setattr(device_augmentation, "DeviceAugmentation", Elsewhere)
@@ -352,6 +354,9 @@ def test_a_device_that_computes_something_else_is_not_trusted(
     assert "cuda makes something else of a patch than this processor, off by 0.1, in labels 0.0%" in caplog.text
     with pytest.raises(ConfigError, match="--augmentation-device cpu"):
         augments_on_device("device", CUDA, Trainer, "t")
+    Elsewhere.fault = None
+    assert not augments_on_device("auto", CUDA, Trainer, "t")
+    assert "augmented on the CPU: cuda cannot do it: no kernel image is available" in caplog.text
 
 
 @pytest.mark.gpu
