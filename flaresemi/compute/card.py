@@ -1,6 +1,7 @@
 """What only a CUDA device does: time by its own clock, passes recorded as graphs, its free memory."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -57,7 +58,7 @@ class Card:
             stream.wait_stream(usual)
             with torch.cuda.stream(stream):
                 run(held)  # libraries choose kernels and workspaces in the first one
-                with _no_waiting():  # found out here, for a recording that fails half way leaves torch in disorder
+                with no_waiting():  # found out here, for a recording that fails half way leaves torch in disorder
                     run(held)
             usual.wait_stream(stream)
             # Threads that read the next image meanwhile may allocate memory: that is no matter of this recording.
@@ -75,10 +76,12 @@ class Card:
 
 
 @contextlib.contextmanager
-def _no_waiting() -> Iterator[None]:
-    """Raises a RuntimeError where the GPU is waited for."""
+def no_waiting() -> Iterator[None]:
+    """Raises a RuntimeError where the GPU is waited for, in nearly all of the ways in which torch does."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns once of being a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

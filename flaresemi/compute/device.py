@@ -57,7 +57,10 @@ def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
     for source, target in zip(array, result, strict=True):
         for start in range(0, len(source), rows):
             part = source[start : start + rows]
-            staged = torch.empty(part.shape, dtype=result.dtype, pin_memory=pinned)
+            try:
+                staged = torch.empty(part.shape, dtype=result.dtype, pin_memory=pinned)
+            except RuntimeError:  # the system has no such memory to give
+                pinned, staged = False, torch.empty(part.shape, dtype=result.dtype)
             staged.numpy()[...] = part
             # torch hands out pinned memory anew only when what was read from it has arrived.
             target[start : start + rows].copy_(staged, non_blocking=pinned)

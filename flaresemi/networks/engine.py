@@ -202,8 +202,10 @@ def _words(choice: _Choice) -> str:
 
 def _machine(device: torch.device) -> list[object]:
     """What the speed of networks, and a compiled one, depend on: processor, what it can do, threads, versions."""
+    kernels = [torch.version.cuda, torch.backends.cudnn.version()] if device.type == "cuda" else []
     threads, processor = torch.get_num_threads(), device_name(device)
-    return [processor, processor_fact("flags", "Features"), threads, available_cores(), __version__, torch.__version__]
+    flags, versions = processor_fact("flags", "Features"), [__version__, torch.__version__, *kernels]
+    return [processor, flags, threads, available_cores(), *versions]
 
 
 def _forward(network: nn.Module, name: Literal["torch", "openvino"], precision: Precision) -> Forward:

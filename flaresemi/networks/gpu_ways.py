@@ -171,7 +171,7 @@ class GpuWays:
         told = ", ".join(f"{way}: {milliseconds:.2f} ms" for way, milliseconds in taken.items())
         del check
         self._card.release()
-        logger.info("%s: %s (%s)", plan.stage.value, best or Way(windows=1), told or "memory is too short for a check")
+        logger.info("%s: %s (%s)", plan.stage.value, best or Way(windows=1), told or "not checked")
         return best or Way(windows=1)
 
     def _forward(self, network: nn.Module, way: Way, often: int = _OFTEN) -> Forward:
@@ -225,7 +225,9 @@ class _Check:
         self._expected: Tensor | None = None
         try:
             self._windows = windows.to(card.device)
-            self._expected = build(network, Way(windows=1), 0)(self._windows[:1])
+            expected = build(network, Way(windows=1), 0)(self._windows[:1])
+            # With what is not finite nothing agrees; the image that comes may be another matter.
+            self._expected = expected if torch.isfinite(expected).all() else None
         except torch.OutOfMemoryError:
             logger.debug("not even one window fits: nothing is tried")
             card.release()
@@ -272,6 +274,7 @@ class Graphed:
         if self._stopped:
             return self._forward(windows_bczyx)
         if self._recorded is not None and self._recorded[0] == shape:
+            self._seen.clear()  # of the other shapes, those that come now and then between are not recorded instead
             try:
                 return self._recorded[1](windows_bczyx)
             except RuntimeError as problem:

@@ -42,3 +42,18 @@ def test_what_is_uploaded_is_a_copy_however_it_lies_in_memory(part_bytes, monkey
         np.testing.assert_array_equal(found.numpy(), each)
         found += 1
     np.testing.assert_array_equal(array, frozen)
+
+
+def test_where_no_memory_can_be_pinned_an_upload_goes_on_without(monkeypatch):
+    made, tried = torch.empty, []
+
+    def empty(*arguments, pin_memory=False, **named):
+        if pin_memory:
+            tried.append(1)
+            raise RuntimeError("CUDA error: out of memory")
+        return made(*arguments, **{**named, "device": "cpu"})
+
+    monkeypatch.setattr(device.torch, "empty", empty)
+    array = np.arange(240.0, dtype=np.float32).reshape(2, 4, 5, 6)
+    np.testing.assert_array_equal(upload(array, torch.device("cuda")).numpy(), array)
+    assert len(tried) == 1

@@ -147,6 +147,14 @@ def test_a_way_with_other_numbers_is_never_taken(caplog: pytest.LogCaptureFixtur
     assert chosen(fast_last, no_kernel_in_last=True)[0] == CONTIGUOUS
 
 
+def test_where_noise_gives_no_numbers_nothing_is_tried(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Network, "forward", lambda _, windows: windows * torch.inf)
+    assert chosen({(4, False): 1.0})[0] == Way(windows=1)
+    assert not caplog.records
+
+
 def test_a_graph_must_be_clearly_faster_and_give_the_same() -> None:
     seconds = {(4, False): 4.0}
     assert chosen(seconds, graph=2.0)[0] == dataclasses.replace(CONTIGUOUS, graph=True)
@@ -283,6 +291,10 @@ def test_a_pass_is_recorded_when_its_shape_came_often() -> None:
     for _ in range(3):
         assert torch.equal(graphed(one), 2 * one)
     assert recorder.replays == replays + 3
+    for _ in range(3):
+        graphed(two)
+        graphed(one)
+    assert len(recorder.shapes) == 1  # what comes between now and then is not recorded instead
     for _ in range(3):
         graphed(two)  # it has to come often once more
     assert recorder.shapes == [(1, 1, 4, 4, 4), (2, 1, 4, 4, 4)]
