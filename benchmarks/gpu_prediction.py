@@ -5,7 +5,7 @@ are made: they say what a trained network's would in the same time, but not wher
 region is the phantom's, FINE finds nothing, and the restoring is measured apart, from logits of a label map. Images are
 segmented in turn
 
-* as before: prepared on the CPU, contiguous, windows by rule (`--engine torch`);
+* as before (but for the restoring): prepared on the CPU, contiguous, windows by rule (`--engine torch`);
 * prepared on the GPU, the same otherwise;
 * that, in the way that the engine finds to be the fastest.
 
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for part in options.parts:
         try:
             make[part](results, device, work, tiny=options.tiny)
-        except (torch.OutOfMemoryError, subprocess.CalledProcessError) as problem:  # the other parts go on
+        except (torch.OutOfMemoryError, subprocess.CalledProcessError, OSError) as problem:  # the other parts go on
             print(f"{part}: {str(problem).splitlines()[0]}", flush=True)
     print(results.tables.read_text(encoding="utf-8") if results.tables.exists() else "nothing was made")
 
