@@ -135,12 +135,12 @@ def test_labels_that_stay_on_the_device_until_all_are_made_are_the_same(classes,
     whole, shapes = BoundingBox.whole((6, 4, 5)), ((6, 4, 5), (13, 9, 11))
     out = BoundingBox(start=(2, 1, 3), stop=(12, 8, 9))
     expected = labels_from_logits(logits, whole, *shapes, out)
-    monkeypatch.setattr(winners, "SLAB_BYTES", 16 * 7 * 6 * 2)  # two planes
+    monkeypatch.setattr(winners, "SLAB_BYTES", 16 * 7 * 6 * 2 // winners._GPU_SLABS)  # two planes
     monkeypatch.setattr(winners, "_stays", lambda _: True)
     downloads = []
     bring_down = GrowingLabels._bring_down
     monkeypatch.setattr(GrowingLabels, "_bring_down", lambda self: (downloads.append(1), bring_down(self)))
-    for limit, count in ((1 << 20, 1), (0, 6)):
+    for limit, count in ((1 << 20, 1), (0, 6)):  # in parts, each brings down what there is, and the end does
         downloads.clear()
         monkeypatch.setattr(winners, "_DEVICE_LABEL_BYTES", limit)
         np.testing.assert_array_equal(labels_from_logits(logits, whole, *shapes, out), expected)
@@ -152,7 +152,7 @@ def test_where_the_device_fails_half_way_the_labels_are_completed_in_main_memory
     whole, shapes = BoundingBox.whole((12, 9, 10)), ((12, 9, 10), (25, 20, 23))
     out = BoundingBox.whole((25, 20, 23))
     expected = labels_from_logits(logits, whole, *shapes, out)
-    monkeypatch.setattr(winners, "SLAB_BYTES", 16 * 20 * 23 * 2)
+    monkeypatch.setattr(winners, "SLAB_BYTES", 16 * 20 * 23 * 2 // winners._GPU_SLABS)
     on_gpu, made = [True], []
     monkeypatch.setattr(winners, "_stays", lambda _: on_gpu[0])
     winning = winners._winning
