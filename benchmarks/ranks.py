@@ -53,12 +53,13 @@ def main() -> None:
     parser = running.parser(__doc__ or "")
     parser.add_argument("--steps", type=int, default=120, help="of a training")
     parser.add_argument("--cases", type=int, default=24, help="unlabeled ones, and test cases")
+    parser.add_argument("--variants", nargs="+", choices=tuple(all_variants()), default=list(all_variants()))
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     bench = running.Bench("ranks", options.work)
     start = begin(bench, options.steps, options.cases)
     bench.record("sizes", steps=options.steps, cases=options.cases)
-    variants = all_variants()
+    variants = {name: all_variants()[name] for name in options.variants}
     for name, variant in variants.items():
         if name not in bench.steps:
             go_through(bench, name, variant, start)
