@@ -143,6 +143,19 @@ def test_mirroring_swaps_left_and_right() -> None:
     assert flips == {True, False}
 
 
+def test_outside_is_what_the_case_has_there(store: CaseStore) -> None:
+    patch = read_patch(np.ones((1, 8, 8, 8), np.float16), np.ones((8, 8, 8), np.uint8), (8, 8, 8), label_fill=2)
+    made = DeviceAugmentation(CPU)(as_batch(ReadSample(dataclasses.replace(patch, changes=Changes(scale=1.4)))))
+    assert (made.image_bczyx[..., 0] == -5).all()
+    assert (made.label_bzyx[..., 0] == 2).all()
+    np.testing.assert_allclose(made.image_bczyx[..., 4, 4, 4], 1, rtol=1e-5)
+    read = sampler(store, on_device=True)[(0, 0)]
+    assert isinstance(read, ReadBatch)
+    assert {patch.fill for sample in read.samples for patch in sample.patches} <= {
+        store.open(f"case_{number}").record.channel_minima for number in range(3)
+    }
+
+
 def test_a_box_and_both_views_come_from_the_other_patch() -> None:
     """The second view shows the voxels of the first, the pasted ones, too; what is beside the box is the patch's."""
     shape, box = (6, 8, 10), BoundingBox(start=(1, 2, 3), stop=(4, 6, 9))
