@@ -30,7 +30,7 @@ def augments_on_device(asked: str, device: torch.device, trainer: type, name: st
     """Whether a training augments its patches where its network is.
 
     `auto` does so on a GPU, which most processors cannot feed otherwise: of a `base` plan, an H200 trains 29 patches a
-    second (benchmarks/results/gpu_step.md), and a core augments six.
+    second (benchmarks/results/gpu_step.md), and a core augments 5 (benchmarks/results/device_augmentation.md).
 
     Args:
         asked: `auto`, `cpu` or `device`.
