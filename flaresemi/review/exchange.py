@@ -291,7 +291,10 @@ def _take(
     )
     decide(material, case_id, by, decision)
     grid = read_grid(case.images[0]).canonical
-    return changes(None if seen is None else seen.indices_zyx, indices, material.labels, grid.spacing_zyx_mm)
+    found = changes(None if seen is None else seen.indices_zyx, indices, material.labels, grid.spacing_zyx_mm)
+    if others := [name for name in found if name not in organs]:
+        logger.warning("%s: %s differ, too, and do not count: --organs does not name them", case_id, listed(others))
+    return {name: change for name, change in found.items() if name in organs}
 
 
 def _warn(case_id: str, before_zyx: np.ndarray | None, after_zyx: np.ndarray, labels: LabelSet) -> None:
@@ -326,12 +329,12 @@ def _says_the_same(
 def changes(
     before_zyx: np.ndarray | None, after_zyx: np.ndarray, labels: LabelSet, spacing_zyx_mm: tuple[float, float, float]
 ) -> dict[str, OrganChange]:
-    """By organ that differs, how; from nothing, where there was no label map."""
-    voxel_ml = math.prod(spacing_zyx_mm) / 1000
+    """By organ that differs, how; from nothing, where there was no label map. What nobody annotated does not count."""
+    voxel_ml, known = math.prod(spacing_zyx_mm) / 1000, after_zyx != labels.ignored
     found = {}
     for organ, name in enumerate(labels.names, start=1):
         now = labels.mask(after_zyx, organ)
-        before = np.zeros_like(now) if before_zyx is None else labels.mask(before_zyx, organ)
+        before = np.zeros_like(now) if before_zyx is None else labels.mask(before_zyx, organ) & known
         added, removed = int(np.count_nonzero(now & ~before)), int(np.count_nonzero(before & ~now))
         if added or removed:
             found[name] = OrganChange(added_voxels=added, removed_voxels=removed, voxel_ml=voxel_ml)

@@ -107,6 +107,17 @@ def test_a_decision_since_the_export_is_not_replaced(made: MadeReview, tmp_path:
     assert material.review(CASES[0]).by == "Bob"
 
 
+def test_organs_that_were_not_looked_at_are_told_where_they_differ(
+    made: MadeReview, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    material, out = made.material(), tmp_path / "queue"
+    export_queue(material, out, 3)
+    count = change(out / "labels" / f"{CASES[0]}.nii.gz", 3)
+    taken = import_corrections(material, out, "Ann", ["liver"])
+    assert "spleen differ, too, and do not count: --organs does not name them" in caplog.text.replace("'", "")
+    assert count > 0 and "spleen" not in taken[CASES[0]]
+
+
 def test_a_lost_label_map_can_be_brought_back(
     made: MadeReview, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -186,6 +197,8 @@ def test_differences_in_voxels_and_millilitres(kept: MadeReview) -> None:
     before, after = np.array([[[1, 1, 0, 2]]]), np.array([[[1, 0, 2, 2]]])
     found = changes(before, after, labels, (10.0, 10.0, 10.0))
     assert found["liver"] == OrganChange(added_voxels=0, removed_voxels=1, voxel_ml=1.0)
+    unknown = np.array([[[1, labels.ignored, 2, 2]]])  # nobody says that the second voxel is no liver
+    assert "liver" not in changes(before, unknown, labels, (10.0, 10.0, 10.0))
     assert str(found["liver"]) == "-1 voxels (1 ml)"
     assert str(changes(None, after, labels, (10, 10, 10))["right kidney"]) == "+2 voxels (2 ml)"
 
