@@ -28,6 +28,8 @@ logger = logging.getLogger("flaresemi.cli.serve")  # also when run with python -
 #: No token of fewer characters is taken from a file. Chosen.
 _SHORTEST_TOKEN = 16
 
+_MAKES_TOKEN = "head -c 24 /dev/urandom | base64 > FILE makes one"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
@@ -154,12 +156,12 @@ def _token_of(path: Path) -> str:
     try:
         token = read_text(path).strip()
     except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"the token cannot be read: {problem}", where=path) from None
+        raise ConfigError(f"the token cannot be read: {problem}", where=path, fix=_MAKES_TOKEN) from None
     if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
             f"a token has {_SHORTEST_TOKEN} letters and digits at least",
             where=path,
-            fix="head -c 24 /dev/urandom | base64",
+            fix=_MAKES_TOKEN,
         )
     return token
 

@@ -84,7 +84,7 @@ def test_it_is_asked_by_the_examples(folder):
     [
         (["--allow", "nowhere"], "--allow names no folder"),
         (["--token-file", "short"], "16 letters and digits at least"),
-        (["--token-file", "missing"], "the token cannot be read"),
+        (["--token-file", "missing"], "base64 > FILE makes one"),
         (["--host", "203.0.113.7"], "cannot listen on 203.0.113.7"),
         (["-m", "nowhere"], "nowhere"),
     ],
