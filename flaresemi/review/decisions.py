@@ -71,6 +71,11 @@ def decide(material: Material, case_id: str, by: str, decision: ReviewDecision) 
         raise InUseError(
             f"the pseudo-label of case '{case_id}' was made anew meanwhile", fix="reload it, and decide again"
         )
+    if decision.slices and not decision.corrected:
+        raise SelectionError(
+            f"case '{case_id}': only corrected organs can count in some slices",
+            fix="name those that were looked at as corrected, or no slices",
+        )
     last = max((end for _, end in decision.slices), default=0)
     if last and last > (count := read_grid(case.images[0]).canonical.shape_zyx[0]):
         raise SelectionError(f"case '{case_id}' has {count} axial slices, and number {last} is named")

@@ -75,8 +75,11 @@ def test_what_is_refused_leaves_no_label_map(made: MadeReview) -> None:
     decided = ReviewDecision(revision=0, looked_at=seen, accepted=names[:1])
     with pytest.raises(SelectionError, match="on one line"):
         decide(material, CASE, "Ann\nBob", decided)
+    with pytest.raises(SelectionError, match="only corrected organs can count in some slices"):
+        decide(material, CASE, "Ann", dataclasses.replace(decided, slices=((0, 10),)))
+    drawn = dataclasses.replace(decided, accepted=(), corrected=names[:1], slices=((0, 10), (30, 41)))
     with pytest.raises(SelectionError, match="has 40 axial slices, and number 41 is named"):
-        decide(material, CASE, "Ann", dataclasses.replace(decided, slices=((0, 10), (30, 41))))
+        decide(material, CASE, "Ann", drawn)
     assert not (made.workspace.reviews / "label_maps").exists()
 
 

@@ -239,6 +239,17 @@ def test_what_was_decided_about_one_label_map_is_not_said_of_another(chromium: A
         page = ann.page
         ann.open(CASE)
         page.click("#accept")
+        page.click("#draw summary")
+        page.fill("#first", "3")
+        page.fill("#last", "9")
+        page.click("#save")  # what is accepted has no slices of its own
+        ann.wait_for("document.getElementById('toast').textContent.includes('only corrected organs')")
+        assert made.material().review(CASE) is None
+        page.get_by_label("vouch for as corrected: liver").click()
+        assert "counts as a labeled case, in slices 3 to 9 (not saved)" in page.inner_text("#decision-text")
+        page.get_by_label("accept liver").click()
+        page.fill("#first", "")
+        page.fill("#last", "")
         page.click("#save")
         ann.wait_for("document.getElementById('toast').textContent.includes('Saved')")
         ann.wait_for("reviewing.state.busy === 0")
@@ -353,6 +364,8 @@ def test_everything_can_be_done_with_keys(chromium: Any, made: MadeReview) -> No
         assert page.evaluate("reviewing.viewer.sight.zoom") == 1
         # A distance along an axis, then a dab of the brush, both at the cross.
         page.keyboard.press("2")
+        assert page.get_attribute("button[data-view=axial]", "aria-pressed") == "true"
+        assert page.evaluate("document.querySelectorAll('[aria-pressed]:not(button)').length") == 0
         page.keyboard.press("m")
         for key in ("Enter", *["ArrowRight"] * 4, "Enter"):
             page.keyboard.press(key)

@@ -1,4 +1,5 @@
 // The page: the queue, one open case, and what is decided about it. All state of the server is asked for anew.
+import { hasGraphics } from './rendering.js'
 import { Viewer } from './viewer.js'
 import { Volume } from './volume.js'
 
@@ -171,13 +172,15 @@ async function open(id, words = {}) {
   if (!words.again && !leave()) return
   const turn = ++state.seen
   busy('Loading the image')
+  const volume = volumeOf(id)
+  volume.open().catch(() => {}) // the server reads it meanwhile; what goes wrong is told below
   try {
-    const facts = await read('case', { id })
-    const claim = who() && facts.group === 'unlabeled' ? await tell('claim', { id }) : null
+    const isOpen = state.items.some(item => item.id === id && item.group === 'unlabeled')
+    const [facts, claim] = await Promise.all([read('case', { id }), who() && isOpen ? tell('claim', { id }) : null])
     const which = words.which ?? (facts.has_reviewed ? 'reviewed' : 'newest')
-    const volume = volumeOf(facts)
     const [label] = await Promise.all([labelMap(id, which), volume.open()])
     if (turn !== state.seen) return volume.stop() // another case was chosen meanwhile
+    volume.lies(facts)
     state.open = facts
     state.readonly = facts.group !== 'unlabeled' ? 'A held-out case: it judges the rounds, and is only looked at.'
       : !claim ? 'Write your name above to decide about cases.'
@@ -194,21 +197,26 @@ async function open(id, words = {}) {
     await viewer.ready().catch(() => {}) // what has not come is asked for again behind it
     if (turn !== state.seen) return undefined
     if (state.compared) await attempt(() => compare(true))
-    volume.stream(() => viewer.sight.cross[2]).then(isWhole => { if (isWhole) lookAhead() })
+    painted().then(() => volume.stream(() => viewer.sight.cross[2])).then(isWhole => { if (isWhole) lookAhead() })
   } finally {
     busy(null)
   }
 }
 
-function volumeOf({ id, ...facts }) {
-  const channel = Math.max($('channel').selectedIndex, 0)
-  return new Volume((box, signal) => ask(`${api('voxels')}?${new URLSearchParams({ id, channel, box: box.flat() })}`, { signal }), facts)
+// After the next picture of the page, or soon where nobody sees it.
+function painted() {
+  return new Promise(done => { requestAnimationFrame(() => setTimeout(done)); setTimeout(done, 500) })
 }
 
-// The server reads the next case's image while a person looks at this one.
+function volumeOf(id) {
+  const channel = Math.max($('channel').selectedIndex, 0)
+  return new Volume((box, signal) => ask(`${api('voxels')}?${new URLSearchParams({ id, channel, box: box.flat() })}`, { signal }))
+}
+
+// The server reads the next case's image while a person looks at this one, or at the queue.
 function lookAhead() {
   const item = neighbor(1)
-  if (item && item.id !== state.open.id) volumeOf({ id: item.id, shape: [1, 1, 1] }).open().catch(() => {})
+  if (item && item.id !== state.open?.id) volumeOf(item.id).open().catch(() => {})
 }
 
 // At the organ that the case is in the queue for, or at the middle.
@@ -392,7 +400,8 @@ function decision() {
   if (corrected) parts.push(`${corrected} corrected`)
   const left = state.info.organs.length - accepted - rejected - corrected
   const rest = corrected ? 'teach nothing in this case' : 'are used by their scores'
-  const ending = left ? `; the other ${left} ${rest}` : corrected && !rejected ? ': counts as a labeled case' : ''
+  const part = corrected && $('first').value && $('last').value ? `, in slices ${$('first').value} to ${$('last').value}` : ''
+  const ending = (left ? `; the other ${left} ${rest}` : corrected && !rejected ? ': counts as a labeled case' : '') + part
   $('decision-text').textContent = parts.length ? `${parts.join(', ')}${ending}${state.dirty ? ' (not saved)' : ''}` : 'Nothing is decided yet.'
   const frozen = state.readonly !== null
   for (const id of ['accept', 'reject', 'note', 'take-back', 'first', 'last']) $(id).disabled = frozen
@@ -451,7 +460,7 @@ async function save(next = false) {
   const named = kind => state.info.organs.filter(organ => state.marks.get(organ) === kind)
   const corrected = named('corrected'), accepted = named('accepted')
   const said = { revision: facts.review?.revision ?? 0, looked_at: facts.label_hash, accepted, rejected: named('rejected'), corrected,
-    slices: corrected.length ? slices() : [], note: $('note').value.trim() }
+    slices: slices(corrected), note: $('note').value.trim() }
   const showsOther = $('which').value !== 'newest'
   const needsMap = corrected.length > 0 || (accepted.length > 0 && (showsOther || viewer.isDrawn))
   busy('Saving')
@@ -475,9 +484,10 @@ async function packed(bytes) {
   return new Response(stream).blob()
 }
 
-function slices() {
+function slices(corrected) {
   const [first, last] = [Number($('first').value), Number($('last').value)]
   if (!first && !last) return []
+  if (!corrected.length) throw new Told('only corrected organs can count in some slices', 'mark those that you looked at as corrected (✎), or leave the slices empty')
   if (!(first >= 1 && last >= first && last <= state.open.shape[2])) throw new Told(`slices run from 1 to ${state.open.shape[2]}`)
   return [[first - 1, last]]
 }
@@ -509,7 +519,7 @@ const VIEWS = ['multi', 'axial', 'coronal', 'sagittal', 'render']
 
 function setView(name) {
   state.view = name
-  for (const button of document.querySelectorAll('[data-view]')) button.setAttribute('aria-pressed', button.dataset.view === name)
+  for (const button of document.querySelectorAll('button[data-view]')) button.setAttribute('aria-pressed', button.dataset.view === name)
   viewer.view(name)
 }
 
@@ -606,7 +616,7 @@ function wire() {
     list()
   })
   $('find').addEventListener('input', () => { state.find = $('find').value; list() })
-  for (const button of document.querySelectorAll('[data-view]')) button.addEventListener('click', () => setView(button.dataset.view))
+  for (const button of document.querySelectorAll('button[data-view]')) button.addEventListener('click', () => setView(button.dataset.view))
   for (const button of document.querySelectorAll('[data-tool]')) button.addEventListener('click', () => tool(button.dataset.tool))
   $('window').addEventListener('change', applyWindow)
   $('opacity').addEventListener('input', () => { viewer.opacity = $('opacity').value / 100; repaint() })
@@ -670,8 +680,10 @@ async function start() {
     if (isLong) busy('Rendering')
     try { await work() } finally { if (isLong) busy(null) }
   })
+  document.body.classList.toggle('moves', hasGraphics())
   setView('multi')
   await refresh()
+  lookAhead()
   setInterval(beat, BEAT_SECONDS * 1000)
   document.body.dataset.ready = 'true'
 }

@@ -6,14 +6,8 @@ const EMPTY = -32768 // darker than anything: what has not come yet
 
 export class Volume {
   // `ask` gets the answer of the server about a box: [[x0, x1], [y0, y1], [z0, z1]].
-  constructor(ask, facts) {
+  constructor(ask) {
     this.ask = ask
-    this.shape = facts.shape
-    this.spacing = facts.spacing
-    this.world = facts.world
-    this.strides = [1, this.shape[0], this.shape[0] * this.shape[1]]
-    this.there = this.shape.map(size => new Uint8Array(size)) // by axis, the slices that have come
-    this.missing = this.shape[2] // axial slices
     this.wanted = [null, null, null]
     this.pulling = [null, null, null]
     this.stopper = new AbortController()
@@ -24,11 +18,20 @@ export class Volume {
   has(axis, index) { return this.isWhole || this.there[axis][index] === 1 }
 
   // Waits until the server has the image in its memory; after it, type and brightness are known.
-  async open() {
+  open() { return this.opened ??= this.first() }
+
+  async first() {
     const answer = await this.ask([[0, 1], [0, 1], [0, 1]], this.stopper.signal)
     this.type = answer.headers.get('x-voxels') === 'int16' ? Int16Array : Float32Array
     this.window = answer.headers.get('x-window').split(',').map(Number)
-    this.voxels = new this.type(this.shape[0] * this.shape[1] * this.shape[2]).fill(this.type === Int16Array ? EMPTY : NaN)
+  }
+
+  // What the server says of the case; the image is open.
+  lies({ shape, spacing, world }) {
+    Object.assign(this, { shape, spacing, world, strides: [1, shape[0], shape[0] * shape[1]] })
+    this.there = shape.map(size => new Uint8Array(size)) // by axis, the slices that have come
+    this.missing = shape[2] // axial slices
+    this.voxels = new this.type(shape[0] * shape[1] * shape[2]).fill(this.type === Int16Array ? EMPTY : NaN)
   }
 
   // A slice; of several that are asked for while one is on its way, only the last.
