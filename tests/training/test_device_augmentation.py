@@ -373,6 +373,23 @@ def test_a_device_that_computes_something_else_is_not_trusted(
 
 
 @pytest.mark.gpu
+def test_nothing_waits_for_a_gpu(store: CaseStore) -> None:
+    """After a first batch, which brings the table of sides there; from pinned memory, as the loader hands it over."""
+    strong = Augmentation((16, 16, 16), (2.0, 2.0, 2.0), "strong", (2,), (0, 2, 1))
+    drawn = sampler(store, on_device=True, augmentations={"standard": strong}, second_view=SecondView("strong"))
+    first, *batches = build_loader(drawn, AddressSampler(range(20), range(2)), 0, pin=True)
+    augment = DeviceAugmentation(CUDA)
+    augment(first)
+    augment._table((0, 2, 1, 3))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            augment(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
 def test_a_gpu_is_trusted() -> None:
     assert augments_on_device("auto", CUDA, Trainer, "t")
 
