@@ -59,7 +59,7 @@ ARMS = ("start", "no person", "scratch", "random, corrected", "queue, corrected"
 
 CAUTION = """What it does not say: how long a person really takes (the times are other people's or chosen, see the
 constants), what tired or differing readers draw (corrections are exactly the real labels), what happens with good
-pseudo-labels (these are weak: hardly a slice is left as it is), with CT, or after more than one round."""
+pseudo-labels (these are weak: hardly a slice is left as it is), or after more than one round."""
 
 #: Cases that are exported, at most: more than hours suffice for.
 _MOST = 40
