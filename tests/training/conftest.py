@@ -23,6 +23,7 @@ from flaresemi.training.mixing import Mixing
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
 from flaresemi.workspace import ModelFolder, Workspace
+from tests import made_plans
 from tests.planning.conftest import SmallDataset
 
 SHAPE = (24, 26, 28)
@@ -44,18 +45,11 @@ def stage_plan(**changes: object) -> StagePlan:
         decoder_convs=(1, 1),
     )
     settings: dict = {
-        "stage": Stage.FINE,
         "spacing_zyx_mm": (2.0, 2.0, 2.0),
-        "patch_zyx": (16, 16, 16),
-        "batch_size": 2,
-        "region": "body",
         "margin_mm": 4.0,
-        "resampling": "linear",
         "intensities": (IntensityPlan(scheme="zscore"),),
-        "network": network,
-        "reasons": {},
     }
-    return StagePlan(**(settings | changes))
+    return made_plans.stage_plan(network, **(settings | changes))
 
 
 def write_case(store: CaseStore, case_id: str, seed: int, supervised: tuple[int, ...] = (1, 2)) -> None:
