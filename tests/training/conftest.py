@@ -45,11 +45,12 @@ def stage_plan(**changes: object) -> StagePlan:
         decoder_convs=(1, 1),
     )
     settings: dict = {
+        "network": network,
         "spacing_zyx_mm": (2.0, 2.0, 2.0),
         "margin_mm": 4.0,
         "intensities": (IntensityPlan(scheme="zscore"),),
     }
-    return made_plans.stage_plan(network, **(settings | changes))
+    return made_plans.stage_plan(**(settings | changes))
 
 
 def write_case(store: CaseStore, case_id: str, seed: int, supervised: tuple[int, ...] = (1, 2)) -> None:
