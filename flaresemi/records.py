@@ -22,7 +22,8 @@ _AGAIN = "correct the file, or remove it and run the command that wrote it again
 
 
 #: Metadata of a field that younger versions of a record have: while it holds its default, the record's hash is that of
-#: before it existed. Where that is not what held before, a key "before" has what did: files without the field mean it.
+#: before it existed. Where that is not what held before, a key "before" has what did: files without the field mean it,
+#: and it leaves the hash alone, too, so that it may only be what makes no other result.
 CAME_LATER = {"came later": True}
 
 
@@ -138,7 +139,7 @@ def record_hash(record: object, *, without: tuple[str, ...] = ("reasons",)) -> s
 
 
 def _hashed(value: object) -> object:
-    """A record as its hash sees it: without younger fields that hold their default."""
+    """A record as its hash sees it: without younger fields that hold their default, or what held before them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [field for field in dataclasses.fields(value) if not _is_silent(field, getattr(value, field.name))]
         return {field.name: _hashed(getattr(value, field.name)) for field in fields}
@@ -152,9 +153,8 @@ def _hashed(value: object) -> object:
 def _is_silent(field: dataclasses.Field, value: object) -> bool:
     if not field.metadata.get("came later"):
         return False
-    if "before" in field.metadata:
-        return value == field.metadata["before"]
-    return value == (field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return value in (default, field.metadata.get("before", default))
 
 
 def closest(word: str, known: typing.Iterable[str]) -> str:

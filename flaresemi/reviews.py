@@ -8,7 +8,7 @@ from typing import Annotated
 from flaresemi.case_names import case_file
 from flaresemi.errors import SelectionError, is_one_line, listed, shown
 from flaresemi.files import content_hash
-from flaresemi.ranges import AtLeastOne, Few, Range
+from flaresemi.ranges import AtLeastOne, Few, LabelValue, Range
 from flaresemi.records import CAME_LATER, load_record, record_hash
 
 SCHEMA_VERSION = 1
@@ -59,7 +59,7 @@ class Review:
     label_revision: Few = 0
     label_hash: str = ""
     note: str = ""
-    values: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, metadata=CAME_LATER)
+    values: dict[str, tuple[LabelValue, ...]] = dataclasses.field(default_factory=dict, metadata=CAME_LATER)
 
     def __post_init__(self) -> None:
         if not self.by.strip() or len(self.by) > LONGEST_NAME or not is_one_line(self.by):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flaresemi.errors import ConfigError, PlanError
-from flaresemi.records import dumps, from_plain, load_json, load_record, record_hash, save_record
+from flaresemi.records import CAME_LATER, dumps, from_plain, load_json, load_record, record_hash, save_record
 
 
 class Color(enum.StrEnum):
@@ -209,3 +209,18 @@ def test_another_version_is_named_before_anything_else(tmp_path: Path, version: 
     assert f"schema_version {version!r} is not known, this flaresemi reads 3" in str(told.value)
     path.write_text(json.dumps({"schema_version": 3, "name": "a"}))
     assert load_record(path, Versioned).name == "a"
+
+
+def test_a_younger_field_leaves_the_hash_alone_until_it_says_something_new() -> None:
+    @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+    class Old:
+        size: int
+
+    @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+    class Young(Old):
+        place: str = dataclasses.field(default="auto", metadata=CAME_LATER | {"before": "cpu"})
+
+    assert from_plain(Young, {"size": 3}, source="a file") == Young(size=3, place="cpu")
+    before, *same = (record_hash(each) for each in (Old(size=3), Young(size=3), Young(size=3, place="cpu")))
+    assert same == [before, before]
+    assert record_hash(Young(size=3, place="device")) != before

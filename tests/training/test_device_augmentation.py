@@ -405,7 +405,7 @@ def test_records_from_before_mean_the_loader() -> None:
     read = from_plain(TrainingConfig, old, source="run.json")
     assert read.augmentation_device == "cpu"
     assert record_hash(read) == record_hash(old)
-    assert record_hash(config) != record_hash(old)
+    assert record_hash(config) == record_hash(old)  # where patches are augmented makes no other model
     (field,) = (each for each in dataclasses.fields(RunRecord) if each.name == "augmented_on")
     assert field.default == "cpu"
 
