@@ -170,7 +170,7 @@ def _run_rounds(options: argparse.Namespace, training: SelfTraining) -> bool:
     print(state.told)
     reports = [training.workspace.round(fold, state.rounds).report for fold in training.folds]
     if not all(path.exists() for path in reports):  # the chains were run by hand, or a kill came before them
-        reports = training.conclude()
+        reports = training.conclude(state)
     _print_reports(reports)
     if options.until_converged and state.verdict is not None and state.verdict.best_round > 0:
         return True

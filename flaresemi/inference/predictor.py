@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
+from flaresemi.compute.card import Card
 from flaresemi.errors import PredictionError
 from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
 from flaresemi.inference.sliding_window import most_likely, slide_in_slabs, window_starts
@@ -280,6 +281,5 @@ def _mirrorings(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 def _free_gib(device: torch.device) -> float:
     if device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-        return free_bytes / 2**30
+        return Card(device).free_gib()
     return free_memory_gib()

@@ -165,7 +165,7 @@ class SelfTraining:
                 return None
         state = self.judge()
         if state.rounds == number:
-            self.conclude()
+            self.conclude(state)
         return state
 
     def run_one(self, fold: str, last_step: str | None = None) -> RoundState | None:
@@ -182,13 +182,15 @@ class SelfTraining:
         self._refuse_other_labels(number - 1)
         return self.make_round(fold, number).run(last_step=last_step or STEPS[-1])
 
-    def conclude(self) -> list[Path]:
+    def conclude(self, state: ChainState) -> list[Path]:
         """Has the figures of the last complete round of every chain kept by its tracker, and writes the reports.
+
+        Args:
+            state: As `judge` gives it.
 
         Returns:
             The reports, as `write_reports`.
         """
-        state = self.judge()
         for fold in self.folds if state.rounds else ():
             judged = state.mean_dice[state.rounds] if state.mean_dice else None
             track_round(self.make_round(fold, state.rounds), judged)
