@@ -69,6 +69,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "from scratch": ("--start", "scratch"),
     "standard augmentation": ("--pseudo-augmentation", "standard"),
     "fine-tuned": ("--fine-tune", "0.1"),
+    "half of the length": ("--length", "0.5"),
     "a quarter of the length": ("--length", "0.25"),
     "organ threshold 0.7": ("--organ-threshold", "0.7"),
     "organ threshold 0.9": ("--organ-threshold", "0.9"),

@@ -1,6 +1,7 @@
 """Models of several seeds that label the pool together: better labels, and better students of one model's size?
 
-On a yardstick of few.py. Members are supervised trainings that differ in their seed; the first is arm a. A round is the default one but for
+On a yardstick of few.py. Members are supervised trainings that differ in their seed;
+the first is arm a. A round is the default one but for
 who labels: member 0 alone, or the mean of all members' probabilities (both by `--teacher`, so that nothing else
 differs; the student starts from member 0). Scored on the development cases: each member, the mean of all, and the two
 students.

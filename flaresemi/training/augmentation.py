@@ -21,8 +21,6 @@ from batchgenerators.transforms.resample_transforms import SimulateLowResolution
 from flaresemi import extensions
 from flaresemi.errors import ConfigError
 from flaresemi.geometry import FloatTriple, IntTriple
-from flaresemi.labels import LabelSet
-from flaresemi.plans import StagePlan
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,16 +95,6 @@ def has_thick_slices(spacing_zyx_mm: FloatTriple) -> bool:
     return spacing_zyx_mm[0] > THICK_SLICES * min(spacing_zyx_mm[1:])
 
 
-def lies_at_any_angle(plan: StagePlan, labels: LabelSet) -> bool:
-    """Whether organs may lie at any angle in the slices: thick ones, whose plane was chosen for the organ, and no CT.
-
-    Where the whole body is seen, how it lies tells where the organs are, and which of two is the left one.
-    """
-    is_ct = any(each.scheme == "ct" for each in plan.intensities)
-    has_sides = labels.mirror_pairs != ()
-    return has_thick_slices(plan.spacing_zyx_mm) and plan.region == "organs" and not is_ct and not has_sides
-
-
 class Augmentation:
     """Rotation, scaling, noise, blur, brightness, contrast, low resolution, gamma and left/right-safe mirroring.
 
@@ -116,7 +104,6 @@ class Augmentation:
         strength: A name that `strength_of` knows.
         mirror_axes: Axes that are flipped half of the time.
         mirror_permutation: Label index after a left-right flip, for each index.
-        any_angle: Rotation stays in the plane and reaches 180 degrees, whatever the strength.
     """
 
     def __init__(
@@ -126,16 +113,13 @@ class Augmentation:
         strength: str,
         mirror_axes: tuple[int, ...],
         mirror_permutation: tuple[int, ...],
-        *,
-        any_angle: bool = False,
     ) -> None:
         self.patch_zyx = patch_zyx
         self.strength = strength_of(strength)
         self.mirror_axes = mirror_axes
         self.mirror_permutation = np.append(mirror_permutation, len(mirror_permutation))  # ignored voxels stay it
         self.swaps_labels = list(mirror_permutation) != list(range(len(mirror_permutation)))
-        self.in_plane = any_angle or has_thick_slices(spacing_zyx_mm)
-        self.degrees = 180.0 if any_angle else self.strength.rotation_degrees
+        self.in_plane = has_thick_slices(spacing_zyx_mm)
         self.intensity = _intensity_transforms(self.strength)
 
     @property
@@ -180,7 +164,7 @@ class Augmentation:
     def _spatial(
         self, image_czyx: np.ndarray, label_zyx: np.ndarray, fill: np.ndarray, label_fill: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        angle = math.radians(self.degrees)
+        angle = math.radians(self.strength.rotation_degrees)
         around_z, around_others = (-angle, angle), (0.0, 0.0) if self.in_plane else (-angle, angle)
         base = fill.reshape(-1, 1, 1, 1)
         image, label = augment_spatial(

@@ -83,7 +83,7 @@ def draw_changes(augmentation: Augmentation, channels: int, seed: int) -> Change
     angles = scale = None
     if generator.random() < strength.rotation_probability:
         free = (True, not augmentation.in_plane, not augmentation.in_plane)
-        angle = np.radians(augmentation.degrees)
+        angle = np.radians(strength.rotation_degrees)
         z, y, x = (float(generator.uniform(-angle, angle)) if turns else 0.0 for turns in free)
         angles = (z, y, x)
     if generator.random() < strength.scaling_probability:

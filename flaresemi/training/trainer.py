@@ -27,7 +27,7 @@ from flaresemi.networks.compiling import compiled
 from flaresemi.networks.memory_format import trains_channels_last
 from flaresemi.records import from_plain, save_record, to_plain
 from flaresemi.training import anatomy, runs
-from flaresemi.training.augmentation import Augmentation, lies_at_any_angle
+from flaresemi.training.augmentation import Augmentation
 from flaresemi.training.budget import ENDLESS, TIMED_STEPS, TimeBudget, kept_schedule
 from flaresemi.training.config import Recipe, TrainingConfig, local_batch_size, refuse_beyond_memory, resolve
 from flaresemi.training.device_augmentation import DeviceAugmentation, augments_on_device
@@ -176,14 +176,7 @@ class Trainer:
         if strength == "none":
             return None
         plan, permutation = self.task.plan, self.task.labels.mirror_permutation
-        return Augmentation(
-            plan.patch_zyx,
-            plan.spacing_zyx_mm,
-            strength,
-            self.mirror_axes,
-            permutation,
-            any_angle=lies_at_any_angle(plan, self.task.labels),
-        )
+        return Augmentation(plan.patch_zyx, plan.spacing_zyx_mm, strength, self.mirror_axes, permutation)
 
     def build_stopwatch(self) -> AbstractContextManager[Callable[[], float]]:
         """The clock of a time budget, in seconds."""
