@@ -30,6 +30,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,8 @@ from flaresemi.records import save_record
 STARTS: dict[str, tuple[str, ...]] = {
     "a mirrored": ("--mirror-axes", "x"),
     "a strong": ("--augmentation", "strong"),
+    "a mean of voxels": ("--trainer", "few_trainers:MeanOfVoxels"),
+    "a organs alike": ("--trainer", "few_trainers:OrgansAlike"),
 }
 
 SUPERVISED = ("a", "a-long", "e", *STARTS)
@@ -187,6 +190,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["a", "b", "c", "d", "e", "a-long"])
     parser.add_argument("--test", action="store_true", help="score the test cases too")
     options = parser.parse_args()
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where the commands find few_trainers
     few = Few(yardstick_of(options.yardstick, options.iterations, options.preset), options.work)
     for number in options.draws:
         arms = [arm for arm in options.arms if not few.is_done(number, arm, options.rounds, test=options.test)]

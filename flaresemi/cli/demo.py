@@ -33,9 +33,9 @@ _PLANS = ("--preset", "small", "--gpu-memory-gib", "0.5")
 
 #: Time for the networks on two cores, so that the demo ends within ten minutes; few validations on the way, which take
 #: from it.
-_COARSE_TIME = "75s"
-_FINE_TIME = "4m"
-_VALIDATIONS = ("--validations", "4")
+_COARSE_TIME = "45s"
+_FINE_TIME = "150s"
+_VALIDATIONS = ("--validations", "2")
 
 #: So short a training learns more from patients as they are: they come from one generator.
 _AUGMENTATION = ("--augmentation", "none")
@@ -43,8 +43,8 @@ _AUGMENTATION = ("--augmentation", "none")
 #: Names of what the supervised models and those after the round predict.
 _BEFORE, _AFTER = "supervised", "after_round_1"
 
-#: The round of self-training goes on from the supervised weights, for this part of their training.
-_ROUND = ("--rounds", "1", "--length", "0.2")
+#: The round of self-training goes on from the supervised weights, for as many steps again.
+_ROUND = ("--rounds", "1")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,8 +252,8 @@ def _parser() -> StrictParser:
     add("-o", "--output", type=Path, default=Path("demo"), metavar="FOLDER", help="folder for everything [demo]")
     add("--only-data", action="store_true", help="make the dataset and stop")
     add("--layout", choices=tuple(TEST_LABELS), default="flaresemi", help="names of the dataset's folders [flaresemi]")
-    add("--labeled", type=number(Few), default=12, metavar="N", help="labeled cases [12]")
-    add("--unlabeled", type=number(Few), default=8, metavar="N", help="unlabeled cases; 0: no self-training [8]")
+    add("--labeled", type=number(Few), default=6, metavar="N", help="labeled cases [6]")
+    add("--unlabeled", type=number(Few), default=14, metavar="N", help="unlabeled cases; 0: no self-training [14]")
     add("--test", type=number(Few), default=4, metavar="N", help="test cases [4]")
     add("--size", type=_checked_size, default="demo", help=f"{', '.join(SIZES)}, or voxels as 72x112x112 [demo]")
     add("--seed", type=number(Seed), default=0, help="of the synthetic patients [0]")

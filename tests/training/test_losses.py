@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.nn import functional
@@ -21,6 +23,12 @@ def certain(target: torch.Tensor, channels: int = 4) -> torch.Tensor:
 
 def all_supervised(channels: int = 4, batch: int = 1) -> torch.Tensor:
     return torch.ones(batch, channels, dtype=torch.bool)
+
+
+def textbook_cross_entropy(logits_czyx: torch.Tensor, target_zyx: torch.Tensor) -> torch.Tensor:
+    """By torch, whose weighted mean divides by the sum of the voxels' weights."""
+    voxels = torch.bincount(target_zyx.flatten(), minlength=len(logits_czyx))
+    return functional.cross_entropy(logits_czyx[None], target_zyx[None], weight=voxels.clamp_min(1) ** -0.5)
 
 
 def test_the_perfect_prediction_costs_nothing() -> None:
@@ -49,8 +57,23 @@ def test_matches_the_textbook_formula() -> None:
         2 * probabilities[organ][target[0] == organ].sum() / (probabilities[organ].sum() + (target == organ).sum())
         for organ in (1, 2)
     ]
-    expected = torch.nn.functional.cross_entropy(logits, target) + 1 - sum(dice) / 2
+    expected = textbook_cross_entropy(logits[0], target[0]) + 1 - sum(dice) / 2
     assert SegmentationLoss()(logits, target, all_supervised()).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_small_organ_counts_with_the_root_of_its_voxels() -> None:
+    target = torch.zeros(1, 4, 4, 4, dtype=torch.int64)
+    target[0, 0, 0] = 1  # 4 of 64 voxels: roots 2 and sqrt(60)
+    logits = torch.zeros(1, 2, 4, 4, 4)
+    logits[:, 0] = 3.0  # wrong about the organ alone
+    right, wrong = -math.log(1 / (1 + math.exp(-3.0))), -math.log(1 / (1 + math.exp(3.0)))
+    expected = (2 * wrong + 60**0.5 * right) / (2 + 60**0.5)
+    found = SegmentationLoss(dice_weight=0.0)(logits, target, all_supervised(2))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    plain = SegmentationLoss(dice_weight=0.0, size_power=1.0)(logits, target, all_supervised(2))
+    assert plain.item() == pytest.approx(functional.cross_entropy(logits, target).item(), rel=1e-5)
+    alike = SegmentationLoss(dice_weight=0.0, size_power=0.0)(logits, target, all_supervised(2))
+    assert alike.item() == pytest.approx((wrong + right) / 2, rel=1e-5)
 
 
 def test_unsupervised_organs_are_part_of_background() -> None:
@@ -146,7 +169,7 @@ def a_case(seed=0):
 def test_dice_is_of_the_regions_and_cross_entropy_of_the_indices():
     logits, target = a_case()
     probability = logits.softmax(dim=1)
-    expected = functional.cross_entropy(logits, target, reduction="none").mean(dim=(1, 2, 3))
+    expected = torch.stack([textbook_cross_entropy(*sample) for sample in zip(logits, target, strict=True)])
     for indices in REGIONS:
         inside, found = sum(target == i for i in indices).bool(), sum(probability[:, i] for i in indices)
         overlap, size = (found * inside).sum(dim=(1, 2, 3)), found.sum(dim=(1, 2, 3)) + inside.sum(dim=(1, 2, 3))
