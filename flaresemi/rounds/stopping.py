@@ -70,7 +70,11 @@ def judge(rounds: Sequence[HeldOutDice], rule: StopRule, vanishing: Sequence[Col
                 why += ", and is vanishing in other cases"
             return Verdict(best_round=best, stop=True, why=why)
         gain, error = paired_gain(rounds[best], rounds[number])
-        gained = f"round {number}: {gain:+.4f} ± {error:.4f} against round {best} over {len(rounds[0])} held-out cases"
+        if len(rounds[0]) > 1:
+            told = f"{gain:+.4f} ± {error:.4f} against round {best} over {len(rounds[0])} held-out cases"
+        else:
+            told = f"{gain:+.4f} against round {best} on one held-out case, which cannot tell it from chance"
+        gained = f"round {number}: {told}"
         if gain > rule.min_delta and gain > error:
             best = last_improvement = number
             why = f"{gained}: an improvement"

@@ -71,8 +71,7 @@ class SegmentationLoss(nn.Module):
             logits, target_bzyx = merge_unsupervised(logits, target_bzyx, supervised_bc, self.organs)
         log_probabilities = functional.log_softmax(logits, dim=1)
         log_target = log_probabilities.gather(1, target_bzyx[:, None])[:, 0]
-        surprise, voxels, *sums = self._sums(log_probabilities, log_target, target_bzyx, known)
-        return self._cross_entropy(surprise, voxels) + self.dice_weight * _dice_loss(*sums, supervised_bc)
+        return self._loss(*self._sums(log_probabilities, log_target, target_bzyx, known), supervised_bc)
 
     def _in_parts(
         self, logits_bczyx: torch.Tensor, target_bzyx: torch.Tensor, supervised_bc: torch.Tensor
@@ -83,9 +82,9 @@ class SegmentationLoss(nn.Module):
         """
         plain = self.organs is None and bool(supervised_bc.all())
         sums = _SumsOverParts.apply(self._part, plain, logits_bczyx, target_bzyx, supervised_bc)
-        channels = logits_bczyx.shape[1]
-        surprise, voxels, *rest = sums.split((channels, channels, *(3 * [(sums.shape[1] - 2 * channels) // 3])), dim=1)
-        return self._cross_entropy(surprise, voxels) + self.dice_weight * _dice_loss(*rest, supervised_bc)
+        channels, organs = logits_bczyx.shape[1], supervised_bc.shape[1] - 1
+        parts = sums.split((channels, channels, organs, organs, organs), dim=1)
+        return self._loss(parts[0], parts[1], parts[2], parts[3], parts[4], supervised_bc)
 
     def _part(self, logits_bczyx: torch.Tensor, target_bzyx: torch.Tensor, supervised_bc: torch.Tensor) -> torch.Tensor:
         """What the loss needs of a part of the patch, (B, 2 × indices + 3 × organs): it adds up over the parts."""
@@ -97,10 +96,19 @@ class SegmentationLoss(nn.Module):
         log_target = log_probabilities.gather(1, target_bzyx[:, None])[:, 0]
         return torch.cat(self._sums(log_probabilities, log_target, target_bzyx, known), dim=1)
 
-    def _cross_entropy(self, surprise_bc: torch.Tensor, voxels_bc: torch.Tensor) -> torch.Tensor:
-        """Per sample, from sums over the voxels of each index and their number."""
-        weights = voxels_bc**self.size_power * (voxels_bc > 0)
-        return (weights * surprise_bc / voxels_bc.clamp_min(1)).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+    def _loss(
+        self,
+        surprise: torch.Tensor,
+        voxels: torch.Tensor,
+        overlap: torch.Tensor,
+        predicted: torch.Tensor,
+        size: torch.Tensor,
+        supervised_bc: torch.Tensor,
+    ) -> torch.Tensor:
+        """Per sample, from what `_sums` gives."""
+        weights = voxels**self.size_power * (voxels > 0)
+        cross_entropy = (weights * surprise / voxels.clamp_min(1)).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+        return cross_entropy + self.dice_weight * _dice_loss(overlap, predicted, size, supervised_bc)
 
     def _sums(
         self,
@@ -108,7 +116,7 @@ class SegmentationLoss(nn.Module):
         log_target: torch.Tensor,
         target_bzyx: torch.Tensor,
         known_bzyx: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of each index, (B, indices): the cross-entropy of its voxels, summed, and their number; of each organ,
         (B, organs): the probability inside it, all its probability, and its voxels.
         """

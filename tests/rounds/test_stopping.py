@@ -63,7 +63,11 @@ def test_max_rounds_stops() -> None:
 
 
 def test_one_held_out_case_proves_nothing() -> None:
-    assert judge([cases(0.5), cases(0.9)], StopRule()).best_round == 0
+    verdict = judge([cases(0.5), cases(0.9)], StopRule())
+    assert verdict.best_round == 0
+    assert verdict.why == (
+        "round 1: +0.2000 against round 0 on one held-out case, which cannot tell it from chance: no improvement"
+    )
 
 
 def test_rounds_with_other_cases_cannot_be_compared() -> None:
