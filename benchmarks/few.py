@@ -47,6 +47,7 @@ STARTS: dict[str, tuple[str, ...]] = {
     "a mirrored": ("--mirror-axes", "x"),
     "a strong": ("--augmentation", "strong"),
     "a mean of voxels": ("--trainer", "few_trainers:MeanOfVoxels"),
+    "a root of voxels": ("--trainer", "few_trainers:RootOfVoxels"),
     "a organs alike": ("--trainer", "few_trainers:OrgansAlike"),
 }
 

@@ -13,6 +13,13 @@ class MeanOfVoxels(Trainer):
         return DeepSupervisionLoss(SegmentationLoss(self.task.labels.regions, size_power=1.0))
 
 
+class RootOfVoxels(Trainer):
+    """In cross-entropy, background and each organ of the patch count with the root of their voxels."""
+
+    def build_loss(self) -> nn.Module:
+        return DeepSupervisionLoss(SegmentationLoss(self.task.labels.regions, size_power=0.5))
+
+
 class OrgansAlike(Trainer):
     """In cross-entropy, background and each organ of the patch count alike, whatever their size."""
 

@@ -11,6 +11,10 @@ from flaresemi.labels import Members
 #: Label index of a voxel that has no label: it is part of no loss.
 IGNORED = -1
 
+#: From this many organs on, background and each organ count in cross-entropy with the root of their voxels: small ones
+#: are found after fewer steps, and fewer are never found. With two or three it gained nothing. See docs/few_labels.md.
+MANY_ORGANS = 5
+
 #: With more outputs the loss is computed part by part. Chosen: up to here all at once takes little.
 MANY_OUTPUTS = 64
 
@@ -18,13 +22,16 @@ MANY_OUTPUTS = 64
 PART_BYTES = 16 << 20
 
 
+def usual_size_power(organs: int) -> float:
+    """The `size_power` of a training with so many organs."""
+    return 0.5 if organs >= MANY_ORGANS else 1.0
+
+
 class SegmentationLoss(nn.Module):
     """Cross-entropy plus Dice, averaged per sample, then over the batch.
 
-    Cross-entropy is of the indices of the label map, Dice of the organs. It is the mean of each index's mean over its
-    voxels in the patch, weighted with the root of their number: small organs are found after fewer steps than by a
-    plain mean over all voxels, and fewer of them are never found (docs/few_labels.md). The probability of an organ that
-    is a region, a union of indices, is the sum of theirs.
+    Cross-entropy is of the indices of the label map, Dice of the organs. The probability of an organ that is a region,
+    a union of indices, is the sum of theirs.
 
     What a case cannot tell apart, since it does not supervise all organs, is merged before both terms: indices that
     belong to the same supervised organs add their probabilities, those that belong to none are background. Organs that
@@ -40,11 +47,11 @@ class SegmentationLoss(nn.Module):
     Args:
         organs: The indices of each organ; None: organ c is index c.
         dice_weight: Of the Dice term, against 1 for cross-entropy.
-        size_power: Of the number of an index's voxels, its weight in cross-entropy. 1: the plain mean over all voxels,
-            as nnU-Net has it; 0: all indices in the patch alike.
+        size_power: Cross-entropy is the mean of each index's mean over its voxels in the patch, weighted with this
+            power of their number. 1: the plain mean over all voxels, as nnU-Net has it; 0: all indices alike.
     """
 
-    def __init__(self, organs: Members | None = None, dice_weight: float = 1.0, size_power: float = 0.5) -> None:
+    def __init__(self, organs: Members | None = None, dice_weight: float = 1.0, size_power: float = 1.0) -> None:
         super().__init__()
         self.organs = organs
         self.dice_weight = dice_weight

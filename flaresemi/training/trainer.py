@@ -34,7 +34,7 @@ from flaresemi.training.device_augmentation import DeviceAugmentation, augments_
 from flaresemi.training.draws import is_drawn
 from flaresemi.training.history import Row, append_row, cut_history
 from flaresemi.training.loading import failures_told, load_batches, usual_workers
-from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
+from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss, usual_size_power
 from flaresemi.training.monitoring import Monitor, progress, quick_validation
 from flaresemi.training.optimization import Optimization
 from flaresemi.training.patches import Batch, ReadBatch
@@ -166,7 +166,8 @@ class Trainer:
 
         Where organs are regions, a part of it has an attribute `organs`, `task.labels.regions`: it knows of them.
         """
-        return DeepSupervisionLoss(SegmentationLoss(self.task.labels.regions))
+        labels = self.task.labels
+        return DeepSupervisionLoss(SegmentationLoss(labels.regions, size_power=usual_size_power(labels.count)))
 
     def build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
         return build_optimizer(recipe, list(self.network.parameters()))
