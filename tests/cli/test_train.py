@@ -110,7 +110,8 @@ def test_a_training_whose_processes_die_goes_on_and_ends_like_any_other(planned:
     def words(workspace: str) -> list[str]:
         place = ["-d", planned[1], "-w", str(tmp_path / workspace)]
         length = ["--iterations", "6", "--iterations-per-epoch", "2", "--validations", "0", "--checkpoint-minutes", "0"]
-        # Adam's first steps make much of rounding: where a gradient is next to nothing, its sign decides. So do long steps.
+        # Adam's first steps make much of rounding: where a gradient is next to nothing, its sign decides. So do long
+        # steps.
         sgd = ["--optimizer", "sgd", "--learning-rate", "0.001", "--precision", "fp32"]
         return ["COARSE", "0", *place, *QUICK, *length, *sgd, "--no-validation"]
 
