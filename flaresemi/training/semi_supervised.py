@@ -88,6 +88,11 @@ class SemiSupervisedTrainer(Trainer):
         mixed = MixedStore(task.store, semi.labels)
         super().__init__(dataclasses.replace(task, store=mixed, taught_by=semi.taught_by), config, **settings)
 
+    @property
+    def size_power(self) -> float:
+        """1: the plain mean, with which rounds were measured; by roots, a round lost what the start had gained."""
+        return 1.0
+
     def training_cases(self) -> list[TrainingCase]:
         """Labeled cases, corrected ones among them, and pseudo-labeled ones, drawn in the ratio of `pseudo_share`."""
         mixing = self.semi.mixing

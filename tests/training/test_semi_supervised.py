@@ -10,10 +10,12 @@ from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.selection import SelectedCase, Selection
+from flaresemi.training import losses
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.mixing import Mixing
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import TrainingTask
+from flaresemi.training.trainer import Trainer
 from tests.training.conftest import SHAPE
 
 CPU = torch.device("cpu")
@@ -79,6 +81,17 @@ def test_pseudo_cases_are_augmented_more_strongly(
     strengths = {case.case_id: case.augmentation for case in trainer.sampler.cases}
     assert strengths == {"case_0": "standard", "case_1": "standard", "scan_0": "strong", "scan_1": "strong"}
     assert set(trainer.sampler.augmentations) == {"standard", "strong"}
+
+
+def test_only_supervised_trainings_count_organs_with_roots(
+    make_task: Callable[..., TrainingTask],
+    quick_config: TrainingConfig,
+    semi: SemiSupervision,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(losses, "MANY_ORGANS", 1)
+    assert Trainer(make_task(), quick_config, device=CPU).loss.loss.size_power == 0.5
+    assert SemiSupervisedTrainer(make_task(), quick_config, semi, device=CPU).loss.loss.size_power == 1.0
 
 
 def test_it_trains_and_validates_on_real_labels(
