@@ -48,7 +48,6 @@ STARTS: dict[str, tuple[str, ...]] = {
     "a strong": ("--augmentation", "strong"),
     "a mean of voxels": ("--trainer", "few_trainers:MeanOfVoxels"),
     "a root of voxels": ("--trainer", "few_trainers:RootOfVoxels"),
-    "a organs alike": ("--trainer", "few_trainers:OrgansAlike"),
 }
 
 SUPERVISED = ("a", "a-long", "e", *STARTS)

@@ -1,4 +1,4 @@
-"""Trainers that benchmarks/few.py compares with the default one."""
+"""Trainers that benchmarks/few.py compares with the default one: how much organs of different sizes count."""
 
 from torch import nn
 
@@ -9,19 +9,13 @@ from flaresemi.training.trainer import Trainer
 class MeanOfVoxels(Trainer):
     """Cross-entropy is the plain mean over all voxels, as nnU-Net has it."""
 
-    def build_loss(self) -> nn.Module:
-        return DeepSupervisionLoss(SegmentationLoss(self.task.labels.regions, size_power=1.0))
-
-
-class RootOfVoxels(Trainer):
-    """In cross-entropy, background and each organ of the patch count with the root of their voxels."""
+    size_power = 1.0
 
     def build_loss(self) -> nn.Module:
-        return DeepSupervisionLoss(SegmentationLoss(self.task.labels.regions, size_power=0.5))
+        return DeepSupervisionLoss(SegmentationLoss(self.task.labels.regions, size_power=self.size_power))
 
 
-class OrgansAlike(Trainer):
-    """In cross-entropy, background and each organ of the patch count alike, whatever their size."""
+class RootOfVoxels(MeanOfVoxels):
+    """Background and each organ of the patch count with the root of their voxels."""
 
-    def build_loss(self) -> nn.Module:
-        return DeepSupervisionLoss(SegmentationLoss(self.task.labels.regions, size_power=0.0))
+    size_power = 0.5

@@ -70,6 +70,9 @@ class SemiSupervisedTrainer(Trainer):
 
     device_augmentation: ClassVar[bool] = True
 
+    #: Rounds were measured with the plain mean; the one that was tried with roots lost what its start had gained.
+    _counts_roots: ClassVar[bool] = False
+
     def __init__(self, task: TrainingTask, config: TrainingConfig, semi: SemiSupervision, **settings: Any) -> None:
         self.semi = semi
         pseudo_ids = [case.case_id for case in semi.selection.selected]
@@ -87,11 +90,6 @@ class SemiSupervisedTrainer(Trainer):
             semi.labels[case_id].open(case_id)  # this version of it, from now on
         mixed = MixedStore(task.store, semi.labels)
         super().__init__(dataclasses.replace(task, store=mixed, taught_by=semi.taught_by), config, **settings)
-
-    @property
-    def size_power(self) -> float:
-        """1: the plain mean, with which rounds were measured; by roots, a round lost what the start had gained."""
-        return 1.0
 
     def training_cases(self) -> list[TrainingCase]:
         """Labeled cases, corrected ones among them, and pseudo-labeled ones, drawn in the ratio of `pseudo_share`."""

@@ -79,6 +79,9 @@ class Trainer:
     #: patches that are augmented on the device: samples are a `ReadBatch`, and batches hold tensors.
     device_augmentation: ClassVar[bool] = True
 
+    #: Whether many organs count with roots in cross-entropy, see `usual_size_power`.
+    _counts_roots: ClassVar[bool] = True
+
     def __init__(
         self,
         task: TrainingTask,
@@ -161,17 +164,14 @@ class Trainer:
         """Puts what fits of the model `init_from` into the network; None where that is all of it."""
         return start_from(self.network, self.task.labels, self.task.channels, Path(self.config.init_from or ""))
 
-    @property
-    def size_power(self) -> float:
-        """See `SegmentationLoss`."""
-        return usual_size_power(self.task.labels.count)
-
     def build_loss(self) -> nn.Module:
         """Takes (outputs, target_bzyx, supervised_bc), gives a loss per sample; targets may be `IGNORED`.
 
         Where organs are regions, a part of it has an attribute `organs`, `task.labels.regions`: it knows of them.
         """
-        return DeepSupervisionLoss(SegmentationLoss(self.task.labels.regions, size_power=self.size_power))
+        labels = self.task.labels
+        size_power = usual_size_power(labels.count) if self._counts_roots else 1.0
+        return DeepSupervisionLoss(SegmentationLoss(labels.regions, size_power=size_power))
 
     def build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
         return build_optimizer(recipe, list(self.network.parameters()))
