@@ -275,7 +275,7 @@ class TestPatches:
         label, image = np.ones(shape, np.uint8), np.ones((1, *shape), np.float32)
         seen = set()
         for seed in range(60):
-            _, turned = augmentation(image, label, np.zeros(1, np.float32), seed, label_fill=NOBODY)
+            _, turned, _ = augmentation(image, label, np.zeros(1, np.float32), seed, label_fill=NOBODY)
             seen |= {*np.unique(turned).tolist()}
         assert seen == {1, 2, NOBODY}, "mirrored left to right, the ball changes its name, and ignored voxels do not"
 

@@ -137,7 +137,7 @@ class Augmentation:
 
     def __call__(
         self, image_czyx: np.ndarray, label_zyx: np.ndarray, fill: np.ndarray, seed: int, label_fill: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
         """Transforms one sample; the same seed gives the same result in any process.
 
         Args:
@@ -148,18 +148,21 @@ class Augmentation:
             label_fill: Index of what lies outside the image.
 
         Returns:
-            Image (C, *patch) float32 and label (*patch) of the input's type.
+            Image (C, *patch) float32, label (*patch) of the input's type, and whether left and right organs have changed
+            places: what is known of a left kidney is known of the right one then.
         """
         random.seed(seed)
         np.random.seed(seed % 2**32)
         image, label = self._spatial(image_czyx, label_zyx, fill, label_fill)
         image = self.intensity(data=image[None])["data"][0]
+        swapped = False
         for axis in self.mirror_axes:
             if np.random.random() < 0.5:
                 image, label = np.flip(image, axis + 1), np.flip(label, axis)
-                if axis == 2 and self.swaps_labels:
-                    label = self.mirror_permutation[label]
-        return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, label_zyx.dtype)
+                swapped = swapped or (axis == 2 and self.swaps_labels)
+        if swapped:
+            label = self.mirror_permutation[label]
+        return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, label_zyx.dtype), swapped
 
     def _spatial(
         self, image_czyx: np.ndarray, label_zyx: np.ndarray, fill: np.ndarray, label_fill: int

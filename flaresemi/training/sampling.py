@@ -153,12 +153,15 @@ class PatchSampler(Samples):
         seeds = [int(generator.integers(2**32)) if made else 0 for made in (augmentation, self.second_view)]
         if is_later:
             read = self._later(stored, image, label, shape, augmentation, seeds)
+            swapped = read.changes.swap is not None
         else:
             with self.clock("augment"):
-                image, label, second = self._augmented(stored, image, label, augmentation, seeds)
+                image, label, second, swapped = self._augmented(stored, image, label, augmentation, seeds)
             read = ReadPatch(image_czyx=image, label_zyx=label, patch_zyx=shape, second_czyx=second)
         supervised = np.zeros((1, len(self.organs) + 1), bool)
         supervised[0, [0, *case.supervised]] = True
+        if swapped and augmentation:
+            supervised = supervised[:, partners(self.organs, augmentation.mirror_permutation)]
         weight = np.array([case.weight if case.is_labeled else 0.0], np.float32)
         labeled = np.array([case.is_labeled])
         if self.on_device:
@@ -174,15 +177,16 @@ class PatchSampler(Samples):
         label: np.ndarray,
         augmentation: Augmentation | None,
         seeds: Sequence[int],
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Image, label and second view, for good."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, bool]:
+        """Image, label and second view, for good; and whether left and right have changed places."""
+        swapped = False
         if augmentation:
             fill = np.array(stored.record.channel_minima, np.float32)
             outside = {"label_fill": stored.outside_label} if stored.outside_label else {}
-            image, label = augmentation(image, label, fill, seeds[0], **outside)
+            image, label, swapped = augmentation(image, label, fill, seeds[0], **outside)
         if stored.record.annotated_voxels is not None:
             label = np.where(label == stored.record.ignored, IGNORED, label.astype(np.int32))
-        return image, label, self.second_view(image, seeds[1]) if self.second_view else None
+        return image, label, self.second_view(image, seeds[1]) if self.second_view else None, swapped
 
     def _later(
         self,
@@ -267,6 +271,17 @@ class LabeledAndUnlabeled(Samples):
         if place < labeled:
             return self.labeled[(iteration, rank * labeled + place)]
         return self.unlabeled[(iteration, rank * unlabeled + place - labeled)]
+
+
+def partners(organs: Members, mirror_permutation: Sequence[int]) -> list[int]:
+    """Background and, for each organ, the organ (1 and up) whose place it has in a patient mirrored left to right.
+
+    Args:
+        organs: The label indices of each organ.
+        mirror_permutation: As `LabelSet.mirror_permutation`.
+    """
+    organ_of = {frozenset(indices): organ for organ, indices in enumerate(organs, start=1)}
+    return [0, *(organ_of[frozenset(mirror_permutation[index] for index in indices)] for indices in organs)]
 
 
 def training_region(

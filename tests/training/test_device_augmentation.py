@@ -179,9 +179,9 @@ def test_what_is_not_flaresemis_own_is_augmented_by_the_loader(store: CaseStore,
     """Among samples that the device augments; what comes out is what it always was."""
 
     class Darker(Augmentation):
-        def __call__(self, *arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
-            image, label = super().__call__(*arguments, **named)
-            return image - 1, label
+        def __call__(self, *arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray, bool]:
+            image, label, swapped = super().__call__(*arguments, **named)
+            return image - 1, label, swapped
 
     def more() -> list:
         return [lambda data: {"data": data + 100}]

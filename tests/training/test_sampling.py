@@ -11,6 +11,7 @@ from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.io.case_store import CaseStore, StoredCase
 from flaresemi.training import sampling
 from flaresemi.training.augmentation import STRENGTHS, Augmentation, SecondView
+from flaresemi.training.device_augmentation import DeviceAugmentation
 from flaresemi.training.pasting import PastingSampler, pasted, random_box
 from flaresemi.training.sampling import (
     AddressSampler,
@@ -22,7 +23,7 @@ from flaresemi.training.sampling import (
     draw_start,
     training_region,
 )
-from tests.training.conftest import LABELS, stage_plan
+from tests.training.conftest import LABELS, stage_plan, write_case
 
 CASES = tuple(TrainingCase(case_id=f"case_{number}", supervised=(1, 2)) for number in range(3))
 
@@ -74,7 +75,7 @@ def test_foreground_patches_show_each_organ_equally_often(store: CaseStore) -> N
 
 def test_unsupervised_organs_are_declared_so(store: CaseStore) -> None:
     case = TrainingCase(case_id="right_only", supervised=(2,), weight=0.5)
-    batch = sampler(store, cases=(case,))[(0, 0)]
+    batch = sampler(store, cases=(case,), augmentations={})[(0, 0)]
     assert batch.supervised_bc.tolist() == [[True, False, True]]
     assert batch.weight_b.tolist() == [0.5]
 
@@ -141,8 +142,12 @@ def test_no_more_than_a_part_is_read_and_augmented(store: CaseStore, monkeypatch
 def test_boxes_come_from_the_other_kind_of_case_while_both_are_drawn(store: CaseStore) -> None:
     labeled = TrainingCase(case_id="case_0", supervised=(1, 2))
     pseudo = TrainingCase(case_id="case_1", supervised=(2,), weight=0.5, last_iteration=100, is_pseudo=True)
-    plain = sampler(store, cases=(labeled, pseudo))
-    with_boxes = sampler(store, cases=(labeled, pseudo), kind=PastingSampler, paste_share=1.0)
+    plan = stage_plan()
+    upright = {"standard": Augmentation(plan.patch_zyx, plan.spacing_zyx_mm, "standard", (0,), (0, 2, 1))}
+    plain = sampler(store, cases=(labeled, pseudo), augmentations=upright)
+    with_boxes = sampler(
+        store, cases=(labeled, pseudo), augmentations=upright, kind=PastingSampler, paste_share=1.0
+    )
     for address in [(iteration, 0) for iteration in (0, 1, 2, 3, 98, 99)]:
         before, after = plain[address], with_boxes[address]
         assert after.weight_b == before.weight_b  # the same case, with something of the other one
@@ -208,17 +213,53 @@ def test_mirroring_swaps_left_and_right(strength: str) -> None:
     augmentation.strength = type(augmentation.strength)(
         rotation_probability=0, rotation_degrees=1, scaling_probability=0, scaling=(1, 1), intensity_factor=0
     )
+    augmentation.intensity = lambda data: {"data": data}
     label = np.zeros(augmentation.input_zyx, np.uint8)
     middle = label.shape[2] // 2
     label[:, :, :middle], label[:, :, middle:] = 2, 1
     image = np.arange(label.size, dtype=np.float32).reshape(1, *label.shape)
     flips = set()
     for seed in range(20):
-        moved_image, moved = augmentation(image, label, np.zeros(1, np.float32), seed)
+        moved_image, moved, swapped = augmentation(image, label, np.zeros(1, np.float32), seed)
         assert (moved[:, :, :4] == 2).all()
         assert (moved[:, :, 4:] == 1).all()
-        flips.add(bool(moved_image[0, 0, 0, 0] > moved_image[0, 0, 0, -1]))
+        assert swapped == bool(moved_image[0, 0, 0, 0] > moved_image[0, 0, 0, -1])
+        flips.add(swapped)
     assert flips == {True, False}
+
+
+@pytest.mark.parametrize("organs", [None, ((1, 2), (1, 3), (2,), (3,))], ids=["organs", "regions"])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_what_is_supervised_changes_sides_with_its_organ(tmp_path, on_device, organs) -> None:
+    """Voxels of the one organ that is annotated are bright, and stay so: mirrored, they are those of its partner."""
+    store, plan = CaseStore(tmp_path), stage_plan(patch_zyx=(8, 16, 16))
+    write_case(store, "one", 0)
+    stored = store.open("one")
+    image, label = stored.read_patch((0, 0, 0), stored.record.grid.shape_zyx)
+    store.write(stored.record, np.where(label == 2, 9.0, 0.0)[None].astype(np.float32), label)
+    permutation = (0, 2, 1) if organs is None else (0, 1, 3, 2)  # index 1 of the regions lies in both of a pair
+    known = 2 if organs is None else 3
+    augmentation = Augmentation(plan.patch_zyx, plan.spacing_zyx_mm, "geometric", (0, 2), permutation)
+    patches = sampler(
+        store,
+        plan=plan,
+        organs=organs,
+        cases=(TrainingCase(case_id="one", supervised=(known,), augmentation="geometric"),),
+        augmentations={"geometric": augmentation},
+        foreground_share=1.0,
+        on_device=on_device,
+    )
+    seen = set()
+    for iteration in range(40):
+        batch = patches[(iteration, 0)]
+        batch = DeviceAugmentation(torch.device("cpu"))(batch) if on_device else batch
+        image, label = np.asarray(batch.image_bczyx)[0, 0], np.asarray(batch.label_bzyx)[0]
+        (organ,) = np.flatnonzero(batch.supervised_bc[0, 1:]) + 1
+        bright = image > 8.5
+        if bright.any():
+            assert {*np.unique(label[bright])} <= ({organ} if organs is None else {*organs[organ - 1]})
+            seen.add(int(organ))
+    assert len(seen) == 2, "mirrored ones and others"
 
 
 def test_augmentation_is_seeded_and_keeps_labels_and_images_together() -> None:
@@ -229,9 +270,10 @@ def test_augmentation_is_seeded_and_keeps_labels_and_images_together() -> None:
     label = ((z - center[0]) ** 2 + (y - center[1] - 3) ** 2 + (x - center[2]) ** 2 < 20).astype(np.uint8)
     image = 10 * label[None].astype(np.float32) - 5
     for seed in range(30):
-        a_image, a_label = augmentation(image, label, np.full(1, -5, np.float32), seed)
-        b_image, _ = augmentation(image, label, np.full(1, -5, np.float32), seed)
+        a_image, a_label, swapped = augmentation(image, label, np.full(1, -5, np.float32), seed)
+        b_image, _, _ = augmentation(image, label, np.full(1, -5, np.float32), seed)
         np.testing.assert_array_equal(a_image, b_image)
+        assert not swapped, "there is nothing to swap"
         assert a_image.shape == (1, *shape)
         assert a_label.dtype == np.uint8
         assert set(np.unique(a_label)) <= {0, 1}
@@ -247,7 +289,7 @@ def test_thick_slices_are_rotated_in_their_plane_by_less_than_a_quarter() -> Non
     ball = (abs(z - 1) < 1) & (abs(y - 0.2 * size) < 3) & (abs(x - 0.5 * size) < 3)
     seen = set()
     for seed in range(200):
-        _, label = augmentation(ball[None].astype(np.float32), ball.astype(np.uint8), np.zeros(1, np.float32), seed)
+        _, label, _ = augmentation(ball[None].astype(np.float32), ball.astype(np.uint8), np.zeros(1, np.float32), seed)
         where = np.argwhere(label) - (0, 15.5, 15.5)
         if len(where):
             assert set(where[:, 0]) == {1}, "slices stay where they are"
