@@ -216,9 +216,10 @@ def _again(options: argparse.Namespace, training: SelfTraining) -> list[str]:
 
 
 def _execution(options: argparse.Namespace, asked: Callable[[], bool], crew: Crew | None = None) -> Execution:
-    device, track = joint_shard(options.shard, launched_ranks()).device(options.device), getattr(options, "track", None)
+    crew, track = crew or Crew(), getattr(options, "track", None)
+    device = crew.ranks.device(joint_shard(options.shard, launched_ranks()).device(options.device))
     refuse_without_tracker(track or "none")
-    return Execution(device=device, precision=options.precision, stop_requested=asked, crew=crew or Crew(), track=track)
+    return Execution(device=device, precision=options.precision, stop_requested=asked, crew=crew, track=track)
 
 
 def _folds(options: argparse.Namespace, workspace: Workspace) -> tuple[str, ...]:

@@ -67,8 +67,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     stopping = StopSignals(options.time_limit, began=launched_at())
     with contextlib.ExitStack() as alone:  # to the end of the validation, when the ranks have parted
         with join_ranks(device.type) as ranks, stopping as signals:
-            if ranks.world_size > 1 and device.type == "cuda":
-                device = torch.device("cuda", ranks.local_rank)
+            device = ranks.device(device)
             task = load_task(workspace, stage, options.fold)
             if options.profile is not None:
                 _profile(options, task, device, ranks)
@@ -76,7 +75,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
             if ranks.is_main:
                 alone.enter_context(working_alone(workspace.lock("models", f"fold_{task.fold}", stage.value), command))
                 refuse_other_dataset(options, task, workspace)
-            resume = resumes(task.folder, options, ranks, device)
+            resume = resumes(task.folder, options, ranks)
             semi = supervision(options, task, workspace, ranks, resume=resume)
             config = configuration(task.folder, options, resume=resume)
             refuse_without_tracker(config.track)
@@ -88,7 +87,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
                 raise StoppedEarly(
                     f"stopped and saved at iteration {trainer.iteration}; the same command with --continue goes on"
                 )
-            if ranks.any(signals.requested(), device) and task.validation and not options.no_validation:
+            if ranks.any(signals.requested()) and task.validation and not options.no_validation:
                 raise StoppedEarly("trained and saved; the same command with --continue validates on whole images")
             validates = bool(task.validation) and not options.no_validation
             coarse = workspace.model(task.fold, Stage.COARSE)

@@ -7,8 +7,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from flaresemi.cli.common import flag_of
 from flaresemi.cli.mixing_options import given_mixing
 from flaresemi.compute.distributed import Ranks
@@ -33,7 +31,7 @@ logger = logging.getLogger("flaresemi.cli.train")
 _CONFIG_FIELDS = {field.name for field in dataclasses.fields(TrainingConfig)}
 
 
-def resumes(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks, device: torch.device) -> bool:
+def resumes(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks) -> bool:
     """Whether to resume the training in the folder.
 
     Processes that torchrun has started again after one of them died go on with what they did before, whatever the
@@ -42,7 +40,7 @@ def resumes(folder: ModelFolder, options: argparse.Namespace, ranks: Ranks, devi
     Raises:
         ConfigError: there is one, and nothing says what to do with it.
     """
-    if ranks.any(ranks.restarts > 0, device):
+    if ranks.any(ranks.restarts > 0):
         options.resume, options.restart = True, False
     exists = has_state(folder) or os.path.lexists(folder.final)
     if exists and not options.resume and not options.restart:

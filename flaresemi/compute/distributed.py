@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flaresemi.errors import FlaresemiError, LostError, ToldError
+from flaresemi.errors import ConfigError, FlaresemiError, LostError, ToldError
 
 #: Environment variable: when the process that waits for this one began, so that its time limit is theirs, however often
 #: they start.
@@ -49,6 +49,12 @@ class Ranks:
         """True in the one process that writes files and speaks."""
         return self.rank == 0
 
+    def device(self, chosen: torch.device) -> torch.device:
+        """The device of this process, where a launch computes on devices of that kind: of several GPUs, its own."""
+        if self.world_size == 1 or chosen.type != "cuda":
+            return chosen
+        return torch.device("cuda", self.local_rank)
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
@@ -61,19 +67,19 @@ class Ranks:
             value /= self.world_size
         return value
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """True on every rank as soon as the flag is set on one."""
+    def any(self, flag: bool) -> bool:
+        """True on every rank as soon as the flag is set on one; no GPU is waited for."""
         if self.world_size == 1:
             return flag
-        shared = torch.tensor(int(flag), device=device)
+        shared = torch.tensor(int(flag))
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return bool(shared.item())
 
-    def of_main(self, number: int, device: torch.device) -> int:
+    def of_main(self, number: int) -> int:
         """The number that the main process has, on every rank."""
         if self.world_size == 1:
             return number
-        shared = torch.tensor(number, device=device)
+        shared = torch.tensor(number)
         dist.broadcast(shared, src=0)
         return int(shared.item())
 
@@ -105,6 +111,7 @@ def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Rank
     torchrun (RANK, WORLD_SIZE, LOCAL_RANK) is the one launcher; SLURM and --gpus start it.
 
     Raises:
+        ConfigError: there is no GPU for this process.
         LostError: another process has died.
         ToldError: what ends this process is told by another one.
     """
@@ -113,24 +120,37 @@ def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Rank
         yield ranks
         return
     if device_type == "cuda":
-        torch.cuda.set_device(ranks.local_rank)
-    backend = "nccl" if device_type == "cuda" else "gloo"
+        _take_gpu(ranks)
+    # NCCL for tensors on GPUs; flags and barriers go by gloo, which waits for no GPU and notices who has gone.
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     timeout = datetime.timedelta(minutes=timeout_minutes)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
     store = unused_part(store, rank, world_size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    may_leave = device_type != "cuda"  # NCCL waits for what is underway, for ever where another process has failed
     try:
         yield ranks
         dist.barrier()  # a rank that left first would break the connections of those still at work
+        may_leave = True
     except FlaresemiError as problem:
-        raise _once(problem, store, ranks) from None
+        raise _once(problem, store, ranks, may_leave=may_leave) from None
     except RuntimeError as problem:
         if not _is_loss(problem):
             raise
-        raise _once(_lost(store, ranks), store, ranks) from None
+        raise _once(_lost(store, ranks), store, ranks, may_leave=may_leave) from None
     finally:
-        if dist.is_initialized():
+        if may_leave and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _take_gpu(ranks: Ranks) -> None:
+    count = torch.cuda.device_count()
+    if ranks.local_rank >= count:
+        raise ConfigError(
+            f"process {ranks.local_rank} of this machine has no GPU of its own: {count} are visible",
+            fix=f"start at most {count} processes on it (--gpus, torchrun --nproc-per-node), or --device cpu",
+        )
+    torch.cuda.set_device(ranks.local_rank)
 
 
 def _is_loss(problem: RuntimeError) -> bool:
@@ -152,13 +172,18 @@ def _lost(store: dist.Store, ranks: Ranks) -> FlaresemiError:
     )
 
 
-def _once(problem: FlaresemiError, store: dist.Store, ranks: Ranks) -> FlaresemiError:
-    """The error, as one that is told already where another process of the launch tells it: one of them speaks."""
+def _once(problem: FlaresemiError, store: dist.Store, ranks: Ranks, *, may_leave: bool) -> FlaresemiError:
+    """The error, as one that is told already where another process of the launch tells it: one of them speaks.
+
+    Args:
+        may_leave: The process group can be left at once.
+    """
     with contextlib.suppress(RuntimeError):  # the store's host is gone
         if not ranks.is_main:
             if not isinstance(problem, LostError | ToldError):
                 store.set(_reason(ranks.rank), str(problem))
-            dist.destroy_process_group()  # by which the first process sees that it has to speak
+            if may_leave:
+                dist.destroy_process_group()  # by which the first process sees that it has to speak
             until = time.monotonic() + _SPEAK_SECONDS
             while time.monotonic() < until and not store.check([_SPOKEN]):
                 time.sleep(0.05)

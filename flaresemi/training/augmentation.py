@@ -148,8 +148,8 @@ class Augmentation:
             label_fill: Index of what lies outside the image.
 
         Returns:
-            Image (C, *patch) float32, label (*patch) of the input's type, and whether left and right organs have changed
-            places: what is known of a left kidney is known of the right one then.
+            Image (C, *patch) float32, label (*patch) of the input's type, and whether left and right organs have
+            changed places: what is known of a left kidney is known of the right one then.
         """
         random.seed(seed)
         np.random.seed(seed % 2**32)

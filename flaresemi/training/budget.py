@@ -9,8 +9,6 @@ import logging
 import math
 from collections.abc import Callable, Generator, Iterator
 
-import torch
-
 from flaresemi.compute.distributed import Ranks
 from flaresemi.errors import CheckpointError
 from flaresemi.networks.checkpoint import Checkpoint
@@ -98,27 +96,26 @@ class TimeBudget:
         """How much of the budget is spent."""
         return self._now() - self._start
 
-    def first_estimate(self, steps: Generator[object, None, None], ranks: Ranks, device: torch.device) -> int:
+    def first_estimate(self, steps: Generator[object, None, None], ranks: Ranks) -> int:
         """How many steps fit into what is left, as it looks to the main process.
 
         Args:
             steps: Goes through the first steps of the training. It is closed where they take long.
             ranks: Who has to agree on that.
-            device: Of this process.
         """
         spent = [self.spent_seconds]
         with contextlib.closing(steps):
             for _ in steps:
                 spent.append(self.spent_seconds)
                 limit = _SLOW_START if len(spent) > 2 else _VERY_SLOW_START
-                if ranks.any(spent[-1] - spent[0] > limit * self.seconds, device):
+                if ranks.any(spent[-1] - spent[0] > limit * self.seconds):
                     break
         # The first one pays for starting the loader, others for warming up.
         taken = [after - before for before, after in itertools.pairwise(spent)]
         fastest = sorted(taken[1:] or taken)[:3]
         step = sum(fastest) / len(fastest)
         left = max(self.seconds - self.spent_seconds, 0.0)
-        return ranks.of_main(max(int(left * (1 - _UNSEEN) / max(step, 1e-6)), _FEW), device)
+        return ranks.of_main(max(int(left * (1 - _UNSEEN) / max(step, 1e-6)), _FEW))
 
     def first_schedule(self, iterations: int, resolve: Callable[[int], Recipe]) -> Schedule:
         """The schedule of a training that begins with so many steps in view; later decisions stretch it.

@@ -161,7 +161,7 @@ class PatchSampler(Samples):
         supervised = np.zeros((1, len(self.organs) + 1), bool)
         supervised[0, [0, *case.supervised]] = True
         if swapped and augmentation:
-            supervised = supervised[:, partners(self.organs, augmentation.mirror_permutation)]
+            supervised = np.take(supervised, partners(self.organs, augmentation.mirror_permutation), axis=1)
         weight = np.array([case.weight if case.is_labeled else 0.0], np.float32)
         labeled = np.array([case.is_labeled])
         if self.on_device:
@@ -273,15 +273,15 @@ class LabeledAndUnlabeled(Samples):
         return self.unlabeled[(iteration, rank * unlabeled + place - labeled)]
 
 
-def partners(organs: Members, mirror_permutation: Sequence[int]) -> list[int]:
+def partners(organs: Members, mirror_permutation: np.ndarray) -> list[int]:
     """Background and, for each organ, the organ (1 and up) whose place it has in a patient mirrored left to right.
 
     Args:
         organs: The label indices of each organ.
-        mirror_permutation: As `LabelSet.mirror_permutation`.
+        mirror_permutation: Label index in such a patient, for each index.
     """
     organ_of = {frozenset(indices): organ for organ, indices in enumerate(organs, start=1)}
-    return [0, *(organ_of[frozenset(mirror_permutation[index] for index in indices)] for indices in organs)]
+    return [0, *(organ_of[frozenset(mirror_permutation[list(indices)].tolist())] for indices in organs)]
 
 
 def training_region(

@@ -277,8 +277,8 @@ class Trainer:
                 with self.budget.aside("validation" if self._is_validating else "epoch"):
                     monitor.add(self._end_epoch(time.monotonic() - epoch_started))
                 epoch_started = time.monotonic()
-            stop = self.ranks.any(self.stop_requested(), self.device)
-            if stop or self.ranks.any(time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes, self.device):
+            stop = self.ranks.any(self.stop_requested())
+            if stop or self.ranks.any(time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes):
                 with self.budget.aside("checkpoint"):
                     self._save_latest()
                 saved_at = time.monotonic()
@@ -461,7 +461,7 @@ class Trainer:
             return Schedule(self._resolve(self.config.fixed_iterations))
         if resume:
             return kept_schedule(load_state(self.task.folder, with_training_state=True), self._resolve)
-        iterations = self.budget.first_estimate(self.rehearse(TIMED_STEPS), self.ranks, self.device)
+        iterations = self.budget.first_estimate(self.rehearse(TIMED_STEPS), self.ranks)
         return self.budget.first_schedule(iterations, self._resolve)
 
     def _resolve(self, total_iterations: int) -> Recipe:
@@ -470,7 +470,7 @@ class Trainer:
     def _keep_to_budget(self) -> None:
         """Gives the training another number of steps where the budget asks for it; the main process decides."""
         total = self.budget.decide(self.schedule, self.iteration, self._validations) if self.ranks.is_main else 0
-        total = self.ranks.of_main(total, self.device)
+        total = self.ranks.of_main(total)
         if total:
             self.schedule = self.schedule.decided(self.iteration, total)
             if self.ranks.is_main:

@@ -5,9 +5,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+import torch
 import torch.distributed as dist
 
-from flaresemi.compute.distributed import Ranks, launched_ranks, unused_part
+from flaresemi.compute.distributed import Ranks, join_ranks, launched_ranks, unused_part
+from flaresemi.errors import ConfigError
 
 
 def test_ranks_by_the_variables_of_torchrun() -> None:
@@ -16,6 +19,18 @@ def test_ranks_by_the_variables_of_torchrun() -> None:
     assert launched_ranks({"RANK": "0"}) is None
     assert launched_ranks(variables) == Ranks(3, 4, 1)
     assert launched_ranks(variables | {"TORCHELASTIC_RESTART_COUNT": "2"}) == Ranks(3, 4, 1, restarts=2)
+
+
+def test_a_process_of_a_launch_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, second = torch.device("cpu"), torch.device("cuda", 1)
+    assert Ranks(3, 4, 1).device(torch.device("cuda", 0)) == second, "whatever number the user has named"
+    assert Ranks(3, 4, 1).device(cpu) == cpu
+    assert Ranks().device(second) == second
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="has no GPU of its own: 1 are visible"), join_ranks("cuda"):
+        pass
 
 
 def test_a_start_does_not_read_what_a_former_one_has_written() -> None:

@@ -63,7 +63,7 @@ def simulated(
         return watch.spent_seconds
 
     steps = (step() for _ in range(TIMED_STEPS))
-    schedule = watch.first_schedule(watch.first_estimate(steps, Ranks(), CPU), recipe_of)
+    schedule = watch.first_schedule(watch.first_estimate(steps, Ranks()), recipe_of)
     for iteration in itertools.count(1):
         step()
         if schedule.percents(iteration, (36, 66, 100)):

@@ -145,9 +145,7 @@ def test_boxes_come_from_the_other_kind_of_case_while_both_are_drawn(store: Case
     plan = stage_plan()
     upright = {"standard": Augmentation(plan.patch_zyx, plan.spacing_zyx_mm, "standard", (0,), (0, 2, 1))}
     plain = sampler(store, cases=(labeled, pseudo), augmentations=upright)
-    with_boxes = sampler(
-        store, cases=(labeled, pseudo), augmentations=upright, kind=PastingSampler, paste_share=1.0
-    )
+    with_boxes = sampler(store, cases=(labeled, pseudo), augmentations=upright, kind=PastingSampler, paste_share=1.0)
     for address in [(iteration, 0) for iteration in (0, 1, 2, 3, 98, 99)]:
         before, after = plain[address], with_boxes[address]
         assert after.weight_b == before.weight_b  # the same case, with something of the other one
