@@ -101,31 +101,39 @@ def _is_one_piece(store: CaseStore, cases: Iterable[str], labels: LabelSet, orga
 
 
 def one_sided(store: CaseStore, cases: Sequence[str], labels: LabelSet) -> tuple[str, str] | None:
-    """Two unpaired organs of which one always lies to the same side of the other, or None.
+    """Two organs of which one always lies to the same side of the other, or None.
 
     Where there are such, a patient mirrored left to right, with paired organs exchanged, has another anatomy, and a
-    network that is shown mirrored patients learns two, of which there is one.
+    network that is shown mirrored patients learns two, of which there is one. A pair counts by the middle between both:
+    kidneys have none to their sides, but the liver; and what is called the left ventricle of a heart is no mirror image
+    of the right one, which the myocardium around one of them tells.
 
     Args:
         store: A stage's prepared cases.
         cases: The labeled ones to look at.
+
+    Returns:
+        Their names, for the user; of a pair, those of both.
     """
-    paired = {name for pair in labels.mirror_pairs or () for name in pair}
-    organs = [index for index, name in enumerate(labels.names, start=1) if name not in paired]
-    centers = np.full((len(cases), labels.count + 1), np.nan)
+    pairs = [(labels.index(one), labels.index(other)) for one, other in labels.mirror_pairs or ()]
+    names = dict(enumerate(labels.names, start=1))
+    centers = {organ: np.full(len(cases), np.nan) for organ in names}
     for row, case_id in enumerate(cases):
         stored = store.open(case_id)
-        for organ in set(organs) & set(stored.record.supervised):
+        for organ in stored.record.supervised:
             voxels = np.concatenate([stored.class_voxels(index) for index in labels.members[organ - 1]])
             if len(voxels):
-                centers[row, organ] = voxels[:, 2].mean()
-    for one, other in itertools.combinations(organs, 2):
-        offsets = centers[:, one] - centers[:, other]
+                centers[organ][row] = voxels[:, 2].mean()
+    alone = set(names) - {organ for pair in pairs for organ in pair}
+    places = {names[organ]: centers[organ] for organ in sorted(alone)}
+    places |= {f"{names[one]} and {names[other]}": (centers[one] + centers[other]) / 2 for one, other in pairs}
+    for one, other in itertools.combinations(places, 2):
+        offsets = places[one] - places[other]
         offsets = offsets[np.isfinite(offsets)]
         if len(offsets) < LEAST_CASES:
             continue
         if abs(offsets.mean()) > max(ONE_SIDED_SDS * offsets.std(ddof=1), ONE_SIDED_VOXELS):
-            return labels.names[one - 1], labels.names[other - 1]
+            return one, other
     return None
 
 

@@ -139,6 +139,25 @@ def test_an_organ_that_is_always_on_the_same_side_of_another(
     assert one_sided(store_of(tmp_path, *maps), NAMES[: len(maps)], labels) == expected
 
 
+@pytest.mark.parametrize(("start", "expected"), [(2, ("myocardium", "RV and LV")), (17, None)])
+def test_a_pair_by_name_has_a_side_where_another_organ_always_lies_beside_its_middle(
+    tmp_path: Path, start: int, expected: tuple[str, str] | None
+) -> None:
+    names = ("RV", "myocardium", "LV")
+    labels = LabelSet(
+        labels=tuple(Label(name=name, value=value) for value, name in enumerate(names, start=1)),
+        mirror_pairs=(("RV", "LV"),),
+    )
+    maps = []
+    for shift in range(3):
+        label = np.zeros(SHAPE, np.uint8)
+        label[2:4, 2:4, 10 + shift : 14 + shift], label[2:4, 2:4, 26 - shift : 30 - shift] = 1, 3
+        label[2:4, 6:8, start : start + 6] = 2
+        maps.append(label)
+    store = store_of(tmp_path, *maps, supervised=(1, 2, 3))
+    assert one_sided(store, ("c0", "c1", "c2"), labels) == expected
+
+
 def test_organs_in_the_middle_are_on_no_side(tmp_path: Path) -> None:
     label = np.zeros(SHAPE, np.uint8)
     label[2:4, 2:4, 10:21], label[2:4, 6:8, 11:22] = 1, 2  # a voxel apart, which is how a person draws
