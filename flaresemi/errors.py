@@ -4,6 +4,7 @@ import contextlib
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
+from typing import TypeVar
 
 #: Unicode's categories of control characters, of invisible ones (marks of direction among them), of bytes that are no
 #: text, and of line ends.
@@ -33,6 +34,9 @@ class FlaresemiError(Exception):
         return "\n       ".join(part for part in (self.what, self.where, self.fix) if part)
 
 
+Error = TypeVar("Error", bound=FlaresemiError)
+
+
 @contextlib.contextmanager
 def about_case(case_id: str) -> Iterator[None]:
     """Puts the name of a case before what goes wrong in the block, where that does not name it."""
@@ -42,6 +46,12 @@ def about_case(case_id: str) -> Iterator[None]:
         if f"'{case_id}'" in error.what:
             raise
         raise type(error)(f"case '{case_id}': {error.what}", where=error.where, fix=error.fix) from None
+
+
+def without_frames(error: Error) -> Error:
+    """An error to be kept for later, without the calls that it came through, which hold whole images and their scores."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def listed(names: Sequence[str]) -> str:
