@@ -49,7 +49,7 @@ def about_case(case_id: str) -> Iterator[None]:
 
 
 def without_frames(error: Error) -> Error:
-    """An error to be kept for later, without the calls that it came through, which hold whole images and their scores."""
+    """An error to keep for later, without the calls that it came through: they hold whole images and their scores."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
