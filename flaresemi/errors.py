@@ -10,6 +10,8 @@ from typing import TypeVar
 #: text, and of line ends.
 INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
+Error = TypeVar("Error", bound="FlaresemiError")
+
 
 class FlaresemiError(Exception):
     """Something a user can mend. The command line prints it and exits with code 2.
@@ -32,9 +34,6 @@ class FlaresemiError(Exception):
 
     def __str__(self) -> str:
         return "\n       ".join(part for part in (self.what, self.where, self.fix) if part)
-
-
-Error = TypeVar("Error", bound=FlaresemiError)
 
 
 @contextlib.contextmanager

@@ -46,10 +46,10 @@ def test_after_a_recording_that_failed_half_way_the_stream_is_the_one_from_befor
 
     def fails_at_last(given: torch.Tensor) -> torch.Tensor:
         passes.append(1)
-        doubled = given * 2
+        output = given * 2
         if len(passes) == 3:
             raise RuntimeError("half way")
-        return doubled
+        return output
 
     with pytest.raises(RuntimeError):
         Card(GPU).recorded(fails_at_last, torch.ones(4, device=GPU))
