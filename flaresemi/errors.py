@@ -4,10 +4,13 @@ import contextlib
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
+from typing import TypeVar
 
 #: Unicode's categories of control characters, of invisible ones (marks of direction among them), of bytes that are no
 #: text, and of line ends.
 INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+Error = TypeVar("Error", bound="FlaresemiError")
 
 
 class FlaresemiError(Exception):
@@ -42,6 +45,12 @@ def about_case(case_id: str) -> Iterator[None]:
         if f"'{case_id}'" in error.what:
             raise
         raise type(error)(f"case '{case_id}': {error.what}", where=error.where, fix=error.fix) from None
+
+
+def without_frames(error: Error) -> Error:
+    """An error to keep for later, without the calls that it came through: they hold whole images and their scores."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def listed(names: Sequence[str]) -> str:

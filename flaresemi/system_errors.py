@@ -52,7 +52,11 @@ _ELSE = f"see that the disk or network share works and is mounted, {_FOLDER_HINT
 #: What libraries say, whose errors have no number.
 _PHRASES = {
     "CUDA out of memory": _GPU_MEMORY,
-    "CUDA error: out of memory": _GPU_MEMORY,
+    "CUDA error: out of memory": _GPU_MEMORY,  # the driver
+    "HIP out of memory": _GPU_MEMORY,
+    "would exceed allowed memory": _GPU_MEMORY,  # torch with CUDA's own allocator
+    "CUDNN_STATUS_ALLOC_FAILED": _GPU_MEMORY,
+    "CUBLAS_STATUS_ALLOC_FAILED": _GPU_MEMORY,
     "can't allocate memory": _MEMORY,  # torch
     "not enough memory": _MEMORY,
     "Failed to allocate memory": _MEMORY,  # ITK
@@ -64,6 +68,9 @@ _PHRASES = {
     "No space left on device": _DISK,
     "requested and": _DISK,  # numpy, of a short write: "80 requested and 16 written"
 }
+
+#: What is said of a workspace of cuDNN that does not fit, and of a card or a type of numbers that is not supported.
+_PERHAPS_GPU_MEMORY = ("unable to find an engine", "Unable to find a valid cuDNN algorithm")
 
 
 def is_shortage(problem: BaseException) -> bool:
@@ -78,6 +85,13 @@ def lacks_memory(problem: BaseException) -> bool:
     if isinstance(problem, OSError) and problem.errno is not None:
         return problem.errno == errno.ENOMEM
     return isinstance(problem, MemoryError) or _phrase(problem) in (_MEMORY, _GPU_MEMORY)
+
+
+def lacks_gpu_memory(problem: BaseException) -> bool:
+    """Whether the memory of a GPU ran out, or may have: less is worth a try, whose own error is the one to tell."""
+    if not isinstance(problem, RuntimeError):
+        return False
+    return _phrase(problem) is _GPU_MEMORY or any(phrase in str(problem) for phrase in _PERHAPS_GPU_MEMORY)
 
 
 def explained(problem: BaseException, *, where: object = None) -> SystemTrouble | None:

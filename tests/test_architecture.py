@@ -267,6 +267,14 @@ def _ends_with_raise(handler: ast.ExceptHandler) -> bool:
 
 
 @each_source
+def test_one_rule_tells_a_lack_of_gpu_memory(source: Source) -> None:
+    """torch has an error for it, but cuDNN and the driver do not raise that: `lacks_gpu_memory`."""
+    handlers = [node for node in ast.walk(source.tree) if isinstance(node, ast.ExceptHandler) and node.type is not None]
+    wrong = [f"{source.name}:{node.lineno}" for node in handlers if "OutOfMemoryError" in ast.unparse(node.type)]
+    assert not wrong
+
+
+@each_source
 def test_files_are_read_as_files(source: Source) -> None:
     """Whatever has the name of a file of ours may be a pipe: it would wait for ever, or be read for ever."""
     openers = ("open_regular", "open_no_link")

@@ -10,7 +10,7 @@ from flaresemi import records
 from flaresemi.image_paths import holds_slices, visible_files
 from flaresemi.io import integrity
 from flaresemi.planning.sources import file_stamp
-from flaresemi.system_errors import SystemTrouble, explained, is_shortage
+from flaresemi.system_errors import SystemTrouble, explained, is_shortage, lacks_gpu_memory, lacks_memory
 
 SHORTAGES = [
     OSError(errno.EMFILE, "Too many open files"),
@@ -35,6 +35,34 @@ def test_shortages(problem):
     told = explained(problem, where="the workspace")
     assert told.where == "the workspace" and told.fix
     assert type(pickle.loads(pickle.dumps(told))) is SystemTrouble
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA out of memory. Tried to allocate 2 GiB",
+        "CUDA error: out of memory",
+        "Allocation on device 0 would exceed allowed memory. (out of memory)",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_the_memory_of_a_gpu(said):
+    problem = RuntimeError(said)
+    assert lacks_gpu_memory(problem) and lacks_memory(problem) and is_shortage(problem)
+    assert explained(problem).what == "CUDA is out of memory"
+
+
+@pytest.mark.parametrize("said", ["GET was unable to find an engine", "FIND was unable to find an engine"])
+def test_what_may_be_a_lack_of_gpu_memory_is_tried_with_less_but_not_called_one(said):
+    problem = RuntimeError(f"{said} to execute this computation")
+    assert lacks_gpu_memory(problem)
+    assert not lacks_memory(problem) and not is_shortage(problem) and explained(problem) is None
+
+
+@pytest.mark.parametrize("problem", [MemoryError(), RuntimeError("can't allocate memory"), RuntimeError("another")])
+def test_main_memory_is_not_a_gpus(problem):
+    assert not lacks_gpu_memory(problem)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENOENT, errno.ENOTSUP])

@@ -35,7 +35,7 @@ from flaresemi.compute.distributed import Ranks, launched_ranks
 from flaresemi.compute.metering import Meter, StepClock
 from flaresemi.compute.sharding import Shard, joint_shard
 from flaresemi.dataset import Case
-from flaresemi.errors import ConfigError, FlaresemiError, ImageError
+from flaresemi.errors import ConfigError, FlaresemiError, ImageError, without_frames
 from flaresemi.inference.averaging import load_segmenter
 from flaresemi.inference.dicom_output import DicomOutput
 from flaresemi.inference.levels import SpeedLevels, load_levels
@@ -245,7 +245,7 @@ def _predict_all(
             return work()
         except FlaresemiError as error:
             logger.warning("%s: %s", case.id, error)
-            failures.append((case, error))
+            failures.append((case, without_frames(error)))
             turns.end(case)
             return None
 
@@ -284,7 +284,7 @@ def _read(segmenter: ImageSegmenter, read: Reader, job: tuple[Case, Path]) -> _R
     try:
         return _Read(case, output, segmenter.checked(read(case.images), case.images))
     except FlaresemiError as error:  # for when it is this case's turn
-        return _Read(case, output, error)
+        return _Read(case, output, without_frames(error))
 
 
 def _segment(segmenter: ImageSegmenter, read: _Read, extras: _Extras, waited: float) -> _Predicted:

@@ -2,10 +2,14 @@
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+#: Of each recording that is held: the device, and bytes there that no other work can have.
+_CLOSED: weakref.WeakKeyDictionary[torch.cuda.CUDAGraph, tuple[torch.device, int]] = weakref.WeakKeyDictionary()
 
 
 class Card:
@@ -19,10 +23,11 @@ class Card:
         self.device = device
 
     def free_gib(self) -> float:
-        """Its free memory, that which torch holds for later included."""
+        """Its free memory, that which torch holds for later included, but for that of recordings."""
         free_bytes, _ = torch.cuda.mem_get_info(self.device)
         held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return (free_bytes + held) / 2**30
+        closed = sum(closed_bytes for device, closed_bytes in list(_CLOSED.values()) if device == self.device)
+        return (free_bytes + held - closed) / 2**30
 
     def release(self) -> None:
         """Gives back memory that torch holds for later."""
@@ -64,13 +69,17 @@ class Card:
             # Threads that read the next image meanwhile may allocate memory: that is no matter of this recording.
             # Where its end fails, torch would stay on the side stream but for the outer context.
             with torch.cuda.stream(usual), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                before = torch.cuda.memory_reserved(self.device)
                 output = run(held)
+                taken = torch.cuda.memory_reserved(self.device) - before
+            _CLOSED[graph] = self.device, max(taken - output.nbytes, 0)  # the output is no free memory anyway
 
         def replay(windows: Tensor) -> Tensor:
-            with torch.cuda.device(self.device), torch.inference_mode():
-                held.copy_(windows)
-                graph.replay()
-                return output.clone()
+            with torch.cuda.device(self.device):
+                with torch.inference_mode():
+                    held.copy_(windows)
+                    graph.replay()
+                return output.clone()  # the caller's own, who may change it
 
         return replay
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Unpack
 
 import numpy as np
-import torch
 
 from flaresemi.compute.metering import StepClock
 from flaresemi.errors import CheckpointError
@@ -20,6 +19,7 @@ from flaresemi.io.images import Image
 from flaresemi.planning.findings import Finding
 from flaresemi.preprocessing.averaging import KnownLogits, labels_from_average
 from flaresemi.room import enough_memory
+from flaresemi.system_errors import lacks_gpu_memory
 
 
 def load_segmenter(
@@ -125,8 +125,9 @@ def _average(parts: Sequence[KnownLogits]) -> tuple[np.ndarray, BoundingBox]:
     if len({part.logits_czyx.device for part in parts}) == 1:
         try:
             return labels_from_average(parts)
-        except torch.OutOfMemoryError:
-            pass
+        except RuntimeError as problem:
+            if not lacks_gpu_memory(problem):
+                raise
     return labels_from_average([part.in_main_memory() for part in parts])
 
 

@@ -18,7 +18,9 @@ from flaresemi.machine import free_memory_gib
 from flaresemi.networks.checkpoint import Checkpoint
 from flaresemi.networks.cost import inference_memory_gib
 from flaresemi.networks.engine import Engine, Forward
+from flaresemi.networks.gpu_ways import MEMORY_SHARE
 from flaresemi.room import refuse_unfit
+from flaresemi.system_errors import lacks_gpu_memory
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ class StagePredictor:
         batch = self._engine.windows_per_pass(self.plan, larger)
         on_gpu = self.device.type == "cuda"
         needed = inference_memory_gib(self.plan.network, larger, batch, on_gpu=on_gpu) * self._activations
-        return larger if needed < _free_gib(self.device) else patch
+        return larger if needed < _free_gib(self.device) * (MEMORY_SHARE if on_gpu else 1) else patch
 
     def in_slabs(self, region_zyx: IntTriple) -> bool:
         """Whether the scores of a region are so large that they had better never be there all at once."""
@@ -136,7 +138,7 @@ class StagePredictor:
             note for every such retreat.
 
         Raises:
-            torch.OutOfMemoryError: not even one window fits.
+            RuntimeError: not even one window fits.
             PredictionError: the networks' output is not finite.
         """
         return self.over_slabs(image_czyx, _only, fill_c, whole=True)
@@ -171,7 +173,7 @@ class StagePredictor:
             What `use` gives, and a note for every retreat.
 
         Raises:
-            torch.OutOfMemoryError: not even one window fits.
+            RuntimeError: not even one window fits.
             PredictionError: the networks' output is not finite.
         """
         shape = (image_czyx.shape[1], image_czyx.shape[2], image_czyx.shape[3])
@@ -197,8 +199,8 @@ class StagePredictor:
                 logger.warning("%s", notes[-1])
             try:
                 return self._attempt(image, fill, attempt, use, whole=whole), tuple(notes)
-            except torch.OutOfMemoryError:
-                if number == len(attempts) - 1:
+            except RuntimeError as problem:
+                if number == len(attempts) - 1 or not lacks_gpu_memory(problem):
                     raise
         raise ValueError("no attempt was made")
 

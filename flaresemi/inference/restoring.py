@@ -21,6 +21,7 @@ from flaresemi.plans import StagePlan
 from flaresemi.preprocessing.averaging import KnownLogits
 from flaresemi.preprocessing.preprocessor import restoring_kinds
 from flaresemi.preprocessing.winners import GrowingLabels, RestoredLabels
+from flaresemi.system_errors import lacks_gpu_memory
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,9 @@ def _add(labels: GrowingLabels, slab_czyx: torch.Tensor) -> None:
     try:
         labels.add(slab_czyx)
         return
-    except torch.OutOfMemoryError:
+    except RuntimeError as problem:
+        if not lacks_gpu_memory(problem):
+            raise
         logger.info("GPU memory ran out while restoring: done in main memory")
     labels.add(slab_czyx.cpu())
 

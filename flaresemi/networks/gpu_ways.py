@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import logging
 import math
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,6 +19,7 @@ from flaresemi.networks.kept import Kept
 from flaresemi.networks.memory_format import ROUNDING
 from flaresemi.plans import StagePlan
 from flaresemi.records import record_hash
+from flaresemi.system_errors import lacks_gpu_memory
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ _BUSY_VOXELS = 2**20
 _COUNTS = (1, 2, 4)
 
 #: Of the free memory, what a pass may take: the image and the sums of its windows lie there, too. Chosen.
-_MEMORY_SHARE = 0.5
+MEMORY_SHARE = 0.5
 
 #: A pass is timed so often, and the fastest counts.
 _TRIES = 3
@@ -107,7 +109,6 @@ class GpuWays:
         self.taken: dict[str, dict[str, float]] = {}
         self._card, self._precision, self._measured = card, precision, measured
         self._machine, self._kept = machine, kept
-        self._graphs: list[Graphed] = []
 
     def load(self, network: nn.Module, plan: StagePlan) -> Forward:
         """The network, on the GPU already, in its way."""
@@ -116,7 +117,7 @@ class GpuWays:
             self.found[key] = self._remembered(network, plan, key)
         forward = self._forward(network, self.found.get(key) or Way(windows=1))
         if isinstance(forward, Graphed):
-            self._graphs.append(forward)
+            _GRAPHED.add(forward)
         return forward
 
     def windows_per_pass(self, plan: StagePlan, window_zyx: IntTriple) -> int:
@@ -127,8 +128,8 @@ class GpuWays:
         return max(way.windows * math.prod(plan.patch_zyx) // math.prod(window_zyx), 1)
 
     def retreat(self) -> None:
-        """Frees the memory that recordings hold; nothing is recorded from now on."""
-        for graph in self._graphs:
+        """Frees the memory that recordings hold, other engines' too; nothing that is loaded is recorded from now on."""
+        for graph in list(_GRAPHED):
             graph.stop("memory ran out")
         self._card.release()
 
@@ -144,13 +145,13 @@ class GpuWays:
                 logger.info("%s: %s (by an earlier check)", plan.stage.value, way)
                 return way
         best = self._fastest(network, plan, ways)
-        if self._kept is not None:
+        if self._kept is not None and self.taken[key]:  # where nothing could be tried, the next process may
             self._kept.keep_answer(name, about, str(best))
         return best
 
     def _open(self, plan: StagePlan) -> list[Way]:
         """The plain ways that memory allows: as it would be unmeasured, the other format, other numbers of windows."""
-        room = _MEMORY_SHARE * self._card.free_gib()
+        room = MEMORY_SHARE * self._card.free_gib()
         activations = 2 if self._precision.dtype is None else 1
         fit = [
             count
@@ -228,9 +229,12 @@ class _Check:
             expected = build(network, Way(windows=1), 0)(self._windows[:1])
             # With what is not finite nothing agrees; the image that comes may be another matter.
             self._expected = expected if torch.isfinite(expected).all() else None
-        except torch.OutOfMemoryError:
+        except RuntimeError as problem:
+            if not lacks_gpu_memory(problem):
+                raise
             logger.debug("not even one window fits: nothing is tried")
-            card.release()
+        if self._expected is None:
+            card.release()  # not before the error is gone, whose frames hold memory
 
     def seconds(self, way: Way) -> float | None:
         """Seconds of a window; None where memory does not suffice, or the numbers are others."""
@@ -239,6 +243,7 @@ class _Check:
                 self._try(way, self._expected)
             except RuntimeError as problem:  # a lack of memory is one, and a kernel that is not there
                 logger.debug("%s is out of the question: %s", way, _reason(problem))
+            if way not in self.taken:
                 self._card.release()
         return self.taken.get(way)
 
@@ -279,7 +284,7 @@ class Graphed:
                 return self._recorded[1](windows_bczyx)
             except RuntimeError as problem:
                 self.stop(_reason(problem))
-                return self._forward(windows_bczyx)
+            return self._forward(windows_bczyx)  # not before the error is gone, whose frames hold the recording
         self._seen[shape] += 1
         logits = self._forward(windows_bczyx)
         if self._seen[shape] > self._often:
@@ -305,6 +310,10 @@ class Graphed:
             self._recorded = tuple(windows.shape), recorded
         else:
             self.stop("a recording gave other numbers")
+
+
+#: All passes of this process that may hold a recording: they share one memory.
+_GRAPHED: weakref.WeakSet[Graphed] = weakref.WeakSet()
 
 
 def _agree(found: Tensor, expected: Tensor, rounding: float) -> bool:

@@ -12,6 +12,7 @@ import torch
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.preprocessing.resampling import ALL_LINEAR, Kind, axes_between, resample_known
 from flaresemi.preprocessing.winners import SLAB_BYTES
+from flaresemi.system_errors import lacks_gpu_memory
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +110,17 @@ def mean_probabilities(
     for first in reversed(starts) if backwards else starts:
         sides[axis] = slice(first, min(first + planes, across.stop))
         slab = BoundingBox.of_slices(sides)
+        mean: torch.Tensor | None = None
         try:
-            yield slab, _mean_in(parts, slab)
-        except torch.OutOfMemoryError:
+            mean = _mean_in(parts, slab)
+        except RuntimeError as problem:
+            if not lacks_gpu_memory(problem):
+                raise
             logger.info("GPU memory ran out while restoring: done in main memory")
+        if mean is None:
             parts = [part.in_main_memory() for part in parts]
-            yield slab, _mean_in(parts, slab)
+            mean = _mean_in(parts, slab)
+        yield slab, mean
 
 
 @torch.no_grad()

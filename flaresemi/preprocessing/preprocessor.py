@@ -29,6 +29,7 @@ from flaresemi.preprocessing.resampling import (
 from flaresemi.preprocessing.splines import logit_kinds, resample_spline, separate_axis, spline_shape
 from flaresemi.records import record_hash
 from flaresemi.room import refuse_unfit
+from flaresemi.system_errors import lacks_gpu_memory
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,9 @@ class PreparedImage:
             return self.stage_image(plan, box)
         try:
             return self._device_image(self._tensor_czyx, plan, plan.resampling, box)
-        except torch.OutOfMemoryError:
+        except RuntimeError as problem:
+            if not lacks_gpu_memory(problem):
+                raise
             self._tensor_czyx = None
             self.notes.append(_RETREAT)
             logger.warning("%s", _RETREAT)
@@ -214,7 +217,9 @@ def prepare(image: Image, body: str, device: torch.device | None = None) -> Prep
     try:
         tensor = upload(image.array_czyx, device)
         return PreparedImage(image, *find(tensor), tensor)
-    except torch.OutOfMemoryError:
+    except RuntimeError as problem:
+        if not lacks_gpu_memory(problem):
+            raise
         logger.warning("%s", _RETREAT)
     prepared = PreparedImage(image, *find())
     prepared.notes.append(_RETREAT)

@@ -97,6 +97,7 @@ class GrowingLabels:
         self._shape = out_box.shape_zyx
         self._indices: np.ndarray | None = None
         self._on_device: torch.Tensor | None = None  # what is to come into `_indices`, all at once
+        self._first_there = 0  # planes before this one are in `_indices` already
         self._made = 0
         self._came = 0
         self._kept: torch.Tensor | None = None  # the last planes that came
@@ -116,8 +117,8 @@ class GrowingLabels:
     def _bring_down(self) -> None:
         """Labels that were left on the device of the logits, to main memory."""
         if self._on_device is not None and self._indices is not None:
-            done = self._on_device[: self._made].cpu().numpy()
-            self._indices[: self._made] = done
+            there = slice(self._first_there, self._made)
+            self._indices[there] = self._on_device[there].cpu().numpy()
             self._on_device = None
 
     @torch.no_grad()
@@ -178,7 +179,7 @@ class GrowingLabels:
             return
         if _stays(labels_zyx.device) and math.prod(self._shape) * labels_zyx.element_size() <= _DEVICE_LABEL_BYTES:
             if self._on_device is None:
-                self._on_device = labels_zyx.new_empty(self._shape)
+                self._on_device, self._first_there = labels_zyx.new_empty(self._shape), slab.start
             self._on_device[slab] = labels_zyx
             return
         self._bring_down()

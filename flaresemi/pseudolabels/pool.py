@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from flaresemi.case_names import case_file
 from flaresemi.compute.sharding import Shard
-from flaresemi.errors import DatasetError, FlaresemiError, PredictionError, SelectionError, listed
+from flaresemi.errors import DatasetError, FlaresemiError, PredictionError, SelectionError, listed, without_frames
 from flaresemi.evaluation.overlap import dice_of_annotated
 from flaresemi.files import write_text
 from flaresemi.io.case_store import CaseStore, LabelStore
@@ -179,7 +179,7 @@ def label_pool(
             labeled = labeler.label(case_id)
         except FlaresemiError as failure:
             logger.warning("%s", failure)
-            failures.append(failure)
+            failures.append(without_frames(failure))
             continue
         labels.write(labeled, labeler.labels)
         count += 1

@@ -106,8 +106,11 @@ class Scorer:
 
 def _entropy(logits_czyx: torch.Tensor) -> np.ndarray:
     """Entropy of the probabilities as a share of the largest possible, (Z, Y, X) float32."""
-    log_sum = torch.logsumexp(logits_czyx, dim=0)
-    mean = torch.zeros_like(log_sum)
+    largest = logits_czyx.amax(dim=0)
+    total, weighted = torch.zeros_like(largest), torch.zeros_like(largest)
     for logit in logits_czyx:  # class by class, to avoid a second array of all classes
-        mean += torch.exp(logit - log_sum) * logit
-    return ((log_sum - mean) / math.log(logits_czyx.shape[0])).clamp(0, 1).cpu().numpy()
+        below = logit - largest
+        share = torch.exp(below)
+        total += share
+        weighted += share.mul_(below)
+    return ((torch.log(total) - weighted / total) / math.log(logits_czyx.shape[0])).clamp(0, 1).cpu().numpy()

@@ -1,5 +1,6 @@
 """Monitoring of a running training: TensorBoard, the curve picture and a cheap validation."""
 
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,11 +17,14 @@ from flaresemi.io.case_store import CaseStore
 from flaresemi.labels import LabelSet
 from flaresemi.plans import StagePlan
 from flaresemi.reporting.curves import save_curves
+from flaresemi.system_errors import lacks_gpu_memory
 from flaresemi.training.history import Row, read_history
 from flaresemi.training.patches import Batch, ReadBatch
 from flaresemi.training.task import TrainingTask
 from flaresemi.training.tracking import Tracker, open_tracker
 from flaresemi.workspace import ModelFolder
+
+logger = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -116,15 +120,8 @@ def quick_validation(
         if stored.label_zyx is None:
             continue
         box = _reference_region(stored.record.organs_box, plan, stored.record.grid.shape_zyx)
-        image = torch.from_numpy(stored.image_czyx[(slice(None), *box.slices)].astype(np.float32)).to(device)
-
-        def forward(windows: torch.Tensor) -> torch.Tensor:
-            with precision.autocast():
-                return network(windows)
-
-        with torch.inference_mode():
-            slabs = slide_in_slabs(image, forward, plan.patch_zyx, step=0.75)
-            predicted = np.concatenate([most_likely(slab) for slab in slabs])
+        image = torch.from_numpy(stored.image_czyx[(slice(None), *box.slices)].astype(np.float32))
+        predicted = _predicted(network, image, plan, device, precision)
         reference = np.asarray(stored.label_zyx[box.slices])
         predicted, reference, _ = without_ignored(predicted, reference, labels)
         found = dice_where_present(predicted, reference, labels)
@@ -132,6 +129,29 @@ def quick_validation(
             if (value := found[organ - 1]) is not None:
                 scores.setdefault(labels.names[organ - 1], []).append(value)
     return {organ: float(np.mean(values)) for organ, values in sorted(scores.items())}
+
+
+def _predicted(
+    network: nn.Module, image_czyx: torch.Tensor, plan: StagePlan, device: torch.device, precision: Precision
+) -> np.ndarray:
+    """Label indices, (Z, Y, X); where image and sums do not fit onto the device beside the training, they stay here."""
+
+    def forward(windows_bczyx: torch.Tensor) -> torch.Tensor:
+        with precision.autocast():
+            return network(windows_bczyx.to(device))
+
+    def summed(place: torch.device) -> np.ndarray:
+        with torch.inference_mode():
+            slabs = slide_in_slabs(image_czyx.to(place), forward, plan.patch_zyx, step=0.75)
+            return np.concatenate([most_likely(slab) for slab in slabs])
+
+    try:
+        return summed(device)
+    except RuntimeError as problem:
+        if not lacks_gpu_memory(problem):
+            raise
+        logger.info("GPU memory ran out in a validation: summed up in main memory")
+    return summed(torch.device("cpu"))
 
 
 def _reference_region(organs: BoundingBox | None, plan: StagePlan, shape_zyx: tuple[int, int, int]) -> BoundingBox:

@@ -83,7 +83,8 @@ class Optimization:
         """Takes up a state, and the weights that were saved beside it."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.precision.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # a training in another precision had none
+            self.precision.scaler.load_state_dict(state["scaler"])
         if self.average:
             for name, value in self.average.weights.items():  # in place: a network may run with them
                 value.copy_(weights[name])

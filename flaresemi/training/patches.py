@@ -125,5 +125,8 @@ class ReadBatch:
 
 
 def pinned(array: np.ndarray) -> np.ndarray:
-    """A copy of an array in memory that a GPU copies from by itself."""
-    return torch.from_numpy(array).pin_memory().numpy()
+    """A copy of an array in memory that a GPU copies from by itself; the array, where the system has none to give."""
+    try:
+        return torch.from_numpy(array).pin_memory().numpy()
+    except RuntimeError:  # it is only slower without
+        return array

@@ -226,7 +226,7 @@ def profile(trainer: Trainer, steps: int) -> Profile:
         device=device_name(device),
         is_gpu=is_gpu,
         steps=steps,
-        batch_size=trainer.batch_size,
+        batch_size=trainer.samples_per_step,
         processes=trainer.ranks.world_size,
         workers=trainer.loader_workers,
         cores=available_cores(),

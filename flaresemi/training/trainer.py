@@ -396,7 +396,8 @@ class Trainer:
         """The network of the forward pass, compiled and wrapped as this training asks for."""
         network, plan = self.network, self.task.plan
         if self.config.compile:
-            example = torch.zeros(self.batch_size, plan.network.input_channels, *plan.patch_zyx, device=self.device)
+            shape = (self.samples_per_step, plan.network.input_channels, *plan.patch_zyx)
+            example = torch.zeros(shape, device=self.device)
             network = compiled(network, example, self.precision)
         return self.ranks.share_gradients(network, self.device)
 

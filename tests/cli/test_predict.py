@@ -1,13 +1,14 @@
 import argparse
 import os
 import shutil
+import weakref
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 
-from flaresemi.cli import predict
+from flaresemi.cli import predict, predicting
 from flaresemi.cli.prediction_files import refuse_foreign_tables
 from flaresemi.errors import ConfigError
 from flaresemi.files import content_hash
@@ -18,6 +19,7 @@ from flaresemi.io.images import read_grid, read_image, read_label_map, write_lab
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
 from flaresemi.plans import Stage
+from flaresemi.room import enough_memory
 from flaresemi.tables import read_table
 from flaresemi.workspace import Workspace
 from tests.made_dicom import Stack
@@ -155,6 +157,22 @@ def test_a_bad_image_does_not_stop_the_others(folder, capsys, extra):
     assert "bad_0000.nii.gz" in summary
     assert "--continue" in summary
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("extra", [[], ["--single-process"]])
+def test_cases_that_failed_hold_no_memory(folder, extra, monkeypatch):
+    scores = []
+
+    def lacks_memory(*_):
+        assert all(each() is None for each in scores)
+        own = np.zeros(9)
+        scores.append(weakref.ref(own))
+        with enough_memory():
+            raise MemoryError
+
+    monkeypatch.setattr(predicting, "_segment", lacks_memory)
+    assert predict.main(["-i", "scans", "-o", "out", *extra]) == 2
+    assert len(scores) == 3
 
 
 def write_series(folder, first=4):

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -45,9 +46,10 @@ def test_after_a_recording_that_failed_half_way_the_stream_is_the_one_from_befor
 
     def fails_at_last(given: torch.Tensor) -> torch.Tensor:
         passes.append(1)
+        output = given * 2
         if len(passes) == 3:
             raise RuntimeError("half way")
-        return given * 2
+        return output
 
     with pytest.raises(RuntimeError):
         Card(GPU).recorded(fails_at_last, torch.ones(4, device=GPU))
@@ -74,6 +76,17 @@ def test_time_and_memory_of_a_gpu() -> None:
 
 
 @pytest.mark.gpu
+def test_what_a_recording_holds_is_not_free() -> None:
+    card, example = Card(GPU), torch.ones(1 << 26, device=GPU)
+    free = card.free_gib()
+    replay = card.recorded(lambda given: ((given * 2).relu() + 1)[:1].clone(), example)
+    assert card.free_gib() < free - 0.45  # the input, and what comes between it and the output
+    del replay
+    card.release()
+    assert card.free_gib() > free - 0.1
+
+
+@pytest.mark.gpu
 def test_an_upload_in_parts_is_the_array(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flaresemi.compute.device._PART_BYTES", 1 << 16)
     array = torch.randn(2, 60, 64, 65).numpy()
@@ -89,7 +102,7 @@ class MadeGraph:
 
 
 def test_what_is_asked_of_torch_is_what_it_offers(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph, calls = MadeGraph(), []
+    graphs, calls, reserved = [MadeGraph()], [], itertools.count(4 << 30, 3 << 30)
     signature = inspect.signature(torch.cuda.graph.__init__)
     stream = SimpleNamespace(wait_stream=lambda _: None)
 
@@ -102,18 +115,21 @@ def test_what_is_asked_of_torch_is_what_it_offers(monkeypatch: pytest.MonkeyPatc
 
     def run(windows: torch.Tensor) -> torch.Tensor:
         calls.append("run")
-        graph.held, graph.output = windows, doubled(windows)
-        return graph.output
+        graphs[0].held, graphs[0].output = windows, doubled(windows)
+        return graphs[0].output
 
     for name, made in {
         "device": lambda _: contextlib.nullcontext(),
         "stream": lambda _: contextlib.nullcontext(),
         "Stream": lambda _: stream,
         "current_stream": lambda: stream,
-        "CUDAGraph": lambda: graph,
+        "CUDAGraph": lambda: graphs[0],
         "graph": recording,
         "get_sync_debug_mode": lambda: 0,
         "set_sync_debug_mode": lambda mode: calls.append(f"mode {mode}"),
+        "memory_reserved": lambda _: next(reserved),
+        "memory_allocated": lambda _: 0,
+        "mem_get_info": lambda _: (1 << 30, 0),
     }.items():
         assert hasattr(torch.cuda, name)
         monkeypatch.setattr(torch.cuda, name, made)
@@ -123,3 +139,10 @@ def test_what_is_asked_of_torch_is_what_it_offers(monkeypatch: pytest.MonkeyPatc
     outputs = [replay(torch.full((2, 3), float(number))) for number in range(3)]
     assert [float(output[0, 0]) for output in outputs] == [0.0, 2.0, 4.0]
     assert calls.count("run") == 3
+    outputs[0].zero_()
+    # 1 GiB is free; torch holds 4, 7, 10, ... of which 3 came while the recording was made and are its own.
+    assert Card(GPU).free_gib() == pytest.approx(1 + 10 - 3)
+    assert Card(torch.device("cuda:1")).free_gib() == pytest.approx(1 + 13)
+    del replay
+    graphs.clear()
+    assert Card(GPU).free_gib() == pytest.approx(1 + 16)

@@ -122,7 +122,25 @@ def test_a_window_that_does_not_fit_into_memory_stays_a_patch(real, monkeypatch)
         assert predictor(checkpoint).window_zyx((18, 20, 40)) == window
 
 
-def test_out_of_memory_is_tried_smaller_and_said(fakes, monkeypatch):
+def test_on_a_gpu_a_window_leaves_memory_for_the_image_and_its_scores(real, monkeypatch):
+    checkpoint, _ = real
+    made = predictor(checkpoint)
+    made.device = torch.device("cuda")
+    needed = 2 * inference_memory_gib(checkpoint.plan.network, (18, 20, 20))
+    for free, window in ((2 * needed + 0.01, (18, 20, 20)), (2 * needed - 0.01, (16, 16, 16))):
+        monkeypatch.setattr("flaresemi.inference.predictor._free_gib", lambda _, free=free: free)
+        assert made.window_zyx((18, 20, 40)) == window
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+    ],
+)
+def test_out_of_memory_is_tried_smaller_and_said(fakes, monkeypatch, error):
     checkpoint = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), (1.0, 2.0, 3.0))
     image = volume((16, 20, 40))
     expected, _ = predictor(checkpoint, window="patch").logits(image)
@@ -133,7 +151,7 @@ def test_out_of_memory_is_tried_smaller_and_said(fakes, monkeypatch):
     def full(windows):
         calls.append(windows.shape)
         if len(calls) <= failures:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return forward(windows)
 
     monkeypatch.setattr(hungry, "_forward", full)
@@ -152,7 +170,7 @@ def test_out_of_memory_is_tried_smaller_and_said(fakes, monkeypatch):
     assert notes == ("FINE: GPU memory ran out, tried again with one window at a time, summed up in main memory",)
     failures = 3
     calls.clear()
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error), match=str(error)):  # that of a card that cannot compute this stays what it says
         hungry.logits(image)
 
 

@@ -1,6 +1,7 @@
 """Probabilities as files: read back they give the label map, on the image's own grid, however it lies."""
 
 import dataclasses
+import sys
 
 import nibabel
 import numpy as np
@@ -135,6 +136,25 @@ def test_an_organ_of_several_values_has_the_sum_and_independent_outputs_speak_fo
     assert np.abs(shares[0] - (1 - sigmoid.max(axis=0))).max() < 1e-4
     uncertain = np.minimum(sigmoid, 1 - sigmoid).max(axis=0)
     assert np.abs(read(tmp_path / "uncertainty" / "a.nii.gz") - uncertain).max() < 0.5 / 255 + 1e-4
+
+
+def test_where_a_gpu_lacks_memory_the_mean_goes_on_in_main_memory(monkeypatch):
+    monkeypatch.setattr("flaresemi.preprocessing.averaging.SLAB_BYTES", 8 * 5 * 6 * 7 * 2)
+    grid = StageGrid.at_spacing((9, 6, 7), (1.0,) * 3, BoundingBox.whole((9, 6, 7)), (1.0,) * 3)
+    known = KnownLogits(logits_czyx=torch.randn(5, 9, 6, 7), region=BoundingBox.whole((9, 6, 7)), grid=grid)
+    expected, original, brought = list(mean_probabilities([known])), KnownLogits.probabilities, []
+
+    def full(self, box):
+        if not brought and box.start[0] >= 4:
+            raise RuntimeError("CUDA error: out of memory")
+        return original(self, box)
+
+    monkeypatch.setattr(KnownLogits, "probabilities", full)
+    monkeypatch.setattr(KnownLogits, "in_main_memory", lambda self: (brought.append(sys.exception()), self)[1])
+    found = list(mean_probabilities([known]))
+    assert brought == [None]  # the error, whose frames hold memory, is gone by then
+    assert [slab for slab, _ in found] == [slab for slab, _ in expected]
+    assert all(torch.equal(shares, before) for (_, shares), (_, before) in zip(found, expected, strict=True))
 
 
 def test_slabs_are_small_whatever_the_number_of_classes(monkeypatch):

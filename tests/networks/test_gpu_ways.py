@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,6 +205,32 @@ def test_what_was_found_is_kept_for_the_next_process(tmp_path: Path, caplog: pyt
     assert list(other.found.values()) == [Way(windows=1)]
 
 
+@pytest.mark.parametrize("changes", [{"most": 0}, {"forward": lambda windows: windows * torch.inf}])
+def test_where_nothing_could_be_tried_nothing_is_kept(changes: dict[str, object], tmp_path: Path) -> None:
+    """A card that was busy for a moment, or logits of noise that are not finite."""
+    network, plan, kept = Network(), make_plan(Stage.FINE), Kept(tmp_path / "kept")
+    for name, value in changes.items():
+        setattr(network, name, value)
+    ways_of(FakeCard(network, {}), kept=kept).load(network, plan)
+    other = Network()
+    again = ways_of(FakeCard(other, {(4, True): 1.0}), kept=kept)
+    again.load(other, plan)
+    assert list(again.found.values()) == [LAST]
+
+
+def test_a_lack_of_memory_frees_the_recordings_of_all_networks() -> None:
+    network, plan = Network(), make_plan(Stage.FINE)
+    engines_of_two_plans = [ways_of(FakeCard(network, {(4, False): 1.0}, graph=0.1)) for _ in range(2)]
+    forwards = [ways.load(network, plan) for ways in engines_of_two_plans]
+    for forward in forwards:
+        assert isinstance(forward, Graphed)
+        for _ in range(20):
+            forward(torch.rand(4, 1, 16, 16, 16))
+        assert forward._recorded is not None
+    engines_of_two_plans[0].retreat()
+    assert [forward._recorded for forward in forwards] == [None, None]  # type: ignore[attr-defined]
+
+
 def test_unmeasured_everything_is_as_it_was() -> None:
     network, plan = Network(), make_plan(Stage.FINE)
     ways = ways_of(FakeCard(network, {(4, True): 0.001}), measured=False)
@@ -258,6 +285,7 @@ class Recorder:
         self.shapes: list[tuple[int, ...]] = []
         self.error, self.added, self.replays = error, added, 0
         self.failing = False
+        self.pool: weakref.ref[Tensor] | None = None
 
     def __call__(self, forward: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
         if self.error is not None:
@@ -267,6 +295,8 @@ class Recorder:
         def replay(windows: Tensor) -> Tensor:
             assert tuple(windows.shape) == self.shapes[-1]
             if self.failing:
+                pool = torch.zeros(1)
+                self.pool = weakref.ref(pool)
                 raise RuntimeError("misaligned address")
             self.replays += 1
             return forward(windows) + self.added
@@ -318,11 +348,17 @@ def test_a_recording_that_fails_or_gives_other_numbers_is_not_used(
 
 def test_a_replay_that_fails_is_computed_plainly_from_then_on() -> None:
     recorder, windows = Recorder(), torch.rand(1, 1, 4, 4, 4)
-    graphed = Graphed(double, recorder, often=0)
+
+    def with_memory(windows: Tensor) -> Tensor:
+        assert not recorder.failing or recorder.pool is None or recorder.pool() is None  # it is not held any more
+        return double(windows)
+
+    graphed = Graphed(with_memory, recorder, often=0)
     graphed(windows)
     recorder.failing = True
     for _ in range(2):
         assert torch.equal(graphed(windows), 2 * windows)
+    assert recorder.pool is not None and recorder.pool() is None
     recorder.failing, replays = False, recorder.replays
     graphed(windows)
     assert recorder.replays == replays

@@ -183,15 +183,18 @@ def test_splines_are_for_main_memory():
     np.testing.assert_array_equal(found, prepare(image, "ct").stage_image(plan))
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")]
+)
 @pytest.mark.parametrize("where", ["upload", "find_body", "resample_known"])
-def test_where_the_device_runs_out_of_memory_main_memory_does_it_and_says_so(where, monkeypatch):
+def test_where_the_device_runs_out_of_memory_main_memory_does_it_and_says_so(where, error, monkeypatch):
     image, _ = make_image()
     plan, expected = make_plan(), prepare(image, "ct")
     original = getattr(preprocessor, where)
 
     def full(*arguments):
         if where != "find_body" or len(arguments) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return original(*arguments)
 
     monkeypatch.setattr(preprocessor, where, full)

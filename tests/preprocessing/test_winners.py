@@ -147,7 +147,9 @@ def test_labels_that_stay_on_the_device_until_all_are_made_are_the_same(classes,
         assert len(downloads) == count
 
 
-def test_where_the_device_fails_half_way_the_labels_are_completed_in_main_memory(monkeypatch):
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_where_the_device_fails_half_way_the_labels_are_completed_in_main_memory(comes_back, monkeypatch):
+    """And where it has memory again later, those that were made meanwhile stay."""
     logits = torch.randn(3, 12, 9, 10, generator=torch.Generator().manual_seed(0))
     whole, shapes = BoundingBox.whole((12, 9, 10)), ((12, 9, 10), (25, 20, 23))
     out = BoundingBox.whole((25, 20, 23))
@@ -155,6 +157,7 @@ def test_where_the_device_fails_half_way_the_labels_are_completed_in_main_memory
     monkeypatch.setattr(winners, "SLAB_BYTES", 16 * 20 * 23 * 2 // winners._GPU_SLABS)
     on_gpu, made = [True], []
     monkeypatch.setattr(winners, "_stays", lambda _: on_gpu[0])
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, shape: self.new_full(shape, 99))  # whatever lies there
     winning = winners._winning
 
     def fail_once(*arguments):
@@ -167,7 +170,9 @@ def test_where_the_device_fails_half_way_the_labels_are_completed_in_main_memory
     labels = GrowingLabels(whole, *shapes, out)
     labels.add(logits[:, :5])
     with pytest.raises(torch.OutOfMemoryError):
-        labels.add(logits[:, 5:])
+        labels.add(logits[:, 5:9])
     on_gpu[0] = False
-    labels.add(logits[:, 5:])
+    labels.add(logits[:, 5:9])
+    on_gpu[0] = comes_back
+    labels.add(logits[:, 9:])
     np.testing.assert_array_equal(labels.indices_zyx, expected)

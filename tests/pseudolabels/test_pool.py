@@ -1,4 +1,5 @@
 import dataclasses
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,13 @@ def test_a_case_without_a_usable_output_does_not_stop_the_others(
             plan = {made.teachers.fine.plan.stage: made.teachers.fine.plan}.get(stage) or made.teachers.coarse.plan  # type: ignore[union-attr]
             record = CaseRecord.unlabeled(case_id=case_id, preprocessing_hash="test", grid=prepared.grid(plan))
             store.write(record, prepared.stage_image(plan), None)
-    label = Labeler.label
+    label, scores = Labeler.label, []
 
     def label_but_one(self: Labeler, case_id: str) -> LabeledCase:
+        assert all(each() is None for each in scores)  # a case that failed holds no memory
         if case_id == "b":
+            own = np.zeros(9)
+            scores.append(weakref.ref(own))
             raise PredictionError("case 'b': the output is not finite")
         return label(self, case_id)
 
@@ -47,6 +51,7 @@ def test_a_case_without_a_usable_output_does_not_stop_the_others(
     with pytest.raises(PredictionError, match="case 'b': the output is not finite"):
         label_pool(made, PseudoLabels(folder, made.stores), ("a", "b", "c"), shard=Shard())
     assert sorted(path.name for path in folder.case_scores.iterdir()) == ["a.json", "c.json"]
+    assert len(scores) == 1
 
 
 def test_voxels_that_a_snapshot_contests_are_left_out_of_the_label_alone(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from flaresemi.compute.card import no_waiting
 from flaresemi.errors import ConfigError
 from flaresemi.geometry import BoundingBox
 from flaresemi.io.case_store import CaseStore
@@ -381,12 +382,9 @@ def test_nothing_waits_for_a_gpu(store: CaseStore) -> None:
     augment = DeviceAugmentation(CUDA)
     augment(first)
     augment._table((0, 2, 1, 3))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         for batch in batches:
             augment(batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

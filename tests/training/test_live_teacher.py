@@ -13,6 +13,7 @@ from flaresemi.training.config import TrainingConfig
 from flaresemi.training.live_teacher import LiveTeacherTrainer
 from flaresemi.training.losses import IGNORED
 from flaresemi.training.monitoring import quick_validation
+from flaresemi.training.profiling import profile
 from flaresemi.training.sampling import Batch
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
@@ -145,7 +146,26 @@ def test_a_batch_of_one_still_has_both_kinds(
     config = live(dataclasses.replace(quick_config, batch_size=1))
     trainer = LiveTeacherTrainer(make_task(), config, make_semi(), device=CPU)
     assert trainer.samples_per_step == 2
+    assert profile(trainer, 1).batch_size == 2
     assert trainer.fit()
+
+
+def test_a_network_is_compiled_for_the_batches_that_it_gets(
+    make_task: Callable[..., TrainingTask],
+    quick_config: TrainingConfig,
+    make_semi: Callable[..., SemiSupervision],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    examples: list[torch.Tensor] = []
+
+    def compiled(network: torch.nn.Module, example: torch.Tensor, _: object) -> torch.nn.Module:
+        examples.append(example)
+        return network
+
+    monkeypatch.setattr("flaresemi.training.trainer.compiled", compiled)
+    config = live(dataclasses.replace(quick_config, batch_size=1, compile=True))
+    LiveTeacherTrainer(make_task(), config, make_semi(), device=CPU).fit()
+    assert [len(example) for example in examples] == [2]
 
 
 def test_no_fine_tuning(

@@ -317,6 +317,19 @@ def test_a_batch_for_a_gpu_is_pinned_and_the_same(store: CaseStore, monkeypatch:
     assert not build_loader(sampler(store), addresses, 0).pin_memory
 
 
+def test_where_no_memory_can_be_pinned_a_batch_stays_where_it_is(
+    store: CaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", full)
+    batch = sampler(store)[(0, 0)]
+    moved = batch.pin_memory()
+    for field in dataclasses.fields(batch):
+        np.testing.assert_array_equal(getattr(moved, field.name), getattr(batch, field.name))
+
+
 def test_the_second_view_shows_the_same_voxels_otherwise(store: CaseStore) -> None:
     plain, seen_twice = sampler(store), sampler(store, second_view=SecondView("strong"))
     changed = 0
