@@ -354,6 +354,17 @@ def _combinations(labels: tuple[Label, ...], written: tuple[int, ...]) -> tuple[
     )
 
 
+def partners(organs: Members, mirror_permutation: np.ndarray) -> list[int]:
+    """Background and, for each organ, the organ (1 and up) whose place it has in a patient mirrored left to right.
+
+    Args:
+        organs: The label indices of each organ.
+        mirror_permutation: Label index in such a patient, for each index.
+    """
+    organ_of = {frozenset(indices): organ for organ, indices in enumerate(organs, start=1)}
+    return [0, *(organ_of[frozenset(mirror_permutation[list(indices)].tolist())] for indices in organs)]
+
+
 def per_organ(counts: np.ndarray, regions: Members | None) -> np.ndarray:
     """Counts (or sums) per index, background first, to those per organ, background left out.
 

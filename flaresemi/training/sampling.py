@@ -14,7 +14,7 @@ from flaresemi.compute.parallel import obey_parent, one_blas_thread
 from flaresemi.errors import DatasetError, FlaresemiError
 from flaresemi.geometry import BoundingBox, IntTriple
 from flaresemi.io.case_store import CaseStore, OpenCases, StoredCase
-from flaresemi.labels import Members
+from flaresemi.labels import Members, partners
 from flaresemi.log_lines import format_last_resort
 from flaresemi.plans import StagePlan
 from flaresemi.system_errors import explained
@@ -271,17 +271,6 @@ class LabeledAndUnlabeled(Samples):
         if place < labeled:
             return self.labeled[(iteration, rank * labeled + place)]
         return self.unlabeled[(iteration, rank * unlabeled + place - labeled)]
-
-
-def partners(organs: Members, mirror_permutation: np.ndarray) -> list[int]:
-    """Background and, for each organ, the organ (1 and up) whose place it has in a patient mirrored left to right.
-
-    Args:
-        organs: The label indices of each organ.
-        mirror_permutation: Label index in such a patient, for each index.
-    """
-    organ_of = {frozenset(indices): organ for organ, indices in enumerate(organs, start=1)}
-    return [0, *(organ_of[frozenset(mirror_permutation[list(indices)].tolist())] for indices in organs)]
 
 
 def training_region(
