@@ -27,6 +27,7 @@ class Workspace:
     models/fold_0/FINE/                   see ModelFolder
     pseudolabels/fold_0/FINE/CASE/        label maps from elsewhere that a training learns from
     rounds/fold_0/round_1/                see RoundFolder
+    rounds/fold_0/final/                  what the final models learn of a round whose own students learned otherwise
     rounds/folds_0.json                   what was judged of the chains of these folds
     rounds/final/                         models on everything, after the chains have ended
     reviews/CASE.json                     what persons decided about unlabeled cases, see `reviews`
@@ -151,6 +152,10 @@ class Workspace:
     def final_round(self) -> "RoundFolder":
         """The models that are trained on everything after the chains have ended."""
         return RoundFolder(self.root / "rounds" / "final", "all")
+
+    def final_choice(self, fold: str) -> "RoundFolder":
+        """What the final models learn from the pseudo-labels of a chain, where a round's own students have begun."""
+        return RoundFolder(self.chain(fold) / "final", fold)
 
     @property
     def reviews(self) -> Path:
