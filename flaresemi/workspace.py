@@ -209,6 +209,7 @@ class RoundFolder:
         "claims",
         "observations.json",
         "vitals_before.json",
+        "vitals_start.json",
         "vitals.json",
         "scores.csv",
         "selection.json",
@@ -250,6 +251,11 @@ class RoundFolder:
     def vitals_before(self) -> Path:
         """What the models that label make of every organ."""
         return self.root / "vitals_before.json"
+
+    @property
+    def vitals_start(self) -> Path:
+        """What the supervised models make of every organ, where a model from outside labels in their place."""
+        return self.root / "vitals_start.json"
 
     @property
     def vitals(self) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from flaresemi.dataset import Dataset
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.outside import OutsideTeacher
-from flaresemi.pseudolabels.teachers import made_with
+from flaresemi.pseudolabels.teachers import made_with, teacher_files
 from flaresemi.rounds.pieces import Execution, LabelingModels, OutsideModel
 from flaresemi.rounds.state import RoundConfig
 from flaresemi.training.task import PreparedDataset
@@ -84,7 +84,16 @@ class Labelers:
     @property
     def made_with(self) -> tuple[str, ...]:
         """Identifies the labeling models and options, see `teachers.made_with`."""
-        if self.outside:
-            return self.outside.made_with
+        return self.outside.made_with if self.outside else self._former_made_with
+
+    @property
+    def start(self) -> tuple[str, ...]:
+        """Identifies the supervised models, where one from outside labels and their files are all there; else empty."""
+        if self.outside is None or not all(path.is_file() for path in teacher_files(*self.former_two)):
+            return ()
+        return self._former_made_with
+
+    @property
+    def _former_made_with(self) -> tuple[str, ...]:
         config = self.config
         return made_with(*self.former_two, tta=config.tta, ignore_contested=config.ignore_contested)

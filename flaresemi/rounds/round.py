@@ -237,10 +237,13 @@ class Round:
             save_record(self.folder.observations, Observations(observations=tuple(chain(*observed.values()))))
             scores = self.labels.merged_scores(self.pool, self.made_with())
             self._protection.look_before(looks, {score.case_id: score for score in scores})
+            supervised = self.labelers.models(*self.labelers.former_two) if self.labelers.start else None
+            self._protection.look_at_start(Looks(how, supervised) if supervised else None)
         return True
 
     def _is_labeled(self) -> bool:
         is_looked_at = _are_files(self.folder.observations, self.folder.vitals_before)
+        is_looked_at = is_looked_at and self._protection.knows_start(self.labelers.start)
         return is_looked_at and not self.unlabeled(self.made_with())
 
     def select(self) -> bool:
@@ -324,9 +327,11 @@ class Round:
         if stage not in self.stages:
             return inputs_hash(self._selected(), "not needed")
         config = self._student(stage)
-        # Independent of where the workspace is: the teachers' hashes identify the weights it starts from.
+        # Independent of where the workspace is: the hashes of who labeled identify the weights that it starts from,
+        # unless that was a model from outside.
         choices = dataclasses.replace(config, init_from=config.init_from and "previous")
-        return inputs_hash(self._selected(), choices, self.config.mixing)
+        start = load_checkpoint(Path(config.init_from)) if config.init_from and self.labelers.outside else None
+        return inputs_hash(self._selected(), choices, self.config.mixing, *([start.weights_hash] if start else []))
 
     def _validation_inputs(self) -> str:
         # The weights, not the file: validation adds its findings to the file.
