@@ -149,10 +149,14 @@ class OutsideTeacher:
 
 
 def with_held_out_dice(score: CaseScore, observations: Sequence[Observation]) -> CaseScore:
-    """The score, with the mean Dice on the held-out cases as the expected one of every organ that is there."""
+    """The score, with the mean Dice on the held-out cases as the expected one of every organ that is there.
+
+    An organ that is rightly not found in a held-out case says nothing of one that is found; one that is missed does.
+    """
     reached: dict[str, list[float]] = {}
     for each in observations:
-        reached.setdefault(each.organ, []).append(each.dice)
+        if not each.score.is_absent or each.dice == 0:
+            reached.setdefault(each.organ, []).append(each.dice)
     organs = {
         name: organ
         if organ.is_absent or name not in reached

@@ -147,5 +147,8 @@ def test_the_dice_to_expect_is_that_of_the_held_out_cases() -> None:
         Observation(case_id=case, organ=organ, score=there, dice=dice)
         for case, organ, dice in (("b", "liver", 0.5), ("c", "liver", 0.75), ("b", "spleen", 0.5))
     ]
+    observed.append(Observation(case_id="d", organ="liver", score=absent, dice=1.0))  # rightly not found
     found = with_held_out_dice(score, observed).organs
     assert (found["liver"].trust, found["spleen"].trust, found["aorta"].trust) == (0.625, None, 1.0)
+    observed.append(Observation(case_id="e", organ="liver", score=absent, dice=0.0))  # missed
+    assert with_held_out_dice(score, observed).organs["liver"].trust == pytest.approx(1.25 / 3)
