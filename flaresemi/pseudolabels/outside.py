@@ -20,12 +20,9 @@ from flaresemi.preprocessing.preprocessor import stage_labels
 from flaresemi.pseudolabels.calibration import Observation
 from flaresemi.pseudolabels.labeling import LabeledCase
 from flaresemi.records import record_hash
-from flaresemi.selection import CaseScore, OrganScore, Selection
+from flaresemi.selection import OUTSIDE, CaseScore, OrganScore, Selection
 
 logger = logging.getLogger(__name__)
-
-#: First of what labels of such a teacher were made with.
-OUTSIDE = "outside"
 
 _UNKNOWN = "the teacher does not know it"
 

@@ -15,7 +15,7 @@ from flaresemi.plans import Stage, load_plans
 from flaresemi.ranges import Few, Share
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.final import train_final
-from flaresemi.rounds.origin import refuse_other_teachers
+from flaresemi.rounds.origin import refuse_other_teachers, taught_outside
 from flaresemi.rounds.protection import vanishing_organs
 from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.round import Round
@@ -46,6 +46,7 @@ class ChainState:
         mean_dice: Of the held-out real cases of all folds, from the supervised start on.
         verdict: After the last of them; None where nothing is held out (fold 'all').
         vanishing: Organs that the last of them is losing, by what is seen without held-out cases, each with the reason.
+        taught_outside: A model from outside labeled the first round: nothing says what it was trained on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -54,6 +55,7 @@ class ChainState:
     mean_dice: tuple[Share, ...]
     verdict: Verdict | None
     vanishing: dict[str, str] = dataclasses.field(default_factory=dict)
+    taught_outside: bool = False
 
     @property
     def told(self) -> str:
@@ -71,6 +73,11 @@ class ChainState:
                 f"{'; the chain ends here' if self.verdict.stop else ''}",
                 "the best of several rounds is an optimistic figure: it was chosen by the cases that it is measured on",
             ]
+        if self.taught_outside and self.verdict is not None:
+            told.append(
+                "a model from outside labeled round 1, and nothing says what it was trained on: if held-out cases were "
+                "part of it, the rounds look better than they are"
+            )
         told += [f"{organ} is vanishing in round {self.rounds}: {why}" for organ, why in self.vanishing.items()]
         if self.vanishing:
             models = "the models of the round before" if self.rounds > 1 else "the supervised models"
@@ -270,7 +277,10 @@ class SelfTraining:
         rounds = self.complete_rounds
         vanishing = [vanishing_organs(self.workspace, self.folds, number) for number in range(1, rounds + 1)]
         lost = vanishing[-1] if vanishing else {}
-        state = ChainState(folds=self.folds, rounds=rounds, mean_dice=(), verdict=None, vanishing=lost)
+        outside = rounds > 0 and taught_outside(self.workspace, self.folds)
+        state = ChainState(
+            folds=self.folds, rounds=rounds, mean_dice=(), verdict=None, vanishing=lost, taught_outside=outside
+        )
         if self.folds != (ALL,):
             held_out = [self._held_out(number) for number in range(rounds + 1)]
             try:

@@ -1,13 +1,13 @@
-"""Whether the models that labeled a round still are those that are there."""
+"""Which models labeled the rounds: whether they still are those that are there, or came from outside."""
 
 import itertools
 from collections.abc import Sequence
 
 from flaresemi.errors import SelectionError
 from flaresemi.plans import Stage, load_plans
-from flaresemi.pseudolabels.outside import OUTSIDE
 from flaresemi.pseudolabels.teachers import made_with, teacher_files
 from flaresemi.rounds.state import RoundConfig, load_state
+from flaresemi.selection import OUTSIDE
 from flaresemi.training.validation import former_files
 from flaresemi.workspace import ModelFolder, Workspace
 
@@ -42,6 +42,16 @@ def refuse_other_teachers(workspace: Workspace, folds: Sequence[str], rounds: in
                 where=folder.root,
                 fix="restore them, or remove this folder and those of later rounds to run these rounds again",
             )
+
+
+def taught_outside(workspace: Workspace, folds: Sequence[str]) -> bool:
+    """Whether a model from outside labeled the first round of some chain: nothing says what that was trained on.
+
+    Raises:
+        SelectionError: the record of a round is damaged.
+    """
+    states = [load_state(workspace.round(fold, 1).state) for fold in folds]
+    return any(state is not None and state.made_with[:1] == (OUTSIDE,) for state in states)
 
 
 def _made_the_same(

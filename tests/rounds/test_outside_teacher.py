@@ -20,10 +20,12 @@ from flaresemi.pseudolabels.outside import with_held_out_dice
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.pseudolabels.teachers import made_with
 from flaresemi.pseudolabels.vitals import Vitals
-from flaresemi.records import load_record
+from flaresemi.records import load_record, save_record
+from flaresemi.rounds.exporting import export_round
+from flaresemi.rounds.origin import taught_outside
 from flaresemi.rounds.round import Execution, Round
 from flaresemi.rounds.state import RoundConfig
-from flaresemi.selection import CaseScore, OrganScore, Selection, load_scores
+from flaresemi.selection import EXPORT_RECORD, CaseScore, ExportRecord, OrganScore, Selection, load_scores
 from flaresemi.training.runs import RunRecord
 from flaresemi.workspace import Workspace
 from tests.made_nnunet import write_results
@@ -85,6 +87,15 @@ def test_the_pool_is_labeled_by_the_names_of_organs(
     first = names[0]  # which those supervised models see everywhere
     assert start.volumes_ml[case.id][first] > before.volumes_ml[case.id][first]
     assert start.volumes_ml.keys() == before.volumes_ml.keys()
+    # Nothing is known of what it was trained on, here and in later rounds of the chain.
+    export_round(round_one, tmp_path / "out", selected_only=False)
+    record = load_record(tmp_path / "out" / EXPORT_RECORD, ExportRecord)
+    assert (record.trained_on, record.taught_outside) == ((), True)
+    save_record(tmp_path / "out" / EXPORT_RECORD, dataclasses.replace(record, trained_on=round_one.split.train))
+    assert export_round(round_one, tmp_path / "out", selected_only=False) == 0  # begun by an older version
+    assert load_record(tmp_path / "out" / EXPORT_RECORD, ExportRecord) == record
+    assert taught_outside(round_one.workspace, ["0"])
+    assert not taught_outside(round_one.workspace, ["1"])
 
 
 def test_labels_are_not_made_twice_and_another_teacher_labels_anew(

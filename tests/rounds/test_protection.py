@@ -119,6 +119,8 @@ def test_the_chains_say_in_words_what_is_vanishing() -> None:
     ]
     verdict = Verdict(best_round=2, stop=True, why="round 2: it rose")
     judged = dataclasses.replace(state, rounds=2, mean_dice=(0.5, 0.6, 0.7), verdict=verdict)
+    assert "a model from outside" not in judged.told
+    assert "a model from outside labeled round 1" in dataclasses.replace(judged, taught_outside=True).told
     assert judged.told.splitlines()[:2] == [
         "mean Dice of the held-out cases: start 0.5000, round 1 0.6000, round 2 0.7000",
         "round 2: it rose; best round: 2; the chain ends here",
