@@ -7,11 +7,15 @@ from typing import Annotated, Literal
 
 from flaresemi.errors import SelectionError, shown
 from flaresemi.ranges import Few, Range, Share, VolumeMl, check_ranges
+from flaresemi.records import CAME_LATER
 from flaresemi.tables import read_table, write_table
 
 SCHEMA_VERSION = 1
 
 Rule = Literal["case", "organ"]
+
+#: First of what the pseudo-labels of a model from outside of the workspace were made with.
+OUTSIDE = "outside"
 
 Threshold = Annotated[float, Range(0, 1e6)]
 
@@ -130,7 +134,8 @@ class ExportRecord:
         fold: The chain's fold.
         round: Number of the round, from 1.
         made_with: Hashes of the checkpoints that produced them.
-        trained_on: Labeled cases that those models were trained on.
+        trained_on: Labeled cases that those models were trained on, as far as that is known.
+        taught_outside: A model from outside labeled in the chain: nothing says what it was trained on.
         selection: Which of them are trusted; None: all pseudo-labels were exported, without a selection.
     """
 
@@ -139,12 +144,19 @@ class ExportRecord:
     round: Few
     made_with: tuple[str, ...]
     trained_on: tuple[str, ...]
+    taught_outside: bool = dataclasses.field(default=False, metadata=CAME_LATER)
     selection: Selection | None
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether a model from outside produced them."""
+        return self.made_with[:1] == (OUTSIDE,)
 
     @property
     def teacher(self) -> tuple[object, ...]:
         """The facts that determine the label maps, whichever of them are selected."""
-        return self.fold, self.round, self.made_with, self.trained_on
+        known = () if self.is_outside else self.trained_on  # older versions named cases of which nothing is known
+        return self.fold, self.round, self.made_with, known
 
 
 _CASE_COLUMNS = ("case_id", "score", "flags", "made_with")

@@ -27,6 +27,7 @@ class Workspace:
     models/fold_0/FINE/                   see ModelFolder
     pseudolabels/fold_0/FINE/CASE/        label maps from elsewhere that a training learns from
     rounds/fold_0/round_1/                see RoundFolder
+    rounds/fold_0/final/                  what the final models learn of a round whose own students learned otherwise
     rounds/folds_0.json                   what was judged of the chains of these folds
     rounds/final/                         models on everything, after the chains have ended
     reviews/CASE.json                     what persons decided about unlabeled cases, see `reviews`
@@ -152,6 +153,10 @@ class Workspace:
         """The models that are trained on everything after the chains have ended."""
         return RoundFolder(self.root / "rounds" / "final", "all")
 
+    def final_choice(self, fold: str) -> "RoundFolder":
+        """What the final models learn from the pseudo-labels of a chain, where a round's own students have begun."""
+        return RoundFolder(self.chain(fold) / "final", fold)
+
     @property
     def reviews(self) -> Path:
         """What persons decided about unlabeled cases; `label_maps` in it holds what they vouch for."""
@@ -204,6 +209,7 @@ class RoundFolder:
         "claims",
         "observations.json",
         "vitals_before.json",
+        "vitals_start.json",
         "vitals.json",
         "scores.csv",
         "selection.json",
@@ -245,6 +251,11 @@ class RoundFolder:
     def vitals_before(self) -> Path:
         """What the models that label make of every organ."""
         return self.root / "vitals_before.json"
+
+    @property
+    def vitals_start(self) -> Path:
+        """What the supervised models make of every organ, where a model from outside labels in their place."""
+        return self.root / "vitals_start.json"
 
     @property
     def vitals(self) -> Path:

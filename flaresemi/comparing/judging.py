@@ -23,7 +23,7 @@ class Scored:
 
     Attributes:
         members: Its models.
-        dice: By case, by organ.
+        dice: By case, by organ; of a case without any that could be scored, none.
         seconds: Per case.
     """
 
@@ -86,8 +86,17 @@ def judge(results: Mapping[Members, Sequence[HeldOutResult]], stages: Mapping[st
 
 
 def difference(before: Scored, after: Scored) -> PairedDifference:
-    """How far one configuration is ahead of another."""
-    return paired_difference(before.dice, after.dice)
+    """How far one configuration is ahead of another.
+
+    Raises:
+        DatasetError: no case has a score of both.
+    """
+    try:
+        return paired_difference(before.dice, after.dice)
+    except ValueError as problem:
+        raise DatasetError(
+            f"{before.name} and {after.name} cannot be compared: {problem}", fix="compare other folds"
+        ) from None
 
 
 def _fastest_of_the_best(scored: Sequence[Scored]) -> Scored:
@@ -114,8 +123,7 @@ def scored(members: Members, found: Sequence[HeldOutResult]) -> Scored:
         }
         for result in found
     }
-    dice = {case_id: organs for case_id, organs in dice.items() if organs}
-    if not dice:
+    if not any(dice.values()):
         raise DatasetError("no held-out case annotates an organ that could be scored", fix="compare other folds")
     return Scored(
         members=members, dice=dice, seconds=statistics.fmean(sum(result.seconds.values()) for result in found)
@@ -205,4 +213,5 @@ def _told(gain: PairedDifference, *, signed: bool = False) -> str:
 
 
 def _cases(scored: Scored) -> str:
-    return f"{len(scored.dice)} held-out case{'s' if len(scored.dice) > 1 else ''}"
+    count = len(mean_by_case(scored.dice))
+    return f"{count} held-out case{'s' if count > 1 else ''}"

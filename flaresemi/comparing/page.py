@@ -32,7 +32,7 @@ def write_page(path: Path, choice: BestConfiguration) -> None:
         models=models,
         organs=tuple(organs),
         names=[name_of(result) for result in choice.results],
-        cases=tuple(choice.results[0].dice),
+        cases=tuple(dict.fromkeys(case for result in choice.results for case in result.dice)),
         best=_best_alone(choice),
         name_of=name_of,
         change_of=_change,

@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """How much more one of two sets of predictions scores, over the cases of both.
+    """How much more one of two sets of predictions scores, over the cases that have a score in both.
 
     Attributes:
         mean: Mean over the cases of the difference of their mean Dice.
@@ -43,28 +43,41 @@ def paired_difference(before: HeldOutDice, after: HeldOutDice) -> PairedDifferen
     """The gain from one set of predictions to another with its interval.
 
     Raises:
-        ValueError: they are of different cases.
+        ValueError: as `paired_changes`.
     """
-    mean, error = paired_gain(before, after)
-    width = error * float(stdtrit(len(before) - 1, (1 + CONFIDENCE) / 2)) if len(before) > 1 else math.inf
-    return PairedDifference(mean=mean, half_width=width, cases=len(before))
+    changes = paired_changes(before, after)
+    mean, error = mean_and_error(changes)
+    width = error * float(stdtrit(len(changes) - 1, (1 + CONFIDENCE) / 2)) if len(changes) > 1 else math.inf
+    return PairedDifference(mean=mean, half_width=width, cases=len(changes))
 
 
 def paired_gain(before: HeldOutDice, after: HeldOutDice) -> tuple[float, float]:
     """Mean over the cases of the change of their mean Dice, and its standard error (infinite for one case).
 
     Raises:
-        ValueError: they are of different cases.
+        ValueError: as `paired_changes`.
+    """
+    return mean_and_error(paired_changes(before, after))
+
+
+def paired_changes(before: HeldOutDice, after: HeldOutDice) -> list[float]:
+    """The change of the mean Dice of every case that has a score in both: of one without any organ, nothing is known.
+
+    Raises:
+        ValueError: they are of different cases, or no case has a score in both.
     """
     if before.keys() != after.keys():
         raise ValueError("the two were validated on different cases")
     was, now = mean_by_case(before), mean_by_case(after)
-    return mean_and_error([now[case] - was[case] for case in sorted(before)])
+    changes = [now[case] - was[case] for case in sorted(was.keys() & now.keys())]
+    if not changes:
+        raise ValueError("no case has an organ that was scored in both")
+    return changes
 
 
 def mean_by_case(held_out: HeldOutDice) -> dict[str, float]:
-    """The mean Dice of every case over its organs."""
-    return {case: float(np.mean(list(scores.values()))) for case, scores in held_out.items()}
+    """The mean Dice over its organs of every case that has a scored one."""
+    return {case: float(np.mean(list(scores.values()))) for case, scores in held_out.items() if scores}
 
 
 def mean_and_error(changes: Sequence[float]) -> tuple[float, float]:

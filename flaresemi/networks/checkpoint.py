@@ -1,8 +1,10 @@
 """Checkpoint files: everything that prediction needs, as tensors and plain types only."""
 
 import dataclasses
+import functools
 import hashlib
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -165,6 +167,22 @@ def load_checkpoint(path: Path, with_training_state: bool = False) -> Checkpoint
     refuse_not_finite(weights, path)
     fields = {name: getattr(header, name) for name in _HEADER_FIELDS}
     return Checkpoint(weights=weights, training_state=training_state if with_training_state else None, **fields)
+
+
+def stored_weights_hash(path: Path) -> str:
+    """The `weights_hash` of a checkpoint file; an unchanged file (size, time) is read only once.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+        FileNotFoundError: it is not there.
+    """
+    status = os.stat(path)
+    return _stored_weights_hash(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _stored_weights_hash(path: str, size: int, mtime_ns: int) -> str:
+    return load_checkpoint(Path(path)).weights_hash
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint, *, where: object = None) -> None:

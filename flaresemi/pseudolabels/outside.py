@@ -20,12 +20,9 @@ from flaresemi.preprocessing.preprocessor import stage_labels
 from flaresemi.pseudolabels.calibration import Observation
 from flaresemi.pseudolabels.labeling import LabeledCase
 from flaresemi.records import record_hash
-from flaresemi.selection import CaseScore, OrganScore, Selection
+from flaresemi.selection import OUTSIDE, CaseScore, OrganScore, Selection
 
 logger = logging.getLogger(__name__)
-
-#: First of what labels of such a teacher were made with.
-OUTSIDE = "outside"
 
 _UNKNOWN = "the teacher does not know it"
 
@@ -149,10 +146,14 @@ class OutsideTeacher:
 
 
 def with_held_out_dice(score: CaseScore, observations: Sequence[Observation]) -> CaseScore:
-    """The score, with the mean Dice on the held-out cases as the expected one of every organ that is there."""
+    """The score, with the mean Dice on the held-out cases as the expected one of every organ that is there.
+
+    An organ that is rightly not found in a held-out case says nothing of one that is found; one that is missed does.
+    """
     reached: dict[str, list[float]] = {}
     for each in observations:
-        reached.setdefault(each.organ, []).append(each.dice)
+        if not each.score.is_absent or each.dice == 0:
+            reached.setdefault(each.organ, []).append(each.dice)
     organs = {
         name: organ
         if organ.is_absent or name not in reached

@@ -1,7 +1,6 @@
 """Chains of rounds: resumed at the latest round, judged on held-out cases, ended by a stop rule."""
 
 import dataclasses
-import itertools
 import logging
 import statistics
 from collections.abc import Callable, Sequence
@@ -13,19 +12,18 @@ from flaresemi.evaluation.summary import Summary, load_summary
 from flaresemi.planning.preparation import case_versions
 from flaresemi.planning.splits import ALL, load_splits
 from flaresemi.plans import Stage, load_plans
-from flaresemi.pseudolabels.outside import OUTSIDE
-from flaresemi.pseudolabels.teachers import made_with, teacher_files
 from flaresemi.ranges import Few, Share
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.final import train_final
+from flaresemi.rounds.origin import refuse_other_teachers, taught_outside
 from flaresemi.rounds.protection import vanishing_organs
 from flaresemi.rounds.report.writing import write_report
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import STEPS, RoundState, load_state
 from flaresemi.rounds.stopping import StopRule, Verdict, judge
 from flaresemi.rounds.tracking import track_round
-from flaresemi.training.validation import was_judged_by
-from flaresemi.workspace import ModelFolder, RoundFolder, Workspace
+from flaresemi.training.validation import judged_otherwise
+from flaresemi.workspace import RoundFolder, Workspace
 
 SCHEMA_VERSION = 1
 
@@ -48,6 +46,7 @@ class ChainState:
         mean_dice: Of the held-out real cases of all folds, from the supervised start on.
         verdict: After the last of them; None where nothing is held out (fold 'all').
         vanishing: Organs that the last of them is losing, by what is seen without held-out cases, each with the reason.
+        taught_outside: A model from outside labeled the first round: nothing says what it was trained on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -56,6 +55,7 @@ class ChainState:
     mean_dice: tuple[Share, ...]
     verdict: Verdict | None
     vanishing: dict[str, str] = dataclasses.field(default_factory=dict)
+    taught_outside: bool = False
 
     @property
     def told(self) -> str:
@@ -73,6 +73,11 @@ class ChainState:
                 f"{'; the chain ends here' if self.verdict.stop else ''}",
                 "the best of several rounds is an optimistic figure: it was chosen by the cases that it is measured on",
             ]
+        if self.taught_outside and self.verdict is not None:
+            told.append(
+                "a model from outside labeled round 1, and nothing says what it was trained on: if held-out cases were "
+                "part of it, the rounds look better than they are"
+            )
         told += [f"{organ} is vanishing in round {self.rounds}: {why}" for organ, why in self.vanishing.items()]
         if self.vanishing:
             models = "the models of the round before" if self.rounds > 1 else "the supervised models"
@@ -132,20 +137,23 @@ class SelfTraining:
 
     def _complete(self, fold: str) -> int:
         number = 0
-        while self._is_complete(self.workspace.round(fold, number + 1)):
+        while self._is_complete(fold, number + 1):
             number += 1
         return number
 
-    def _is_complete(self, folder: RoundFolder) -> bool:
+    def _is_complete(self, fold: str, number: int) -> bool:
         """Whether all steps are done and the files that later rounds build on are still there."""
+        folder = self.workspace.round(fold, number)
         state = load_state(folder.state)
         kept = (folder.scores, folder.selection, folder.model(Stage.FINE).final)
         is_done = state is not None and state.next_step is None and all(path.is_file() for path in kept)
-        return is_done and self._is_judged(folder.model(Stage.FINE), folder.fold)
+        return is_done and not self._judged_otherwise(fold, number)
 
-    def _is_judged(self, model: ModelFolder, fold: str) -> bool:
-        """Whether the model was validated on the held-out cases in their current preparation."""
-        return was_judged_by(model, case_versions(self._held_out_ids[fold], self.workspace))
+    def _judged_otherwise(self, fold: str, number: int) -> str:
+        """Why a round's validation is not of its models on the held-out cases as they are now; empty where it is."""
+        fine, coarse = (self.workspace.round_model(fold, number, stage) for stage in (Stage.FINE, Stage.COARSE))
+        held_out = case_versions(self._held_out_ids[fold], self.workspace)
+        return judged_otherwise(fine, held_out, coarse if load_plans(self.workspace.plans).two_stage else None)
 
     def run_next(self, last_step: str | None = None) -> ChainState | None:
         """Runs or resumes the round after the last complete one, judges it, and writes its report.
@@ -156,8 +164,8 @@ class SelfTraining:
         Returns:
             The state of the chains; None when a round was asked to stop before its end.
         """
+        refuse_other_teachers(self.workspace, self.folds, self.complete_rounds)
         number = self.judge().rounds + 1  # before days of work: the start may never have been validated
-        self._refuse_other_labels(number - 1)
         rounds = [self.make_round(fold, number) for fold in self.folds]
         # All folds first: each selects by a calibration on the held-out cases of all of them.
         for step in dict.fromkeys((STEPS[0], last_step or STEPS[-1])):
@@ -178,8 +186,8 @@ class SelfTraining:
         Returns:
             The state of the round; None when it was asked to stop before its end.
         """
+        refuse_other_teachers(self.workspace, self.folds, self.complete_rounds)
         number = self.judge(keep=False).rounds + 1
-        self._refuse_other_labels(number - 1)
         return self.make_round(fold, number).run(last_step=last_step or STEPS[-1])
 
     def conclude(self, state: ChainState) -> list[Path]:
@@ -254,37 +262,8 @@ class SelfTraining:
                 where=self.path,
                 fix="keep the supervised models; on every label: flaresemi_train COARSE all, flaresemi_train FINE all",
             )
-        self._refuse_other_labels(verdict.best_round)
+        refuse_other_teachers(self.workspace, self.folds, verdict.best_round)
         return train_final([self.make_round(fold, verdict.best_round + 1) for fold in self.folds])
-
-    def _refuse_other_labels(self, rounds: int) -> None:
-        """Checks that the models that labeled the first rounds have not changed since; later rounds build on them.
-
-        Deleted files are no sign of a change: nothing needs the models of an earlier round any more.
-
-        Args:
-            rounds: How many complete rounds to check.
-
-        Raises:
-            SelectionError: the models that labeled a round were trained again, or replaced.
-        """
-        two_stage = rounds > 0 and load_plans(self.workspace.plans).two_stage
-        for number, fold in itertools.product(range(1, rounds + 1), self.folds):
-            folder = self.workspace.round(fold, number)
-            state = load_state(folder.state)
-            fine, coarse = (self.workspace.round_model(fold, number - 1, stage) for stage in (Stage.FINE, Stage.COARSE))
-            teachers = (fine, coarse if two_stage else None)
-            if state is None or not all(path.is_file() for path in teacher_files(*teachers)):
-                continue
-            if state.made_with[:1] == (OUTSIDE,):  # it may have gone elsewhere since
-                continue
-            now = made_with(*teachers, tta=state.config.tta, ignore_contested=state.config.ignore_contested)
-            if state.made_with != now:
-                raise SelectionError(
-                    f"round {number} is complete, but the models that labeled it have changed since",
-                    where=folder.root,
-                    fix="restore them, or remove this folder and those of later rounds to run these rounds again",
-                )
 
     def judge(self, *, keep: bool = True) -> ChainState:
         """Compares all complete rounds on the held-out real cases.
@@ -298,7 +277,10 @@ class SelfTraining:
         rounds = self.complete_rounds
         vanishing = [vanishing_organs(self.workspace, self.folds, number) for number in range(1, rounds + 1)]
         lost = vanishing[-1] if vanishing else {}
-        state = ChainState(folds=self.folds, rounds=rounds, mean_dice=(), verdict=None, vanishing=lost)
+        outside = rounds > 0 and taught_outside(self.workspace, self.folds)
+        state = ChainState(
+            folds=self.folds, rounds=rounds, mean_dice=(), verdict=None, vanishing=lost, taught_outside=outside
+        )
         if self.folds != (ALL,):
             held_out = [self._held_out(number) for number in range(rounds + 1)]
             try:
@@ -335,9 +317,9 @@ class SelfTraining:
                 where=path,
                 fix=f"flaresemi_train FINE {fold} --continue" if number == 0 else "run the round again",
             )
-        if not self._is_judged(self.workspace.round_model(fold, number, Stage.FINE), fold):
+        if why := self._judged_otherwise(fold, number):
             raise SelectionError(
-                f"round {number} of fold {fold} was validated on cases that have changed since",
+                f"round {number} of fold {fold} was validated {why}",
                 where=path,
                 fix=f"flaresemi_train FINE {fold} --continue validates it again",
             )

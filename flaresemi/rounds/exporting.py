@@ -8,9 +8,10 @@ from flaresemi.planning.preparation import refuse_changed
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.exporting import export_labels
 from flaresemi.records import load_record
+from flaresemi.rounds.origin import taught_outside
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import load_state
-from flaresemi.selection import ExportRecord, Selection
+from flaresemi.selection import OUTSIDE, ExportRecord, Selection
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def export_round(round: Round, folder: Path, *, selected_only: bool) -> int:
         fold=round.fold,
         round=round.number,
         made_with=made_with,
-        trained_on=round.split.train,
+        trained_on=() if made_with[:1] == (OUTSIDE,) else round.split.train,
+        taught_outside=taught_outside(round.workspace, [round.fold]),
         selection=selection,
     )
     stores = {case.id: round.labels.stores[Stage.FINE] for case in cases}

@@ -14,7 +14,7 @@ from flaresemi.pseudolabels.teachers import judged_weights_hash
 from flaresemi.ranges import Few
 from flaresemi.records import load_record, save_record
 from flaresemi.rounds.round import Round
-from flaresemi.rounds.state import inputs_hash
+from flaresemi.rounds.state import inputs_hash, load_state
 from flaresemi.selection import SelectedCase, Selection
 from flaresemi.workspace import RoundFolder
 
@@ -50,7 +50,8 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
 
     Args:
         rounds: One per chain, all with the same number: the round that the best models labeled. It is labeled and
-            selected from first where that is not done.
+            selected from first where that is not done. If its own students have begun, the selection is made apart, by
+            the decisions and options of today.
 
     Returns:
         The folder of the models; None when training was asked to stop.
@@ -59,12 +60,19 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
         FlaresemiError: as raised by the rounds.
     """
     first, folder = rounds[0], rounds[0].workspace.final_round
+    before = load_record(folder.state, FinalState, error=SelectionError) if folder.state.exists() else None
+    is_underway = before is not None and not folder.model(Stage.FINE).final.exists()
     for round in rounds:
-        round.reviews.keeps = folder.state.exists() and not folder.model(Stage.FINE).final.exists()
+        begun = load_state(round.folder.state)
+        if begun is not None and "train COARSE" in begun.steps:
+            round.choose_apart(round.workspace.final_choice(round.fold))
+        # Of another round, it is not what these models began with.
+        is_same_round = before is not None and before.labels_of_round == round.number
+        round.reviews.keeps = is_underway and is_same_round and round.chosen.selection.exists()
     for last_step in ("label", "select"):  # all folds label first: each selects by a calibration on all of them
         if any(round.run(last_step=last_step) is None for round in rounds):
             return None
-    chains, selection = merged([load_record(round.folder.selection, Selection) for round in rounds])
+    chains, selection = merged([load_record(round.chosen.selection, Selection) for round in rounds])
     state = FinalState(
         inputs=inputs_hash(*(round.training_inputs(stage) for round in rounds for stage in first.stages)),
         cases=inputs_hash(*("".join(round.real_cases) for round in rounds)),
@@ -72,9 +80,9 @@ def train_final(rounds: Sequence[Round]) -> RoundFolder | None:
         labels_of_round=first.number,
         chains=chains,
     )
-    if not folder.state.exists():
+    if before is None:
         clear_folder(folder.root, folder.NAMES)  # left by an interrupted removal of outdated models
-    elif not _is_same(load_record(folder.state, FinalState, error=SelectionError), state):
+    elif not _is_same(before, state):
         logger.warning("the inputs of the final models have changed: they are trained again")
         clear_folder(folder.root, folder.NAMES)
     save_record(folder.state, state)

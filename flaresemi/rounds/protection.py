@@ -66,11 +66,32 @@ class Protection:
         volumes = {case: {name: organ.volume_ml for name, organ in scores[case].organs.items()} for case in pool}
         save_record(self._folder.vitals_before, self._seen(looks, volumes))
 
+    def look_at_start(self, looks: Looks | None) -> None:
+        """Records what the supervised models make of the cases of `look_before`, where a model from outside labels.
+
+        Args:
+            looks: Of these models; None: they label themselves.
+        """
+        path = self._folder.vitals_start
+        if looks is None:
+            path.unlink(missing_ok=True)
+            return
+        before = load_record(self._folder.vitals_before, Vitals, error=SelectionError)
+        save_record(path, self._seen(looks, looks(volumes_of_pool, tuple(before.volumes_ml))))
+
+    def knows_start(self, made_with: tuple[str, ...]) -> bool:
+        """Whether `look_at_start` has seen these models, if any."""
+        path = self._folder.vitals_start
+        if not made_with:
+            return True
+        return path.is_file() and load_record(path, Vitals, error=SelectionError).made_with == made_with
+
     def look_after(self, looks: Looks) -> None:
         """Records what the students make of every organ in the same cases, and warns of those that are vanishing."""
         before = load_record(self._folder.vitals_before, Vitals, error=SelectionError)
-        first = self.workspace.round(self.fold, 1).vitals_before
-        start = load_record(first, Vitals, error=SelectionError) if first.is_file() else before
+        first = self.workspace.round(self.fold, 1)
+        known = [path for path in (first.vitals_start, first.vitals_before) if path.is_file()]
+        start = load_record(known[0], Vitals, error=SelectionError) if known else before
         after = self._seen(looks, looks(volumes_of_pool, tuple(before.volumes_ml)))
         after = dataclasses.replace(after, organs=compared(start, before, after, self.labeled_ml))
         save_record(self._folder.vitals, after)

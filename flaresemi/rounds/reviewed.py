@@ -51,17 +51,25 @@ class RoundReviews:
         dataset: With the unlabeled cases of the pool.
         labels: The organs.
         pseudo: The pseudo-labels of the round.
+        folder: Where the decisions that count are kept, with what they vouch for; None: in the round's.
 
     Attributes:
         keeps: Whoever trains on the round's selection has begun that elsewhere: decisions since then do not count.
     """
 
-    def __init__(self, workspace: Workspace, dataset: Dataset, labels: LabelSet, pseudo: PseudoLabels) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        dataset: Dataset,
+        labels: LabelSet,
+        pseudo: PseudoLabels,
+        folder: RoundFolder | None = None,
+    ) -> None:
         self.workspace = workspace
         self.dataset = dataset
         self.labels = labels
         self.pseudo = pseudo
-        self.folder: RoundFolder = pseudo.folder
+        self.folder: RoundFolder = folder or pseudo.folder
         self.stores = {
             stage: LabelStore(self.folder.reviewed(stage), store.images) for stage, store in pseudo.stores.items()
         }

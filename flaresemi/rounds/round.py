@@ -16,17 +16,14 @@ from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.planning.preparation import refuse_changed
 from flaresemi.plans import Stage, load_fingerprint
 from flaresemi.pseudolabels.calibration import Observations
-from flaresemi.pseudolabels.outside import OutsideTeacher
 from flaresemi.pseudolabels.pool import PseudoLabels, label_pool, observe, write_reliable_series
 from flaresemi.pseudolabels.selecting import labeled_volumes, select, volumes_ml
-from flaresemi.pseudolabels.teachers import made_with
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.rounds.expecting import with_expected_dice
+from flaresemi.rounds.labelers import Labelers
 from flaresemi.rounds.pieces import (
     Execution,
-    LabelingModels,
     Looks,
-    OutsideModel,
     label_part,
     refuse_undivided,
     train_part,
@@ -44,7 +41,7 @@ from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask, load_prepared
 from flaresemi.training.validation import begin_validation, conclude_validation
 from flaresemi.unfinished import remove_leftovers
-from flaresemi.workspace import ModelFolder, Workspace
+from flaresemi.workspace import RoundFolder, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +62,10 @@ class Round:
         execution: How the steps are run.
         peers: All folds whose chains take part, including this one: scores are calibrated on the held-out cases of
             all of them. Default: this fold alone.
+
+    Attributes:
+        chosen: Where the selection lies, with the decisions of persons that it follows: the round's folder, or one
+            apart.
 
     Raises:
         FlaresemiError: there are no unlabeled cases, there is no such fold, or labeled cases have changed since they
@@ -105,6 +106,10 @@ class Round:
         self.pool = tuple(case.id for case in dataset.unlabeled)
         self.stages = (Stage.COARSE, Stage.FINE) if self.plans.two_stage else (Stage.FINE,)
         self.labels = PseudoLabels(self.folder, {stage: self.prepared.stores[stage] for stage in self.stages})
+        self.labelers = Labelers(
+            workspace, self.prepared, dataset, fold, number, config, execution, lambda: self._protection.median_ml
+        )
+        self.chosen = self.folder
         self.reviews = RoundReviews(workspace, dataset, self.plans.labels, self.labels)
         self._labels_hash: str | None = None
         self._untaught: dict[str, str] | None = None
@@ -123,6 +128,23 @@ class Round:
             for stage, task in found.items()
         }
 
+    def choose_apart(self, folder: RoundFolder) -> None:
+        """From now on, selects in another folder: what the round's own students learned is left as they learned it.
+
+        Raises:
+            SelectionError: other models or options would label now than those that labeled the round.
+        """
+        state = load_state(self.folder.state)
+        if state is not None and state.made_with not in ((), self.made_with()):
+            raise SelectionError(
+                f"round {self.number} was labeled by other models than would label it now, or with other options",
+                where=self.folder.root,
+                fix="give the options that it was labeled with (--tta, --ignore-contested); if models were replaced, "
+                "restore them, or remove this folder and those of later rounds",
+            )
+        self.chosen = folder
+        self.reviews = RoundReviews(self.workspace, self.dataset, self.plans.labels, self.labels, folder)
+
     def run(self, *, last_step: str = STEPS[-1]) -> RoundState | None:
         """Runs the steps that are not done, up to and including `last_step`.
 
@@ -136,13 +158,13 @@ class Round:
         remove_leftovers(self.folder.root, *(place for model in models for place in (model.root, model.validation)))
         refuse_changed(self.dataset, self.dataset.unlabeled, self.plans, self.workspace)
         for stage, task in self.tasks.items():  # they must not have been trained on the cases that judge them
-            refuse_other_origin(dataclasses.replace(task, folder=self._teacher(stage)), goes_on=False)
+            refuse_other_origin(dataclasses.replace(task, folder=self.labelers.former(stage)), goes_on=False)
         start = RoundState(fold=self.fold, round=self.number, config=self.config, steps={})
-        state = load_state(self.folder.state) or start
+        state = load_state(self.chosen.state) or start
         state = dataclasses.replace(state, config=self.config, made_with=self.made_with())
         self.reviews.take(begun="train COARSE" in state.steps)
         for step in self.steps[: STEPS.index(last_step) + 1]:
-            state = run_step(step, state, self.folder.state)
+            state = run_step(step, state, self.chosen.state)
             if not state.steps[step.name].done:
                 return None
         return state
@@ -156,16 +178,14 @@ class Round:
             inputs=self._labeling_inputs,
             cases=held_out,
             run=self.label,
-            outputs=lambda: (
-                _are_files(self.folder.observations, self.folder.vitals_before) and not self.unlabeled(self.made_with())
-            ),
+            outputs=self._is_labeled,
         )
         selecting = Step(
             name="select",
             inputs=self._selection_inputs,
             cases=held_out + training,
             run=self.select,
-            outputs=lambda: self.folder.scores.is_file() and self.reviews.are_stored(),
+            outputs=lambda: self.chosen.scores.is_file() and self.reviews.are_stored(),
         )
         summaries = [self.folder.model(stage).validation / "summary.json" for stage in self.stages]
         validating = Step(
@@ -201,29 +221,39 @@ class Round:
     def label(self, shard: Shard = Shard()) -> bool:  # noqa: B008 (frozen)
         """Labels the pool with the models of the previous round, and the held-out cases; or one shard of the pool."""
         self._forget()
+        if self.chosen != self.folder and self._is_labeled():
+            return True
         how, labeler = self.execution, None
         if how.crew.ranks.world_size > 1 and shard.count == 1:
-            if not all(how.crew.together(how, label_part, self._teaching, self.labels, self.pool)):
+            if not all(how.crew.together(how, label_part, self.labelers.teaching, self.labels, self.pool)):
                 return False
         else:
-            labeler = self._outside or self._teaching.labeler(how)
+            labeler = self.labelers.outside or self.labelers.teaching.labeler(how)
             if not label_pool(labeler, self.labels, self.pool, shard=shard, stop_requested=how.stop_requested):
                 return False
         if shard.count == 1:
-            looks = Looks(how, self._teaching, labeler or self._outside)
+            looks = Looks(how, self.labelers.teaching, labeler or self.labelers.outside)
             observed = looks(observe, self.split.validation)
             save_record(self.folder.observations, Observations(observations=tuple(chain(*observed.values()))))
             scores = self.labels.merged_scores(self.pool, self.made_with())
             self._protection.look_before(looks, {score.case_id: score for score in scores})
+            supervised = self.labelers.models(*self.labelers.former_two) if self.labelers.start else None
+            self._protection.look_at_start(Looks(how, supervised) if supervised else None)
         return True
+
+    def _is_labeled(self) -> bool:
+        is_looked_at = _are_files(self.folder.observations, self.folder.vitals_before)
+        is_looked_at = is_looked_at and self._protection.knows_start(self.labelers.start)
+        return is_looked_at and not self.unlabeled(self.made_with())
 
     def select(self) -> bool:
         """Merges the scores, calibrates them on the held-out cases, and selects."""
         scores = self.labels.merged_scores(self.pool, self.made_with())
         records = [load_record(path, Observations, error=SelectionError) for path in self._observation_files()]
-        teacher, medians = None if self._outside else self._teacher(Stage.FINE), self._protection.median_ml
+        outside, medians = self.labelers.outside, self._protection.median_ml
+        teacher = None if outside else self.labelers.former(Stage.FINE)
         scores = with_expected_dice(scores, records, dict(zip(self.plans.labels.names, medians, strict=True)), teacher)
-        save_scores(self.folder.scores, scores)
+        save_scores(self.chosen.scores, scores)
         selection = select(
             scores,
             self.config.selection,
@@ -234,10 +264,10 @@ class Round:
             no_teacher=self._no_teacher(),
             may_be_empty=self.reviews.vouches,
         )
-        selection = self._outside.without_unknown(selection) if self._outside else selection
+        selection = outside.without_unknown(selection) if outside else selection
         selection = self.reviews.applied(selection, scores, self._barred)
-        save_record(self.folder.selection, selection)
-        write_reliable_series(self.folder, selection)
+        save_record(self.chosen.selection, selection)
+        write_reliable_series(self.chosen, selection)
         for note in selection.notes:
             logger.warning("%s", note)
         logger.info("selected %d of %d unlabeled cases", len(selection.selected), len(scores))
@@ -272,7 +302,7 @@ class Round:
             logger.info("%s", conclude_validation(task, coarse, self.dataset))
         if how.stop_requested():
             return False
-        students = self._models(*(self.folder.model(stage) for stage in reversed(self.stages)))
+        students = self.labelers.models(*(self.folder.model(stage) for stage in reversed(self.stages)))
         self._protection.look_after(Looks(how, students))
         return True
 
@@ -290,16 +320,18 @@ class Round:
         return inputs_hash(self._labeling_inputs(), self._labels_hash, self.config.selection, *observed, *given)
 
     def _selected(self) -> str:
-        return inputs_hash(self._selection_inputs(), file_hash(self.folder.selection))
+        return inputs_hash(self._selection_inputs(), file_hash(self.chosen.selection))
 
     def training_inputs(self, stage: Stage) -> str:
         """Hash of everything that determines a student, except the real cases."""
         if stage not in self.stages:
             return inputs_hash(self._selected(), "not needed")
         config = self._student(stage)
-        # Independent of where the workspace is: the teachers' hashes identify the weights it starts from.
+        # Independent of where the workspace is: the hashes of who labeled identify the weights that it starts from,
+        # unless that was a model from outside.
         choices = dataclasses.replace(config, init_from=config.init_from and "previous")
-        return inputs_hash(self._selected(), choices, self.config.mixing)
+        start = load_checkpoint(Path(config.init_from)) if config.init_from and self.labelers.outside else None
+        return inputs_hash(self._selected(), choices, self.config.mixing, *([start.weights_hash] if start else []))
 
     def _validation_inputs(self) -> str:
         # The weights, not the file: validation adds its findings to the file.
@@ -309,7 +341,7 @@ class Round:
     @property
     def calibration_file(self) -> Path:
         """The calibration of the scores, kept beside the models that label."""
-        return self._teacher(Stage.FINE).calibration
+        return self.labelers.former(Stage.FINE).calibration
 
     def training_config(self, stage: Stage) -> TrainingConfig:
         """The configuration of a student."""
@@ -318,50 +350,18 @@ class Round:
 
     def _student(self, stage: Stage) -> TrainingConfig:
         supervised = load_record(self.workspace.model(self.fold, stage).run_record, RunRecord, error=ConfigError)
-        return self.config.student(supervised, self._teacher(stage).final, self.number)
+        return self.config.student(supervised, self.labelers.former(stage).final, self.number)
 
     def made_with(self) -> tuple[str, ...]:
         """Identifies the labeling models and options, see `teachers.made_with`."""
-        fine, coarse = self._teachers
-        return self._outside.made_with if self._outside else made_with(fine, coarse, **self.config.labeling)
+        return self.labelers.made_with
 
     def unlabeled(self, made_with: tuple[str, ...]) -> list[str]:
         """Cases of the pool that these checkpoints have not labeled in their current preparation."""
         return [case_id for case_id in self.pool if not self.labels.is_current(case_id, made_with)]
 
-    def _teacher(self, stage: Stage) -> ModelFolder:
-        """The models of the previous round."""
-        return self.workspace.round_model(self.fold, self.number - 1, stage)
-
-    @property
-    def _teachers(self) -> tuple[ModelFolder, ModelFolder | None]:
-        return self._teacher(Stage.FINE), self._teacher(Stage.COARSE) if self.plans.two_stage else None
-
     def _observation_files(self) -> list[Path]:
         return [self.workspace.round(fold, self.number).observations for fold in self.peers]
-
-    @functools.cached_property
-    def _outside(self) -> OutsideTeacher | None:
-        """Labels the pool in the first round, where the user names one."""
-        return self._teaching.labeler(self.execution) if isinstance(self._teaching, OutsideModel) else None
-
-    @property
-    def _teaching(self) -> LabelingModels | OutsideModel:
-        """Who labels the pool."""
-        if self.config.teacher is None or self.number > 1:
-            return self._models(*self._teachers)
-        model, store, tta = Path(self.config.teacher), self.prepared.stores[Stage.FINE], self.config.tta
-        return OutsideModel(model=model, plans=self.plans, dataset=self.dataset, fine_store=store, tta=tta)
-
-    def _models(self, fine: ModelFolder, coarse: ModelFolder | None = None) -> LabelingModels:
-        return LabelingModels(
-            fine=fine,
-            coarse=coarse,
-            plans=self.plans,
-            stores=self.prepared.stores,
-            median_volumes_ml=self._protection.median_ml,
-            labeling=self.config.labeling,
-        )
 
     def _forget(self) -> None:
         """Whatever was computed from the pseudo-labels, which may be others now."""

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Annotated
 
-from flaresemi.evaluation.paired import HeldOutDice, mean_and_error, paired_gain
+from flaresemi.evaluation.paired import HeldOutDice, mean_and_error, paired_changes
 from flaresemi.ranges import AtLeastOne, Few, Range, Share, check_ranges
 
 
@@ -55,10 +55,12 @@ def judge(rounds: Sequence[HeldOutDice], rule: StopRule, vanishing: Sequence[Col
             where that is not known.
 
     Raises:
-        ValueError: no round, no case, or rounds with different cases.
+        ValueError: no round, no case with a score, or rounds with different cases.
     """
     if not rounds or not rounds[0]:
         raise ValueError("a verdict needs at least the supervised start, with held-out cases")
+    if not any(rounds[0].values()):
+        raise ValueError("no held-out case has an organ that could be scored")
     best, last_improvement, why = 0, 0, "the supervised start"
     for number in range(1, len(rounds)):
         suspected = vanishing[number - 1] if number <= len(vanishing) else ()
@@ -69,9 +71,10 @@ def judge(rounds: Sequence[HeldOutDice], rule: StopRule, vanishing: Sequence[Col
             if organ in suspected:
                 why += ", and is vanishing in other cases"
             return Verdict(best_round=best, stop=True, why=why)
-        gain, error = paired_gain(rounds[best], rounds[number])
-        if len(rounds[0]) > 1:
-            told = f"{gain:+.4f} ± {error:.4f} against round {best} over {len(rounds[0])} held-out cases"
+        changes = paired_changes(rounds[best], rounds[number])
+        gain, error = mean_and_error(changes)
+        if len(changes) > 1:
+            told = f"{gain:+.4f} ± {error:.4f} against round {best} over {len(changes)} held-out cases"
         else:
             told = f"{gain:+.4f} against round {best} on one held-out case, which cannot tell it from chance"
         gained = f"round {number}: {told}"

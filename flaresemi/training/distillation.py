@@ -143,9 +143,16 @@ def caution(teaching: Teaching, held_out: Sequence[str]) -> str | None:
             "part of it, their scores are optimistic"
         )
     seen = set(teaching.exported.trained_on) & set(held_out)
-    if not seen:
-        return None
-    return f"the teacher was trained on {len(seen)} of the {len(held_out)} held-out cases: their scores are optimistic"
+    if seen and not teaching.exported.is_outside:
+        return (
+            f"the teacher was trained on {len(seen)} of the {len(held_out)} held-out cases: their scores are optimistic"
+        )
+    if teaching.exported.taught_outside or teaching.exported.is_outside:
+        return (
+            "these pseudo-labels go back to a model from outside, and nothing says what that was trained on: if the "
+            "held-out cases were part of it, their scores are optimistic"
+        )
+    return None
 
 
 def _refuse_outer_folder(folder: Path) -> None:
@@ -162,7 +169,7 @@ def _refuse_outer_folder(folder: Path) -> None:
 def _refuse_teacher(exported: ExportRecord, task: TrainingTask, folder: Path) -> None:
     """A teacher that was trained on everything is taken with a caution; one of another fold is a mistake."""
     seen = sorted(set(exported.trained_on) & set(task.validation))
-    if seen and exported.fold != ALL:
+    if seen and exported.fold != ALL and not exported.is_outside:
         raise ConfigError(
             f"these pseudo-labels are those of fold {exported.fold}, whose models were trained on cases that fold "
             f"{task.fold} holds out: {listed(seen)}",

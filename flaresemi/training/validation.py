@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from flaresemi.compute.precision import PrecisionName
 from flaresemi.compute.sharding import Shard
 from flaresemi.confidence import ConfidenceCounts, Temperature, fit_temperature
 from flaresemi.dataset import Case, Dataset
-from flaresemi.errors import about_case
+from flaresemi.errors import CheckpointError, about_case
 from flaresemi.evaluation.overlap import dice, dice_of_annotated
 from flaresemi.evaluation.summary import evaluate_folders, save_summary, table
 from flaresemi.files import clear_folder, content_hash, write_text
@@ -27,7 +28,7 @@ from flaresemi.inference.segmentation import write_segmentation
 from flaresemi.io.images import Image, write_label_map
 from flaresemi.labels import LabelSet
 from flaresemi.locking import Claims
-from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, stored_weights_hash
 from flaresemi.planning.cases import read_case, supervised_organs
 from flaresemi.plans import Stage
 from flaresemi.ranges import Share, ShareChange
@@ -152,6 +153,7 @@ def conclude_validation(task: TrainingTask, coarse_folder: ModelFolder, dataset:
     results = [load_record(case_file(folder, case.id, ".json"), CaseResult) for case in cases]
     helped = _largest_components_that_help(results)
     temperature = fit_temperature([each.confidence for each in results if each.confidence is not None])
+    _remember_file(task.folder)
     save_checkpoint(task.folder.final, dataclasses.replace(final, keep_largest=helped, temperature=temperature))
     summary = evaluate_folders(
         {case.id: case_file(folder, case.id, ".nii.gz") for case in cases},
@@ -213,19 +215,66 @@ def _coarse_checkpoint(task: TrainingTask, coarse_folder: ModelFolder) -> Checkp
     return load_checkpoint(coarse_folder.final)
 
 
-def was_judged_by(folder: ModelFolder, held_out: Mapping[str, str]) -> bool:
-    """Whether the validation in a training's folder is of the held-out cases as they are now, as far as that is known.
+def judged_otherwise(folder: ModelFolder, held_out: Mapping[str, str], coarse: ModelFolder | None = None) -> str:
+    """Why the validation in FINE's folder is not of its present weights and held-out cases; empty where it is.
+
+    What is not known is taken for the same: older versions noted less, and models may have been deleted since.
 
     Args:
+        folder: FINE's training.
         held_out: Their present versions by name, see `Origin`.
+        coarse: COARSE of the same models; None where FINE works on the whole body.
 
     Raises:
         FlaresemiError: what stands there cannot be read.
     """
-    marker = _made_with(folder.validation)
+    found = _noted(folder.validation)
+    now = {"cases": record_hash(dict(held_out)), "final": _weights_hash(folder)}
+    now["coarse"] = _weights_hash(coarse) if coarse is not None else ""
+    others = {name for name, present in now.items() if present and found.get(name, present) != present}
+    if "cases" in others:
+        return "on cases that have changed since"
+    if "final" in others:
+        return "with other weights than it has now"
+    if "coarse" in others:
+        return "behind another COARSE" if found["coarse"] else "in the reference's box, before there was a COARSE"
+    return ""
+
+
+def former_files(folder: ModelFolder) -> tuple[str, ...]:
+    """Hashes of the file of the final weights before validations added their findings to it; of these weights alone.
+
+    Raises:
+        FlaresemiError: what stands beside the validation cannot be read.
+    """
+    found = _noted(folder.validation)
+    return tuple(found.get("files", ())) if found.get("final") == _weights_hash(folder) else ()
+
+
+def _remember_file(folder: ModelFolder) -> None:
+    """Notes which file is about to be written again with the same weights: what it labeled stays what it was."""
+    found = _noted(folder.validation)
+    if (present := content_hash(folder.final)) not in (files := found.get("files", [])):
+        _note(folder.validation, found | {"files": [*files, present]})
+
+
+def _weights_hash(folder: ModelFolder) -> str:
+    """Of the final weights; empty where they are gone, or damaged: whoever uses them says so."""
+    try:
+        return stored_weights_hash(folder.final)
+    except (FileNotFoundError, CheckpointError):
+        return ""
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """What a validation is of; nothing in results of versions that did not note it."""
+    marker = _made_with(folder)
     found = load_json(marker) if marker.exists() else None
-    present = record_hash(dict(held_out))
-    return not isinstance(found, dict) or found.get("cases", present) == present
+    return found if isinstance(found, dict) else {}
+
+
+def _note(folder: Path, made_with: Mapping[str, Any]) -> None:
+    write_text(_made_with(folder), json.dumps(made_with, indent=2) + "\n")
 
 
 def _made_with(folder: Path) -> Path:
@@ -242,14 +291,14 @@ def _is_validated(case: Case, folder: Path) -> bool:
 
 def _begin(folder: Path, made_with: dict[str, str | None]) -> None:
     """Keeps the results in the folder only if the same weights made them, of the same held-out cases."""
-    marker = _made_with(folder)
-    found = load_json(marker) if marker.exists() else None
-    if isinstance(found, dict) and found.keys() >= made_with.keys() - {"cases"} and made_with | found == made_with:
+    found = _noted(folder)
+    files = {"files": found.pop("files")} if "files" in found and found.get("final") == made_with["final"] else {}
+    if found.keys() >= made_with.keys() - {"cases"} and made_with | found == made_with:
         if found != made_with:  # an older version did not note the cases
-            write_text(marker, json.dumps(made_with, indent=2) + "\n")
+            _note(folder, made_with | files)
         return
     clear_folder(folder)
-    write_text(marker, json.dumps(made_with, indent=2) + "\n")
+    _note(folder, made_with | files)
 
 
 def _reference_file(case: Case, folder: Path) -> Path:

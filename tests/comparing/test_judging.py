@@ -103,3 +103,12 @@ def test_cases_without_a_score_do_not_count_and_one_must_have_one() -> None:
     assert found.results[0].organs == {"liver": pytest.approx(0.8)}
     with pytest.raises(DatasetError, match="no held-out case annotates"):
         judged({("one",): ((None,), 1.0), ("two",): ((None,), 3.0)})
+
+
+def test_a_case_that_only_one_of_two_scored_is_in_no_difference_of_the_two() -> None:
+    found = judged({("one",): ((*CASES, None), 1.0), ("two",): ((*moved(0.04), 0.0), 3.0)})
+    one, two = sorted(found.results, key=lambda result: result.members)
+    assert (len(one.dice), len(two.dice)) == (4, 5)
+    assert two.ahead == pytest.approx(0.04) or one.ahead == pytest.approx(-0.04)
+    with pytest.raises(DatasetError, match="one and two cannot be compared"):
+        judged({("one",): ((0.5, None), 1.0), ("two",): ((None, 0.4), 3.0)})

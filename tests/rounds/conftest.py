@@ -31,9 +31,16 @@ def trained(phantom_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def see_organs_everywhere(model: ModelFolder) -> None:
-    """Untrained networks see an organ nowhere; these weights see one everywhere: so there is something to score."""
+    """Untrained networks see an organ nowhere; these weights see one everywhere: so there is something to score.
+
+    They pass for those that were validated.
+    """
+    before = load_checkpoint(model.final).weights_hash
     for path in (model.final, model.snapshot(36), model.snapshot(66)):
         checkpoint = load_checkpoint(path)
         weights = dict(checkpoint.weights)
         weights["heads.0.bias"] = torch.tensor([0.0, 50.0] + [0.0] * 12)
         save_checkpoint(path, dataclasses.replace(checkpoint, weights=weights))
+    after = load_checkpoint(model.final).weights_hash
+    for marker in model.root.parent.glob("*/validation/made_with.json"):
+        marker.write_text(marker.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")

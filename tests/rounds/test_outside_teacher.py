@@ -12,16 +12,20 @@ from flaresemi.cli import semi_round
 from flaresemi.dataset import Dataset, load_dataset
 from flaresemi.errors import ConfigError
 from flaresemi.inference.cascade import Segmenter
-from flaresemi.networks.checkpoint import load_checkpoint
+from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import stage_labels
 from flaresemi.pseudolabels.calibration import Observation, Observations
 from flaresemi.pseudolabels.outside import with_held_out_dice
 from flaresemi.pseudolabels.selecting import SelectionRule
-from flaresemi.records import load_record
+from flaresemi.pseudolabels.teachers import made_with
+from flaresemi.pseudolabels.vitals import Vitals
+from flaresemi.records import load_record, save_record
+from flaresemi.rounds.exporting import export_round
+from flaresemi.rounds.origin import taught_outside
 from flaresemi.rounds.round import Execution, Round
 from flaresemi.rounds.state import RoundConfig
-from flaresemi.selection import CaseScore, OrganScore, Selection, load_scores
+from flaresemi.selection import EXPORT_RECORD, CaseScore, ExportRecord, OrganScore, Selection, load_scores
 from flaresemi.training.runs import RunRecord
 from flaresemi.workspace import Workspace
 from tests.made_nnunet import write_results
@@ -74,6 +78,24 @@ def test_the_pool_is_labeled_by_the_names_of_organs(
     assert load_checkpoint(student.final).iteration == 3
     assert load_record(student.run_record, RunRecord).config.init_from is not None  # the supervised model's weights
     assert not round_one.calibration_file.exists()
+    # What it makes of an organ says who may teach it; a loss is measured from the supervised models, too.
+    before, start = (
+        load_record(path, Vitals) for path in (round_one.folder.vitals_before, round_one.folder.vitals_start)
+    )
+    supervised = Workspace(workspace).model("0", Stage.FINE)
+    assert (before.made_with, start.made_with) == (state.made_with, made_with(supervised, None))
+    first = names[0]  # which those supervised models see everywhere
+    assert start.volumes_ml[case.id][first] > before.volumes_ml[case.id][first]
+    assert start.volumes_ml.keys() == before.volumes_ml.keys()
+    # Nothing is known of what it was trained on, here and in later rounds of the chain.
+    export_round(round_one, tmp_path / "out", selected_only=False)
+    record = load_record(tmp_path / "out" / EXPORT_RECORD, ExportRecord)
+    assert (record.trained_on, record.taught_outside) == ((), True)
+    save_record(tmp_path / "out" / EXPORT_RECORD, dataclasses.replace(record, trained_on=round_one.split.train))
+    assert export_round(round_one, tmp_path / "out", selected_only=False) == 0  # begun by an older version
+    assert load_record(tmp_path / "out" / EXPORT_RECORD, ExportRecord) == record
+    assert taught_outside(round_one.workspace, ["0"])
+    assert not taught_outside(round_one.workspace, ["1"])
 
 
 def test_labels_are_not_made_twice_and_another_teacher_labels_anew(
@@ -89,6 +111,29 @@ def test_labels_are_not_made_twice_and_another_teacher_labels_anew(
     assert scores.stat().st_mtime_ns == before
     Round(Workspace(workspace), dataset, "0", 1, TAKE_ALL, ON_CPU).run(last_step="label")
     assert load_record(scores, CaseScore).made_with[0] != "outside"
+
+
+def test_students_of_other_first_weights_are_trained_again(
+    trained: Path, phantom_dataset: Path, teacher: Path, tmp_path: Path
+) -> None:
+    workspace = Path(shutil.copytree(trained, tmp_path / "workspace"))
+    round_one = _round(workspace, load_dataset(phantom_dataset), teacher)
+    round_one.run(last_step="select")
+    before = round_one.training_inputs(Stage.FINE)
+    final = Workspace(workspace).model("0", Stage.FINE).final
+    checkpoint = load_checkpoint(final)
+    save_checkpoint(final, dataclasses.replace(checkpoint, keep_largest=("liver",)))
+    assert round_one.training_inputs(Stage.FINE) == before  # what a validation adds leaves them what they are
+    weights = {name: value + 0.01 for name, value in checkpoint.weights.items()}
+    save_checkpoint(final, dataclasses.replace(checkpoint, weights=weights))
+    assert round_one.training_inputs(Stage.FINE) != before
+    state = round_one.run(last_step="label")
+    assert state is not None
+    start = load_record(round_one.folder.vitals_start, Vitals)
+    assert start.made_with == made_with(Workspace(workspace).model("0", Stage.FINE), None)
+    without = Round(Workspace(workspace), load_dataset(phantom_dataset), "0", 1, TAKE_ALL, ON_CPU)
+    without.run(last_step="label")
+    assert not without.folder.vitals_start.exists()
 
 
 def test_teachers_that_know_nothing_of_the_dataset(
@@ -113,5 +158,8 @@ def test_the_dice_to_expect_is_that_of_the_held_out_cases() -> None:
         Observation(case_id=case, organ=organ, score=there, dice=dice)
         for case, organ, dice in (("b", "liver", 0.5), ("c", "liver", 0.75), ("b", "spleen", 0.5))
     ]
+    observed.append(Observation(case_id="d", organ="liver", score=absent, dice=1.0))  # rightly not found
     found = with_held_out_dice(score, observed).organs
     assert (found["liver"].trust, found["spleen"].trust, found["aorta"].trust) == (0.625, None, 1.0)
+    observed.append(Observation(case_id="e", organ="liver", score=absent, dice=0.0))  # missed
+    assert with_held_out_dice(score, observed).organs["liver"].trust == pytest.approx(1.25 / 3)

@@ -1,12 +1,13 @@
 """What keeps a round from teaching an organ away, and who is told that one is vanishing."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from flaresemi.pseudolabels.selecting import SelectionRule
-from flaresemi.pseudolabels.vitals import OrganVitals, Vitals
+from flaresemi.pseudolabels.vitals import OrganVitals, Vitals, volumes_of_pool
 from flaresemi.records import save_record
 from flaresemi.rounds.chain import ChainState
 from flaresemi.rounds.protection import Protection, vanishing_organs
@@ -71,6 +72,33 @@ def test_where_every_organ_would_be_barred_none_is(second: Protection, caplog: p
     assert "no organ well enough" in caplog.text
 
 
+def test_an_organ_that_a_model_from_outside_does_not_know_vanishes_beside_the_supervised_models(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Protection(workspace=Workspace(tmp_path), fold="0", number=1, training=("real",), labeled_ml=LABELED)
+    folder = first.workspace.round("0", 1)
+    cases = [f"case_{number}" for number in range(12)]
+
+    def seen(made_with: str, spleen_ml: float, dice: float) -> Vitals:
+        volumes = {case: {"liver": 1500.0, "spleen": spleen_ml, "tumor": 0.0} for case in cases}
+        return Vitals(made_with=(made_with,), dice={"real": {"liver": 0.9, "spleen": dice}}, volumes_ml=volumes)
+
+    class Students:
+        made_with = ("students",)
+
+        def __call__(self, look: Callable[..., object], case_ids: Sequence[str]) -> dict[str, dict[str, float]]:
+            students = seen("students", 0.0, 0.0)
+            return students.volumes_ml if look is volumes_of_pool else students.dice
+
+    save_record(folder.vitals_before, seen("outside", 0.0, 0.0))
+    first.look_after(Students())  # type: ignore[arg-type]
+    assert vanishing_organs(first.workspace, ("0",), 1) == {}
+    save_record(folder.vitals_start, seen("supervised", 190.0, 0.8))
+    first.look_after(Students())  # type: ignore[arg-type]
+    assert vanishing_organs(first.workspace, ("0",), 1).keys() == {"spleen"}
+    assert "spleen is vanishing" in caplog.text
+
+
 def test_an_organ_is_vanishing_when_half_of_the_chains_say_so(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     for fold, organ in (("0", "spleen"), ("1", ""), ("2", "")):
@@ -91,6 +119,8 @@ def test_the_chains_say_in_words_what_is_vanishing() -> None:
     ]
     verdict = Verdict(best_round=2, stop=True, why="round 2: it rose")
     judged = dataclasses.replace(state, rounds=2, mean_dice=(0.5, 0.6, 0.7), verdict=verdict)
+    assert "a model from outside" not in judged.told
+    assert "a model from outside labeled round 1" in dataclasses.replace(judged, taught_outside=True).told
     assert judged.told.splitlines()[:2] == [
         "mean Dice of the held-out cases: start 0.5000, round 1 0.6000, round 2 0.7000",
         "round 2: it rose; best round: 2; the chain ends here",

@@ -15,13 +15,14 @@ from markupsafe import escape
 from flaresemi.errors import SelectionError
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
+from flaresemi.records import load_record
 from flaresemi.reporting.page import render
 from flaresemi.rounds.report.cases import choose
 from flaresemi.rounds.report.cautions import about_cases, about_the_round
 from flaresemi.rounds.report.facts import RoundFacts, gather
 from flaresemi.rounds.report.selected import count_reasons, selected
 from flaresemi.rounds.report.writing import write_report
-from flaresemi.rounds.state import RoundConfig
+from flaresemi.rounds.state import RoundConfig, RoundState, save_state
 from flaresemi.rounds.stopping import StopRule, Verdict, judge
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.mixing import Mixing
@@ -284,6 +285,14 @@ def test_several_folds_are_judged_together(tmp_path: Path) -> None:
     facts = look(workspace, 1, folds=("0", "1"))
     assert len(facts.held_out[-1].cases) == MadeChain().held_out
     assert any("the held-out cases of fold 1 count nowhere" in told for _, told in about_the_round(facts))
+
+
+def test_a_chain_that_a_model_from_outside_began_is_doubted(small: Workspace) -> None:
+    doubt = "A model from outside labeled round 1"
+    assert not any(doubt in told for _, told in about_the_round(look(small, 1)))
+    path = small.round("0", 1).state
+    save_state(path, dataclasses.replace(load_record(path, RoundState), made_with=("outside", "abc")))
+    assert any(doubt in told for _, told in about_the_round(look(small, 1)))
 
 
 def test_a_page_of_an_earlier_round_can_be_made_again(good: Workspace) -> None:

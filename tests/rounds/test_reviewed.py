@@ -20,7 +20,7 @@ from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record, save_record
 from flaresemi.reviews import Review, load_review, load_reviews, review_file, reviewed_label, reviews_hash
 from flaresemi.rounds.exporting import export_round
-from flaresemi.rounds.final import merged
+from flaresemi.rounds.final import merged, train_final
 from flaresemi.rounds.reviewed import TakenReviews, merged_labels, reviewed
 from flaresemi.rounds.round import Execution, Round
 from flaresemi.rounds.state import RoundConfig, load_state
@@ -307,3 +307,31 @@ def test_without_decisions_nothing_of_a_round_is_another(place: tuple[Workspace,
     assert round.reviews.inputs == ()
     assert not round.folder.reviews.exists()
     assert not (round.folder.root / "reviewed").exists()
+
+
+def test_final_models_follow_decisions_made_after_the_round_that_draws_their_labels(
+    place: tuple[Workspace, Path],
+) -> None:
+    for number in (1, 2):
+        make_round(place, number=number).run()
+    names, folder, final = make_round(place).plans.labels.names, place[0].round("0", 2), place[0].final_round
+    before = {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
+    assert train_final([make_round(place, number=2)]) == final
+    weights = final.model(Stage.FINE).final.stat().st_mtime_ns
+    train_final([make_round(place, number=2)])
+    assert final.model(Stage.FINE).final.stat().st_mtime_ns == weights
+    decide(make_round(place), rejected=(names[4],))
+    train_final([make_round(place, number=2)])
+    assert final.model(Stage.FINE).final.stat().st_mtime_ns != weights
+    assert names[4] not in load_record(final.selection, Selection).selected[0].supervised
+    # Models of which the training goes on keep what they began with.
+    final.model(Stage.FINE).final.unlink()
+    decide(make_round(place), rejected=(names[4], names[5]))
+    train_final([make_round(place, number=2)])
+    assert names[5] in load_record(final.selection, Selection).selected[0].supervised
+    # Other options choose anew, or would have to label anew.
+    other = dataclasses.replace(TAKE_ALL.selection, case_threshold=0.5)
+    train_final([make_round(place, dataclasses.replace(TAKE_ALL, selection=other), number=2)])
+    assert {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()} == before
+    with pytest.raises(SelectionError, match="round 2 was labeled by other models than would label it now"):
+        train_final([make_round(place, dataclasses.replace(TAKE_ALL, tta=True), number=2)])

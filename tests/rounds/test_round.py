@@ -233,8 +233,8 @@ def test_a_fold_that_was_not_trained_is_named(round_one: Round) -> None:
 def test_mirrored_opinions_are_other_labels(round_one: Round, caplog: pytest.LogCaptureFixture) -> None:
     round_one.run(last_step="label")
     plain = load_record(round_one.folder.case_scores / f"{round_one.pool[0]}.json", CaseScore)
-    round_one.config = dataclasses.replace(TAKE_ALL, tta=True)
-    round_one.run(last_step="label")
+    config = dataclasses.replace(TAKE_ALL, tta=True)
+    Round(round_one.workspace, round_one.dataset, "0", 1, config, ON_CPU).run(last_step="label")
     assert "the inputs of 'label' have changed: it is run again" in caplog.text
     mirrored = load_record(round_one.folder.case_scores / f"{round_one.pool[0]}.json", CaseScore)
     assert mirrored.made_with == (*plain.made_with, "tta")

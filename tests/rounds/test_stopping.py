@@ -73,3 +73,14 @@ def test_one_held_out_case_proves_nothing() -> None:
 def test_rounds_with_other_cases_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="different cases"):
         paired_gain(START, cases(0.8, 0.8))
+
+
+def test_a_held_out_case_without_a_scored_organ_says_nothing() -> None:
+    better = cases(0.84, 0.86, 0.88)
+    told = judge([START, better], StopRule())
+    assert judge([START | {"empty": {}}, better | {"empty": {}}], StopRule()) == told
+    assert judge([START | {"empty": {}}, better | {"empty": {"liver": 0.0}}], StopRule()) == told
+    with pytest.raises(ValueError, match="no held-out case has an organ"):
+        judge([{"empty": {}}], StopRule())
+    with pytest.raises(ValueError, match="scored in both"):
+        paired_gain({"a": {"liver": 0.5}, "b": {}}, {"a": {}, "b": {"liver": 0.5}})

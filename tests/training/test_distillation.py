@@ -219,6 +219,10 @@ def test_a_teacher_that_saw_the_held_out_cases(student: Student) -> None:
     assert begin(student, fold="all").files
     exported(student, fold="all", trained_on=(*clean.trained_on, *held_out))
     assert "trained on 1 of the 1 held-out cases: their scores are optimistic" in str(caution(begin(student), held_out))
+    exported(student, round=2, taught_outside=True)
+    assert "go back to a model from outside" in str(caution(begin(student), held_out))
+    exported(student, fold="1", made_with=("outside", "abc"), trained_on=held_out)  # as older versions said
+    assert "go back to a model from outside" in str(caution(begin(student), held_out))
 
 
 def test_the_folder_of_several_folds_is_not_the_one_to_name(student: Student, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import collections
 
 from flaresemi.planning.findings import load_warnings
+from flaresemi.rounds.origin import taught_outside
 from flaresemi.rounds.report.facts import RoundFacts, name_of
 
 #: Fewer held-out cases than this make even the standard error a guess (chosen).
@@ -41,6 +42,14 @@ def _about_the_result(facts: RoundFacts) -> list[Caution]:
     for organ, fall in facts.collapsed.items():
         since = name_of(facts.best_before)
         found.append(("bad", f"{organ} collapsed: its mean Dice fell by {-fall:.3f} since {since}."))
+    if taught_outside(facts.workspace, facts.folds):
+        found.append(
+            (
+                "caution",
+                "A model from outside labeled round 1, and nothing says what it was trained on: if held-out cases were "
+                "part of it, the rounds look better than they are.",
+            )
+        )
     held_out = len(facts.held_out[-1].cases)
     if held_out < _FEW_HELD_OUT:
         cases = "case is" if held_out == 1 else "cases are"

@@ -14,14 +14,13 @@ from flaresemi.evaluation.summary import load_summary
 from flaresemi.io.case_store import CaseStore, LabelStore
 from flaresemi.plans import DatasetFingerprint, Plans, Stage, load_fingerprint, load_plans
 from flaresemi.pseudolabels.calibration import Calibration, Observation, Observations
-from flaresemi.pseudolabels.outside import OUTSIDE
 from flaresemi.pseudolabels.selecting import LabeledVolumes, labeled_volumes, volumes_ml
 from flaresemi.pseudolabels.vitals import Vitals
 from flaresemi.records import load_record
 from flaresemi.rounds.protection import vanishing_organs
 from flaresemi.rounds.state import RoundState, load_state
 from flaresemi.rounds.stopping import StopRule, Verdict, collapsed_organs, judge
-from flaresemi.selection import CaseScore, Selection, load_scores
+from flaresemi.selection import OUTSIDE, CaseScore, Selection, load_scores
 from flaresemi.training.validation import CaseResult
 from flaresemi.workspace import ModelFolder, RoundFolder, Workspace
 
