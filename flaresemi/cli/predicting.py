@@ -16,7 +16,7 @@ from tqdm import tqdm
 from flaresemi.case_names import case_file
 from flaresemi.cli.common import model_folder_of, print_next
 from flaresemi.cli.dicom_options import dicom_output, ending_of
-from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting, results_folder
+from flaresemi.cli.inputs import find_cases, named_by_output, output_paths, refuse_overwriting, results_folder
 from flaresemi.cli.launching import helpers, wait_for, without_options
 from flaresemi.cli.prediction_files import (
     Efficiency,
@@ -91,6 +91,7 @@ def predict(options: argparse.Namespace, words: list[str], read: Reader) -> None
     if levels is not None:
         levels.refuse_others(segmenter.models)
     cases = find_cases(options.input, channels=len(segmenter.channels))
+    cases = named_by_output(cases, options.output, ending)
     dicom = dicom_output(options, segmenter)
     if dicom is not None:
         dicom.check([case.images for case in cases])
