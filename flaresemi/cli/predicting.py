@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -125,7 +125,7 @@ def predict(options: argparse.Namespace, words: list[str], read: Reader) -> None
         if not turns.are_shared:
             wait_for(others)
     if ranks.is_main:
-        _conclude(options, turns, results, failures)
+        _conclude(options, turns, results, {output for _, output in jobs}, failures)
 
 
 def _set_level(options: argparse.Namespace) -> SpeedLevels | None:
@@ -173,16 +173,20 @@ def _jobs(
 
 
 def _conclude(
-    options: argparse.Namespace, turns: Turns, results: Path, failures: Sequence[tuple[Case, FlaresemiError]]
+    options: argparse.Namespace,
+    turns: Turns,
+    results: Path,
+    own: Collection[Path],
+    failures: Sequence[tuple[Case, FlaresemiError]],
 ) -> None:
-    """Writes the tables beside the label maps, and tells what was done.
+    """Writes the tables beside the label maps, of which `own` are those of this run, and tells what was done.
 
     Raises:
         ImageError: cases could not be predicted.
     """
     with turns.alone():
-        update_reliability(results, always=options.reliability)
-        update_statistics(results, always=options.statistics)
+        update_reliability(results, own, always=options.reliability)
+        update_statistics(results, own, always=options.statistics)
         refused = [each for case, error in failures for each in _about(case, getattr(error, "findings", ()))]
         update_warnings(results, refused, turns.elsewhere)
     if failures:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import functools
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flaresemi.case_names import case_file
@@ -26,7 +26,7 @@ from flaresemi.inference.probabilities import ProbabilityOutput
 from flaresemi.io.images import read_label_map
 from flaresemi.planning.findings import Finding
 from flaresemi.records import holds_record
-from flaresemi.selection import CaseScore, load_scores, save_scores
+from flaresemi.selection import load_scores, save_scores
 from flaresemi.tables import read_table, write_table
 
 logger = logging.getLogger("flaresemi.cli.predict")
@@ -168,40 +168,48 @@ def _is_whole(output: Path) -> bool:
     return True
 
 
-def update_reliability(results: Path, *, always: bool) -> None:
+def update_reliability(results: Path, own: Collection[Path], *, always: bool) -> None:
     """Writes the scores of all scored label maps of a folder, of this run and of earlier ones.
 
     Args:
         results: The folder.
+        own: The label maps of this run.
         always: Also where there is no such table yet.
     """
     if not (always or _holds_scores(results / RELIABILITY)):
         return
-    scores: dict[str, CaseScore] = {}
-    for path in visible_files(results):
-        record = load_prediction(path)
-        if record is not None and record.score is not None and record.label_map == content_hash(path):
-            scores[record.score.case_id] = record.score
+    found = [record.score for record in _present_records(results, own) if record.score is not None]
+    scores = {score.case_id: score for score in found}
     save_scores(results / RELIABILITY, tuple(scores[case_id] for case_id in sorted(scores)))
     logger.info("reliability of every organ: %s", results / RELIABILITY)
 
 
-def update_statistics(results: Path, *, always: bool) -> None:
+def update_statistics(results: Path, own: Collection[Path], *, always: bool) -> None:
     """Writes the measures of all label maps of a folder that have been measured, of this run and of earlier ones.
 
     Args:
         results: The folder.
+        own: The label maps of this run.
         always: Also where there are no such files yet.
     """
     if not (always or holds_record(results / STATISTICS, MeasuresTable)):
         return
-    cases = {}
-    for path in visible_files(results):
-        record = load_prediction(path)
-        if record is not None and record.measures is not None and record.label_map == content_hash(path):
-            cases[record.measures.case_id] = record.measures
+    found = [record.measures for record in _present_records(results, own) if record.measures is not None]
+    cases = {measures.case_id: measures for measures in found}
     save_measures(results, tuple(cases[case_id] for case_id in sorted(cases)))
     logger.info("measures of every organ: %s", results / STATISTICS_TABLE)
+
+
+def _present_records(results: Path, own: Collection[Path]) -> Iterator[PredictionRecord]:
+    """Of the label maps of a folder that are as they were written, the later one last.
+
+    A case has several where it was written in several formats, maybe by other models: those of this run count as later
+    than all others, since with `--continue` they need not have been written by it.
+    """
+    for path in sorted(visible_files(results), key=lambda path: (path in own, path.stat().st_mtime_ns)):
+        record = load_prediction(path)
+        if record is not None and record.label_map == content_hash(path):
+            yield record
 
 
 def update_warnings(results: Path, refused: Sequence[Finding], elsewhere: Collection[str] = ()) -> None:
