@@ -142,9 +142,9 @@ def remove_outdated(results: Path, earlier: SavedProbabilities | None, now: Mapp
 
     What has taken the place of such a file since belongs to another label map, or to somebody, and stays.
     """
-    for name in () if earlier is None else earlier.files.keys() - now.keys():
+    for name, content in ({} if earlier is None else earlier.files).items():
         path = results / name
-        if holds_shares(path) and content_hash(path) == earlier.files[name]:
+        if name not in now and holds_shares(path) and content_hash(path) == content:
             path.unlink(missing_ok=True)
 
 
