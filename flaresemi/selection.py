@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from flaresemi.errors import SelectionError, shown
 from flaresemi.ranges import Few, Range, Share, VolumeMl, check_ranges
+from flaresemi.records import CAME_LATER
 from flaresemi.tables import read_table, write_table
 
 SCHEMA_VERSION = 1
@@ -56,6 +57,8 @@ class CaseScore:
         organs: By name, in the order of the label set.
         flags: Anything unusual, such as fallbacks and repairs.
         made_with: Hashes of the checkpoints that labeled and scored it.
+        calibration: Of a prediction, the hash of the calibration that the model had; empty in older records. It stands
+            in no score file.
     """
 
     case_id: str
@@ -63,6 +66,7 @@ class CaseScore:
     organs: dict[str, OrganScore]
     flags: tuple[str, ...] = ()
     made_with: tuple[str, ...] = ()
+    calibration: str = dataclasses.field(default="", metadata=CAME_LATER)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

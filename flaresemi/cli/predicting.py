@@ -105,7 +105,8 @@ def predict(options: argparse.Namespace, words: list[str], read: Reader) -> None
         efficiency=results / "efficiency" if options.measure else None,
         strict=options.strict,
     )
-    deciding = (options, segmenter.models, extras.options, extras.probabilities)
+    calibration = "" if extras.reliability is None else extras.reliability.calibration_hash
+    deciding = (options, segmenter.models, extras.options, extras.probabilities, calibration)
     remaining = remaining_jobs(jobs, *deciding)
     refuse_foreign_tables(remaining, results, options)
     refuse_foreign_shares(extras.probabilities, remaining, overwrite=options.overwrite)

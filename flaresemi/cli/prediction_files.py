@@ -59,12 +59,14 @@ def is_predicted(
     models: Sequence[str],
     deciding: Mapping[str, str],
     probabilities: ProbabilityOutput | None = None,
+    calibration: str = "",
 ) -> bool:
     """Whether these networks have segmented this very image, and all is there; arguments as of `remaining_jobs`."""
     record = load_prediction(output)
     if record is None or not output.is_file() or content_hash(output) != record.label_map:
         return False
-    lacks_score = (options.reliability and not record.score) or (options.statistics and not record.measures)
+    is_scored = record.score is not None and record.score.calibration in ("", calibration)
+    lacks_score = (options.reliability and not is_scored) or (options.statistics and not record.measures)
     lacks_score |= probabilities is not None and not probabilities.is_saved(output.parent, record.saved)
     is_refused = bool(record.findings) and options.strict
     return not (lacks_score or is_refused) and record.is_current(case.images, models, deciding)
@@ -76,6 +78,7 @@ def remaining_jobs(
     models: Sequence[str],
     deciding: Mapping[str, str],
     probabilities: ProbabilityOutput | None = None,
+    calibration: str = "",
 ) -> list[tuple[Case, Path]]:
     """The cases to predict: with `--continue` those alone of which these networks have not segmented this very image.
 
@@ -85,6 +88,7 @@ def remaining_jobs(
         models: The networks, see `Segmenter.models`.
         deciding: All else that decides what is written, by name.
         probabilities: What of them is to be saved.
+        calibration: With `--reliability`, the hash of what its scores are calibrated by.
 
     Raises:
         ConfigError: a file is in the place of a label map that may not be replaced.
@@ -95,7 +99,7 @@ def remaining_jobs(
         record = load_prediction(output)
         if record is not None and output.is_file():
             if options.resume and content_hash(output) == record.label_map:
-                if is_predicted(case, output, options, models, deciding, probabilities):
+                if is_predicted(case, output, options, models, deciding, probabilities, calibration):
                     continue
                 outdated += not record.is_current(case.images, models, deciding)
             if not is_prediction(output) and not _is_whole(output):
