@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import functools
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from flaresemi.case_names import case_file
@@ -204,16 +204,15 @@ def update_statistics(results: Path, own: Collection[Path], *, always: bool) -> 
     logger.info("measures of every organ: %s", results / STATISTICS_TABLE)
 
 
-def _present_records(results: Path, own: Collection[Path]) -> Iterator[PredictionRecord]:
-    """Of the label maps of a folder that are as they were written, the later one last.
+def _present_records(results: Path, own: Collection[Path]) -> list[PredictionRecord]:
+    """Those of the label maps of a folder that are as they were written, the latest last.
 
     A case has several where it was written in several formats, maybe by other models: those of this run count as later
     than all others, since with `--continue` they need not have been written by it.
     """
-    for path in sorted(visible_files(results), key=lambda path: (path in own, path.stat().st_mtime_ns)):
-        record = load_prediction(path)
-        if record is not None and record.label_map == content_hash(path):
-            yield record
+    found = {path: record for path in visible_files(results) if (record := load_prediction(path)) is not None}
+    present = [path for path, record in found.items() if record.label_map == content_hash(path)]
+    return [found[path] for path in sorted(present, key=lambda path: (path in own, path.stat().st_mtime_ns))]
 
 
 def update_warnings(results: Path, refused: Sequence[Finding], elsewhere: Collection[str] = ()) -> None:

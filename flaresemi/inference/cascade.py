@@ -108,7 +108,7 @@ class Segmenter(ImageSegmenter):
             "cleaning": str(self._clean),
             "meaning": record_hash([fine[0].body, fine[0].labels, fine[0].channels]),
         }
-        self.options |= named  # as the window's, the default is not told: records of earlier versions lack it
+        self.options |= named  # what is left as it is by default stands in no record, as in those of earlier versions
         if self._convention is not None:
             self.options["convention"] = record_hash(self._convention)
         if self._convention is not None or window != "auto":

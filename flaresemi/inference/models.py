@@ -123,7 +123,7 @@ def load_all_models(
     if plan.region == "body" and not plan.label_inputs:
         coarse_models: dict[Path, Checkpoint] = {}
     elif coarse is None:
-        others = bool(plan.label_inputs) or (folder / DESCRIPTION).is_file()  # an export has no more than it needs
+        others = bool(plan.label_inputs) or (folder / DESCRIPTION).is_file()  # was exported together
         coarse_models = _load(_coarse_files(found, folder, chosen, checkpoint, others=others))
     else:
         theirs = _stage_folders(Path(coarse))
