@@ -60,6 +60,8 @@ class CaseScore:
         organs: By name, in the order of the label set.
         flags: Anything unusual, such as fallbacks and repairs.
         made_with: Hashes of the checkpoints that labeled and scored it.
+        calibration: Of a prediction, the hash of the calibration that the model had; empty in older records. It stands
+            in no score file.
     """
 
     case_id: str
@@ -67,6 +69,7 @@ class CaseScore:
     organs: dict[str, OrganScore]
     flags: tuple[str, ...] = ()
     made_with: tuple[str, ...] = ()
+    calibration: str = dataclasses.field(default="", metadata=CAME_LATER)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

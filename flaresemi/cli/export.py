@@ -17,9 +17,9 @@ from flaresemi.comparing.speed import measure_levels
 from flaresemi.compute.device import limit_threads
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import ConfigError
-from flaresemi.inference.export import DESCRIPTION, export_models
+from flaresemi.inference.export import export_models
 from flaresemi.inference.levels import LevelName, SpeedLevels
-from flaresemi.inference.models import load_models
+from flaresemi.inference.models import DESCRIPTION, LoadedModels, load_models
 from flaresemi.networks.onnx_file import onnx_is_installed
 from flaresemi.networks.openvino import openvino_is_installed
 from flaresemi.unfinished import PARTIAL
@@ -69,14 +69,14 @@ def _export(options: argparse.Namespace) -> None:
     models = load_models(
         model_folder_of(options), folds=options.fold, checkpoint=options.checkpoint, coarse=options.coarse
     )
-    levels = _levels(options) if options.speed_levels else None
+    levels = _levels(options, models) if options.speed_levels else None
     export_models(models, options.output, programs=not options.no_programs, onnx=options.onnx, levels=levels)
     logger.info("written to %s", options.output)
     print_next(["flaresemi_predict", "-m", str(options.output), "-i", "IMAGES", "-o", "PREDICTIONS"])
 
 
-def _levels(options: argparse.Namespace) -> SpeedLevels:
-    """Measures the speed levels, and tells them.
+def _levels(options: argparse.Namespace, models: LoadedModels) -> SpeedLevels:
+    """Measures the speed levels of the models that are exported, and tells them.
 
     Raises:
         ConfigError: other weights than those that the held-out cases judge are exported.
@@ -89,6 +89,13 @@ def _levels(options: argparse.Namespace) -> SpeedLevels:
     if options.threads:
         torch.set_num_threads(options.threads)
     candidate = find_candidate(model_folder_of(options), options.fold)
+    if not {*models.networks} <= {*candidate.networks}:
+        raise ConfigError(
+            f"fold {', '.join(each.fold for each in models.fine)} is exported, and the levels are measured with fold "
+            f"{', '.join(candidate.runs)}: others hold nothing out",
+            where=model_folder_of(options),
+            fix=f"export these with --fold {' '.join(candidate.runs)}, or leave --speed-levels out",
+        )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=PARTIAL) as scratch:
         levels = measure_levels(

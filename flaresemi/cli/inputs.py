@@ -1,5 +1,6 @@
 """Inputs and outputs that the user names, as cases and files."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,6 +73,25 @@ def find_cases(source: Path, *, channels: int) -> tuple[Case, ...]:
             )
     refuse_alike(cases, where=source)
     return tuple(cases.values())
+
+
+def named_by_output(cases: tuple[Case, ...], output: Path, ending: str | None = None) -> tuple[Case, ...]:
+    """The cases; one whose output is a file is called like that file, since images of several may have one name.
+
+    Args:
+        cases: Of the input.
+        output: What the user named.
+        ending: Of the results' names; None: that of the images.
+
+    Raises:
+        DatasetError: no case may be called so.
+    """
+    if len(cases) != 1 or not _is_file_name(output, ending):
+        return cases
+    endings = () if ending is None else (ending, ending[ending.rindex(".") :])
+    stems = (output.name[: -len(each)] for each in endings if output.name.lower().endswith(each))
+    stem = next(stems, None) or image_stem(output) or ""
+    return (dataclasses.replace(cases[0], id=check_name(stem, where=output)),)
 
 
 def results_folder(output: Path, ending: str | None = None) -> Path:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from flaresemi.case_names import case_file
 from flaresemi.cli.common import model_folder_of, print_next
 from flaresemi.cli.dicom_options import dicom_output, ending_of
-from flaresemi.cli.inputs import find_cases, output_paths, refuse_overwriting, results_folder
+from flaresemi.cli.inputs import find_cases, named_by_output, output_paths, refuse_overwriting, results_folder
 from flaresemi.cli.launching import helpers, wait_for, without_options
 from flaresemi.cli.prediction_files import (
     Efficiency,
@@ -91,6 +91,7 @@ def predict(options: argparse.Namespace, words: list[str], read: Reader) -> None
     if levels is not None:
         levels.refuse_others(segmenter.models)
     cases = find_cases(options.input, channels=len(segmenter.channels))
+    cases = named_by_output(cases, options.output, ending)
     dicom = dicom_output(options, segmenter)
     if dicom is not None:
         dicom.check([case.images for case in cases])
@@ -104,7 +105,8 @@ def predict(options: argparse.Namespace, words: list[str], read: Reader) -> None
         efficiency=results / "efficiency" if options.measure else None,
         strict=options.strict,
     )
-    deciding = (options, segmenter.models, extras.options, extras.probabilities)
+    calibration = "" if extras.reliability is None else extras.reliability.calibration_hash
+    deciding = (options, segmenter.models, extras.options, extras.probabilities, calibration)
     remaining = remaining_jobs(jobs, *deciding)
     refuse_foreign_tables(remaining, results, options)
     refuse_foreign_shares(extras.probabilities, remaining, overwrite=options.overwrite)
@@ -124,7 +126,7 @@ def predict(options: argparse.Namespace, words: list[str], read: Reader) -> None
         if not turns.are_shared:
             wait_for(others)
     if ranks.is_main:
-        _conclude(options, turns, results, failures)
+        _conclude(options, turns, results, {output for _, output in jobs}, failures)
 
 
 def _set_level(options: argparse.Namespace) -> SpeedLevels | None:
@@ -172,16 +174,20 @@ def _jobs(
 
 
 def _conclude(
-    options: argparse.Namespace, turns: Turns, results: Path, failures: Sequence[tuple[Case, FlaresemiError]]
+    options: argparse.Namespace,
+    turns: Turns,
+    results: Path,
+    own: Collection[Path],
+    failures: Sequence[tuple[Case, FlaresemiError]],
 ) -> None:
-    """Writes the tables beside the label maps, and tells what was done.
+    """Writes the tables beside the label maps, of which `own` are those of this run, and tells what was done.
 
     Raises:
         ImageError: cases could not be predicted.
     """
     with turns.alone():
-        update_reliability(results, always=options.reliability)
-        update_statistics(results, always=options.statistics)
+        update_reliability(results, own, always=options.reliability)
+        update_statistics(results, own, always=options.statistics)
         refused = [each for case, error in failures for each in _about(case, getattr(error, "findings", ()))]
         update_warnings(results, refused, turns.elsewhere)
     if failures:

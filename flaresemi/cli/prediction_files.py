@@ -26,7 +26,7 @@ from flaresemi.inference.probabilities import ProbabilityOutput
 from flaresemi.io.images import read_label_map
 from flaresemi.planning.findings import Finding
 from flaresemi.records import holds_record
-from flaresemi.selection import CaseScore, load_scores, save_scores
+from flaresemi.selection import load_scores, save_scores
 from flaresemi.tables import read_table, write_table
 
 logger = logging.getLogger("flaresemi.cli.predict")
@@ -59,12 +59,14 @@ def is_predicted(
     models: Sequence[str],
     deciding: Mapping[str, str],
     probabilities: ProbabilityOutput | None = None,
+    calibration: str = "",
 ) -> bool:
     """Whether these networks have segmented this very image, and all is there; arguments as of `remaining_jobs`."""
     record = load_prediction(output)
     if record is None or not output.is_file() or content_hash(output) != record.label_map:
         return False
-    lacks_score = (options.reliability and not record.score) or (options.statistics and not record.measures)
+    is_scored = record.score is not None and record.score.calibration in ("", calibration)
+    lacks_score = (options.reliability and not is_scored) or (options.statistics and not record.measures)
     lacks_score |= probabilities is not None and not probabilities.is_saved(output.parent, record.saved)
     is_refused = bool(record.findings) and options.strict
     return not (lacks_score or is_refused) and record.is_current(case.images, models, deciding)
@@ -76,6 +78,7 @@ def remaining_jobs(
     models: Sequence[str],
     deciding: Mapping[str, str],
     probabilities: ProbabilityOutput | None = None,
+    calibration: str = "",
 ) -> list[tuple[Case, Path]]:
     """The cases to predict: with `--continue` those alone of which these networks have not segmented this very image.
 
@@ -85,6 +88,7 @@ def remaining_jobs(
         models: The networks, see `Segmenter.models`.
         deciding: All else that decides what is written, by name.
         probabilities: What of them is to be saved.
+        calibration: With `--reliability`, the hash of what its scores are calibrated by.
 
     Raises:
         ConfigError: a file is in the place of a label map that may not be replaced.
@@ -95,7 +99,7 @@ def remaining_jobs(
         record = load_prediction(output)
         if record is not None and output.is_file():
             if options.resume and content_hash(output) == record.label_map:
-                if is_predicted(case, output, options, models, deciding, probabilities):
+                if is_predicted(case, output, options, models, deciding, probabilities, calibration):
                     continue
                 outdated += not record.is_current(case.images, models, deciding)
             if not is_prediction(output) and not _is_whole(output):
@@ -168,40 +172,47 @@ def _is_whole(output: Path) -> bool:
     return True
 
 
-def update_reliability(results: Path, *, always: bool) -> None:
+def update_reliability(results: Path, own: Collection[Path], *, always: bool) -> None:
     """Writes the scores of all scored label maps of a folder, of this run and of earlier ones.
 
     Args:
         results: The folder.
+        own: The label maps of this run.
         always: Also where there is no such table yet.
     """
     if not (always or _holds_scores(results / RELIABILITY)):
         return
-    scores: dict[str, CaseScore] = {}
-    for path in visible_files(results):
-        record = load_prediction(path)
-        if record is not None and record.score is not None and record.label_map == content_hash(path):
-            scores[record.score.case_id] = record.score
+    found = [record.score for record in _present_records(results, own) if record.score is not None]
+    scores = {score.case_id: score for score in found}
     save_scores(results / RELIABILITY, tuple(scores[case_id] for case_id in sorted(scores)))
     logger.info("reliability of every organ: %s", results / RELIABILITY)
 
 
-def update_statistics(results: Path, *, always: bool) -> None:
+def update_statistics(results: Path, own: Collection[Path], *, always: bool) -> None:
     """Writes the measures of all label maps of a folder that have been measured, of this run and of earlier ones.
 
     Args:
         results: The folder.
+        own: The label maps of this run.
         always: Also where there are no such files yet.
     """
     if not (always or holds_record(results / STATISTICS, MeasuresTable)):
         return
-    cases = {}
-    for path in visible_files(results):
-        record = load_prediction(path)
-        if record is not None and record.measures is not None and record.label_map == content_hash(path):
-            cases[record.measures.case_id] = record.measures
+    found = [record.measures for record in _present_records(results, own) if record.measures is not None]
+    cases = {measures.case_id: measures for measures in found}
     save_measures(results, tuple(cases[case_id] for case_id in sorted(cases)))
     logger.info("measures of every organ: %s", results / STATISTICS_TABLE)
+
+
+def _present_records(results: Path, own: Collection[Path]) -> list[PredictionRecord]:
+    """Those of the label maps of a folder that are as they were written, the latest last.
+
+    A case has several where it was written in several formats, maybe by other models: those of this run count as later
+    than all others, since with `--continue` they need not have been written by it.
+    """
+    found = {path: record for path in visible_files(results) if (record := load_prediction(path)) is not None}
+    present = [path for path, record in found.items() if record.label_map == content_hash(path)]
+    return [found[path] for path in sorted(present, key=lambda path: (path in own, path.stat().st_mtime_ns))]
 
 
 def update_warnings(results: Path, refused: Sequence[Finding], elsewhere: Collection[str] = ()) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Unpack
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from flaresemi.case_names import case_file
 from flaresemi.comparing.candidates import Candidate
+from flaresemi.compute.device import device_name
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import ConfigError, DatasetError, about_case
 from flaresemi.evaluation.flare import evaluate_case
@@ -23,10 +25,12 @@ from flaresemi.inference.cascade import Segmenter, SegmenterOptions
 from flaresemi.inference.prediction_records import ImageVersion, load_prediction, write_prediction
 from flaresemi.inference.restoring import ImageScores
 from flaresemi.inference.segmentation import Segmentation
+from flaresemi.inference.segmenter import ImageSegmenter
 from flaresemi.io.images import Image
+from flaresemi.networks.openvino import openvino_is_installed
 from flaresemi.planning.cases import read_case
 from flaresemi.ranges import Seconds
-from flaresemi.records import load_record, record_hash, save_record
+from flaresemi.records import CAME_LATER, load_record, record_hash, save_record
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ class HeldOutResult:
         reference: Its label map by hand, as it was read.
         scored_by: Hash of all else that decides the scores.
         seconds: Of every step from the image to the label map, without reading and writing.
+        timed_on: The machine that took them, see `_machine`; empty in older ones.
         scores: By organ.
     """
 
@@ -51,6 +56,7 @@ class HeldOutResult:
     reference: ImageVersion
     scored_by: str
     seconds: dict[str, Seconds]
+    timed_on: str = dataclasses.field(default="", metadata=CAME_LATER)
     scores: CaseScores
 
 
@@ -107,12 +113,25 @@ class HeldOutCases:
     def predict(self, **options: Unpack[SegmenterOptions]) -> dict[Members, tuple[HeldOutResult, ...]]:
         """Predicts and scores what is not done yet; each case by the models of the fold that held it out.
 
+        Where this machine goes on with what another one began, it does all: their times cannot be compared.
+
         Args:
             options: As for `Segmenter`.
 
         Raises:
             FlaresemiError: models or a case cannot be read; the cases before it are kept.
         """
+        results = self._predict(options)
+        machines = {result.timed_on for found in results.values() for result in found}
+        if len(machines) > 1:
+            logger.warning("some of the cases were timed on another machine, or with other threads: predicted again")
+            results = self._predict(options, timed_here=True)
+        return results
+
+    def _predict(
+        self, options: SegmenterOptions, *, timed_here: bool = False
+    ) -> dict[Members, tuple[HeldOutResult, ...]]:
+        """As `predict`; with `timed_here`, nothing is kept that another machine has timed."""
         results: dict[Members, list[HeldOutResult]] = {members: [] for members in self.configurations}
         total = sum(map(len, self.cases.values()))
         with tqdm(total=total, desc="held-out cases", unit="case", disable=not sys.stderr.isatty()) as bar:
@@ -127,7 +146,7 @@ class HeldOutCases:
                 }
                 for case in cases:
                     with about_case(case.id):
-                        found = self._case(case, segmenters, together)
+                        found = self._case(case, segmenters, together, timed_here=timed_here)
                     for members, result in found.items():
                         results[members].append(result)
                     logger.info("%s: %s", case.id, ", ".join(map(_told, found.items())))
@@ -135,13 +154,22 @@ class HeldOutCases:
         return {members: tuple(found) for members, found in results.items()}
 
     def _case(
-        self, case: Case, segmenters: Mapping[str, Segmenter], together: Mapping[Members, AveragedSegmenter]
+        self,
+        case: Case,
+        segmenters: Mapping[str, Segmenter],
+        together: Mapping[Members, AveragedSegmenter],
+        *,
+        timed_here: bool,
     ) -> dict[Members, HeldOutResult]:
         """The results of a case, of which those that are missing are made now."""
         by_members: dict[Members, Segmenter | AveragedSegmenter] = {(name,): each for name, each in segmenters.items()}
         by_members |= together
         known = {members: self._kept(case, members, by_members[members]) for members in self.configurations}
-        missing = [members for members, result in known.items() if result is None]
+        missing = [
+            members
+            for members, result in known.items()
+            if result is None or (timed_here and result.timed_on != _machine(by_members[members]))
+        ]
         if missing:
             image, reference = read_case(case, self.labels)
             if reference is None:
@@ -185,6 +213,7 @@ class HeldOutCases:
             reference=ImageVersion.of(_reference(case)),
             scored_by=self._scored_by(case),
             seconds=segmentation.seconds,
+            timed_on=_machine(segmenter),
             scores=CaseScores(case_id=case.id, organs=dict(zip(self.labels.names, scores, strict=True))),
         )
         save_record(self._result(members, case), result)
@@ -221,6 +250,12 @@ def mean_dice(result: HeldOutResult) -> float | None:
     """Over the organs that were scored; None where none was."""
     found = [score.dice for score in result.scores.organs.values() if score.dice is not None]
     return float(np.mean(found)) if found else None
+
+
+def _machine(segmenter: ImageSegmenter) -> str:
+    """What the times of a segmenter depend on besides its models and options."""
+    openvino = ", OpenVINO" if openvino_is_installed() else ""  # the engine `auto` may take it
+    return f"{device_name(segmenter.engine.device)}, {torch.get_num_threads()} threads{openvino}"
 
 
 def _told(item: tuple[Members, HeldOutResult]) -> str:

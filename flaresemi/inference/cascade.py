@@ -92,6 +92,7 @@ class Segmenter(ImageSegmenter):
         if fine[0].plan.label_inputs and not coarse:
             raise ValueError("the second network of a cascade needs the first")
         self._convention, self._clean = fine[0].convention, cleaning(fine)
+        named = {name: each for name, each in {"engine": engine, "precision": precision}.items() if each != "auto"}
         place = select_device(device)
         if self._convention is not None:  # what nnU-Net itself predicts, unless something else is asked for
             tta, window = tta is None or tta, window or "patch"
@@ -107,8 +108,11 @@ class Segmenter(ImageSegmenter):
             "cleaning": str(self._clean),
             "meaning": record_hash([fine[0].body, fine[0].labels, fine[0].channels]),
         }
+        self.options |= named  # what is left as it is by default stands in no record, as in those of earlier versions
         if self._convention is not None:
-            self.options |= {"convention": record_hash(self._convention), "window": window}
+            self.options["convention"] = record_hash(self._convention)
+        if self._convention is not None or window != "auto":
+            self.options["window"] = window
         stage = functools.partial(StagePredictor, engine=self.engine, step=step, window=window)
         #: The checkpoints in `fine`, without their weights.
         self.facts = tuple(dataclasses.replace(each, weights={}) for each in fine)

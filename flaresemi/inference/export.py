@@ -16,7 +16,7 @@ from flaresemi.files import copy_file
 from flaresemi.geometry import FloatTriple, IntTriple
 from flaresemi.inference.fine_stage import LEAST_REPAIR_MM, MAX_REPAIRS
 from flaresemi.inference.levels import SPEED_LEVELS, SpeedLevels
-from flaresemi.inference.models import LoadedModels, cleaning
+from flaresemi.inference.models import DESCRIPTION, LoadedModels, cleaning
 from flaresemi.inference.postprocessing import ATTACHED_SHARE
 from flaresemi.inference.predictor import LONGEST_WINDOW_PATCHES
 from flaresemi.inference.regions import SPECK_SHARE, SPECK_VOXELS, TOUCHING_VOXELS
@@ -35,8 +35,6 @@ from flaresemi.unfinished import unfinished_path
 from flaresemi.workspace import ModelFolder
 
 logger = logging.getLogger(__name__)
-
-DESCRIPTION = "description.json"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

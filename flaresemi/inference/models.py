@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 CheckpointName = Literal["final", "best", "latest"]
 
+#: What an export says of itself, beside its models.
+DESCRIPTION = "description.json"
+
 _FOLD = re.compile(r"fold_(?P<fold>\d+|all)")
 
 
@@ -120,11 +123,12 @@ def load_all_models(
     if plan.region == "body" and not plan.label_inputs:
         coarse_models: dict[Path, Checkpoint] = {}
     elif coarse is None:
-        coarse_models = _load(_coarse_files(found, folder, chosen, checkpoint, others=bool(plan.label_inputs)))
+        others = bool(plan.label_inputs) or (folder / DESCRIPTION).is_file()  # was exported together
+        coarse_models = _load(_coarse_files(found, folder, chosen, checkpoint, others=others))
     else:
-        others = _stage_folders(Path(coarse))
-        chosen_coarse = [fold for fold in chosen if fold in others] or list(others)
-        coarse_models = _load(_coarse_files(others, Path(coarse), chosen_coarse, checkpoint))
+        theirs = _stage_folders(Path(coarse))
+        chosen_coarse = [fold for fold in chosen if fold in theirs] or list(theirs)
+        coarse_models = _load(_coarse_files(theirs, Path(coarse), chosen_coarse, checkpoint))
     check_together({**fine, **coarse_models})
     _warn_of_sides(next(iter(fine.values())))
     for path, model in {**coarse_models, **fine}.items():

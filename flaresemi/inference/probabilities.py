@@ -138,10 +138,14 @@ def organ_files(labels: LabelSet) -> tuple[str, ...]:
 
 
 def remove_outdated(results: Path, earlier: SavedProbabilities | None, now: Mapping[str, str]) -> None:
-    """Removes what was saved of an earlier prediction of a case and is not of the present one."""
-    for name in () if earlier is None else earlier.files.keys() - now.keys():
-        if holds_shares(results / name):
-            (results / name).unlink(missing_ok=True)
+    """Removes what was saved of an earlier prediction of a case and is not of the present one.
+
+    What has taken the place of such a file since belongs to another label map, or to somebody, and stays.
+    """
+    for name, content in ({} if earlier is None else earlier.files).items():
+        path = results / name
+        if name not in now and holds_shares(path) and content_hash(path) == content:
+            path.unlink(missing_ok=True)
 
 
 class _Files:

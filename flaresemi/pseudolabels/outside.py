@@ -82,7 +82,9 @@ class OutsideTeacher:
         self._places = np.array(
             [0, *(self.labels.index(name) if name in self.labels.names else 0 for name in theirs)], np.uint16
         )
-        decisive = [self._segmenter.models, sorted(self._segmenter.options.items())]
+        # How the machine computes differs from one start of a round to another; labels are not made again for that.
+        options = {key: value for key, value in self._segmenter.options.items() if key not in ("engine", "precision")}
+        decisive = [self._segmenter.models, sorted(options.items())]
         self.made_with: tuple[str, ...] = (OUTSIDE, record_hash(decisive))
         logger.info(
             "%s labels %s%s",

@@ -1,5 +1,6 @@
 """The reliability of a prediction: the scores of pseudo-labels, for any image."""
 
+import dataclasses
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +15,7 @@ from flaresemi.networks.engine import Engine
 from flaresemi.pseudolabels.calibration import Calibration, with_predictions
 from flaresemi.pseudolabels.scoring import Scorer
 from flaresemi.pseudolabels.teachers import COMPARED_SNAPSHOTS, weights_hash
-from flaresemi.records import load_record
+from flaresemi.records import load_record, record_hash
 from flaresemi.selection import CaseScore
 from flaresemi.workspace import ModelFolder
 
@@ -43,6 +44,8 @@ class Reliability:
                 )
         checkpoint, *snapshots = (load_checkpoint(path) for path in (final, *files))
         self.calibration = load_record(folder.calibration, Calibration, error=CheckpointError)
+        #: Hash of the calibration, which the scores have.
+        self.calibration_hash = record_hash(self.calibration)
         if self.calibration.made_with not in ("", weights_hash([checkpoint, *snapshots])):
             raise CheckpointError(
                 "calibration.json was learned for other weights than those beside it",
@@ -99,6 +102,7 @@ class Reliability:
             spacing_zyx_mm: Voxel spacing of the stage.
         """
         _, score, _ = self._scorer.score(case_id, output, image_czyx, fill_c, spacing_zyx_mm)
+        score = dataclasses.replace(score, calibration=self.calibration_hash)
         return with_predictions(score, self.calibration) if self.calibration.is_better else score
 
 

@@ -1,5 +1,6 @@
 """The models are untrained: what is tested is that they stay the same function."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from flaresemi.cli import export, predict
-from flaresemi.inference.export import DESCRIPTION, ExportDescription
+from flaresemi.inference.export import ExportDescription
+from flaresemi.inference.models import DESCRIPTION, load_models
 from flaresemi.io.images import read_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.building import build_network
@@ -71,6 +73,18 @@ def test_the_folder_holds_what_prediction_needs_and_no_more(models, tmp_path, ca
     assert list(description.stages) == ["COARSE", "FINE"]
     assert description.keep_largest == ("b",)
     assert description.stages["FINE"].margin_mm == 20.0
+
+
+def test_an_export_has_whatever_coarse_it_was_made_with(models, tmp_path):
+    other = Workspace(tmp_path / "other")
+    for fold in ("1", "2"):
+        checkpoint = dataclasses.replace(untrained(Stage.COARSE, 7), fold=fold)
+        save_checkpoint(other.model(fold, Stage.COARSE).final, checkpoint)
+    words = ["-m", str(models), "-o", str(tmp_path / "exported"), "--no-programs", "--coarse", str(other.models)]
+    assert export.main(words) == 0
+    networks = load_models(tmp_path / "exported").networks
+    assert networks == load_models(models, coarse=other.models).networks
+    assert [name.split()[:2] for name in networks] == [["COARSE", "1"], ["COARSE", "2"], ["FINE", "0"]]
 
 
 @needs_openvino

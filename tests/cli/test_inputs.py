@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flaresemi.cli.inputs import find_cases, output_paths
+from flaresemi.cli.inputs import find_cases, named_by_output, output_paths
 from flaresemi.errors import ConfigError, FlaresemiError, ImageError
 
 
@@ -45,3 +45,25 @@ def test_names_that_some_file_systems_take_for_one(tmp_path: Path) -> None:
     (tmp_path / "sub" / "a.nii").touch()
     with pytest.raises(ConfigError, match="two cases are called"):
         find_cases(listed(tmp_path, b"a.nii\nsub/a.nii\n"), channels=1)
+
+
+@pytest.mark.parametrize(
+    ("output", "ending", "name"),
+    [
+        ("p1.nii.gz", None, "p1"),
+        ("P1.SEG.NRRD", None, "P1"),
+        ("p1.seg.dcm", ".seg.dcm", "p1"),
+        ("p1.dcm", ".rtstruct.dcm", "p1"),
+        ("folder", None, "ct"),
+        ("p1.nii.gz", ".seg.dcm", "ct"),  # which `output_paths` refuses
+    ],
+)
+def test_a_case_whose_output_is_a_file_is_called_like_it(
+    tmp_path: Path, output: str, ending: str | None, name: str
+) -> None:
+    (tmp_path / "ct.nii.gz").touch()
+    cases = find_cases(tmp_path / "ct.nii.gz", channels=1)
+    (found,) = named_by_output(cases, tmp_path / output, ending)
+    assert (found.id, found.images) == (name, cases[0].images)
+    with pytest.raises(FlaresemiError, match="cannot be the name"):
+        named_by_output(cases, tmp_path / ".nii.gz")

@@ -143,6 +143,16 @@ def test_continue_skips_what_is_done(folder, capsys):
     assert (folder / "out" / "b.nrrd").stat().st_mtime_ns > done
 
 
+@pytest.mark.parametrize("extra", [["--window", "patch"], ["--engine", "torch"], ["--precision", "fp32"]])
+def test_continue_keeps_nothing_that_was_made_with_other_options(folder, capsys, extra):
+    words = ["-i", "scans/b_0000.nrrd", "-o", "out", "--continue"]
+    assert predict.main(words) == 0
+    assert predict.main([*words, *extra]) == 0
+    assert "with other options or from other images: predicted again" in capsys.readouterr().err
+    assert predict.main([*words, *extra]) == 0
+    assert "1 of 1 cases have their label map already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("extra", [[], ["--single-process"]])
 def test_a_bad_image_does_not_stop_the_others(folder, capsys, extra):
     content = (folder / "scans" / "a_0000.nii.gz").read_bytes()

@@ -1,6 +1,7 @@
 """flaresemi_predict --save-probabilities and --save-uncertainty: beside every label map, continued and never stale."""
 
 import dataclasses
+import shutil
 
 import SimpleITK as sitk
 import torch
@@ -10,6 +11,7 @@ from flaresemi.confidence import Temperature
 from flaresemi.inference.prediction_records import load_prediction
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage
+from flaresemi.tables import read_table
 from flaresemi.workspace import Workspace
 from tests.cli.test_predict_dicom import folder  # noqa: F401
 from tests.made_model import write_liver_model
@@ -50,6 +52,28 @@ def test_they_are_made_up_for_and_go_with_the_prediction_that_they_are_of(folder
     assert predict.main(words) == 0
     assert files(out) == ["a.nii.gz"]
     assert not capsys.readouterr().err
+
+
+def test_images_of_one_name_whose_outputs_are_files_keep_theirs_apart(folder):  # noqa: F811
+    words, out = ["--save-probabilities", "--save-uncertainty", "--statistics", "--quiet"], folder / "out"
+    for name in ("p1", "p2"):
+        shutil.copytree(folder / "scans" / "a", folder / name / "ct")
+        assert predict.main(["-i", f"{name}/ct", "-o", f"out/{name}.nii.gz", *words]) == 0
+    assert files(out) == [
+        *("p1.nii.gz", "p2.nii.gz"),
+        *(f"probabilities/{name}/{organ}.nii.gz" for name in ("p1", "p2") for organ in ("0_background", "1_liver")),
+        *("uncertainty/p1.nii.gz", "uncertainty/p2.nii.gz"),
+    ]
+    assert [row["case"] for row in read_table(out / "statistics.csv")[1]] == ["p1", "p2"]
+
+
+def test_files_that_another_label_map_has_now_stay_when_this_one_is_replaced(folder):  # noqa: F811
+    words, out = ["-i", "scans", "-o", "out", "--quiet"], folder / "out"
+    assert predict.main([*words, "--save-probabilities"]) == 0
+    write_liver_model(folder / "flaresemi", sd_hu=1.0, weights={"threshold": torch.tensor([100.0])})
+    assert predict.main([*words, "--format", "rtstruct", "--save-probabilities", "--probability-bits", "16"]) == 0
+    assert predict.main(words) == 0
+    assert files(out) == ["a.nii.gz", *BOTH]
 
 
 def test_beside_dicom_objects_and_where_they_are_refused(folder, capsys):  # noqa: F811

@@ -1,10 +1,14 @@
 """flaresemi_predict --statistics: one table of all cases of a folder."""
 
+import os
+
 import pytest
+import torch
 
 from flaresemi.cli import predict
 from flaresemi.tables import read_table
 from tests.cli.test_predict_dicom import folder  # noqa: F401
+from tests.made_model import write_liver_model
 
 
 @pytest.mark.parametrize("form", [[], ["--format", "rtstruct"]])
@@ -29,3 +33,20 @@ def test_a_table_of_somebody_else_is_not_replaced(folder, capsys):  # noqa: F811
     assert "statistics.csv" in capsys.readouterr().err
     assert predict.main(["-i", "scans", "-o", "out"]) == 0
     assert (folder / "out" / "statistics.csv").read_text(encoding="utf-8") == "mine\n1\n"
+
+
+def test_of_a_case_in_two_formats_the_one_of_this_run_stands_in_the_table(folder):  # noqa: F811
+    words, out = ["-i", "scans", "-o", "out", "--statistics", "--quiet"], folder / "out"
+    dicom = [*words, "--format", "rtstruct"]
+    assert predict.main(dicom) == 0
+    write_liver_model(folder / "flaresemi", sd_hu=1.0, weights={"threshold": torch.tensor([1e6])})
+    for again in ([], ["--continue"]):
+        assert predict.main([*words, *again]) == 0
+        (row,) = read_table(out / "statistics.csv")[1]
+        assert row["voxels"] == "0"
+        os.utime(out / "a.rtstruct.dcm", (2e9, 2e9))  # a copy of the folder may have any order of times
+    # Of those that are not of this run, the younger one counts.
+    os.utime(out / "a.nii.gz", (3e9, 3e9))
+    (folder / "scans" / "a").rename(folder / "b")
+    assert predict.main(["-i", "b", "-o", "out", "--statistics", "--quiet"]) == 0
+    assert [row["voxels"] for row in read_table(out / "statistics.csv")[1]] == ["0", "0"]

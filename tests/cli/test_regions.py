@@ -12,7 +12,8 @@ import torch
 
 from flaresemi.cli import evaluate, export, plan_and_preprocess, predict, semi_round, train
 from flaresemi.evaluation.summary import load_summary
-from flaresemi.inference.export import DESCRIPTION, ExportDescription
+from flaresemi.inference.export import ExportDescription
+from flaresemi.inference.models import DESCRIPTION
 from flaresemi.io.case_store import CaseStore
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage, load_fingerprint, load_plans

@@ -140,6 +140,27 @@ def test_a_second_start_predicts_only_what_is_missing(pair: Path, find: Find, mo
     assert calls == [second, second]
 
 
+def test_times_of_two_machines_are_not_compared(pair: Path, find: Find, capsys: pytest.CaptureFixture) -> None:
+    def machines() -> list[str]:
+        return [
+            json.loads(path.read_text())["timed_on"] for path in sorted((pair / "best" / "scores").glob("*/*.json"))
+        ]
+
+    here = machines()
+    (fact,) = {*here}
+    assert fact.endswith("threads") or "OpenVINO" in fact
+    for path in (pair / "best" / "scores").glob("*/*.json"):
+        change(path, timed_on="elsewhere", seconds={"fine": 1000.0})
+    assert find() == 0
+    assert {*machines()} == {"elsewhere"}  # all of one machine can be compared
+    next((pair / "best" / "scores" / "one").glob("*.json")).unlink()
+    capsys.readouterr()
+    assert find() == 0
+    assert "timed on another machine" in capsys.readouterr().err
+    assert machines() == here
+    assert all(each["seconds"] < 1000 for each in json.loads((pair / "best" / "best.json").read_text())["results"])
+
+
 def test_other_weights_are_compared_anew_and_never_predict_as_those_that_were(
     pair: Path, find: Find, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,5 +1,6 @@
 """What --fast and --balanced mean is measured on the held-out cases, stands in the record, and is obeyed."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,10 @@ from flaresemi.comparing.judging import Scored
 from flaresemi.comparing.speed import SETTINGS, levels_of
 from flaresemi.errors import CheckpointError
 from flaresemi.inference.levels import SPEED_LEVELS, SpeedLevels
+from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
+from flaresemi.plans import Stage
 from flaresemi.records import load_record, save_record
+from flaresemi.workspace import Workspace
 
 CANDIDATE = SimpleNamespace(runs={"0": ()}, networks=("FINE 0 abc",))
 
@@ -90,6 +94,20 @@ def test_from_the_held_out_cases_to_a_prediction(pair: Path, capsys: pytest.Capt
     assert predict.main([*words, "-o", "refused", "--fast"]) == 2
     assert "measured with other weights" in capsys.readouterr().err
     assert not (pair / "refused").exists()
+
+
+def test_levels_are_measured_of_what_is_exported_or_not_at_all(
+    pair: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "measure_levels", lambda *_, **__: pytest.fail("it was measured"))
+    source = Workspace(pair / "one").model("0", Stage.FINE).final
+    checkpoint = dataclasses.replace(load_checkpoint(source), fold="all")
+    save_checkpoint(Workspace(pair / "one").model("all", Stage.FINE).final, checkpoint)
+    assert export.main(["-d", "data", "-w", "one", "-o", "exported", "--no-programs", "--speed-levels"]) == 2
+    printed = capsys.readouterr().err
+    assert "fold all is exported, and the levels are measured with fold 0, 1" in printed
+    assert "--fold 0 1" in printed
+    assert not (pair / "exported").exists()
 
 
 def fields(levels: SpeedLevels) -> dict:

@@ -259,6 +259,17 @@ def test_mirroring_swaps_left_and_right(fakes, monkeypatch):
         assert np.array_equal(segmenter.segment(mirrored).indices_zyx, permutation[drawn[:, :, ::-1]])
 
 
+def test_options_say_what_was_asked_for_and_nothing_of_defaults(fakes):
+    def options(**asked):
+        return Segmenter([fakes.checkpoint(fakes.plan(Stage.COARSE))], device="cpu", **asked).options
+
+    default = options()
+    assert {*default} == {"tta", "step", "cleaning", "meaning"}
+    assert options(window="auto", engine="auto", precision="auto") == default
+    asked = {"window": "patch", "engine": "torch", "precision": "fp32"}
+    assert options(**asked) == default | asked
+
+
 def test_images_with_other_channels_are_a_broken_contract(fakes, scan):
     fine = fakes.checkpoint(fakes.plan(Stage.FINE, region="body"), FINE_THRESHOLDS)
     image = fakes.image(scan)

@@ -23,11 +23,11 @@ from tests.rounds.conftest import trained  # noqa: F401
 MEDIAN_ML = 2.0
 
 
-def calibration(workspace: Workspace, *, error: float) -> Calibration:
+def calibration(workspace: Workspace, *, error: float, slope: float = 0.5) -> Calibration:
     names = load_plans(workspace.plans).labels.names
     made = Calibration(
         intercept=0.0,
-        slope=0.5,
+        slope=slope,
         offsets={},
         median_ml=dict.fromkeys(names, MEDIAN_ML),
         observations=40,
@@ -84,6 +84,19 @@ def test_earlier_scores_are_kept_when_the_command_goes_on(
     calibration(Workspace(trained), error=0.05)
     first = judge(Workspace(trained), phantom_dataset, tmp_path / "out")
     assert judge(Workspace(trained), phantom_dataset, tmp_path / "out", "--continue") == first
+
+
+def test_scores_of_another_calibration_are_not_kept(
+    trained: Path,  # noqa: F811
+    phantom_dataset: Path,
+    tmp_path: Path,
+) -> None:
+    calibration(Workspace(trained), error=0.05)
+    judge(Workspace(trained), phantom_dataset, tmp_path / "out")
+    learned = calibration(Workspace(trained), error=0.04, slope=1.0)
+    for score in judge(Workspace(trained), phantom_dataset, tmp_path / "out", "--continue"):
+        for name, organ in score.organs.items():
+            assert organ.predicted_dice == pytest.approx(learned.predict(name, organ))
 
 
 def test_the_table_is_complete_after_a_kill_and_after_a_start_that_judged_nothing(
