@@ -3,9 +3,10 @@
 #   flaresemi_export -d my_dataset -o docker/model
 #   docker build -f docker/serve.Dockerfile -t flaresemi-serve .
 #   head -c 24 /dev/urandom | base64 > token
-#   docker run --rm --gpus device=0 --user $(id -u):$(id -g) --read-only --tmpfs /tmp -p 127.0.0.1:8390:8390 \
+#   docker run --rm --stop-timeout 600 --gpus device=0 --user $(id -u):$(id -g) --read-only --tmpfs /tmp -p 127.0.0.1:8390:8390 \
 #       -v "$PWD/token:/token:ro" -v "$PWD/scans:/data:ro" flaresemi-serve --allow /data
 #
+# Docker kills what has not ended 10 s after it was asked to; --stop-timeout leaves time to answer (--timeout of the server).
 # Without a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu --build-arg EXTRA=[serve,dicom,openvino].
 # --build-arg BASE=NAME: another image with Python 3.11 or newer and pip.
 ARG BASE=python:3.11-slim

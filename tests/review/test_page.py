@@ -341,7 +341,7 @@ def test_strokes_in_every_plane_and_back(chromium: Any, kept: MadeReview) -> Non
     assert np.array_equal(seen[6], expected)
 
 
-#: Voxels of class 1 in some slices, before and after `Interpolate`: where strokes lie around what is corrected, or were undone.
+#: Voxels of class 1 in a slice, before and after `Interpolate`: it was corrected, or strokes beside it were undone.
 _BETWEEN = """async url => {
   const { LabelMap } = await import(new URL('labels.js', url).href)
   const size = 64, square = { value: 1, erase: false, protect: true }, seen = []
@@ -352,7 +352,11 @@ _BETWEEN = """async url => {
     map.end()
   }
   const count = (map, z) => map.table[z * 256 + 1]
-  const interpolate = (map, z) => { const before = count(map, z); map.interpolate(square); seen.push([before, count(map, z)]) }
+  const interpolate = (map, z) => {
+    const before = count(map, z)
+    map.interpolate(square)
+    seen.push([before, count(map, z)])
+  }
   for (const pen of [{ erase: true }, { erase: true, value: 3, protect: false }, { value: 2, protect: false }]) {
     const map = make()
     draw(map, 2); draw(map, 6)
@@ -365,7 +369,10 @@ _BETWEEN = """async url => {
     interpolate(map, 4)
   }
   const bytes = new Uint8Array(size * 12) // a pseudo-label, narrow in 4 to 6
-  for (let z = 1; z < 11; z++) for (let y = 1; y < 7; y++) bytes.fill(1, size * z + 8 * y + 1, size * z + 8 * y + (z > 3 && z < 7 ? 3 : 7))
+  for (let z = 1; z < 11; z++) for (let y = 1; y < 7; y++) {
+    const row = size * z + 8 * y
+    bytes.fill(1, row + 1, row + (z > 3 && z < 7 ? 3 : 7))
+  }
   const map = make(bytes)
   draw(map, 1, { erase: true }, 1)
   map.undo()
