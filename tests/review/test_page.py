@@ -219,6 +219,11 @@ def test_a_killed_server_loses_nothing_that_is_drawn(chromium: Any, made: MadeRe
     ann.wait_for("document.getElementById('toast').textContent.includes('the server does not answer')")
     drawn = ann.voxels(3)
     with serving(made, client.port):  # started again
+        image = ann.page.evaluate("reviewing.state.open.image")
+        ann.page.evaluate("reviewing.state.open.image = 'another one'")
+        ann.page.click("#save")
+        ann.wait_for("document.getElementById('toast').textContent.includes('exchanged meanwhile')")
+        ann.page.evaluate(f"reviewing.state.open.image = '{image}'")
         ann.page.click("#save")
         ann.wait_for("reviewing.state.open.review !== null")
         review = made.material().review(CASE)

@@ -1,4 +1,4 @@
-"""An application on a socket ends when it is told to: what is being answered has its time, and a second signal ends that."""
+"""An application on a socket ends when it is told to: what is being answered has its time, but for a second signal."""
 
 import asyncio
 import os

@@ -474,7 +474,7 @@ async function save(next = false) {
   const facts = state.open, following = next ? neighbor(1)?.id : null
   const named = kind => state.info.organs.filter(organ => state.marks.get(organ) === kind)
   const corrected = named('corrected'), accepted = named('accepted')
-  const said = { revision: facts.review?.revision ?? 0, looked_at: facts.label_hash, accepted, rejected: named('rejected'), corrected,
+  const said = { revision: facts.review?.revision ?? 0, looked_at: facts.label_hash, image: facts.image, accepted, rejected: named('rejected'), corrected,
     slices: slices(corrected), note: $('note').value.trim() }
   const showsOther = $('which').value !== 'newest'
   const needsMap = corrected.length > 0 || (accepted.length > 0 && (showsOther || viewer.isDrawn))
