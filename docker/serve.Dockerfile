@@ -3,10 +3,10 @@
 #   flaresemi_export -d my_dataset -o docker/model
 #   docker build -f docker/serve.Dockerfile -t flaresemi-serve .
 #   head -c 24 /dev/urandom | base64 > token
-#   docker run --rm --stop-timeout 600 --gpus device=0 --user $(id -u):$(id -g) --read-only --tmpfs /tmp -p 127.0.0.1:8390:8390 \
-#       -v "$PWD/token:/token:ro" -v "$PWD/scans:/data:ro" flaresemi-serve --allow /data
+#   docker run --rm --gpus device=0 --user $(id -u):$(id -g) --read-only --tmpfs /tmp -p 127.0.0.1:8390:8390 \
+#       --stop-timeout 600 -v "$PWD/token:/token:ro" -v "$PWD/scans:/data:ro" flaresemi-serve --allow /data
 #
-# Docker kills what has not ended 10 s after it was asked to; --stop-timeout leaves time to answer (--timeout of the server).
+# Without --stop-timeout, Docker kills 10 s after it asked to end, and what is being answered is not.
 # Without a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu --build-arg EXTRA=[serve,dicom,openvino].
 # --build-arg BASE=NAME: another image with Python 3.11 or newer and pip.
 ARG BASE=python:3.11-slim

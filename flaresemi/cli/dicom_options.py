@@ -36,7 +36,7 @@ def add_dicom_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_codes_option(parser: "argparse._ActionsContainer") -> None:
+def add_codes_option(parser: argparse._ActionsContainer) -> None:
     """Adds `--organ-codes`."""
     parser.add_argument(
         "--organ-codes",

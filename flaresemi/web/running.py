@@ -54,7 +54,7 @@ class Running:
     Args:
         app: The application.
         listener: The socket.
-        grace_seconds: As long may requests take that are being answered when it is told to stop. A second signal ends
+        grace_seconds: How long requests may take that are being answered when it is told to stop; a second signal ends
             them at once.
     """
 
