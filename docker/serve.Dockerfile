@@ -4,8 +4,9 @@
 #   docker build -f docker/serve.Dockerfile -t flaresemi-serve .
 #   head -c 24 /dev/urandom | base64 > token
 #   docker run --rm --gpus device=0 --user $(id -u):$(id -g) --read-only --tmpfs /tmp -p 127.0.0.1:8390:8390 \
-#       -v "$PWD/token:/token:ro" -v "$PWD/scans:/data:ro" flaresemi-serve --allow /data
+#       --stop-timeout 600 -v "$PWD/token:/token:ro" -v "$PWD/scans:/data:ro" flaresemi-serve --allow /data
 #
+# Without --stop-timeout, Docker kills 10 s after it asked to end, and what is being answered is not.
 # Without a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu --build-arg EXTRA=[serve,dicom,openvino].
 # --build-arg BASE=NAME: another image with Python 3.11 or newer and pip.
 ARG BASE=python:3.11-slim

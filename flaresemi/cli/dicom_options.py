@@ -29,15 +29,20 @@ def add_dicom_options(parser: argparse.ArgumentParser) -> None:
         'install "flaresemi[dicom]") or RT structure sets (default: image)',
     )
     group = parser.add_argument_group("DICOM objects (--format dicom-seg or rtstruct)")
+    add_codes_option(group)
+    group.add_argument("--model-name", type=_text, metavar="TEXT", help="what the algorithm is called [flaresemi]")
     group.add_argument(
+        "--content-label", type=_text, metavar="TEXT", help=f"what the objects are labeled with [{NOT_CLINICAL}]"
+    )
+
+
+def add_codes_option(parser: argparse._ActionsContainer) -> None:
+    """Adds `--organ-codes`."""
+    parser.add_argument(
         "--organ-codes",
         type=Path,
         metavar="FILE",
         help='JSON file with the "codes" of organs (default: DATASET/dataset.json; without, SNOMED CT by their names)',
-    )
-    group.add_argument("--model-name", type=_text, metavar="TEXT", help="what the algorithm is called [flaresemi]")
-    group.add_argument(
-        "--content-label", type=_text, metavar="TEXT", help=f"what the objects are labeled with [{NOT_CLINICAL}]"
     )
 
 
@@ -77,14 +82,22 @@ def dicom_output(options: argparse.Namespace, segmenter: "ImageSegmenter") -> "D
     return DicomOutput(
         format=options.format,
         labels=segmenter.labels,
-        codes=_codes(options, segmenter.labels.names),
+        codes=organ_codes(options, segmenter.labels.names),
         algorithm=options.model_name or "flaresemi",
         models=segmenter.models,
         label=options.content_label or NOT_CLINICAL,
     )
 
 
-def _codes(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, OrganCode]:
+def organ_codes(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, OrganCode]:
+    """The user's own codes of organs, from the file of `--organ-codes` or the dataset's.
+
+    Args:
+        names: Of the model's organs.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
     if options.organ_codes is not None:
         return load_codes(options.organ_codes, names)
     usual = options.dataset / "dataset.json"

@@ -1,6 +1,7 @@
 """`flaresemi_serve`: a warm server that segments images for other programs."""
 
 import argparse
+import contextlib
 import logging
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from typing import Annotated
 import torch
 
 from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options, duration, model_folder_of, run
+from flaresemi.cli.dicom_options import add_codes_option, organ_codes
 from flaresemi.cli.numbers import count, number
 from flaresemi.compute.device import limit_threads
 from flaresemi.errors import ConfigError
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-upload-mib", type=count, default=1024, metavar="N", help="largest image that is taken (default: 1024)"
     )
+    add_codes_option(parser)
     parser.add_argument("--check", action="store_true", help="load the models, print what they segment, and end")
     parser.add_argument("--reliability", action="store_true", help="also judge every prediction, as flaresemi_predict")
     parser.add_argument("--tta", action=argparse.BooleanOptionalAction, help="average over mirrored images")
@@ -110,7 +113,7 @@ def _serve(options: argparse.Namespace) -> None:
         print(f"address: http://{host}:{port}")
         print(f"token: {token if options.token_file is None else f'as in {options.token_file}'}", flush=True)
         try:
-            Running(gate, listener).run()
+            Running(gate, listener, grace_seconds=options.timeout).run()
         finally:
             predictions.close()
     logger.info("stopped")
@@ -133,13 +136,15 @@ def _predictions(options: argparse.Namespace, results: Path) -> Predictions:
         folder=results,
         roots=options.allow,
         limits=Limits(waiting=options.queue, seconds=options.timeout, kept_seconds=options.keep),
+        codes=organ_codes(options, segmenter.labels.names),
     )
 
 
 def _check(options: argparse.Namespace) -> None:
     """Prints what would be served."""
-    for name, told in _predictions(options, Path()).about.items():
-        print(f"{name}: {told}")
+    with contextlib.closing(_predictions(options, Path())) as predictions:
+        for name, told in predictions.about.items():
+            print(f"{name}: {told}")
 
 
 def _made(folder: Path) -> Path:

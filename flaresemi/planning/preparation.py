@@ -227,6 +227,11 @@ def case_versions(case_ids: Iterable[str], workspace: Workspace) -> dict[str, st
     return {case_id: source.content_hash if source else "" for case_id, source in known.items()}
 
 
+def present_version(case: Case, labels: LabelSet) -> str:
+    """The version of a case's files as they are now, like that of `case_versions`; empty where they cannot be read."""
+    return case_content_hash(case, labels, _RULES)
+
+
 def gib_to_prepare(image: Geometry, plans: Plans) -> float:
     """Main memory that preparing an image takes, GiB, if the patient fills it."""
     stage = max(math.prod(_stage_shape(image, plans, stage)) for stage in Stage)

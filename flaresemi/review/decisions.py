@@ -28,11 +28,13 @@ class ReviewDecision:
     Attributes:
         revision: Of the decision that the person saw; 0: none.
         looked_at: Hash of the pseudo-label that the person saw; empty: none.
+        image: Version of the image that the person saw; empty: the one that was prepared.
         indices_zyx: The label map that is vouched for, on the canonical grid; None: the pseudo-label as it is.
     """
 
     revision: int
     looked_at: str
+    image: str = ""
     accepted: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
     corrected: tuple[str, ...] = ()
@@ -52,7 +54,7 @@ def decide(material: Material, case_id: str, by: str, decision: ReviewDecision) 
 
     Raises:
         ConfigError: the case is a held-out or labeled one, which nothing that is decided here may touch.
-        InUseError: somebody else decided meanwhile, or the pseudo-label was made anew.
+        InUseError: somebody else decided meanwhile, the pseudo-label was made anew, or the image was exchanged.
         SelectionError: the decision contradicts itself.
         OSError: the disk is full or cannot be written to; what was decided before still holds.
     """
@@ -71,6 +73,8 @@ def decide(material: Material, case_id: str, by: str, decision: ReviewDecision) 
         raise InUseError(
             f"the pseudo-label of case '{case_id}' was made anew meanwhile", fix="reload it, and decide again"
         )
+    if decision.image and decision.image != material.image_version(case):
+        raise InUseError(f"the image of case '{case_id}' was exchanged meanwhile", fix="reload it, and decide again")
     if decision.slices and not decision.corrected:
         raise SelectionError(
             f"case '{case_id}': only corrected organs can count in some slices",
@@ -104,7 +108,7 @@ def _recorded(material: Material, case_id: str, by: str, number: int, decision: 
             fold=material.fold,
             round=number,
             looked_at=decision.looked_at,
-            image=case_versions([case_id], material.workspace)[case_id],
+            image=decision.image or case_versions([case_id], material.workspace)[case_id],
             label_revision=revision if vouched else 0,
             label_hash="not written yet" if vouched else "",
             **fields,

@@ -17,6 +17,7 @@ from flaresemi.io.images import Image, read_grid, read_image
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import read_organs
 from flaresemi.planning.findings import load_warnings
+from flaresemi.planning.preparation import present_version
 from flaresemi.planning.splits import Split, load_splits
 from flaresemi.plans import Plans, Stage, load_fingerprint, load_plans
 from flaresemi.preprocessing.preprocessor import canonical_labels
@@ -117,6 +118,10 @@ class Material:
     def image(self, case: Case) -> Image:
         """The image in canonical orientation."""
         return read_image(case.images)
+
+    def image_version(self, case: Case) -> str:
+        """Identifies the image by what its files hold now."""
+        return present_version(case, self.labels)
 
     def label_map(self, case: Case, which: str, number: int) -> Seen | None:
         """A label map of a case on its image's canonical grid; None where there is none.

@@ -152,6 +152,7 @@ class _Handlers:
                 "spacing": grid.spacing_zyx_mm[::-1],
                 "world": world_ras_mm(grid),
                 "label_hash": material.label_hash(case.id, number) if is_open else "",
+                "image": material.image_version(case) if is_open else "",
                 "organs": None if score is None else {name: to_plain(each) for name, each in score.organs.items()},
                 "volumes": {
                     name: [each.least_ml, each.most_ml if math.isfinite(each.most_ml) else None]
@@ -230,6 +231,7 @@ class _Handlers:
             decision = ReviewDecision(
                 revision=_number(said, "revision"),
                 looked_at=_text(said, "looked_at"),
+                image=_text(said, "image"),
                 slices=_slices(said),
                 note=_text(said, "note"),
                 indices_zyx=indices,

@@ -83,6 +83,13 @@ async def _segmented(request: Any, predictions: Predictions, uploads: Path) -> A
     if form not in FORMATS:
         raise UnreadRequestError(f"unknown format, expected {', '.join(FORMATS)}")
     own: Path | None = None
+    try:
+        predictions.refuse_where_full()
+    except BusyError:
+        if request.headers.get("expect", "").lower() != "100-continue":  # who asks first is answered at once
+            async for _ in request.stream():  # the others hear of it only when they have sent everything
+                pass
+        raise
     if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
         images = predictions.named(await _paths(request))
     else:

@@ -5,6 +5,7 @@ Nothing here knows HTTP.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import os
@@ -12,7 +13,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flaresemi.errors import ConfigError, FlaresemiError
@@ -22,6 +23,7 @@ from flaresemi.inference.measurements import measure
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
 from flaresemi.inference.segmenter import ImageSegmenter
 from flaresemi.io.dicom_headers import ENDINGS
+from flaresemi.organ_codes import OrganCode
 from flaresemi.pseudolabels.reliability import Reliability
 from flaresemi.records import to_plain
 from flaresemi.selection import CaseScore
@@ -84,6 +86,7 @@ class Predictions:
         folder: Where results lie; it belongs to the server alone.
         roots: Folders from which images may be named.
         limits: What is taken on.
+        codes: The user's own codes of organs, for results as DICOM objects.
     """
 
     def __init__(
@@ -94,14 +97,19 @@ class Predictions:
         folder: Path,
         roots: Sequence[Path],
         limits: Limits,
+        codes: Mapping[str, OrganCode] | None = None,
     ) -> None:
         self._segmenter, self._reliability, self._folder, self.limits = segmenter, reliability, folder, limits
+        self._codes = codes or {}
         self._roots = [root.resolve() for root in roots]
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="prediction")
         self._lock = threading.Lock()
         self._pending = 0
         self._made = 0
         self._answers: collections.OrderedDict[str, Answer] = collections.OrderedDict()
+        self._closed = threading.Event()
+        self._forgetting = threading.Thread(target=self._forget_in_time, name="forgetting", daemon=True)
+        self._forgetting.start()
 
     @property
     def state(self) -> dict[str, object]:
@@ -140,22 +148,34 @@ class Predictions:
             found.append(path)
         return found
 
+    def refuse_where_full(self) -> None:
+        """Checks whether a prediction may be queued now, before its image is taken.
+
+        Raises:
+            BusyError: too many wait.
+        """
+        if self._pending > self.limits.waiting:
+            raise BusyError(f"{self._pending} predictions are under way or waiting", fix="ask again later")
+
     def start(self, images: Sequence[Path], form: str, own: Path | None = None) -> "concurrent.futures.Future[Answer]":
         """Queues a prediction.
 
         Args:
             images: One per channel.
             form: Of the label map, one of `FORMATS`.
-            own: A folder that goes when the prediction is made, and the images with it.
+            own: A folder that goes when the prediction is made or refused, and the images with it.
 
         Raises:
             BusyError: too many wait.
         """
-        with self._lock:
-            if self._pending > self.limits.waiting:
-                raise BusyError(f"{self._pending} predictions are under way or waiting", fix="ask again later")
-            self._pending += 1
-        future = self._worker.submit(self._predict, images, form)
+        with contextlib.ExitStack() as refused:
+            if own is not None:
+                refused.callback(shutil.rmtree, own, ignore_errors=True)
+            with self._lock:
+                self.refuse_where_full()
+                self._pending += 1
+            future = self._worker.submit(self._predict, images, form)
+            refused.pop_all()
         future.add_done_callback(lambda _: self._end(own))
         return future
 
@@ -176,6 +196,8 @@ class Predictions:
     def close(self) -> None:
         """Ends the work: what waits is not begun."""
         self._worker.shutdown(wait=True, cancel_futures=True)
+        self._closed.set()
+        self._forgetting.join()
 
     def _end(self, own: Path | None) -> None:
         if own is not None:
@@ -233,7 +255,7 @@ class Predictions:
         return DicomOutput(
             format=form,
             labels=self._segmenter.labels,
-            codes={},
+            codes=self._codes,
             models=self._segmenter.models,
         )
 
@@ -241,9 +263,18 @@ class Predictions:
         now = time.monotonic()
         with self._lock:
             surplus = list(self._answers)[: max(len(self._answers) - self.limits.kept, 0)]
-            old = [name for name, each in self._answers.items() if now - each.made > self.limits.kept_seconds]
+            old = [name for name, each in self._answers.items() if now - each.made >= self.limits.kept_seconds]
         for name in {*surplus, *old}:
             self.forget(name)
+
+    def _forget_in_time(self) -> None:
+        """Removes every result when its time has come, also where nobody asks for anything."""
+        while True:
+            with self._lock:
+                oldest = min((each.made for each in self._answers.values()), default=time.monotonic())
+            if self._closed.wait(max(oldest + self.limits.kept_seconds - time.monotonic(), 0.0)):
+                return
+            self._forget_old()
 
 
 def _told(scores: Sequence[CaseScore]) -> dict[str, object] | None:

@@ -8,7 +8,7 @@ import json
 import secrets
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -99,11 +99,11 @@ class Gate:
                 await _answer(send, 413, self._too_large())
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-        if self._hosts is not None and host.lower() not in self._hosts:
+        host = _split(f"//{headers.get('host', '')}")
+        if host is None or (self._hosts is not None and (host.hostname or "") not in self._hosts):
             return 421, "this server is not called by that name"
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        origin = _split(headers.get("origin", ""))
+        if origin is None or ("origin" in headers and origin.netloc != headers.get("host")):
             return 403, "requests of other sites are not answered"
         if scope["path"] not in self._open_paths and not self._has_token(scope, headers):
             return 401, "the token is missing or wrong: send it as 'Authorization: Bearer TOKEN'"
@@ -120,6 +120,14 @@ class Gate:
         if kind.lower() != "bearer":
             given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
         return hmac.compare_digest(given.strip().encode(), self._token)
+
+
+def _split(address: str) -> SplitResult | None:
+    """An address in parts; None where it is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return None
 
 
 async def _answer(send: Send, status: int, what: str) -> None:

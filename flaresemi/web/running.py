@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -53,9 +54,11 @@ class Running:
     Args:
         app: The application.
         listener: The socket.
+        grace_seconds: How long requests may take that are being answered when it is told to stop; a second signal ends
+            them at once.
     """
 
-    def __init__(self, app: App, listener: socket.socket) -> None:
+    def __init__(self, app: App, listener: socket.socket, *, grace_seconds: float = 10.0) -> None:
         import uvicorn
 
         config = uvicorn.Config(
@@ -68,13 +71,13 @@ class Running:
             lifespan="off",
             ws="none",
             timeout_keep_alive=5,
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=math.ceil(grace_seconds),
         )
         self._listener = listener
         self._server = _unending(config)
 
     def run(self) -> None:
-        """Answers requests until `stop`, SIGINT or SIGTERM; what is being answered is answered."""
+        """Answers requests until `stop`, SIGINT or SIGTERM; what is being answered then has `grace_seconds`."""
         self._server.run([self._listener])
 
     def stop(self) -> None:
@@ -91,9 +94,13 @@ def _unending(config: Any) -> Any:
         def capture_signals(self) -> Iterator[None]:
             before: dict[int, Any] = {}
             asked: tuple[int, ...] = (signal.SIGINT, *ASKED_TO_LEAVE)
+
+            def stop(*_: object) -> None:
+                self.should_exit, self.force_exit = True, self.should_exit
+
             with contextlib.suppress(ValueError):  # not the main thread, which alone hears of signals
                 for number in asked:
-                    before[number] = signal.signal(number, lambda *_: setattr(self, "should_exit", True))
+                    before[number] = signal.signal(number, stop)
             try:
                 yield
             finally:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from flaresemi.cli import serve
@@ -107,3 +108,34 @@ def test_check_loads_the_models_and_ends(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert serve.main(["--check", "--device", "cpu", "--engine", "torch", "--token-file", "token"]) == 0
     assert "liver" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [(), ("--organ-codes", "codes.json")])
+def test_the_users_codes_are_those_of_flaresemi_predict(folder, monkeypatch, words):
+    monkeypatch.chdir(folder)
+    own = {"value": "X1", "scheme": "99US", "meaning": "Our liver"}
+    for name, value in (("dataset.json", "X1"), ("codes.json", "X2")):
+        text = json.dumps({"labels": {"liver": 7}, "codes": {"liver": own | {"value": value}}})
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "results").mkdir()
+    options = serve._parser().parse_args(["--device", "cpu", "--engine", "torch", *words])
+    with contextlib.closing(serve._predictions(options, folder / "results")) as predictions:
+        answer = predictions.start([folder / "scans" / "a"], "dicom-seg").result(60)
+        (segment,) = pydicom.dcmread(answer.file).SegmentSequence
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == ("X2" if words else "X1")
+
+
+def test_what_is_being_answered_has_as_long_as_any_request(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    given = []
+
+    class Stopped:
+        def __init__(self, *_, grace_seconds):
+            given.append(grace_seconds)
+
+        def run(self):
+            pass
+
+    monkeypatch.setattr(serve, "Running", Stopped)
+    assert serve.main(["--port", "0", "--device", "cpu", "--engine", "torch", "--timeout", "7m"]) == 0
+    assert given == [420.0]

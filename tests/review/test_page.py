@@ -219,6 +219,11 @@ def test_a_killed_server_loses_nothing_that_is_drawn(chromium: Any, made: MadeRe
     ann.wait_for("document.getElementById('toast').textContent.includes('the server does not answer')")
     drawn = ann.voxels(3)
     with serving(made, client.port):  # started again
+        image = ann.page.evaluate("reviewing.state.open.image")
+        ann.page.evaluate("reviewing.state.open.image = 'another one'")
+        ann.page.click("#save")
+        ann.wait_for("document.getElementById('toast').textContent.includes('exchanged meanwhile')")
+        ann.page.evaluate(f"reviewing.state.open.image = '{image}'")
         ann.page.click("#save")
         ann.wait_for("reviewing.state.open.review !== null")
         review = made.material().review(CASE)
@@ -341,10 +346,74 @@ def test_strokes_in_every_plane_and_back(chromium: Any, kept: MadeReview) -> Non
     assert np.array_equal(seen[6], expected)
 
 
+#: Voxels of class 1 in a slice, before and after `Interpolate`: it was corrected, or strokes beside it were undone.
+_BETWEEN = """async url => {
+  const { LabelMap } = await import(new URL('labels.js', url).href)
+  const size = 64, square = { value: 1, erase: false, protect: true }, seen = []
+  const make = (bytes = null) => new LabelMap([8, 8, 12], [1, 1, 1], bytes)
+  const draw = (map, z, pen = {}, width = 6) => {
+    map.begin({ ...square, ...pen })
+    for (let y = 1; y < 7; y++) for (let x = 1; x < 1 + width; x++) map.mark(x + 8 * y + size * z)
+    map.end()
+  }
+  const count = (map, z) => map.table[z * 256 + 1]
+  const interpolate = (map, z) => {
+    const before = count(map, z)
+    map.interpolate(square)
+    seen.push([before, count(map, z)])
+  }
+  for (const pen of [{ erase: true }, { erase: true, value: 3, protect: false }, { value: 2, protect: false }]) {
+    const map = make()
+    draw(map, 2); draw(map, 6)
+    interpolate(map, 4)
+    draw(map, 4, pen, 3)
+    draw(map, 9)
+    interpolate(map, 4)
+    map.undo(); map.undo(); map.undo() // the second interpolation, slice 9, and what was corrected in 4
+    draw(map, 6, { erase: true }, 3)
+    interpolate(map, 4)
+  }
+  const bytes = new Uint8Array(size * 12) // a pseudo-label, narrow in 4 to 6
+  for (let z = 1; z < 11; z++) for (let y = 1; y < 7; y++) {
+    const row = size * z + 8 * y
+    bytes.fill(1, row + 1, row + (z > 3 && z < 7 ? 3 : 7))
+  }
+  const map = make(bytes)
+  draw(map, 1, { erase: true }, 1)
+  map.undo()
+  draw(map, 8, { erase: true }, 1); draw(map, 10, { erase: true }, 1)
+  interpolate(map, 5)
+  while (map.undo()) ;
+  while (map.redo()) ;
+  draw(map, 1, { erase: true }, 1)
+  interpolate(map, 5)
+  return seen
+}"""
+
+
+@pytest.mark.timeout(300)
+def test_what_a_person_drew_is_never_interpolated_and_what_was_undone_counts_no_more(
+    chromium: Any, kept: MadeReview
+) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    with serving(kept) as client:
+        page = chromium.new_page()
+        page.goto(f"{client.origin}/{TOKEN}/page.css")
+        *corrected, undone, drawn = page.evaluate(_BETWEEN, f"{client.origin}/{TOKEN}/")
+        page.close()
+    for first, second, third in zip(*[iter(corrected)] * 3, strict=True):
+        assert (first, second) == ([0, 36], [18, 18])  # erased, by another organ's pen, or taken by another organ
+        assert third[0] == 36 and 18 < third[1] < 36  # of a stroke that was undone nothing is kept
+    assert undone == [12, 12]
+    assert drawn[0] == 12 and drawn[1] > 24
+
+
 @pytest.mark.timeout(600)
 def test_everything_can_be_done_with_keys(chromium: Any, made: MadeReview) -> None:
     from tests.review.made_client import TOKEN, serving
 
+    material = made.material()
     with serving(made) as client:
         ann = Person(chromium, f"{client.origin}/{TOKEN}/")
         page, cross = ann.page, "reviewing.viewer.sight.cross"
@@ -381,7 +450,25 @@ def test_everything_can_be_done_with_keys(chromium: Any, made: MadeReview) -> No
         page.keyboard.press("Enter")
         ann.wait_for("reviewing.viewer.done.length === 1")
         assert 0 < ann.voxels(3) <= 9
+        marks = "Object.fromEntries(reviewing.state.marks)"
+        (taken,) = {*page.evaluate("[...reviewing.viewer.labels.changed()]")} - {3}  # a dab into another organ
+        other = material.labels.names[taken - 1]
+        assert page.evaluate(marks) == {"spleen": "corrected", other: "corrected"}
+        # What is undone is marked as before, whatever that was; what a person marks stays.
         page.keyboard.press("Control+z")
         assert ann.voxels(3) == 0
+        assert page.evaluate(marks) == {}
+        page.get_by_label(f"accept {other}").click()
+        page.focus("#canvas")
+        page.keyboard.press("Control+Shift+Z")
+        assert page.evaluate(marks) == {"spleen": "corrected", other: "corrected"}
+        page.keyboard.press("Control+z")
+        assert page.evaluate(marks) == {other: "accepted"}
+        page.keyboard.press("Control+Shift+Z")
+        for _ in range(2):  # off, and on by hand
+            page.get_by_label("vouch for as corrected: spleen").click()
+        page.focus("#canvas")
+        page.keyboard.press("Control+z")
+        assert page.evaluate(marks) == {other: "accepted", "spleen": "corrected"}
         assert ann.problems == []
         page.close()

@@ -1,7 +1,9 @@
 """The server answers the page and nobody else, and what the page sends becomes what the next round reads."""
 
+import dataclasses
 import gzip
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ pytest.importorskip("uvicorn", reason='no uvicorn: pip install "flaresemi[review
 
 from flaresemi.errors import ConfigError, SelectionError
 from flaresemi.geometry import Geometry
-from flaresemi.io.images import read_grid, write_label_map
+from flaresemi.io.images import read_grid, read_label_map, write_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.plans import Stage
 from flaresemi.review.serving import kept_token, serve
@@ -187,6 +189,27 @@ def test_a_correction_arrives_voxel_by_voxel(client: Client, made: MadeReview) -
     assert item["open"] == "Ann"
     assert tell(client, "take-back", {"id": CASE, "revision": 1}).status_code == 200
     assert material.review(CASE) is None
+
+
+def test_an_image_that_was_exchanged_is_not_recorded_as_the_one_that_was_seen(
+    kept: MadeReview, made: MadeReview, tmp_path: Path
+) -> None:
+    own = dataclasses.replace(made, dataset=shutil.copytree(kept.dataset, tmp_path / "data"))
+    material = own.material()
+    path = material.unlabeled[CASE].images[0]
+    with serving(own) as client:
+        facts = ask(client, "case", id=CASE)
+        path.touch()  # another time alone is no other image
+        said = {"revision": 0, "looked_at": facts["label_hash"], "image": facts["image"], "rejected": ["liver"]}
+        review = tell(client, "decision", said, id=CASE).json()
+        assert (review["revision"], review["image"]) == (1, facts["image"])
+        write_label_map(path, read_label_map(path).array_zyx[::-1], read_grid(path))
+        answer = tell(client, "decision", said | {"revision": 1}, id=CASE)
+        assert (answer.status_code, "exchanged meanwhile" in answer.json()["what"]) == (409, True)
+        seen = ask(client, "case", id=CASE)["image"]
+        assert seen not in ("", facts["image"])
+        assert tell(client, "decision", said | {"revision": 1, "image": seen}, id=CASE).status_code == 200
+    assert (material.review(CASE).revision, material.review(CASE).image) == (2, seen)
 
 
 def test_what_is_wrong_is_refused_in_words(client: Client) -> None:

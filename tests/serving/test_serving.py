@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -15,7 +16,7 @@ import pytest
 from flaresemi.inference.cascade import Segmenter
 from flaresemi.io.images import read_image, read_label_map, write_label_map
 from flaresemi.serving.app import make_app
-from flaresemi.serving.jobs import Limits, Predictions
+from flaresemi.serving.jobs import BusyError, Limits, Predictions
 from flaresemi.web.gate import LOOPBACK, Gate
 from flaresemi.web.running import Running, listening
 from flaresemi.workspace import Workspace
@@ -52,7 +53,7 @@ class Client:
 
 
 @contextlib.contextmanager
-def served(root, *, limits=None, most_bytes=1 << 20):
+def served(root, *, limits=None, most_bytes=1 << 20, hosts=LOOPBACK):
     """A server with the models of a folder, which may read its scans."""
     segmenter = Segmenter.load(Workspace(root / "flaresemi").models, device="cpu", engine="torch")
     for name in ("results", "uploads"):
@@ -63,7 +64,7 @@ def served(root, *, limits=None, most_bytes=1 << 20):
     gate = Gate(
         make_app(predictions, root / "uploads"),
         token=TOKEN,
-        hosts=LOOPBACK,
+        hosts=hosts,
         most_bytes=most_bytes,
         open_paths=("/health",),
     )
@@ -128,6 +129,11 @@ def test_what_is_told_of_the_server(folder):  # noqa: F811
         ({"Origin": "http://evil.example"}, TOKEN, 403),
         ({"Host": "evil.example"}, TOKEN, 421),
         ({"Host": "evil.example"}, None, 421),
+        ({"Host": "["}, None, 421),
+        ({"Host": "[::1"}, TOKEN, 421),
+        ({"Origin": "http://["}, None, 403),
+        ({"Origin": "http://[::1"}, TOKEN, 403),
+        ({"Origin": ""}, TOKEN, 403),
     ],
 )
 def test_strangers_get_nowhere(folder, headers, token, status):  # noqa: F811
@@ -135,6 +141,12 @@ def test_strangers_get_nowhere(folder, headers, token, status):  # noqa: F811
         for path in ("/model", "/segment?name=a.nii.gz", "/results/x/labels.nii.gz"):
             assert client.ask(path, b"x" if "segment" in path else None, token=token, **headers)[0] == status
         assert predictions.state["made"] == 0
+
+
+def test_any_name_of_the_host_is_still_a_name(folder):  # noqa: F811
+    with served(folder, hosts=None) as (client, _):
+        assert client.ask("/model", Host="scanner.example")[0] == 200
+        assert client.ask("/model", Host="[")[0] == 421
 
 
 @pytest.mark.parametrize(
@@ -222,6 +234,50 @@ def test_a_full_queue_and_a_late_answer(folder, monkeypatch):  # noqa: F811
                 break
             time.sleep(0.01)
         assert predictions.state["made"] == 1  # the one that waited was not begun
+
+
+@contextlib.contextmanager
+def full(predictions, monkeypatch):
+    """A prediction is made as long as the block runs, and none may wait."""
+    going, begun = threading.Event(), threading.Event()
+    monkeypatch.setattr(predictions, "_make", lambda *_: (begun.set(), going.wait(30)))
+    future = predictions.start([], "nii.gz")
+    assert begun.wait(30)
+    try:
+        yield
+    finally:
+        going.set()
+        future.result(30)
+
+
+def test_nothing_stays_of_an_image_that_a_full_server_refuses(folder, monkeypatch):  # noqa: F811
+    with served(folder, limits=Limits(waiting=0), most_bytes=1 << 26) as (client, predictions):
+        with full(predictions, monkeypatch):
+            assert client.ask("/segment?name=a.nii.gz", bytes(1 << 24))[0] == 503
+            assert list((folder / "uploads").iterdir()) == []
+            # Who asks first need not send it.
+            head = f"POST /segment?name=a.nii.gz HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+            with socket.create_connection(("127.0.0.1", client.port), timeout=30) as asked:
+                asked.sendall(f"{head}Content-Length: 9999\r\nExpect: 100-continue\r\n\r\n".encode())
+                assert asked.recv(12) == b"HTTP/1.1 503"
+            # The last place may be taken while an image is sent.
+            own = folder / "uploads" / "sent"
+            own.mkdir()
+            with pytest.raises(BusyError):
+                predictions.start([own / "image.nii.gz"], "nii.gz", own)
+            assert not own.exists()
+        assert predictions.start([], "nii.gz").result(30)  # there is room again
+
+
+def test_results_go_in_time_though_nobody_asks(folder):  # noqa: F811
+    with served(folder, limits=Limits(kept_seconds=0.5)) as (client, _):
+        for _ in range(2):
+            assert client.ask("/segment", {"path": str(folder / "scans" / "a")})[0] == 200
+            for _ in range(200):
+                if not list((folder / "results").iterdir()):
+                    break
+                time.sleep(0.05)
+            assert list((folder / "results").iterdir()) == []
 
 
 def test_old_results_go(folder):  # noqa: F811

@@ -13,7 +13,6 @@ export class LabelMap {
     this.differs = new Int32Array(256) // by class, how many voxels were taken from or given to it
     this.done = []
     this.undone = []
-    this.touched = new Map() // by class, the axial slices that were drawn on
     this.stroke = null
     this.version = 0
     this.table = this.count() // by axial slice and class, voxels
@@ -121,22 +120,27 @@ export class LabelMap {
 
   // Makes a stroke one step that can be undone; whether it changed anything.
   end() {
-    const { where, before, value, erase } = this.stroke
+    const { where, before } = this.stroke
     this.stroke = null
-    return this.remember(where, before, erase ? null : value)
+    return this.remember(where, before, true)
   }
 
-  remember(where, before, value) {
+  remember(where, before, byHand) {
     if (!where.length) return false
-    const step = { where: Uint32Array.from(where), before: Uint8Array.from(before), after: Uint8Array.from(where, i => this.voxels[i]) }
-    this.done.push(step)
+    const after = Uint8Array.from(where, i => this.voxels[i])
+    this.done.push({ where: Uint32Array.from(where), before: Uint8Array.from(before), after, byHand })
     this.undone = []
-    if (value !== null) {
-      if (!this.touched.has(value)) this.touched.set(value, new Set())
-      for (const i of where) this.touched.get(value).add(Math.floor(i / this.size))
-    }
     this.version++
     return true
+  }
+
+  // The axial slices in which strokes that are not undone gave voxels to a class or took some from it.
+  drawnOn(value) {
+    const found = new Set()
+    for (const { where, before, after, byHand } of this.done) {
+      if (byHand) where.forEach((i, n) => { if (before[n] === value || after[n] === value) found.add(Math.floor(i / this.size)) })
+    }
+    return [...found].sort((a, b) => a - b)
   }
 
   undo() { return this.step(this.done, this.undone, 'before') }
@@ -151,9 +155,10 @@ export class LabelMap {
     return true
   }
 
-  // Shapes between the slices that were drawn on, by their distances to the outline; returns how many were filled.
+  // Shapes between the slices that were drawn on, by their distances to the outline; returns how many were filled. A slice
+  // from which all was erased has no shape.
   interpolate({ value, protect }) {
-    const drawn = [...(this.touched.get(value) ?? [])].sort((a, b) => a - b).filter(z => this.table[z * 256 + value] > 0)
+    const drawn = this.drawnOn(value).filter(z => this.table[z * 256 + value] > 0)
     const { size } = this, where = [], before = []
     let filled = 0
     for (let n = 1; n < drawn.length; n++) {
@@ -170,7 +175,7 @@ export class LabelMap {
         }
       }
     }
-    this.remember(where, before, null)
+    this.remember(where, before, false)
     return filled
   }
 

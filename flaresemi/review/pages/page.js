@@ -17,6 +17,7 @@ const state = {
   info: null, items: [], next: [], round: 0, filter: 'open', find: '',
   open: null, // what the server says of the open case
   marks: new Map(), // by organ: accepted, rejected or corrected
+  before: new Map(), // by organ that drawing has marked as corrected, its mark before that
   readonly: null, // why nothing may be changed
   dirty: false, which: 'newest', channel: 0, window: 0, view: 'multi', seen: 0, busy: 0, compared: false,
 }
@@ -243,6 +244,7 @@ function busy(text) {
 function marks(which) {
   const kinds = which === 'reviewed' ? ['accepted', 'rejected', 'corrected'] : ['rejected']
   state.marks = new Map()
+  state.before = new Map()
   for (const kind of kinds) for (const organ of state.open.review?.[kind] ?? []) state.marks.set(organ, kind)
   $('note').value = state.open.review?.note ?? ''
   const slices = state.open.review?.slices?.[0]
@@ -374,7 +376,10 @@ function organMarks(each) {
     button.title = `${word} ${each.name}`
     button.setAttribute('aria-pressed', on)
     button.addEventListener('click', () => {
-      for (const organ of each.organs) on ? state.marks.delete(organ) : state.marks.set(organ, kind)
+      for (const organ of each.organs) {
+        on ? state.marks.delete(organ) : state.marks.set(organ, kind)
+        state.before.delete(organ)
+      }
       changed()
       const again = [...$('organs').querySelectorAll(`[data-mark=${kind}]`)].find(b => b.getAttribute('aria-label') === `${word} ${each.name}`)
       again?.focus()
@@ -414,10 +419,20 @@ function decision() {
   for (const button of document.querySelectorAll('[data-tool]')) button.setAttribute('aria-pressed', button.dataset.tool === viewer.pen.tool)
 }
 
-// Every organ of a class that was drawn on is corrected.
+// Every organ of a class that was drawn on is corrected; where all of that was undone, it is marked as it was.
 function drawn() {
   const found = viewer.labels.changed()
-  for (const each of state.info.classes) if (found.has(each.index)) for (const organ of each.organs ?? []) state.marks.set(organ, 'corrected')
+  const organs = new Set(state.info.classes.filter(each => found.has(each.index)).flatMap(each => each.organs ?? []))
+  for (const organ of organs) {
+    if (state.marks.get(organ) === 'corrected') continue
+    state.before.set(organ, state.marks.get(organ))
+    state.marks.set(organ, 'corrected')
+  }
+  for (const [organ, mark] of state.before) {
+    if (organs.has(organ)) continue
+    mark ? state.marks.set(organ, mark) : state.marks.delete(organ)
+    state.before.delete(organ)
+  }
   changed()
 }
 
@@ -459,7 +474,7 @@ async function save(next = false) {
   const facts = state.open, following = next ? neighbor(1)?.id : null
   const named = kind => state.info.organs.filter(organ => state.marks.get(organ) === kind)
   const corrected = named('corrected'), accepted = named('accepted')
-  const said = { revision: facts.review?.revision ?? 0, looked_at: facts.label_hash, accepted, rejected: named('rejected'), corrected,
+  const said = { revision: facts.review?.revision ?? 0, looked_at: facts.label_hash, image: facts.image, accepted, rejected: named('rejected'), corrected,
     slices: slices(corrected), note: $('note').value.trim() }
   const showsOther = $('which').value !== 'newest'
   const needsMap = corrected.length > 0 || (accepted.length > 0 && (showsOther || viewer.isDrawn))
