@@ -20,6 +20,7 @@ from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError, FlaresemiError, ImageError
 from flaresemi.geometry import BoundingBox, Geometry
 from flaresemi.io.grids import SourceGrid
+from flaresemi.io.image_file import files_of
 from flaresemi.io.images import Image, LabelMap, read_image, read_label_map
 from flaresemi.io.segments import Segment
 from flaresemi.labels import LabelSet, count_values
@@ -291,7 +292,8 @@ def _gib_to_inspect(case: Case) -> float:
     """Main memory that looking into a case takes, guessed from its files' sizes."""
     size = 0
     for path in case.images:
-        raw = path.name.lower().endswith(".nii") or path.is_dir()  # slices are compressed by half at most
+        # Slices are compressed by half at most.
+        raw = path.is_dir() or files_of(path)[-1].name.lower().endswith((".nii", ".raw"))
         size += (_BYTES_PER_RAW_BYTE if raw else _BYTES_PER_COMPRESSED_BYTE) * max(file_stamp(path).size, 0)
     return 0.4 + size / 2**30
 

@@ -141,6 +141,18 @@ def test_continue_skips_what_is_done(folder, capsys):
     assert (folder / "out" / "b.nrrd").stat().st_mtime_ns > done
 
 
+def test_continue_looks_at_voxels_that_lie_beside_their_header(folder, capsys):
+    image = sitk.ReadImage(str(folder / "scans" / "b_0000.nrrd"))
+    sitk.WriteImage(image, str(folder / "one.mhd"))
+    voxels = folder / "one.raw"
+    assert predict.main(["-i", "one.mhd", "-o", "one.nii.gz"]) == 0
+    for is_done in (True, False):
+        capsys.readouterr()
+        assert predict.main(["-i", "one.mhd", "-o", "one.nii.gz", "--continue"]) == 0
+        assert ("have their label map already" in capsys.readouterr().err) == is_done
+        voxels.write_bytes(bytes(reversed(voxels.read_bytes())))
+
+
 @pytest.mark.parametrize("extra", [[], ["--single-process"]])
 def test_a_bad_image_does_not_stop_the_others(folder, capsys, extra):
     content = (folder / "scans" / "a_0000.nii.gz").read_bytes()

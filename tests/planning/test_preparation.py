@@ -184,6 +184,23 @@ class TestResume:
         small.add("unlabeled", "u0", seed=51)
         assert [task.case.id for task in pending(dataset, plans, workspace)] == ["l2", "u0"]
 
+    def test_voxels_beside_their_header_are_part_of_a_file(self, small_dataset, workspace):
+        """A program that saves a label map again as header and voxels may leave the header as it was."""
+        small = small_dataset()
+        small.label_path("l2").unlink()
+        header, voxels = small.folder("label") / "l2.mhd", small.folder("label") / "l2.raw"
+        small.write(header, small.label_array(2).astype(np.uint8))
+        dataset, plans = planned(small)
+        prepare_dataset(dataset, plans, workspace, workers=1)
+        os.utime(voxels, ns=(3, 3))
+        refuse_changed(dataset, dataset.labeled, plans, workspace)
+        voxels.write_bytes(np.flip(np.frombuffer(voxels.read_bytes(), np.uint8)).tobytes())
+        with pytest.raises(DatasetError, match=r"1 case\(s\) have changed since they were prepared: l2"):
+            refuse_changed(dataset, dataset.labeled, plans, workspace)
+        assert [task.case.id for task in pending(dataset, plans, workspace)] == ["l2"]
+        voxels.unlink()
+        assert [task.case.id for task in pending(dataset, plans, workspace)] == ["l2"]
+
     def test_copies_with_other_times_are_the_same_files(self, small_dataset, workspace, monkeypatch):
         """A dataset that was copied is not prepared again, and is read once to see that it is the same."""
         small = small_dataset()

@@ -93,6 +93,20 @@ def test_what_is_there_is_kept_and_a_changed_file_is_taken_anew(student: Student
     assert {case_id for case_id in before if before[case_id] != after[case_id]} == {"u1"}
 
 
+def test_voxels_beside_their_header_are_part_of_a_label_map(student: Student) -> None:
+    (student.teacher / "u1.nii.gz").unlink()
+    student.data.write(student.teacher / "u1.mhd", student.truth("u1").astype(np.uint8))
+    learn(student)
+    before = written_at(student)
+    teaching, voxels = begin(student), student.teacher / "u1.raw"
+    voxels.write_bytes(bytes(voxels.stat().st_size))
+    assert learn(student).labels["u1"].open("u1").record.voxels_per_label[0] == 0
+    after = written_at(student)
+    assert {case_id for case_id in before if before[case_id] != after[case_id]} == {"u1"}
+    with pytest.raises(DatasetError, match="case 'u1': its label map is not the one"):
+        learn(student, teaching)
+
+
 def test_other_values_of_the_organs_make_it_anew(student: Student) -> None:
     """The same file means something else then."""
     teaching, task = begin(student), task_of(student)
