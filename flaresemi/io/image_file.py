@@ -174,8 +174,10 @@ def content_of(path: Path) -> str:
     return contents[0] if len(contents) == 1 else record_hash(contents)
 
 
-def is_read_by_names(path: Path) -> bool:
-    """Whether the names of the organs decide what a label map holds: of DICOM segmentations, and of several layers.
+def is_read_by_organs(path: Path, labels: LabelSet) -> bool:
+    """Whether more of the organs than what their values mean decides what a label map holds.
+
+    It does where segments have names (DICOM) or several layers, and where what is in no segment is not 0.
 
     Raises:
         OSError: files or memory ran out.
@@ -187,7 +189,7 @@ def is_read_by_names(path: Path) -> bool:
         segments = () if header is None else find_segments(header.pairs, path)
     except ImageError:  # reading it will say why
         return False
-    return len({segment.layer for segment in segments}) > 1
+    return len({segment.layer for segment in segments}) > 1 or (labels.background != 0 and bool(segments))
 
 
 def _text_header(path: Path) -> TextHeader | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flaresemi.dataset import Case
 from flaresemi.files import content_hash
-from flaresemi.io.image_file import files_of
+from flaresemi.io.image_file import files_of, is_read_by_organs
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import supervised_organs
 from flaresemi.ranges import FileSize, FileTime
@@ -73,10 +73,11 @@ def case_content_hash(case: Case, labels: LabelSet, rules: str) -> str:
 
 def _reading_hash(case: Case, labels: LabelSet, rules: str, files: tuple[FileStamp, ...] | tuple[str, ...]) -> str:
     labeled = case.label is not None
+    names = (labels.names,) if case.label is not None and is_read_by_organs(case.label, labels) else ()
     return record_hash(
         _Reading(
             files=files,
-            values=labels.reading if labeled else (),
+            values=(*labels.reading, *names) if labeled else (),
             supervised=supervised_organs(case, labels) if labeled else (),
             label_on_image_grid=case.label_on_image_grid,
             rules=f"{rules}, reading {_READING}",
