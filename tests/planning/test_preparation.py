@@ -201,6 +201,15 @@ class TestResume:
         voxels.unlink()
         assert [task.case.id for task in pending(dataset, plans, workspace)] == ["l2"]
 
+    def test_what_could_not_be_read_is_never_the_same(self, small_dataset, workspace, monkeypatch):
+        """Neither then nor now is anything known of what the file holds."""
+        dataset, plans = planned(small_dataset())
+        monkeypatch.setattr(preparation, "case_content_hash", lambda *_: "")
+        prepare_dataset(dataset, plans, workspace, workers=1)
+        assert pending(dataset, plans, workspace) == []
+        os.utime(dataset.labeled[1].images[0], ns=(3, 3))
+        assert [task.case.id for task in pending(dataset, plans, workspace)] == [dataset.labeled[1].id]
+
     def test_copies_with_other_times_are_the_same_files(self, small_dataset, workspace, monkeypatch):
         """A dataset that was copied is not prepared again, and is read once to see that it is the same."""
         small = small_dataset()
