@@ -15,13 +15,13 @@ from flaresemi import __version__
 from flaresemi.errors import ConfigError
 from flaresemi.files import atomic_path, content_hash
 from flaresemi.geometry import Geometry
-from flaresemi.image_paths import visible_files
 from flaresemi.inference.measurements import CaseMeasures
 from flaresemi.inference.probabilities import SavedProbabilities, remove_outdated
 from flaresemi.inference.segmentation import Segmentation, write_segmentation
+from flaresemi.io.image_file import content_of, files_of
 from flaresemi.planning.findings import Finding
 from flaresemi.ranges import FileSize, FileTime
-from flaresemi.records import CAME_LATER, load_record, record_hash, save_record
+from flaresemi.records import CAME_LATER, load_record, save_record
 from flaresemi.selection import CaseScore
 
 #: Folder beside the label maps; hidden, so that programs which list theirs find label maps alone.
@@ -30,7 +30,7 @@ RECORDS = ".flaresemi"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageVersion:
-    """An image file as it was read, or a folder of DICOM slices: then sums over its files.
+    """An image file as it was read; of a folder of DICOM slices, or of a header and its voxels, sums over the files.
 
     Attributes:
         content: Hash of what it holds, whatever it is called.
@@ -48,14 +48,12 @@ class ImageVersion:
         Raises:
             OSError: it cannot be read.
         """
-        files = visible_files(path) if path.is_dir() else [path]
-        states = [os.stat(each) for each in files]
-        contents = [content_hash(each) for each in files]
+        states = [os.stat(each) for each in files_of(path)]
         return cls(
             name=path.name,
             size=sum(state.st_size for state in states),
             mtime_ns=sum(state.st_mtime_ns for state in states),
-            content=contents[0] if len(contents) == 1 else record_hash(contents),
+            content=content_of(path),
         )
 
     def is_of(self, path: Path) -> bool:
@@ -64,15 +62,14 @@ class ImageVersion:
         Raises:
             OSError: it cannot be read.
         """
-        files = visible_files(path) if path.is_dir() else [path]
-        states = [os.stat(each) for each in files]
+        states = [os.stat(each) for each in files_of(path)]
         if self.size != sum(state.st_size for state in states):
             return False
         same_time = self.mtime_ns == sum(state.st_mtime_ns for state in states)
         # Archives keep whole seconds, or one time for all files: such a time shows nothing.
         if same_time and self.name == path.name and self.mtime_ns % 10**9:
             return True
-        return self.content == ImageVersion.of(path).content
+        return self.content == content_of(path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

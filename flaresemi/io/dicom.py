@@ -166,6 +166,13 @@ def _find_voxels(elements: Elements, path: Path) -> Voxels:
             where=path,
             fix="export the series again",
         )
+    if highest != used - 1:
+        raise ImageError(
+            f"the values do not lie in the lowest bits of a voxel: {used:g} are stored, the highest is number "
+            f"{highest:g}, expected {used - 1:g}",
+            where=path,
+            fix="export the series again, with HighBit one less than BitsStored",
+        )
     slope = elements.number("RescaleSlope", "the rescale slope", 1.0)
     intercept = elements.number("RescaleIntercept", "the rescale intercept", 0.0)
     if slope == 0.0:

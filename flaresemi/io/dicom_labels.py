@@ -21,6 +21,9 @@ from flaresemi.labels import LabelSet
 
 _CONVERT = "export it as an uncompressed binary segmentation, or as NIfTI"
 
+#: The name of voxels that nobody has annotated, as in `LabelSet.values`.
+_IGNORE = "ignore"
+
 #: Among the voxels of one frame, how many may be asked for. Chosen: no scanner has as many.
 _MOST_VOXELS = 1 << 40
 
@@ -55,9 +58,9 @@ class DicomSegmentation:
             ImageError: the file is damaged, two segments have one value, or segments share voxels that no value means.
         """
         present = sorted({number for _, number in self.frames} - {0}) or sorted(self.names)
-        known = {} if labels is None else {plain_name(name): name for name in labels.names}
+        known = {plain_name(name): name for name in _names(labels)}
         named = {number: known[name] for number in present if (name := plain_name(self.names.get(number, ""))) in known}
-        if labels is not None and labels.has_regions and named:
+        if labels is not None and labels.has_regions and {*named.values()} - {_IGNORE}:
             return self._of_regions(labels, named, present)
         values = {number: labels.values[named[number]] if labels and number in named else number for number in present}
         twice = sorted(value for value in set(values.values()) if list(values.values()).count(value) > 1)
@@ -68,13 +71,14 @@ class DicomSegmentation:
                 where=self.path,
                 fix='give the segments the names of "labels" in dataset.json, or its values for numbers',
             )
-        merged = np.zeros(self.geometry.shape_zyx, np.int32)
+        background = 0 if labels is None else labels.background
+        merged = np.full(self.geometry.shape_zyx, background, np.int32)
         for plane, number, found in self._planes(merged):
             if self.bits > 1:  # numbers, not masks
                 for value in np.unique(found[found > 0]).tolist():
                     plane[found == value] = values.get(value, value)
                 continue
-            shared = np.count_nonzero(plane[found])
+            shared = np.count_nonzero(plane[found] != background)
             if shared:
                 name = shown(self.names.get(number, ""))
                 raise ImageError(
@@ -98,7 +102,8 @@ class DicomSegmentation:
                 where=self.path,
                 fix='give all segments the names of "labels" in dataset.json, or use another format',
             )
-        bit = {number: 1 << (labels.index(name) - 1) for number, name in named.items()}
+        ignored = np.iinfo(np.int64).min  # the bit that no region has
+        bit = {number: ignored if name == _IGNORE else 1 << (labels.index(name) - 1) for number, name in named.items()}
         inside = np.zeros(self.geometry.shape_zyx, np.int64)
         for plane, number, found in self._planes(inside):
             if self.bits > 1:
@@ -117,6 +122,8 @@ class DicomSegmentation:
                     fix='give this combination a value in "labels", or correct the segments',
                 )
             merged[inside == combination] = meant[combination]
+        if labels.ignore is not None:  # whatever else is there
+            merged[inside < 0] = labels.ignore
         return merged, ()  # names have been understood
 
     def _planes(self, volume_zyx: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
@@ -139,6 +146,13 @@ class DicomSegmentation:
             else:
                 found = stored[index * size : (index + 1) * size]
             yield volume_zyx[z], number, found.reshape(rows, columns)
+
+
+def _names(labels: LabelSet | None) -> tuple[str, ...]:
+    """What a segment may be called to be read by its name."""
+    if labels is None:
+        return ()
+    return labels.names if labels.ignore is None else (_IGNORE, *labels.names)
 
 
 def read_segmentation(path: Path) -> DicomSegmentation:

@@ -15,8 +15,9 @@ import SimpleITK as sitk
 
 from flaresemi import extensions
 from flaresemi.errors import ImageError, shown
+from flaresemi.files import content_hash
 from flaresemi.geometry import Geometry
-from flaresemi.image_paths import IMAGE_ENDINGS, image_endings
+from flaresemi.image_paths import IMAGE_ENDINGS, image_endings, visible_files
 from flaresemi.io import integrity, nifti
 from flaresemi.io.axes import check_axes, make_geometry
 from flaresemi.io.dicom_labels import read_segmentation
@@ -26,10 +27,12 @@ from flaresemi.io.segments import Segment, find_segments
 from flaresemi.io.series import find_series
 from flaresemi.io.text_headers import TextHeader, read_text_header
 from flaresemi.labels import LabelSet
+from flaresemi.records import record_hash
 
 logger = logging.getLogger(__name__)
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
+_TEXT_HEADERS = (".mha", ".mhd", ".nrrd")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -145,6 +148,59 @@ def open_image(path: Path) -> Iterator[ImageFile]:
         beside = header.voxels.path != path
         with integrity.opened(header.voxels.path) if beside else contextlib.nullcontext(file) as voxels:
             yield _open_with_text_header(header, voxels, path)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that an image or a label map consists of: a folder's; a header and the file of its voxels; or itself.
+
+    Of a header that cannot be read, or whose voxels are not there, it is the header alone: reading it will say why.
+
+    Raises:
+        OSError: files or memory ran out.
+    """
+    if path.is_dir():
+        return tuple(visible_files(path))
+    header = _text_header(path)
+    return (path,) if header is None or header.voxels.path == path else (path, header.voxels.path)
+
+
+def content_of(path: Path) -> str:
+    """Hash of what the files of an image or a label map hold, whatever they are called.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    contents = [content_hash(each) for each in files_of(path)]
+    return contents[0] if len(contents) == 1 else record_hash(contents)
+
+
+def is_read_by_organs(path: Path, labels: LabelSet) -> bool:
+    """Whether more of the organs than what their values mean decides what a label map holds.
+
+    It does where segments have names (DICOM) or several layers, and where what is in no segment is not 0.
+
+    Raises:
+        OSError: files or memory ran out.
+    """
+    if path.name.lower().endswith(".dcm"):
+        return True
+    header = _text_header(path)
+    try:
+        segments = () if header is None else find_segments(header.pairs, path)
+    except ImageError:  # reading it will say why
+        return False
+    return len({segment.layer for segment in segments}) > 1 or (labels.background != 0 and bool(segments))
+
+
+def _text_header(path: Path) -> TextHeader | None:
+    """None of files that have none, or none that can be read."""
+    if not path.name.lower().endswith(_TEXT_HEADERS):
+        return None
+    try:
+        with integrity.opened(path) as file:
+            return read_text_header(file)
+    except ImageError:
+        return None
 
 
 def image_ending(path: Path) -> str:

@@ -17,7 +17,7 @@ from flaresemi.image_paths import IMAGE_ENDINGS
 from flaresemi.io import integrity, nifti
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.image_file import NIFTI_ENDINGS, ImageFile, image_ending, last_line, open_image
-from flaresemi.io.segments import Segment, merge_layers
+from flaresemi.io.segments import Segment, merge_layers, type_for
 from flaresemi.io.voxels import replace_unusable
 from flaresemi.io.writing import written_whole
 from flaresemi.labels import LabelSet
@@ -63,11 +63,13 @@ class LabelMap:
         array_zyx: The user's values, of an integer type.
         source: The file's grid.
         segments: What the values stand for, where the file says it.
+        background: The value of what lies around a cropped one.
     """
 
     array_zyx: np.ndarray
     source: SourceGrid
     segments: tuple[Segment, ...] = ()
+    background: int = 0
 
     @property
     def geometry(self) -> Geometry:
@@ -84,7 +86,7 @@ class LabelMap:
         box = self.source.box_within(grid, tolerance_voxels)
         if box is None:
             return self
-        whole = np.zeros(grid.canonical.shape_zyx, self.array_zyx.dtype)
+        whole = np.full(grid.canonical.shape_zyx, self.background, type_for(self.array_zyx.dtype, self.background))
         whole[box.slices] = self.array_zyx
         return dataclasses.replace(self, array_zyx=whole, source=grid)
 
@@ -151,7 +153,7 @@ def read_label_map(path: Path, labels: LabelSet | None = None) -> LabelMap:
 
     Args:
         path: The file.
-        labels: The organs, for a segmentation whose segments are told apart by their names alone.
+        labels: The organs, for segments that are told apart by their names alone, and for what lies around them.
 
     Raises:
         ImageError: as `read_image`, a value is no integer, or segments overlap.
@@ -165,9 +167,10 @@ def read_label_map(path: Path, labels: LabelSet | None = None) -> LabelMap:
         else:
             integrity.check_memory(path, math.prod(file.source.geometry.shape_zyx))
             layers = [_label_values(layer, file.slope, file.intercept, path) for layer in file.stored()]
-            merged, segments = merge_layers(layers, file.segments, {} if labels is None else labels.values, path)
+            merged, segments = merge_layers(layers, file.segments, labels, path)
         canonical = np.ascontiguousarray(file.source.to_canonical(merged), dtype=merged.dtype.newbyteorder("="))
-    return LabelMap(array_zyx=canonical, source=file.source, segments=segments)
+    background = 0 if labels is None else labels.background
+    return LabelMap(array_zyx=canonical, source=file.source, segments=segments, background=background)
 
 
 def read_grid(path: Path) -> SourceGrid:

@@ -67,29 +67,33 @@ def find_segments(pairs: Mapping[str, str], path: Path) -> tuple[Segment, ...]:
 
 
 def merge_layers(
-    layers: Sequence[np.ndarray], segments: Sequence[Segment], organs: Mapping[str, int], path: Path
+    layers: Sequence[np.ndarray], segments: Sequence[Segment], labels: LabelSet | None, path: Path
 ) -> tuple[np.ndarray, tuple[Segment, ...]]:
     """One label map of layers that do not overlap, and its segments with the values that they have in it.
 
-    One layer is taken as it is.
+    One layer is taken as it is; but what is 0, and so in no segment, is the dataset's background.
 
     Args:
-        layers: Each (Z, Y, X), of an integer type; 0 is background.
+        layers: Each (Z, Y, X), of an integer type.
         segments: What they hold.
-        organs: Value by name. It tells segments apart that have the same value in different layers.
+        labels: The organs. Their names tell segments apart that have the same value in different layers.
         path: For messages.
 
     Raises:
         ImageError: two segments share a voxel, or a value that names cannot tell apart.
     """
+    background = 0 if labels is None else labels.background
     if len(layers) == 1:
-        return layers[0], tuple(segments)
-    values = _values(layers, segments, organs, path)
-    merged = np.zeros(layers[0].shape, np.int64 if layers[0].dtype.itemsize > 4 else np.int32)
+        alone = layers[0]
+        if segments and background and all(each.value for each in segments):
+            alone = np.where(alone == 0, background, alone.astype(type_for(alone.dtype, background), copy=False))
+        return alone, tuple(segments)
+    values = _values(layers, segments, {} if labels is None else labels.values, path)
+    merged = np.full(layers[0].shape, background, np.int64 if layers[0].dtype.itemsize > 4 else np.int32)
     for layer, found in enumerate(values):
         for stored, value in found.items():
             voxels = layers[layer] == stored
-            shared = np.count_nonzero(voxels & (merged != 0) & (merged != value))
+            shared = np.count_nonzero(voxels & (merged != background) & (merged != value))
             if shared:
                 raise ImageError(
                     f"its segments overlap: {shared} voxels are in {_name(segments, layer, stored)} and in another",
@@ -124,6 +128,12 @@ def _values(
             fix=f'give the segments the names of "labels" in dataset.json, or {EXPORT}',
         )
     return values  # type: ignore[return-value]
+
+
+def type_for(dtype: np.dtype, value: int) -> np.dtype:
+    """An integer type for an array that shall hold this value, too: its own where that does."""
+    numbers = np.iinfo(dtype)
+    return dtype if numbers.min <= value <= numbers.max else np.dtype(np.int64)
 
 
 def contradictions(segments: Sequence[Segment], labels: LabelSet, values: Sequence[int]) -> tuple[list[str], list[str]]:

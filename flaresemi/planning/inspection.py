@@ -20,6 +20,7 @@ from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import DatasetError, FlaresemiError, ImageError
 from flaresemi.geometry import BoundingBox, Geometry
 from flaresemi.io.grids import SourceGrid
+from flaresemi.io.image_file import files_of
 from flaresemi.io.images import Image, LabelMap, read_image, read_label_map
 from flaresemi.io.segments import Segment
 from flaresemi.labels import LabelSet, count_values
@@ -111,7 +112,7 @@ class CaseFacts:
     """Everything that was seen of one case. Either part is None where it cannot be read; `problems` says why.
 
     Attributes:
-        organs: The dataset's values by name, where they count in reading its label map.
+        organs: The dataset's values by name, where they count in reading its label map; see `_organs`.
     """
 
     case_id: str
@@ -142,7 +143,7 @@ def inspect_dataset(
         measured: Folder of `fingerprint_dataset`, for what is measured of labeled cases on the way; None: nothing is.
     """
     cases = {case.id: case for case in (*dataset.labeled, *dataset.unlabeled, *dataset.test)}
-    organs = dataset.labels.values
+    organs = _organs(dataset.labels)
     known = _load(cache)
     body = body_rule(dataset.channels)
     facts = {case.id: known[case.id] for case in cases.values() if _is_current(known.get(case.id), case, body, organs)}
@@ -168,7 +169,7 @@ def inspect_dataset(
 
 def not_inspected(dataset: Dataset, cache: Path) -> list[str]:
     """The cases of which nothing is kept that was seen in the files as they are; see `inspect_dataset`."""
-    known, body, organs = _load(cache), body_rule(dataset.channels), dataset.labels.values
+    known, body, organs = _load(cache), body_rule(dataset.channels), _organs(dataset.labels)
     cases = {case.id: case for case in (*dataset.labeled, *dataset.unlabeled, *dataset.test)}
     return sorted(name for name, case in cases.items() if not _is_current(known.get(name), case, body, organs))
 
@@ -206,7 +207,7 @@ def inspect_case(case: Case, body: BodyRule, labels: LabelSet, measured: Path | 
         image=found,
         label=None if label is None else _label_facts(label, found),
         problems=tuple(problems),
-        organs=labels.values if _has_names(case) else None,
+        organs=_organs(labels) if _has_names(case) else None,
     )
 
 
@@ -251,6 +252,12 @@ def _has_names(case: Case) -> bool:
     return case.label is not None and case.label.name.lower().endswith((".nrrd", ".dcm"))
 
 
+def _organs(labels: LabelSet) -> dict[str, int]:
+    """What reading segments depends on: the values of the organs by their names; of background where it is not 0."""
+    regions = {f"{each.name} = {value}": value for each in labels.labels if each.more_values for value in each.values}
+    return labels.values | regions | ({"background": labels.background} if labels.background else {})
+
+
 def _read_label(case: Case, labels: LabelSet, problems: list[Problem]) -> LabelMap | None:
     if case.label is None:
         return None
@@ -291,7 +298,8 @@ def _gib_to_inspect(case: Case) -> float:
     """Main memory that looking into a case takes, guessed from its files' sizes."""
     size = 0
     for path in case.images:
-        raw = path.name.lower().endswith(".nii") or path.is_dir()  # slices are compressed by half at most
+        # Slices are compressed by half at most.
+        raw = path.is_dir() or files_of(path)[-1].name.lower().endswith((".nii", ".raw"))
         size += (_BYTES_PER_RAW_BYTE if raw else _BYTES_PER_COMPRESSED_BYTE) * max(file_stamp(path).size, 0)
     return 0.4 + size / 2**30
 

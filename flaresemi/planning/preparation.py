@@ -47,7 +47,7 @@ class _Source:
 
     Attributes:
         source_hash: Of the names, sizes and times of its files, which show at a glance that nothing has changed.
-        content_hash: Of what they hold, where the times are others.
+        content_hash: Of what they hold, where the times are others; empty where that could not be read.
     """
 
     source_hash: str
@@ -348,7 +348,7 @@ def _changed(cases: Iterable[Case], labels: LabelSet, workspace: Workspace, *, u
             len(doubtful),
         )
     for case, known, present in tqdm(doubtful, desc="comparing", unit="case", disable=not sys.stderr.isatty()):
-        if case_content_hash(case, labels, _RULES) == known.content_hash:
+        if known.content_hash and case_content_hash(case, labels, _RULES) == known.content_hash:
             save_record(_source_path(workspace, case), dataclasses.replace(known, source_hash=present))
         else:
             changed.append(case.id)

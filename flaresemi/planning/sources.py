@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flaresemi.dataset import Case
 from flaresemi.files import content_hash
-from flaresemi.image_paths import visible_files
+from flaresemi.io.image_file import files_of, is_read_by_organs
 from flaresemi.labels import LabelSet
 from flaresemi.planning.cases import supervised_organs
 from flaresemi.ranges import FileSize, FileTime
@@ -20,7 +20,8 @@ _READING = 2
 class FileStamp:
     """The state of a file, which distinguishes it from earlier versions without reading it. Its folder may change.
 
-    Of a folder of DICOM slices, size and time are the sums over its files.
+    Of a folder of DICOM slices, and where voxels lie in a file beside their header, size and time are the sums over
+    all files.
     """
 
     name: str
@@ -62,7 +63,7 @@ def case_content_hash(case: Case, labels: LabelSet, rules: str) -> str:
         The hash; empty where a file cannot be read.
     """
     try:
-        files = [each for path in _paths(case) for each in (visible_files(path) if path.is_dir() else [path])]
+        files = [each for path in _paths(case) for each in files_of(path)]
         return _reading_hash(case, labels, rules, tuple(map(content_hash, files)))
     except OSError as problem:  # reading it as an image will say why
         if is_shortage(problem):
@@ -72,10 +73,11 @@ def case_content_hash(case: Case, labels: LabelSet, rules: str) -> str:
 
 def _reading_hash(case: Case, labels: LabelSet, rules: str, files: tuple[FileStamp, ...] | tuple[str, ...]) -> str:
     labeled = case.label is not None
+    names = (labels.names,) if case.label is not None and is_read_by_organs(case.label, labels) else ()
     return record_hash(
         _Reading(
             files=files,
-            values=labels.reading if labeled else (),
+            values=(*labels.reading, *names) if labeled else (),
             supervised=supervised_organs(case, labels) if labeled else (),
             label_on_image_grid=case.label_on_image_grid,
             rules=f"{rules}, reading {_READING}",
@@ -86,7 +88,7 @@ def _reading_hash(case: Case, labels: LabelSet, rules: str, files: tuple[FileSta
 def file_stamp(path: Path) -> FileStamp:
     """The present version of an image file or folder of slices; sizes and times of -1 where there is none."""
     try:
-        found = [each.stat() for each in (visible_files(path) if path.is_dir() else [path])]
+        found = [each.stat() for each in files_of(path)]
     except OSError as problem:  # reading it will say why
         if is_shortage(problem):
             raise

@@ -3,13 +3,13 @@
 import dataclasses
 import threading
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 
 from flaresemi.dataset import Case
 from flaresemi.errors import DatasetError
 from flaresemi.io.images import read_channel
+from flaresemi.planning.sources import file_stamp
 
 #: As many bytes of images are kept, or the last two. Chosen: six CTs of 512×512×300.
 _MOST_BYTES = 1 << 30
@@ -58,7 +58,8 @@ class ShownImages:
         """
         if not 0 <= channel < len(case.images):
             raise DatasetError("the image has no such channel")
-        key = (case.id, channel, *_version(case.images[channel]))
+        version = file_stamp(case.images[channel])
+        key = (case.id, channel, version.mtime_ns, version.size)
         with self._lock:
             entry = self._kept.setdefault(key, _Entry())
             self._kept.move_to_end(key)
@@ -77,15 +78,6 @@ class ShownImages:
                 if sum(sizes.values()) <= self._most_bytes:
                     return
                 del self._kept[key], sizes[key]
-
-
-def _version(path: Path) -> tuple[int, int]:
-    """Of a file; reading it says what is wrong where it cannot be seen."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_mtime_ns, status.st_size
 
 
 def _shown(voxels_zyx: np.ndarray) -> ShownImage:

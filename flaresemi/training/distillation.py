@@ -13,8 +13,8 @@ from flaresemi.compute.sharding import Shard
 from flaresemi.dataset import Case, Dataset
 from flaresemi.errors import ConfigError, DatasetError, FlaresemiError, SelectionError, listed
 from flaresemi.evaluation.folders import files_by_case
-from flaresemi.files import content_hash
 from flaresemi.io.case_store import LabelStore
+from flaresemi.io.image_file import content_of, is_read_by_organs
 from flaresemi.io.images import read_grid
 from flaresemi.labels import LabelSet
 from flaresemi.machine import available_cores
@@ -84,7 +84,7 @@ def begin_teaching(folder: Path, task: TrainingTask, dataset: Dataset) -> Teachi
     return Teaching(
         folder=str(folder.resolve()),
         exported=exported,
-        files={case_id: content_hash(files[case_id]) for case_id in sorted(used)},
+        files={case_id: _meaning(files[case_id], task.labels) for case_id in sorted(used)},
     )
 
 
@@ -220,6 +220,12 @@ def _selection(teaching: Teaching, labels: LabelSet) -> Selection:
     return dataclasses.replace(selection, selected=selected)
 
 
+def _meaning(path: Path, labels: LabelSet) -> str:
+    """Identifies what a label map's file holds, with the names where these decide it."""
+    content = content_of(path)
+    return record_hash([content, labels.names]) if is_read_by_organs(path, labels) else content
+
+
 def _source(content: str, labels: LabelSet) -> str:
     """Identifies what a label map's file means."""
     return record_hash([content, _RULES, *labels.reading])
@@ -259,7 +265,7 @@ def _store_one(
 ) -> str | None:
     """Stores one label map; what a user can mend comes back as text, so that the others go on."""
     path = files.get(case.id)
-    if path is None or content_hash(path) != contents[case.id]:
+    if path is None or _meaning(path, labels) != contents[case.id]:
         return f"case '{case.id}': its label map is not the one that this training began with (--restart takes the new)"
     try:
         indices = read_organs(dataclasses.replace(case, label=path), labels, read_grid(case.images[0]))

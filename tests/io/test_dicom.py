@@ -373,6 +373,10 @@ def test_what_is_named_dicom_and_is_none_is_refused(tmp_path):
         ({"t00280101": ("US", 0)}, "the bits of a voxel make no sense: 0 of 16"),
         ({"t00280102": ("US", 16)}, "the bits of a voxel make no sense: 16 of 16, the highest number 16"),
         ({"t00280102": ("US", 7)}, "the bits of a voxel make no sense: 16 of 16, the highest number 7"),
+        (
+            {"t00280101": ("US", 12)},
+            "do not lie in the lowest bits of a voxel: 12 are stored, the highest is number 15, expected 11",
+        ),
     ],
 )
 def test_headers_that_make_no_sense_are_refused_with_the_file(tmp_path, changes, expected):

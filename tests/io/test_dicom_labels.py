@@ -99,6 +99,46 @@ def test_overlaps_need_regions_that_mean_them(tmp_path):
         read_label_map(path, few)
 
 
+@pytest.mark.parametrize("background", [7, -1])
+def test_what_lies_in_no_segment_is_background_whatever_its_value(tmp_path, background):
+    """Also where 0 is an organ."""
+    labels = dataclasses.replace(ORGANS, background=background, labels=(Label(name="brain", value=0), *ORGANS.labels))
+    values, source = write(tmp_path, labels)
+    assert set(np.unique(values)) == {background, 0, 2, 5, 300}
+    read = read_label_map(tmp_path / "scan.seg.dcm", labels).on(source, GRID_TOLERANCE_VOXELS)
+    assert np.array_equal(read.array_zyx, values)
+
+
+@pytest.mark.parametrize("labels", [ORGANS, REGIONS])
+def test_a_segment_named_ignore_is_what_nobody_annotated(tmp_path, labels):
+    values, source = write(tmp_path, labels)
+    name, value = ("spleen", 300) if labels is ORGANS else ("enhancing tumor", 4)
+
+    def rename(dataset):
+        for segment in dataset.SegmentSequence:
+            segment.SegmentLabel = "Ignore" if segment.SegmentLabel == name else segment.SegmentLabel
+
+    edit(tmp_path / "scan.seg.dcm", rename)
+    others = tuple(each for each in labels.labels if each.name != name)
+    ignoring = dataclasses.replace(labels, labels=others, ignore=99)
+    read = read_label_map(tmp_path / "scan.seg.dcm", ignoring).on(source, GRID_TOLERANCE_VOXELS).array_zyx
+    assert np.array_equal(read, np.where(values == value, 99, values))
+
+
+def test_a_segment_named_ignore_leaves_regions_their_numbers(tmp_path):
+    values, source = write(tmp_path)
+
+    def rename(dataset):
+        for segment, name in zip(dataset.SegmentSequence, ("one", "two", "ignore"), strict=True):
+            segment.SegmentLabel = name
+
+    edit(tmp_path / "scan.seg.dcm", rename)
+    labels = LabelSet(labels=(Label(name="a", value=1, more_values=(2,)), Label(name="b", value=2)), ignore=99)
+    read = read_label_map(tmp_path / "scan.seg.dcm", labels).on(source, GRID_TOLERANCE_VOXELS).array_zyx
+    for value, written in ((1, 5), (2, 2), (99, 300)):
+        assert np.array_equal(read == value, values == written)
+
+
 def test_numbers_in_voxels(tmp_path):
     """A segmentation of the kind LABELMAP, as newer programs write it."""
     import highdicom

@@ -14,8 +14,10 @@ import pytest
 import SimpleITK as sitk
 
 from flaresemi.errors import ImageError
+from flaresemi.files import content_hash
 from flaresemi.geometry import Geometry
 from flaresemi.io.grids import SourceGrid
+from flaresemi.io.image_file import content_of, files_of
 from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
 
 FORMATS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
@@ -134,6 +136,29 @@ def test_label_map_goes_back_onto_the_input_grid(tmp_path, ending, source_ending
         np.testing.assert_allclose(written.GetDirection(), reference.GetDirection(), **tolerance)
         assert [p.name for p in path.parent.iterdir()] == [path.name], "nothing else is left in the folder"
         path.unlink()
+
+
+@pytest.mark.parametrize(("ending", "beside"), [(".mhd", ".raw"), (".mha", None), (".nrrd", None), (".nii.gz", None)])
+def test_the_files_of_an_image(tmp_path, ending, beside):
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6), np.uint8)), str(path))
+    assert files_of(path) == ((path,) if beside is None else (path, tmp_path / f"a{beside}"))
+    assert (content_of(path) == content_hash(path)) == (beside is None), "of a file alone, the hash is the file's"
+    files_of(path)[-1].unlink()
+    assert files_of(path) == (path,), "reading it says why"
+
+
+def test_the_voxels_of_an_nrrd_header_are_a_file_of_it(tmp_path):
+    path, voxels = tmp_path / "a.nrrd", tmp_path / "below" / "a.bin"
+    voxels.parent.mkdir()
+    voxels.write_bytes(bytes(8))
+    path.write_text("NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: below/a.bin\n")
+    assert files_of(path) == (path, voxels)
+    before = content_of(path)
+    voxels.write_bytes(bytes(7) + b"\1")
+    assert content_of(path) != before
+    path.write_text("no header")
+    assert files_of(path) == (path,)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64, bool])

@@ -106,6 +106,24 @@ def test_a_segmentation_off_the_lattice_or_beyond_the_image_is_left_to_be_refuse
     assert label.on(grid, 0.1) is label
 
 
+@pytest.mark.parametrize("background", [9, 300, -1])
+def test_what_lies_in_no_segment_is_background_whatever_its_value(tmp_path, background):
+    """Also where 0 is an organ; and in a type that holds that value."""
+    labels = LabelSet(
+        labels=(Label(name="brain", value=0), Label(name="liver", value=1), Label(name="left kidney", value=2)),
+        background=background,
+    )
+    grid, box = image_grid(), (slice(2, 6), slice(3, 8), slice(4, 10))
+    expected = np.full((10, 11, 12), background)
+    expected[box] = np.where(KIDNEY, 2, np.where(LIVER, 1, background))
+    names = ("liver", "left kidney")
+    for number, (array, values) in enumerate((([LIVER, KIDNEY], (1, 1)), ([LIVER + 2 * KIDNEY], (1, 2)))):
+        layers = [0, len(array) - 1]
+        path = write_nrrd(tmp_path / f"{number}.seg.nrrd", array, fields=segment_fields(*zip(names, values, layers)),
+                          origin_xyz=grid.canonical.world_xyz_mm((2, 3, 4)))  # fmt: skip
+        np.testing.assert_array_equal(read_label_map(path, labels).on(grid, 0.1).array_zyx, expected)
+
+
 def test_a_label_map_that_is_no_segmentation_is_not_filled_up(tmp_path):
     """What lies around it may be anything."""
     grid = image_grid()

@@ -184,6 +184,32 @@ class TestResume:
         small.add("unlabeled", "u0", seed=51)
         assert [task.case.id for task in pending(dataset, plans, workspace)] == ["l2", "u0"]
 
+    def test_voxels_beside_their_header_are_part_of_a_file(self, small_dataset, workspace):
+        """A program that saves a label map again as header and voxels may leave the header as it was."""
+        small = small_dataset()
+        small.label_path("l2").unlink()
+        header, voxels = small.folder("label") / "l2.mhd", small.folder("label") / "l2.raw"
+        small.write(header, small.label_array(2).astype(np.uint8))
+        dataset, plans = planned(small)
+        prepare_dataset(dataset, plans, workspace, workers=1)
+        os.utime(voxels, ns=(3, 3))
+        refuse_changed(dataset, dataset.labeled, plans, workspace)
+        voxels.write_bytes(np.flip(np.frombuffer(voxels.read_bytes(), np.uint8)).tobytes())
+        with pytest.raises(DatasetError, match=r"1 case\(s\) have changed since they were prepared: l2"):
+            refuse_changed(dataset, dataset.labeled, plans, workspace)
+        assert [task.case.id for task in pending(dataset, plans, workspace)] == ["l2"]
+        voxels.unlink()
+        assert [task.case.id for task in pending(dataset, plans, workspace)] == ["l2"]
+
+    def test_what_could_not_be_read_is_never_the_same(self, small_dataset, workspace, monkeypatch):
+        """Neither then nor now is anything known of what the file holds."""
+        dataset, plans = planned(small_dataset())
+        monkeypatch.setattr(preparation, "case_content_hash", lambda *_: "")
+        prepare_dataset(dataset, plans, workspace, workers=1)
+        assert pending(dataset, plans, workspace) == []
+        os.utime(dataset.labeled[1].images[0], ns=(3, 3))
+        assert [task.case.id for task in pending(dataset, plans, workspace)] == [dataset.labeled[1].id]
+
     def test_copies_with_other_times_are_the_same_files(self, small_dataset, workspace, monkeypatch):
         """A dataset that was copied is not prepared again, and is read once to see that it is the same."""
         small = small_dataset()

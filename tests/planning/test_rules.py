@@ -403,6 +403,24 @@ def test_a_series_is_read_again_when_one_of_its_slices_has_changed(small_dataset
     assert read == ["l0", "l0"]
 
 
+def test_other_names_of_regions_are_read_anew_where_segments_have_names(small_dataset, tmp_path, monkeypatch):
+    small, cache = small_dataset(), tmp_path / "cache.json"
+    small.label_path("l1").rename(small.folder("label") / "l1.seg.dcm")
+    with open(small.folder("label") / "l1.seg.dcm", "wb") as file:  # its organs are asked for, though it is not whole
+        file.write(bytes(128) + b"DICM" + b"1.2.840.10008.5.1.4.1.1.66.4")
+    read = []
+    inspect_case = inspection.inspect_case
+    monkeypatch.setattr(
+        inspection, "inspect_case", lambda case, **rules: read.append(case.id) or inspect_case(case, **rules)
+    )
+    for names, again in ((("whole", "core"), 5), (("whole", "core"), 0), (("core", "whole"), 1)):
+        read.clear()
+        small.describe(labels={"background": 0, names[0]: [1, 2], names[1]: [2, 3]})
+        inspect_dataset(small.load(), cache, workers=1)
+        assert len(read) == again
+    assert read == ["l1"]
+
+
 def test_a_damaged_cache_costs_time_only(small_dataset, tmp_path):
     (tmp_path / "cache.json").write_text('{"schema_version": 0, "cases": []}')
     small = small_dataset()

@@ -77,6 +77,17 @@ def test_channels_are_read_one_by_one_and_lie_on_one_grid(tmp_path: Path, reads:
         shown.get(case(tmp_path, "b", first, second[1:]), 1)
 
 
+def test_an_image_is_read_anew_when_voxels_beside_its_header_change(tmp_path: Path, reads: list[int]) -> None:
+    header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
+    header.write_text("NDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = a.raw\n")
+    found, shown = Case(id="a", images=(header,)), ShownImages()
+    for value in (1, 1, 2):
+        voxels.write_bytes(bytes([value] * 8))
+        os.utime(voxels, ns=(value, value))
+        assert shown.get(found, 0).voxels_zyx.max() == value
+    assert reads == [0, 0]
+
+
 def test_an_image_is_read_once_however_many_ask_and_anew_when_it_changes(tmp_path: Path, reads: list[int]) -> None:
     found, shown = case(tmp_path, "a", np.ones((3, 4, 5), np.int16)), ShownImages()
     threads = [threading.Thread(target=shown.get, args=(found, 0)) for _ in range(6)]

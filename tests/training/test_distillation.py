@@ -21,6 +21,7 @@ from flaresemi.training.runs import RunRecord
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import Teaching, TrainingTask, load_task
 from flaresemi.workspace import ModelFolder
+from tests.made_nrrd import segment_fields, write_nrrd
 from tests.training.conftest import Student
 from tests.training.test_trainer import StopAfter
 
@@ -93,6 +94,20 @@ def test_what_is_there_is_kept_and_a_changed_file_is_taken_anew(student: Student
     assert {case_id for case_id in before if before[case_id] != after[case_id]} == {"u1"}
 
 
+def test_voxels_beside_their_header_are_part_of_a_label_map(student: Student) -> None:
+    (student.teacher / "u1.nii.gz").unlink()
+    student.data.write(student.teacher / "u1.mhd", student.truth("u1").astype(np.uint8))
+    learn(student)
+    before = written_at(student)
+    teaching, voxels = begin(student), student.teacher / "u1.raw"
+    voxels.write_bytes(bytes(voxels.stat().st_size))
+    assert learn(student).labels["u1"].open("u1").record.voxels_per_label[0] == 0
+    after = written_at(student)
+    assert {case_id for case_id in before if before[case_id] != after[case_id]} == {"u1"}
+    with pytest.raises(DatasetError, match="case 'u1': its label map is not the one"):
+        learn(student, teaching)
+
+
 def test_other_values_of_the_organs_make_it_anew(student: Student) -> None:
     """The same file means something else then."""
     teaching, task = begin(student), task_of(student)
@@ -102,6 +117,24 @@ def test_other_values_of_the_organs_make_it_anew(student: Student) -> None:
     before = np.array(learn(student, teaching).labels["u0"].open("u0").label_zyx)
     after = prepare_labels(teaching, task, student.data.load(), student.workspace).labels["u0"].open("u0").label_zyx
     np.testing.assert_array_equal(after, np.array([0, 2, 1])[before])
+
+
+def test_other_names_of_the_organs_make_anew_what_is_read_by_them(student: Student) -> None:
+    (student.teacher / "u1.nii.gz").unlink()
+    layers = [np.uint8(student.truth("u1") == value) for value in (5, 200)]
+    path = write_nrrd(
+        student.teacher / "u1.seg.nrrd", layers, fields=segment_fields((ORGANS[0], 1, 0), (ORGANS[1], 1, 1))
+    )
+    path.write_bytes(path.read_bytes().replace(b"(0,2.0,0)", b"(0,1.5,0)"))  # the spacing of the image
+    before = np.array(learn(student).labels["u1"].open("u1").label_zyx)
+    times, task = written_at(student), task_of(student)
+    one, other = task.labels.labels
+    swapped = (dataclasses.replace(one, name=other.name), dataclasses.replace(other, name=one.name))
+    task = dataclasses.replace(task, labels=dataclasses.replace(task.labels, labels=swapped))
+    teaching = begin_teaching(student.teacher, task, student.data.load())
+    after = prepare_labels(teaching, task, student.data.load(), student.workspace).labels["u1"].open("u1").label_zyx
+    np.testing.assert_array_equal(after, np.array([0, 2, 1])[before])
+    assert {case_id for case_id in times if times[case_id] != written_at(student)[case_id]} == {"u1"}
 
 
 def test_ranks_divide_the_work(student: Student) -> None:
