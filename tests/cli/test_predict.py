@@ -143,7 +143,6 @@ def test_continue_skips_what_is_done(folder, capsys):
     assert (folder / "out" / "b.nrrd").stat().st_mtime_ns > done
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("extra", [["--window", "patch"], ["--engine", "torch"], ["--precision", "fp32"]])
 def test_continue_keeps_nothing_that_was_made_with_other_options(folder, capsys, extra):
     words = ["-i", "scans/b_0000.nrrd", "-o", "out", "--continue"]
@@ -152,7 +151,8 @@ def test_continue_keeps_nothing_that_was_made_with_other_options(folder, capsys,
     assert "with other options or from other images: predicted again" in capsys.readouterr().err
     assert predict.main([*words, *extra]) == 0
     assert "1 of 1 cases have their label map already" in capsys.readouterr().err
-=======
+
+
 def test_continue_looks_at_voxels_that_lie_beside_their_header(folder, capsys):
     image = sitk.ReadImage(str(folder / "scans" / "b_0000.nrrd"))
     sitk.WriteImage(image, str(folder / "one.mhd"))
@@ -163,7 +163,6 @@ def test_continue_looks_at_voxels_that_lie_beside_their_header(folder, capsys):
         assert predict.main(["-i", "one.mhd", "-o", "one.nii.gz", "--continue"]) == 0
         assert ("have their label map already" in capsys.readouterr().err) == is_done
         voxels.write_bytes(bytes(reversed(voxels.read_bytes())))
->>>>>>> io
 
 
 @pytest.mark.parametrize("extra", [[], ["--single-process"]])
