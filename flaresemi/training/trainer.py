@@ -310,12 +310,7 @@ class Trainer:
         loss = float(self.ranks.mean(torch.stack(self.epoch_losses)).mean())  # in this order, as a resumed run does
         epoch_iterations = len(self.epoch_losses)
         self.epoch_losses = []
-        if not math.isfinite(loss):
-            raise FlaresemiError(
-                f"the loss is {loss} in the epoch up to iteration {self.iteration}",
-                where=self.task.folder.root,
-                fix="choose a lower --learning-rate or --precision fp32 and start again with --restart",
-            )
+        self._refuse_not_finite(loss)
         row: Row = {
             "iteration": self.iteration,
             "epoch": self.schedule.epochs_done(self.iteration),
@@ -330,6 +325,14 @@ class Trainer:
             append_row(self.task.folder.history, row)
         self.ranks.barrier()
         return row
+
+    def _refuse_not_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FlaresemiError(
+                f"the loss is {loss} in the epoch up to iteration {self.iteration}",
+                where=self.task.folder.root,
+                fix="choose a lower --learning-rate or --precision fp32 and start again with --restart",
+            )
 
     @property
     def _is_validating(self) -> bool:
@@ -557,6 +560,8 @@ class Trainer:
     def _save_latest(self) -> None:
         losses = torch.stack(self.epoch_losses) if self.epoch_losses else torch.zeros(0, device=self.device)
         losses = self.ranks.mean(losses)
+        if len(losses):  # an epoch may take longer than both saved states are old
+            self._refuse_not_finite(float(losses.mean()))
         if not self.ranks.is_main:
             return
         state = {

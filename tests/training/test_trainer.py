@@ -146,6 +146,21 @@ def test_a_loss_that_is_no_number_stops_the_training(make_task: MakeTask, quick_
         Broken(make_task(), quick_config, device=CPU).fit()
 
 
+def test_a_state_from_before_the_loss_was_no_number_is_not_replaced(
+    make_task: MakeTask, quick_config: TrainingConfig
+) -> None:
+    class Breaks(Trainer):
+        def training_step(self, network: torch.nn.Module, batch: object) -> torch.Tensor:
+            factor = float("nan") if self.iteration == 2 else 1.0
+            return super().training_step(network, batch) * factor  # type: ignore[arg-type]
+
+    task = make_task()
+    assert not Breaks(task, quick_config, device=CPU, stop_requested=StopAfter(2)).fit()
+    with pytest.raises(FlaresemiError, match="the loss is nan in the epoch up to iteration 3"):
+        Breaks(task, quick_config, device=CPU, stop_requested=StopAfter(1)).fit(resume=True)
+    assert load_checkpoint(task.folder.latest).iteration == 2
+
+
 def test_weights_can_come_from_another_training(make_task: MakeTask, quick_config: TrainingConfig) -> None:
     first, second = make_task("first"), make_task("second")
     Trainer(first, quick_config, device=CPU).fit()
