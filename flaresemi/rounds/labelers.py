@@ -95,5 +95,4 @@ class Labelers:
 
     @property
     def _former_made_with(self) -> tuple[str, ...]:
-        config = self.config
-        return made_with(*self.former_two, tta=config.tta, ignore_contested=config.ignore_contested)
+        return made_with(*self.former_two, **self.config.labeling)
