@@ -95,4 +95,5 @@ class Labelers:
 
     @property
     def _former_made_with(self) -> tuple[str, ...]:
-        return made_with(*self.former_two, **self.config.labeling)
+        fine, coarse = self.former_two
+        return made_with(fine, coarse, **self.config.labeling)
