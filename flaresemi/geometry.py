@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,6 +11,15 @@ from flaresemi.ranges import DirectionCosine, PositionMm, SizeTriple, SpacingTri
 
 IntTriple = tuple[int, int, int]
 FloatTriple = tuple[float, float, float]
+Sides = TypeVar("Sides", IntTriple, FloatTriple)
+
+#: Slices are thick where they are more than this many times as thick as their pixels. Source: nnU-Net.
+THICK_SLICES = 3.0
+
+
+def has_thick_slices(spacing_zyx_mm: FloatTriple) -> bool:
+    """Whether slices across Z are much thicker than their pixels."""
+    return spacing_zyx_mm[0] > THICK_SLICES * min(spacing_zyx_mm[1:])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +159,14 @@ class BoundingBox:
             raise ValueError(f"box {self} lies outside a volume of shape {shape_zyx}")
         return grown
 
+    def turned(self, quarters: int, shape_zyx: IntTriple) -> "BoundingBox":
+        """Where the voxels of this box are once a volume of this shape is turned in its plane, as by `turned_array`."""
+        if quarters % 4 == 0:
+            return self
+        (z, y, x), (_, _, size) = self.slices, shape_zyx
+        once = BoundingBox.of_slices((z, slice(size - x.stop, size - x.start), y))
+        return once.turned(quarters % 4 - 1, turned_sides(shape_zyx, 1))
+
     def rescaled(self, from_shape: IntTriple, to_shape: IntTriple) -> "BoundingBox":
         """The smallest box on another sampling of the same extent (edges aligned) that covers this one."""
         sides = []
@@ -156,6 +174,17 @@ class BoundingBox:
             low = min(max(math.floor(a * m / n + 1e-6), 0), m - 1)
             sides.append(slice(low, max(min(math.ceil(b * m / n - 1e-6), m), low + 1)))
         return BoundingBox.of_slices(sides)
+
+
+def turned_array(array: np.ndarray, quarters: int) -> np.ndarray:
+    """A view of a volume (..., Z, Y, X) turned by quarters in the plane of its slices; once: X first becomes Y last."""
+    return np.rot90(array, quarters, axes=(-2, -1))
+
+
+def turned_sides(sides_zyx: Sides, quarters: int) -> Sides:
+    """Shape or spacing of a volume after `turned_array`."""
+    z, y, x = sides_zyx
+    return (z, x, y) if quarters % 2 else (z, y, x)
 
 
 def resampled_shape(shape_zyx: IntTriple, spacing_zyx_mm: FloatTriple, target_zyx_mm: FloatTriple) -> IntTriple:
@@ -228,3 +257,12 @@ class StageGrid:
     def to_canonical(self, stage_box: BoundingBox) -> BoundingBox:
         """The canonical voxels that cover a box of stage voxels."""
         return stage_box.rescaled(self.shape_zyx, self.body_box.shape_zyx).shifted(self.body_box.start)
+
+    def turned(self, quarters: int) -> "StageGrid":
+        """The grid of the same image turned in the plane of its slices, as by `turned_array`."""
+        return StageGrid(
+            canonical_shape_zyx=turned_sides(self.canonical_shape_zyx, quarters),
+            canonical_spacing_zyx_mm=turned_sides(self.canonical_spacing_zyx_mm, quarters),
+            body_box=self.body_box.turned(quarters, self.canonical_shape_zyx),
+            shape_zyx=turned_sides(self.shape_zyx, quarters),
+        )

@@ -241,6 +241,8 @@ class StagePlan:
         resampling: Interpolation of images; `spline` is that of nnU-Net's models.
         reasons: For each number above, why it is what it is. Changes nothing.
         label_inputs: Inputs behind the image's channels, in cascades of nnU-Net: where COARSE found each value.
+        quarter_turns: Scans may lie turned in the plane of their slices: FINE segments each in four turns, and the
+            surest is kept.
     """
 
     stage: Stage
@@ -254,6 +256,7 @@ class StagePlan:
     network: NetworkPlan
     reasons: dict[str, str]
     label_inputs: Count = dataclasses.field(default=0, metadata=CAME_LATER)
+    quarter_turns: bool = dataclasses.field(default=False, metadata=CAME_LATER)
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -156,6 +156,7 @@ def _load(options: argparse.Namespace, part: Shard) -> ImageSegmenter:
         coarse=options.coarse,
         device=str(part.device(options.device)) if part.local_rank is not None else options.device,
         tta=options.tta,
+        turns=options.turns,
         step=options.step,
         window=options.window,
         precision=options.precision,

@@ -50,6 +50,7 @@ def prediction_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="average over mirrored images: slower, a little better (default: models of nnU-Net only, as nnU-Net does)",
     )
+    add_turns_option(parser)
     parser.add_argument(
         "--reliability",
         action="store_true",
@@ -126,3 +127,13 @@ def add_computing_options(parser: argparse.ArgumentParser, *, threads: str = "")
         help="inference engine on a CPU (default: auto, the fastest by a short check)",
     )
     parser.add_argument("--threads", type=count, metavar="N", help=f"processor threads (default: all cores{threads})")
+
+
+def add_turns_option(parser: argparse.ArgumentParser) -> None:
+    """Whether scans may lie turned."""
+    parser.add_argument(
+        "--turns",
+        action=argparse.BooleanOptionalAction,
+        help="segment every scan in four turns in the plane of its slices, and keep the surest (default: as planned, "
+        "for thick slices other than CT)",
+    )

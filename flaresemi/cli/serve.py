@@ -14,6 +14,7 @@ import torch
 from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options, duration, model_folder_of, run
 from flaresemi.cli.dicom_options import add_codes_option, organ_codes
 from flaresemi.cli.numbers import count, number
+from flaresemi.cli.prediction_options import add_turns_option
 from flaresemi.compute.device import limit_threads
 from flaresemi.errors import ConfigError
 from flaresemi.files import read_text
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="load the models, print what they segment, and end")
     parser.add_argument("--reliability", action="store_true", help="also judge every prediction, as flaresemi_predict")
     parser.add_argument("--tta", action=argparse.BooleanOptionalAction, help="average over mirrored images")
+    add_turns_option(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
     parser.add_argument(
@@ -127,6 +129,7 @@ def _predictions(options: argparse.Namespace, results: Path) -> Predictions:
         coarse=options.coarse,
         device=options.device,
         tta=options.tta,
+        turns=options.turns,
         precision=options.precision,
         engine=options.engine,
     )

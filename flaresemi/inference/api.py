@@ -29,8 +29,7 @@ def predict(
         model_folder: A workspace or `models` folder, or one fold of it; or what `flaresemi_find_best` wrote.
         output: Also write the label map here.
         strict: Refuse images with warnings.
-        options: As for `Segmenter.load`: folds, checkpoint, coarse, device, tta, step, precision,
-            engine.
+        options: As for `Segmenter.load`: folds, checkpoint, coarse, and those of `Segmenter`.
 
     Returns:
         The label map with the user's values, (Z, Y, X) in the file's own axis order, like

@@ -14,17 +14,19 @@ from flaresemi.compute.device import select_device
 from flaresemi.compute.metering import Clock, StepClock, no_clock
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.confidence import common_temperature
+from flaresemi.errors import ConfigError
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.checks import check_prepared, refusal
 from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
 from flaresemi.inference.label_inputs import label_inputs
 from flaresemi.inference.models import CheckpointName, LoadedModels, cleaning, load_models
-from flaresemi.inference.orientation import turned, turned_back
+from flaresemi.inference.orientation import quarter_turned, turned, turned_back
 from flaresemi.inference.predictor import StagePredictor, WindowMode
 from flaresemi.inference.regions import organs_box
 from flaresemi.inference.restoring import ImageScores, placed, restored_labels, saved
 from flaresemi.inference.segmentation import Segmentation
 from flaresemi.inference.segmenter import ImageSegmenter, Save, Watch
+from flaresemi.inference.turns import SURER_BY, surest, surety
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image
 from flaresemi.networks.checkpoint import Checkpoint
@@ -51,6 +53,23 @@ class SegmenterOptions(TypedDict, total=False):
     precision: PrecisionName
     engine: EngineName
     window: WindowMode | None
+    turns: bool | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Look:
+    """What FINE says of an image, and the image as it was seen.
+
+    Attributes:
+        crop: Gives FINE's inputs in a box of its grid.
+        fill_c: The padding value of each channel; None where nothing is padded.
+    """
+
+    output: FineOutput
+    grid: StageGrid
+    crop: Callable[[BoundingBox], np.ndarray | torch.Tensor]
+    fill_c: np.ndarray | None
+    notes: tuple[str, ...]
 
 
 class Segmenter(ImageSegmenter):
@@ -72,9 +91,10 @@ class Segmenter(ImageSegmenter):
         window: `auto` lets windows be somewhat larger than the training patch where that computes fewer voxels. None:
             `patch` for models of nnU-Net, otherwise `auto`.
         kept: Where the engine keeps what the next process need not find out again.
+        turns: Segment every image in four turns in the plane of its slices, and keep the surest. None: as planned.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (nearly all are options, by keyword)
         self,
         fine: Sequence[Checkpoint],
         coarse: Sequence[Checkpoint] = (),
@@ -86,6 +106,7 @@ class Segmenter(ImageSegmenter):
         engine: EngineName = "auto",
         window: WindowMode | None = None,
         kept: Kept | None = None,
+        turns: bool | None = None,
     ) -> None:
         if not fine:
             raise ValueError("a segmenter needs a checkpoint to segment with")
@@ -99,6 +120,9 @@ class Segmenter(ImageSegmenter):
             precision = "fp32" if precision == "auto" and place.type == "cpu" else precision
         tta, window = bool(tta), window or "auto"
         self.engine = Engine(place, precision, engine, kept)
+        self._turns = fine[0].plan.quarter_turns if turns is None else turns
+        if self._turns and self._convention is not None:
+            raise ConfigError("models of nnU-Net segment images as they lie", fix="leave out --turns")
         #: Where images are prepared; None: in main memory, as those of nnU-Net's models are, by splines.
         self._preparing = place if place.type == "cuda" and self._convention is None else None
         self.fine_files, self.models = (), ()
@@ -109,6 +133,8 @@ class Segmenter(ImageSegmenter):
             "meaning": record_hash([fine[0].body, fine[0].labels, fine[0].channels]),
         }
         self.options |= named  # what is left as it is by default stands in no record, as in those of earlier versions
+        if self._turns:
+            self.options["turns"] = f"surer by {SURER_BY:g}"
         if self._convention is not None:
             self.options["convention"] = record_hash(self._convention)
         if self._convention is not None or window != "auto":
@@ -214,6 +240,28 @@ class Segmenter(ImageSegmenter):
             raise refusal(findings)
         for finding in (each for each in findings if each not in told):
             logger.warning("%s%s (%s)", f"{name}: " if name else "", finding.message, finding.remedy)
+        quarters, more = 0, tuple[str, ...]()
+        if self._turns:
+            turn = functools.partial(self._turned_look, image, prepared, organs, clock)
+            look, quarters, more = surest(turn, self._surety)
+        else:
+            look = self._look(prepared, organs, clock, whole=whole)
+        if watch is not None:
+            with clock("watch"):
+                shown = look.crop(look.output.region)
+                shown = shown.cpu().numpy() if isinstance(shown, torch.Tensor) else shown
+                watch(look.output, shown, look.fill_c, look.grid.spacing_zyx_mm)
+        return ImageScores(
+            found=self._found(look, quarters),
+            turned=image.source,
+            findings=findings,
+            notes=(*prepared.notes, *more, *look.notes),
+            seconds=clock.seconds,
+            temperature=self.temperatures[0],
+        )
+
+    def _look(self, prepared: PreparedImage, organs: BoundingBox | None, clock: StepClock, *, whole: bool) -> _Look:
+        """Finds the organs and segments them."""
         region, notes = self._region(prepared, organs, clock)
         grid = prepared.grid(self._fine.plan)
         crop, more = self._crop(prepared, clock)
@@ -224,19 +272,20 @@ class Segmenter(ImageSegmenter):
         if restoring := clock.seconds.pop("restore", 0.0):  # a part of it, and a step of its own
             clock.seconds["fine"] -= restoring
             clock.seconds["restore"] = restoring
-        if watch is not None:
-            with clock("watch"):
-                shown = crop(output.region)
-                shown = shown.cpu().numpy() if isinstance(shown, torch.Tensor) else shown
-                watch(output, shown, fill_c, grid.spacing_zyx_mm)
-        return ImageScores(
-            found=self._found(output, grid),
-            turned=image.source,
-            findings=findings,
-            notes=(*prepared.notes, *notes, *more, *output.notes),
-            seconds=clock.seconds,
-            temperature=self.temperatures[0],
-        )
+        return _Look(output=output, grid=grid, crop=crop, fill_c=fill_c, notes=(*notes, *more, *output.notes))
+
+    def _turned_look(
+        self, image: Image, prepared: PreparedImage, organs: BoundingBox | None, clock: StepClock, quarters: int
+    ) -> _Look:
+        """What is found in the image once it is turned; `prepared` and `organs` are of the image as it lies."""
+        if quarters:
+            organs = None if organs is None else organs.turned(quarters, image.geometry.shape_zyx)
+            with clock("body"):
+                prepared = prepare(quarter_turned(image, quarters), self.body, self._preparing)
+        return self._look(prepared, organs, clock, whole=True)
+
+    def _surety(self, look: _Look) -> float:
+        return surety(look.output.logits, self._clean, self.labels)
 
     @enough_memory()
     def restore(self, scores: ImageScores, source: SourceGrid) -> Segmentation:
@@ -263,15 +312,16 @@ class Segmenter(ImageSegmenter):
             findings=scores.findings,
         )
 
-    def _found(self, output: FineOutput, grid: StageGrid) -> KnownLogits | RestoredLabels:
-        if isinstance(output.found, RestoredLabels):
-            return output.found
-        kinds = restoring_kinds(self._fine.plan, grid)
+    def _found(self, look: _Look, quarters: int) -> KnownLogits | RestoredLabels:
+        """What was found in an image that had been turned by so many quarters, on the image as it lies."""
+        if isinstance(look.output.found, RestoredLabels):
+            return look.output.found
+        grid, back = look.grid.turned(-quarters), -quarters % 4
         return KnownLogits(
-            logits_czyx=output.found,
-            region=output.region,
+            logits_czyx=look.output.found.rot90(back, (-2, -1)),
+            region=look.output.region.turned(back, look.grid.shape_zyx),
             grid=grid,
-            kinds=kinds,
+            kinds=restoring_kinds(self._fine.plan, grid),
             independent=self._convention is not None and bool(self._convention.painted),
         )
 

@@ -21,6 +21,7 @@ from flaresemi.inference.postprocessing import ATTACHED_SHARE
 from flaresemi.inference.predictor import LONGEST_WINDOW_PATCHES
 from flaresemi.inference.regions import SPECK_SHARE, SPECK_VOXELS, TOUCHING_VOXELS
 from flaresemi.inference.sliding_window import GAUSSIAN_SIGMA
+from flaresemi.inference.turns import SURER_BY
 from flaresemi.labels import LabelClass, LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flaresemi.networks.engine import trained_network
@@ -339,6 +340,13 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
         "largest; outside of the box is background."
     )
     yield _cleaning_told(fine.labels)
+    if fine.plan.quarter_turns:
+        yield (
+            "Turns: do all of this to the image turned by 0, 90, 180 and 270 degrees in the plane of its slices. How "
+            "sure a turn is: twice the sum of each organ's probability where the label map has it, divided by the sum "
+            "of all organs' probabilities and the label map's voxels, at FINE's spacing. Keep the surest turn if it is "
+            f"surer by more than {SURER_BY:g} than the image as it lies, else that one; turn the label map back."
+        )
     yield "Write output i as `label_values[i]` on the image's own axes and geometry."
 
 

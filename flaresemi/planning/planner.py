@@ -8,6 +8,7 @@ from typing import Literal
 
 from flaresemi.channels import is_ct, scheme_of
 from flaresemi.errors import PlanError
+from flaresemi.geometry import THICK_SLICES, FloatTriple, has_thick_slices
 from flaresemi.planning import reasons
 from flaresemi.planning.presets import PRESETS, PresetName
 from flaresemi.planning.regions import LOST_SHARE, measure_extents
@@ -30,6 +31,9 @@ StagesName = Literal["auto", "one", "two"]
 
 #: Margin about the organs' box, the same in training and prediction. Source: the seed's inference.
 MARGIN_MM = 20.0
+
+#: Pixels of slices count as square up to this ratio of their sides. Chosen.
+SQUARE_PIXELS = 1.1
 
 #: One stage suffices when the median body at FINE's spacing holds at most so many FINE patches.
 ONE_STAGE_PATCHES = 1.5
@@ -79,6 +83,7 @@ def make_plans(
     coarse = sizer.coarse(fine)
     logger.info("%s: %s", fingerprint.dataset_name, stages_reason)
     intensities, intensities_reason = _intensities(fingerprint)
+    turns, turns_reason = _choose_turns(fingerprint.channels, fine.spacing_zyx_mm, coarse.spacing_zyx_mm)
     return Plans(
         dataset_name=fingerprint.dataset_name,
         channels=fingerprint.channels,
@@ -97,7 +102,9 @@ def make_plans(
             resampling="linear",
             intensities=intensities,
             network=fine.network,
-            reasons=reasons.fine(sizer, fine, two, MARGIN_MM) | {"intensities": intensities_reason},
+            reasons=reasons.fine(sizer, fine, two, MARGIN_MM)
+            | {"intensities": intensities_reason, "quarter_turns": turns_reason},
+            quarter_turns=turns,
         ),
         coarse=StagePlan(
             stage=Stage.COARSE,
@@ -109,7 +116,8 @@ def make_plans(
             resampling="linear",
             intensities=intensities,
             network=coarse.network,
-            reasons=reasons.coarse(sizer, coarse, fine.region_gflop) | {"intensities": intensities_reason},
+            reasons=reasons.coarse(sizer, coarse, fine.region_gflop)
+            | {"intensities": intensities_reason, "quarter_turns": "how scans are turned stands in FINE's plan"},
         ),
         reasons={
             "preset": reasons.preset(family, preset),
@@ -138,6 +146,24 @@ def choose_body(fingerprint: DatasetFingerprint) -> tuple[BodyRule, str]:
     return "whole", (
         f"nothing is cropped: the body crop would leave out more than {100 * LOST_SHARE:g} % of a labeled organ in "
         f"{cases} of {len(fingerprint.cases)} labeled cases, most of all {100 * share:.3g} % of {name} in {case_id}"
+    )
+
+
+def _choose_turns(channels: tuple[str, ...], *spacings_zyx_mm: FloatTriple) -> tuple[bool, str]:
+    """Whether scans may lie turned in the plane of their slices, and why.
+
+    Args:
+        spacings_zyx_mm: Of the stages, FINE's first.
+    """
+    if any(map(is_ct, channels)):
+        return False, "scans are segmented as they lie: files of CT say how the patient lay"
+    if not has_thick_slices(spacings_zyx_mm[0]):
+        return False, f"scans are segmented as they lie: slices are at most {THICK_SLICES:g} times as thick as pixels"
+    if any(max(y, x) > SQUARE_PIXELS * min(y, x) for _, y, x in spacings_zyx_mm):
+        return False, "scans are segmented as they lie: their pixels are not square"
+    return True, (
+        f"slices are more than {THICK_SLICES:g} times as thick as their pixels, and no CT: they were laid by hand, so "
+        "each scan is segmented in four turns in their plane, and as it lies unless another turn is clearly surer"
     )
 
 

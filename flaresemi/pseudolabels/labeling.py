@@ -11,10 +11,12 @@ from flaresemi.appearance import Look, far_from
 from flaresemi.compute.device import select_device
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import about_case
-from flaresemi.geometry import BoundingBox, Geometry, StageGrid
+from flaresemi.geometry import BoundingBox, Geometry, StageGrid, turned_array
 from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
+from flaresemi.inference.models import cleaning
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
+from flaresemi.inference.turns import surest, surety
 from flaresemi.io.case_store import CaseStore, StoredCase
 from flaresemi.labels import LabelSet
 from flaresemi.networks.engine import Engine
@@ -40,6 +42,44 @@ class LabeledCase:
     region: BoundingBox
     score: CaseScore
     ignored_zyx: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Prepared:
+    """A prepared image of a stage, as it lies or turned.
+
+    Attributes:
+        fill_c: Padding value per channel.
+    """
+
+    image_czyx: np.ndarray
+    grid: StageGrid
+    fill_c: np.ndarray
+
+    @staticmethod
+    def of(stored: StoredCase, quarters: int) -> "_Prepared":
+        return _Prepared(
+            image_czyx=turned_array(stored.image_czyx, quarters),
+            grid=stored.record.grid.turned(quarters),
+            fill_c=np.array(stored.record.channel_minima, np.float32),
+        )
+
+    def crop(self, box: BoundingBox) -> np.ndarray:
+        """The image in a box, float32."""
+        return np.ascontiguousarray(self.image_czyx[(slice(None), *box.slices)], np.float32)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Look:
+    """What the final weights say of a prepared image."""
+
+    fine: _Prepared
+    output: FineOutput
+    flags: tuple[str, ...]
+
+    def region_before(self, quarters: int) -> BoundingBox:
+        """The region that was segmented, in the image before it was turned."""
+        return self.output.region.turned(-quarters, self.fine.grid.shape_zyx)
 
 
 class LabelsCases(Protocol):
@@ -103,7 +143,7 @@ class Labeler:
         self.fine_store = fine_store
         self.coarse_store = coarse_store
         fine, coarse = teachers.fine, teachers.coarse
-        self._final = stage([fine], tta=tta)
+        self._final, self._clean = stage([fine], tta=tta), cleaning([fine])
         self._scorer = Scorer(fine, teachers.snapshots, median_volumes_ml, teachers.made_with, engine=engine, step=step)
         self._coarse = stage([coarse]) if coarse and fine.plan.region == "organs" else None
 
@@ -136,28 +176,42 @@ class Labeler:
     @enough_memory()
     def _segment(self, case_id: str) -> np.ndarray:
         stored = self.fine_store.open(case_id)
-        output = self._output(stored, self._region(case_id, stored)[0])
-        return _on_grid(stored, self._scorer.saved(output), output.region)
+        look, quarters = self._look(case_id, stored)
+        saved = self._scorer.saved(look.output)
+        return _on_grid(stored, turned_array(saved, -quarters), look.region_before(quarters))
 
     @enough_memory()
     def _label(self, case_id: str) -> LabeledCase:
         stored = self.fine_store.open(case_id)
-        grid = stored.record.grid
-        region, flags = self._region(case_id, stored)
-        flags = (*flags, *self._unlike_training(grid))
-        output = self._output(stored, region)
-        image, fill_c = _crop(stored, output.region), _fill(stored)
-        saved, score, contested = self._scorer.score(case_id, output, image, fill_c, grid.spacing_zyx_mm, flags)
+        look, quarters = self._look(case_id, stored)
+        flags = (*look.flags, *self._unlike_training(stored.record.grid))
+        image, fill_c = look.fine.crop(look.output.region), look.fine.fill_c
+        spacing = look.fine.grid.spacing_zyx_mm
+        saved, score, contested = self._scorer.score(case_id, look.output, image, fill_c, spacing, flags)
+        region = look.region_before(quarters)
+        saved, contested = (turned_array(each, -quarters) for each in (saved, contested))
         return LabeledCase(
-            label_zyx=_on_grid(stored, saved, output.region),
-            region=output.region,
+            label_zyx=_on_grid(stored, saved, region),
+            region=region,
             score=score,
-            ignored_zyx=_on_grid(stored, contested, output.region) if self._ignore_contested else None,
+            ignored_zyx=_on_grid(stored, contested, region) if self._ignore_contested else None,
         )
 
-    def _output(self, stored: StoredCase, region: BoundingBox) -> FineOutput:
-        crop = functools.partial(_crop, stored)
-        return segment_region(self._final, crop, region, stored.record.grid, self.labels, _fill(stored))
+    def _look(self, case_id: str, stored: StoredCase) -> tuple[_Look, int]:
+        """What the final weights say of a case, and by how many quarters it was turned for that."""
+        if not self._final.plan.quarter_turns:
+            return self._look_at(case_id, stored, 0), 0
+        look, quarters, notes = surest(functools.partial(self._look_at, case_id, stored), self._surety)
+        return dataclasses.replace(look, flags=(*notes, *look.flags)), quarters
+
+    def _surety(self, look: _Look) -> float:
+        return surety(look.output.logits, self._clean, self.labels)
+
+    def _look_at(self, case_id: str, stored: StoredCase, quarters: int) -> _Look:
+        fine = _Prepared.of(stored, quarters)
+        region, flags = self._region(case_id, fine.grid, quarters)
+        output = segment_region(self._final, fine.crop, region, fine.grid, self.labels, fine.fill_c)
+        return _Look(fine=fine, output=output, flags=flags)
 
     def _unlike_training(self, grid: StageGrid) -> list[str]:
         """How a scan's grid and body differ from those of the labeled cases; the integrity report covers its voxels."""
@@ -165,17 +219,16 @@ class Labeler:
         look = Look(geometry=geometry, channels=(), body_box=grid.body_box)
         return far_from(self.teachers.fine.norms, look, self.teachers.fine.channels)
 
-    def _region(self, case_id: str, stored: StoredCase) -> tuple[BoundingBox, tuple[str, ...]]:
-        whole = BoundingBox.whole(stored.record.grid.shape_zyx)
+    def _region(self, case_id: str, fine_grid: StageGrid, quarters: int) -> tuple[BoundingBox, tuple[str, ...]]:
+        whole = BoundingBox.whole(fine_grid.shape_zyx)
         if self._coarse is None:
             return whole, ()
-        coarse = self.coarse_store.open(case_id)
-        grid = coarse.record.grid
-        self._coarse.refuse_too_large(grid, BoundingBox.whole(grid.shape_zyx), whole=False)
-        image = _crop(coarse, BoundingBox.whole(grid.shape_zyx))
-        box = organs_box(self._coarse.indices(image, _fill(coarse))[0])
-        organs = None if box is None else grid.to_canonical(box)
-        region = fine_region(organs, self._final.plan, stored.record.grid)
+        coarse = _Prepared.of(self.coarse_store.open(case_id), quarters)
+        everything = BoundingBox.whole(coarse.grid.shape_zyx)
+        self._coarse.refuse_too_large(coarse.grid, everything, whole=False)
+        box = organs_box(self._coarse.indices(coarse.crop(everything), coarse.fill_c)[0])
+        organs = None if box is None else coarse.grid.to_canonical(box)
+        region = fine_region(organs, self._final.plan, fine_grid)
         if region is None:
             return whole, ("COARSE found no organ: FINE searched the whole body",)
         return region, ()
@@ -185,11 +238,3 @@ def _on_grid(stored: StoredCase, saved_zyx: np.ndarray, region: BoundingBox) -> 
     label = np.zeros(stored.record.grid.shape_zyx, saved_zyx.dtype)
     label[region.slices] = saved_zyx
     return label
-
-
-def _fill(stored: StoredCase) -> np.ndarray:
-    return np.array(stored.record.channel_minima, np.float32)
-
-
-def _crop(stored: StoredCase, box: BoundingBox) -> np.ndarray:
-    return np.asarray(stored.image_czyx[(slice(None), *box.slices)], np.float32)

@@ -20,7 +20,7 @@ from batchgenerators.transforms.resample_transforms import SimulateLowResolution
 
 from flaresemi import extensions
 from flaresemi.errors import ConfigError
-from flaresemi.geometry import FloatTriple, IntTriple
+from flaresemi.geometry import FloatTriple, IntTriple, has_thick_slices
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +57,6 @@ GAMMA, GAMMA_SHARE, INVERTED_GAMMA_SHARE = (0.7, 1.5), 0.3, 0.1
 #: Of a patch that is blurred, or seen at a lower resolution, the share of channels that are.
 CHANNEL_SHARE = 0.5
 
-#: Slices more than this many times as thick as their pixels: patches are rotated in the plane of the slices, as nnU-Net
-#: does.
-THICK_SLICES = 3.0
-
 #: `standard` has nnU-Net's ranges and probabilities; `strong` (for pseudo-labeled cases) changes more, more often;
 #: `geometric` is the standard one without any change of intensities.
 STRENGTHS = {
@@ -88,11 +84,6 @@ def strength_of(name: str) -> Strength:
     if not isinstance(found, Strength):
         raise ConfigError(f"'{name}' of {package} is no flaresemi.training.augmentation.Strength")
     return found
-
-
-def has_thick_slices(spacing_zyx_mm: FloatTriple) -> bool:
-    """Whether slices are much thicker than their pixels."""
-    return spacing_zyx_mm[0] > THICK_SLICES * min(spacing_zyx_mm[1:])
 
 
 class Augmentation:
