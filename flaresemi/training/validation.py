@@ -63,39 +63,7 @@ class CaseResult:
     confidence: ConfidenceCounts | None = dataclasses.field(default=None, metadata=CAME_LATER)
 
 
-def validate(
-    task: TrainingTask,
-    coarse_folder: ModelFolder,
-    dataset: Dataset,
-    *,
-    device: torch.device,
-    precision: PrecisionName = "auto",
-) -> str:
-    """Predicts every validation case with the final weights and scores it; resumable case by case.
-
-    FINE in the organs' box runs behind the COARSE model of the same fold. Until that is trained, the reference's box
-    takes its place, and the result says so. COARSE is also judged by what it is for: the share of each organ that
-    lies in the region it finds.
-
-    Writes label maps, summary.json and .csv into the training's validation folder, and the organs whose largest
-    component alone scores better into the final checkpoint.
-
-    Args:
-        coarse_folder: COARSE of the same fold, trained or not.
-        dataset: With all decisions about bad cases applied.
-
-    Returns:
-        The result as text for a terminal.
-
-    Raises:
-        FlaresemiError: the checkpoint or a case cannot be read, or the networks' output on it is not finite.
-    """
-    begin_validation(task, coarse_folder)
-    validate_cases(task, coarse_folder, dataset, device=device, precision=precision)
-    return conclude_validation(task, coarse_folder, dataset)
-
-
-# The parts of it, where several processes share the cases: one begins and concludes, and all do what lies between.
+# Where several processes share the cases, one begins and concludes, and all do what lies between.
 
 
 def begin_validation(task: TrainingTask, coarse_folder: ModelFolder) -> None:
@@ -119,10 +87,19 @@ def validate_cases(
     precision: PrecisionName = "auto",
     shard: Shard = Shard(),  # noqa: B008 (frozen)
 ) -> None:
-    """Predicts the validation cases that are not done, each with its record; see `validate`.
+    """Predicts the validation cases that are not done with the final weights, each with its record.
+
+    FINE in the organs' box runs behind the COARSE model of the same fold. Until that is trained, the reference's box
+    takes its place, and the result says so. COARSE is also judged by what it is for: the share of each organ that
+    lies in the region it finds.
 
     Args:
+        coarse_folder: COARSE of the same fold, trained or not.
+        dataset: With all decisions about bad cases applied.
         shard: Of this process. One that helps ends when all cases are done, by whichever process.
+
+    Raises:
+        FlaresemiError: a checkpoint or a case cannot be read, or the networks' output on it is not finite.
     """
     final, coarse = load_checkpoint(task.folder.final), _coarse_checkpoint(task, coarse_folder)
     folder = task.folder.validation
@@ -145,7 +122,20 @@ def validate_cases(
 
 
 def conclude_validation(task: TrainingTask, coarse_folder: ModelFolder, dataset: Dataset) -> str:
-    """Scores all cases together and decides what is kept of an organ; see `validate`, whose text this returns."""
+    """Scores all cases together and decides what is kept of an organ.
+
+    Writes summary.json and .csv into the training's validation folder, and into the final checkpoint the organs whose
+    largest component alone scores better, with the temperature that probabilities are calibrated with.
+
+    Args:
+        coarse_folder: As for `validate_cases`, with the dataset.
+
+    Returns:
+        The result as text for a terminal.
+
+    Raises:
+        FlaresemiError: a checkpoint, a record or a label map cannot be read.
+    """
     final, folder = load_checkpoint(task.folder.final), task.folder.validation
     if (folder / _CLAIMED).is_dir():
         Claims(folder / _CLAIMED).clear()
