@@ -22,7 +22,7 @@ from many_classes import lattice
 from flaresemi.evaluation.flare import evaluate_case
 from flaresemi.evaluation.overlap import dice_where_present
 from flaresemi.geometry import BoundingBox, IntTriple, StageGrid
-from flaresemi.inference.sliding_window import most_likely, slide, slide_in_slabs
+from flaresemi.inference.sliding_window import most_likely, slide_in_slabs
 from flaresemi.io.case_store import _sample_voxels
 from flaresemi.io.stored_case import CaseRecord
 from flaresemi.labels import Label, LabelSet
@@ -55,7 +55,7 @@ class Parts:
 
     def logits_of_a_body(self) -> Callable[[], object]:
         image, output = torch.zeros(1, *STAGE), torch.zeros(1, self.classes + 1, *PATCH)
-        return lambda: slide(image, lambda windows: output, PATCH)
+        return lambda: next(slide_in_slabs(image, lambda windows: output, PATCH, whole=True))
 
     def restoring(self) -> Callable[[], object]:
         logits = self._logits()
@@ -63,9 +63,7 @@ class Parts:
         return lambda: labels_from_logits(logits, BoundingBox.whole(STAGE), STAGE, IMAGE, whole)
 
     def windows_to_labels_at_once(self) -> Callable[[], object]:
-        image, forward = self._windows(STAGE)
-        places = (BoundingBox.whole(STAGE), STAGE, IMAGE, BoundingBox.whole(IMAGE))
-        return lambda: labels_from_logits(slide(image, forward, PATCH), *places)
+        return self._in_slabs(STAGE, IMAGE, whole=True)
 
     def windows_to_labels_in_slabs(self) -> Callable[[], object]:
         return self._in_slabs(STAGE, IMAGE)
@@ -73,12 +71,12 @@ class Parts:
     def the_same_of_a_scan_three_times_as_long(self) -> Callable[[], object]:
         return self._in_slabs((3 * STAGE[0], *STAGE[1:]), (3 * IMAGE[0], *IMAGE[1:]))
 
-    def _in_slabs(self, stage: IntTriple, shape: IntTriple) -> Callable[[], object]:
+    def _in_slabs(self, stage: IntTriple, shape: IntTriple, *, whole: bool = False) -> Callable[[], object]:
         image, forward = self._windows(stage)
         labels = GrowingLabels(BoundingBox.whole(stage), stage, shape, BoundingBox.whole(shape))
 
         def work() -> None:
-            for slab in slide_in_slabs(image, forward, PATCH):
+            for slab in slide_in_slabs(image, forward, PATCH, whole=whole):
                 labels.add(slab)
 
         return work

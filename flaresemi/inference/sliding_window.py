@@ -54,38 +54,6 @@ def gaussian_importance(
     return torch.exp(-0.5 * (position / (window * GAUSSIAN_SIGMA)).square())
 
 
-def slide(
-    image_czyx: torch.Tensor,
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    window_zyx: IntTriple,
-    *,
-    step: float = 0.5,
-    batch: int = 1,
-    fill_c: torch.Tensor | None = None,
-    centered: bool = True,
-) -> torch.Tensor:
-    """Weighted mean of the output of `forward` for each voxel over all windows that contain it.
-
-    A volume smaller than the window is padded on both sides, and cropped back.
-
-    Args:
-        image_czyx: The volume, (channels, Z, Y, X). The result is summed up on its device.
-        forward: Maps windows (batch, channels, *window) to (batch, outputs, *window); it may work on another device.
-        window_zyx: Shape of a window.
-        step: Distance of neighbouring windows, as a share of the window.
-        batch: Windows per call of `forward`.
-        fill_c: Padding value per channel, which should be that of training; None: its minimum.
-        centered: Whether a window counts most in its middle; False: in voxel `size // 2`, as in nnU-Net.
-
-    Returns:
-        (outputs, Z, Y, X) float32.
-    """
-    (whole,) = slide_in_slabs(
-        image_czyx, forward, window_zyx, step=step, batch=batch, fill_c=fill_c, centered=centered, whole=True
-    )
-    return whole
-
-
 def slide_in_slabs(
     image_czyx: torch.Tensor,
     forward: Callable[[torch.Tensor], torch.Tensor],
@@ -97,13 +65,21 @@ def slide_in_slabs(
     centered: bool = True,
     whole: bool = False,
 ) -> Iterator[torch.Tensor]:
-    """The same numbers in slabs of whole planes, from the first to the last, in the memory of a window's planes.
+    """Weighted mean of the output of `forward` for each voxel over all windows that contain it, slab by slab.
 
-    A slab is given when no window to come reaches it. Windows are summed in the same order, so that every number is
-    that of `slide`; a call of `forward` gets windows of one layer.
+    Slabs are whole planes, from the first to the last, in the memory of a window's planes. One is given when no window
+    to come reaches it. A call of `forward` gets windows of one layer; windows are summed in the order in which they are
+    summed for the whole, so that the numbers are the same. A volume smaller than the window is padded on both sides,
+    and cropped back.
 
     Args:
-        image_czyx: As for `slide`, with the arguments that follow it.
+        image_czyx: The volume, (channels, Z, Y, X). The result is summed up on its device.
+        forward: Maps windows (batch, channels, *window) to (batch, outputs, *window); it may work on another device.
+        window_zyx: Shape of a window.
+        step: Distance of neighbouring windows, as a share of the window.
+        batch: Windows per call of `forward`.
+        fill_c: Padding value per channel, which should be that of training; None: its minimum.
+        centered: Whether a window counts most in its middle; False: in voxel `size // 2`, as in nnU-Net.
         whole: One slab of everything.
 
     Yields:

@@ -5,7 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaresemi.inference.sliding_window import gaussian_importance, slide, slide_in_slabs, window_starts
+from flaresemi.inference.sliding_window import gaussian_importance, slide_in_slabs, window_starts
+
+
+def slide_whole(*arguments, **options):
+    (whole,) = slide_in_slabs(*arguments, **options, whole=True)
+    return whole
 
 
 @given(window=st.integers(1, 40), more=st.integers(0, 120), step=st.floats(0.05, 1.0))
@@ -44,7 +49,7 @@ def test_importance_is_a_symmetric_gaussian_of_an_eighth():
 )
 def test_identity_network_returns_the_image(shape, window, step, batch):
     image = torch.randn((2, *shape), generator=torch.Generator().manual_seed(sum(shape))) * 100
-    result = slide(image, lambda windows: windows, window, step=step, batch=batch)
+    result = slide_whole(image, lambda windows: windows, window, step=step, batch=batch)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, image, rtol=1e-5, atol=1e-4)
 
@@ -56,7 +61,7 @@ def test_every_forward_pass_gets_whole_windows_and_at_most_the_batch():
         seen.append(tuple(windows.shape))
         return windows[:, :1]
 
-    result = slide(torch.zeros(3, 10, 12, 9), forward, (4, 6, 16), batch=4)
+    result = slide_whole(torch.zeros(3, 10, 12, 9), forward, (4, 6, 16), batch=4)
     assert result.shape == (1, 10, 12, 9)
     assert {shape[1:] for shape in seen} == {(3, 4, 6, 16)}
     assert max(shape[0] for shape in seen) == 4
@@ -67,12 +72,12 @@ def test_padding_is_the_minimum_of_each_channel_on_both_sides():
     image = torch.stack([torch.full((2, 2, 2), 5.0), torch.full((2, 2, 2), -3.0)])
     image[0, 0, 0, 0] = -1.0
     seen = []
-    slide(image, lambda windows: seen.append(windows) or windows, (4, 2, 2))
+    slide_whole(image, lambda windows: seen.append(windows) or windows, (4, 2, 2))
     (windows,) = seen
     assert windows[0, 0, 0].unique().tolist() == [-1.0]
     assert windows[0, 1, 0].unique().tolist() == [-3.0]
     assert torch.equal(windows[0, :, 1:3], image)
-    slide(image, lambda windows: seen.append(windows) or windows, (4, 2, 2), fill_c=torch.tensor([-9.0, 7.0]))
+    slide_whole(image, lambda windows: seen.append(windows) or windows, (4, 2, 2), fill_c=torch.tensor([-9.0, 7.0]))
     assert seen[1][0, :, 0, 0, 0].tolist() == [-9.0, 7.0]
 
 
@@ -83,7 +88,7 @@ def test_windows_are_trusted_most_in_their_middle():
         answer[:, :, 4:] = 1
         return answer
 
-    result = slide(torch.zeros(1, 12, 1, 1), forward, (8, 1, 1), step=0.5)[0, :, 0, 0]
+    result = slide_whole(torch.zeros(1, 12, 1, 1), forward, (8, 1, 1), step=0.5)[0, :, 0, 0]
     assert result[:4].tolist() == [0, 0, 0, 0]  # one window only, its first half
     assert result[8:].tolist() == [1, 1, 1, 1]
     assert result[4] > 0.9  # the first window has it near its middle and says 1, the second at its edge says 0
@@ -92,7 +97,7 @@ def test_windows_are_trusted_most_in_their_middle():
 
 def test_half_precision_outputs_are_summed_up_in_float32():
     image = torch.full((1, 40, 4, 4), 1000.0)
-    result = slide(image, lambda windows: windows.to(torch.bfloat16), (4, 4, 4), step=0.25)
+    result = slide_whole(image, lambda windows: windows.to(torch.bfloat16), (4, 4, 4), step=0.25)
     torch.testing.assert_close(result, image.to(torch.bfloat16).float(), rtol=1e-6, atol=0)
 
 
@@ -110,7 +115,7 @@ def test_slabs_are_the_same_numbers_in_the_memory_of_a_window(shape, window, ste
         return torch.cumsum(windows[:, :1], dim=2) * scale + windows[:, 1:]
 
     how = {"step": step, "batch": batch, "centered": centered}
-    whole = slide(image, forward, window, **how)
+    whole = slide_whole(image, forward, window, **how)
     plane = max(shape[1], window[1]) * max(shape[2], window[2])
     slabs = []
     for slab in slide_in_slabs(image, forward, window, **how):
