@@ -27,7 +27,7 @@ from flaresemi.io.case_store import _sample_voxels
 from flaresemi.io.stored_case import CaseRecord
 from flaresemi.labels import Label, LabelSet
 from flaresemi.preprocessing.resampling import resample_labels
-from flaresemi.preprocessing.winners import GrowingLabels, labels_from_logits
+from flaresemi.preprocessing.winners import GrowingLabels
 from flaresemi.reporting.overlay import busiest_slices
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
 
@@ -59,8 +59,8 @@ class Parts:
 
     def restoring(self) -> Callable[[], object]:
         logits = self._logits()
-        whole = BoundingBox.whole(IMAGE)
-        return lambda: labels_from_logits(logits, BoundingBox.whole(STAGE), STAGE, IMAGE, whole)
+        labels = GrowingLabels(BoundingBox.whole(STAGE), STAGE, IMAGE, BoundingBox.whole(IMAGE))
+        return lambda: labels.add(logits)
 
     def windows_to_labels_at_once(self) -> Callable[[], object]:
         return self._in_slabs(STAGE, IMAGE, whole=True)

@@ -21,7 +21,7 @@ from flaresemi.inference.probabilities import ProbabilityOutput
 from flaresemi.io.grids import SourceGrid
 from flaresemi.labels import Label, LabelSet
 from flaresemi.preprocessing.averaging import KnownLogits
-from flaresemi.preprocessing.winners import labels_from_logits
+from flaresemi.preprocessing.winners import GrowingLabels
 
 SHAPE, SPACING = (300, 512, 512), (1.5, 0.8, 0.8)
 STAGE = (75, 128, 128)
@@ -54,7 +54,8 @@ def one(classes: int, bits: int, organs: bool) -> None:
     logits = made_up(classes)
     part = BoundingBox.whole(STAGE)
     before, began = peak_mib(), time.monotonic()
-    found = labels_from_logits(logits, part, STAGE, SHAPE, whole)
+    found = GrowingLabels(part, STAGE, SHAPE, whole)
+    found.add(logits)
     restored, restoring = peak_mib(), time.monotonic() - began
     del found
     output = ProbabilityOutput(organs=organs, uncertainty=True, bits=bits, extent="image", labels=labels)  # type: ignore[arg-type]

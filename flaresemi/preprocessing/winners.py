@@ -39,41 +39,15 @@ class RestoredLabels:
     grid: StageGrid
 
 
-@torch.no_grad()
-def labels_from_logits(
-    logits_czyx: torch.Tensor,
-    logits_box: BoundingBox,
-    stage_shape_zyx: IntTriple,
-    canonical_shape_zyx: IntTriple,
-    out_box: BoundingBox,
-    kinds: tuple[Kind, Kind, Kind] = ALL_LINEAR,
-    painted: Sequence[int] = (),
-) -> np.ndarray:
-    """Resamples logits linearly and takes the largest: the same labels as all logits at once, in bounded memory.
-
-    Args:
-        logits_czyx: One channel per class, any float type, on any device; known only in `logits_box`, whose edges go on
-            beyond it.
-        logits_box: As for `GrowingLabels`, with the arguments that follow it.
-
-    Returns:
-        Internal indices, (*out_box.shape_zyx), uint8 (up to 256 classes) or uint16.
-    """
-    if tuple(logits_czyx.shape[1:]) != logits_box.shape_zyx:
-        raise ValueError(f"logits of shape {tuple(logits_czyx.shape)} for a box of {logits_box.shape_zyx}")
-    labels = GrowingLabels(logits_box, stage_shape_zyx, canonical_shape_zyx, out_box, kinds, painted)
-    labels.add(logits_czyx)
-    return labels.indices_zyx
-
-
 class GrowingLabels:
     """Labels that are made from logits as the planes of these come, from the first to the last.
 
-    Class by class with a running maximum; ties go to the lower index. Of the planes that came, only those are kept that
-    labels to come are made from, too.
+    They are resampled as `kinds` say, class by class with a running maximum; ties go to the lower index. That gives the
+    labels of all resampled logits at once, in bounded memory. Of the planes that came, only those are kept that labels
+    to come are made from, too.
 
     Args:
-        logits_box: Where the logits lie in the stage grid.
+        logits_box: Where the logits lie in the stage grid; its edges go on beyond it.
         stage_shape_zyx: Shape of the stage grid.
         canonical_shape_zyx: Shape of the body crop at the image's own sampling.
         out_box: The part of the body crop to label.

@@ -13,7 +13,7 @@ from flaresemi.io.images import Image
 from flaresemi.plans import IntensityPlan, StagePlan
 from flaresemi.preprocessing import preprocessor
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
-from flaresemi.preprocessing.winners import labels_from_logits
+from tests.made_labels import labels_from_logits
 from tests.made_plans import ct_intensities, stage_plan, two_levels
 
 CT = ct_intensities(mean=40.0, sd=90.0, low=-200.0, high=300.0)

@@ -8,7 +8,7 @@ from skimage.transform import resize
 
 from flaresemi.geometry import BoundingBox
 from flaresemi.preprocessing.splines import logit_kinds, resample_spline, resample_values, separate_axis, spline_shape
-from flaresemi.preprocessing.winners import labels_from_logits
+from tests.made_labels import labels_from_logits
 
 SHAPES = [((20, 30, 25), (31, 22, 50)), ((5, 30, 25), (9, 41, 13)), ((1, 7, 9), (2, 9, 4)), ((6, 7, 8), (6, 9, 8))]
 

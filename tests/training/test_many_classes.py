@@ -20,11 +20,11 @@ from flaresemi.planning.cases import read_case
 from flaresemi.planning.rules import check_dataset
 from flaresemi.plans import NetworkPlan
 from flaresemi.preprocessing.resampling import resample_labels
-from flaresemi.preprocessing.winners import labels_from_logits
 from flaresemi.reporting.overlay import busiest_slices, save_overlay
 from flaresemi.training.losses import IGNORED
 from flaresemi.training.sampling import PatchSampler, TrainingCase
 from flaresemi.training.trainer import Trainer
+from tests.made_labels import labels_from_logits
 from tests.test_ignored_voxels import write
 from tests.training.conftest import stage_plan
 
