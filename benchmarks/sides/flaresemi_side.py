@@ -23,7 +23,7 @@ from flaresemi.networks.building import build_network
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
 from flaresemi.preprocessing.preprocessor import PreparedImage, prepare, preprocessing_hash, stage_labels
-from flaresemi.preprocessing.resampling import resample_image, resample_labels
+from flaresemi.preprocessing.resampling import resample_labels, resample_part
 from flaresemi.training import profiling
 from flaresemi.training.config import TrainingConfig, resolve
 from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss
@@ -62,7 +62,8 @@ def resample(task: dict) -> dict:
     spacing, target = image.geometry.spacing_zyx_mm, tuple(task["spacing_zyx_mm"])
     shape = resampled_shape(image.geometry.shape_zyx, spacing, target)
     before, started = peak_rss_mib(), time.perf_counter()
-    resample_image(image.array_czyx, shape, kind=task["resampling"])
+    whole = image.geometry.shape_zyx
+    resample_part(image.array_czyx, BoundingBox.whole(whole), whole, shape, kind=task["resampling"])
     if indices is not None:
         resample_labels(indices, shape)
     seconds = time.perf_counter() - started

@@ -22,24 +22,6 @@ Kind = Literal["linear", "cubic", "interpolate", "nearest"]
 ALL_LINEAR: tuple[Kind, Kind, Kind] = ("linear", "linear", "linear")
 
 
-def resample_image(
-    image_czyx: np.ndarray, shape_zyx: IntTriple, kind: Kind = "linear", box: BoundingBox | None = None
-) -> np.ndarray:
-    """Resamples an image to another shape of the same extent, or computes only a part of that.
-
-    Args:
-        image_czyx: float32, (C, Z, Y, X).
-        shape_zyx: Shape of the whole result.
-        kind: `linear`, or `cubic` (Catmull-Rom, which may overshoot).
-        box: Part of the result to compute; equal to the same part of the whole up to rounding.
-
-    Returns:
-        float32, (C, *box.shape_zyx). Axes that keep their length keep their values exactly.
-    """
-    shape = image_czyx.shape[1:]
-    return resample_part(image_czyx, BoundingBox.whole(shape), shape, shape_zyx, kind, box)
-
-
 @torch.no_grad()
 def resample_part(
     part_czyx: np.ndarray,
@@ -49,9 +31,18 @@ def resample_part(
     kind: Kind = "linear",
     box: BoundingBox | None = None,
 ) -> np.ndarray:
-    """As `resample_image`, where only `part_box` of the input is known; what lies beyond it is taken as its edge.
+    """Resamples an image to another shape of the same extent, or computes only a part of that.
 
-    With `part_box` from `input_support` nothing beyond is needed.
+    Args:
+        part_czyx: The part of the image that is known, float32, (C, *part_box.shape_zyx).
+        part_box: Where that lies; what lies beyond it is taken as its edge, and not needed with `input_support`.
+        from_shape: Shape of the whole image.
+        to_shape: Shape of the whole result.
+        kind: `linear`, or `cubic` (Catmull-Rom, which may overshoot).
+        box: Part of the result to compute; equal to the same part of the whole up to rounding.
+
+    Returns:
+        float32, (C, *box.shape_zyx). Axes that keep their length keep their values exactly.
     """
     box = BoundingBox.whole(to_shape) if box is None else box
     result = np.empty((part_czyx.shape[0], *box.shape_zyx), np.float32)

@@ -10,14 +10,15 @@ from torch.nn import functional as F
 
 from flaresemi.geometry import BoundingBox
 from flaresemi.preprocessing import resampling
-from flaresemi.preprocessing.resampling import (
-    input_support,
-    resample_image,
-    resample_labels,
-    resample_part,
-)
+from flaresemi.preprocessing.resampling import input_support, resample_labels, resample_part
 
 SHAPES = [(9, 14, 11), (18, 28, 22), (20, 17, 40), (4, 5, 6), (9, 5, 30), (1, 1, 1)]
+
+
+def resample_image(image: np.ndarray, shape: tuple, *how) -> np.ndarray:
+    """All of the image is known."""
+    known = image.shape[1:]
+    return resample_part(image, BoundingBox.whole(known), known, shape, *how)
 
 
 def box_within(generator: np.random.Generator, shape: tuple) -> BoundingBox:

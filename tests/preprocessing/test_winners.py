@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from flaresemi.geometry import BoundingBox
 from flaresemi.preprocessing import winners
-from flaresemi.preprocessing.resampling import resample_image, resample_labels
+from flaresemi.preprocessing.resampling import resample_labels
 from flaresemi.preprocessing.splines import logit_kinds
 from flaresemi.preprocessing.winners import GrowingLabels
 from tests.made_labels import labels_from_logits
-from tests.preprocessing.test_resampling import box_within, organs
+from tests.preprocessing.test_resampling import box_within, organs, resample_image
 
 
 def plain_argmax(logits, logits_box, stage_shape, canonical_shape, out_box) -> tuple[np.ndarray, np.ndarray]:

@@ -8,14 +8,14 @@ import pytest
 
 from flaresemi.dataset import Case
 from flaresemi.errors import ConfigError, DatasetError
-from flaresemi.geometry import Geometry
+from flaresemi.geometry import BoundingBox, Geometry
 from flaresemi.inference.cascade import Segmenter
 from flaresemi.io.case_store import CaseRecord, CaseStore, LabelStore
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import canonical_labels, prepare
-from flaresemi.preprocessing.resampling import resample_image
+from flaresemi.preprocessing.resampling import resample_part
 from flaresemi.pseudolabels.exporting import export_labels
 from flaresemi.pseudolabels.labeling import Labeler
 from flaresemi.pseudolabels.teachers import Teachers
@@ -74,7 +74,9 @@ def one_label_nearby(store: LabelStore) -> np.ndarray:
     grid, label = stored.record.grid, np.asarray(stored.label_zyx)
     shares = np.stack([(label == index).astype(np.float32) for index in range(LABELS.channels)])
     sure = np.ones(grid.canonical_shape_zyx, bool)
-    sure[grid.body_box.slices] = resample_image(shares, grid.body_box.shape_zyx).max(axis=0) > 1 - 1e-5
+    whole = BoundingBox.whole(grid.shape_zyx)
+    large = resample_part(shares, whole, grid.shape_zyx, grid.body_box.shape_zyx)
+    sure[grid.body_box.slices] = large.max(axis=0) > 1 - 1e-5
     return sure
 
 
