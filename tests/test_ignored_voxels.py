@@ -21,8 +21,9 @@ from flaresemi.io.case_store import CaseRecord, CaseStore
 from flaresemi.labels import Label, LabelSet
 from flaresemi.planning.cases import read_case
 from flaresemi.planning.fingerprint import fingerprint_dataset
+from flaresemi.planning.inspection import inspect_dataset
 from flaresemi.planning.planner import make_plans
-from flaresemi.planning.rules import check_dataset
+from flaresemi.planning.rules import judge
 from flaresemi.planning.sources import source_hash
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.resampling import resample_labels
@@ -151,7 +152,9 @@ class TestFacts:
 
     def test_the_report_knows_it(self, scribbles):
         def problems():
-            return {(each.problem, each.message) for each in check_dataset(load_dataset(scribbles), workers=1).findings}
+            dataset = load_dataset(scribbles)
+            report = judge(dataset, inspect_dataset(dataset, None, workers=1))
+            return {(each.problem, each.message) for each in report.findings}
 
         assert not {problem for problem, _ in problems()} & {"unknown label", "empty label", "no background"}
         for number in (1, 2):

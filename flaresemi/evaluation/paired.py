@@ -51,15 +51,6 @@ def paired_difference(before: HeldOutDice, after: HeldOutDice) -> PairedDifferen
     return PairedDifference(mean=mean, half_width=width, cases=len(changes))
 
 
-def paired_gain(before: HeldOutDice, after: HeldOutDice) -> tuple[float, float]:
-    """Mean over the cases of the change of their mean Dice, and its standard error (infinite for one case).
-
-    Raises:
-        ValueError: as `paired_changes`.
-    """
-    return mean_and_error(paired_changes(before, after))
-
-
 def paired_changes(before: HeldOutDice, after: HeldOutDice) -> list[float]:
     """The change of the mean Dice of every case that has a score in both: of one without any organ, nothing is known.
 

@@ -6,7 +6,6 @@ Facts come from `inspection`; here they are judged. An error makes a case unusab
 import collections
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from flaresemi.dataset import Case, Dataset
@@ -21,7 +20,7 @@ from flaresemi.planning.cases import (
 )
 from flaresemi.planning.findings import Finding, IntegrityReport, cases_per_value
 from flaresemi.planning.image_checks import check_image
-from flaresemi.planning.inspection import CaseFacts, LabelFacts, inspect_dataset
+from flaresemi.planning.inspection import CaseFacts, LabelFacts
 from flaresemi.planning.outliers import find_outliers
 from flaresemi.planning.regions import LOST_SHARE
 from flaresemi.sides import mirroring_caution
@@ -31,17 +30,6 @@ _MOST_TOLD = 300
 
 #: NIfTI's two affines may differ by rounding; beyond this somebody changed one of them. Chosen.
 _AFFINES_APART_MM = 1.0
-
-
-def check_dataset(dataset: Dataset, *, workers: int | None = None, cache: Path | None = None) -> IntegrityReport:
-    """Reads every file of a dataset once and lists everything that is wrong.
-
-    Args:
-        dataset: What to check.
-        workers: Processes; None: as many as cores and memory allow.
-        cache: File that what was seen is kept in, so that a second check is quick.
-    """
-    return judge(dataset, inspect_dataset(dataset, cache, workers=workers))
 
 
 def judge(dataset: Dataset, facts: dict[str, CaseFacts]) -> IntegrityReport:

@@ -75,13 +75,6 @@ def scale_tensor(channel_zyx: torch.Tensor, scaling: ChannelScaling) -> torch.Te
     return channel_zyx.clamp(scaling.clip_low, scaling.clip_high).sub_(mean).mul_(factor)
 
 
-def normalize(
-    image_czyx: np.ndarray, intensities: tuple[IntensityPlan, ...], body_mask_zyx: np.ndarray | None = None
-) -> np.ndarray:
-    """Normalizes a whole image by its plan; see `measure_scaling` and `scale`."""
-    return scale(image_czyx, measure_scaling(image_czyx, intensities, body_mask_zyx))
-
-
 def _measure(channel_zyx: np.ndarray, plan: IntensityPlan, mask_zyx: np.ndarray | None) -> ChannelScaling:
     if plan.scheme == "ct":
         if plan.mean is None or plan.sd is None:

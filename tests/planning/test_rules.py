@@ -23,7 +23,7 @@ from flaresemi.planning.decisions import (
 )
 from flaresemi.planning.findings import load_warnings
 from flaresemi.planning.inspection import inspect_dataset
-from flaresemi.planning.rules import check_dataset
+from flaresemi.planning.rules import judge
 from flaresemi.workspace import Workspace
 from tests.made_dicom import Stack
 from tests.made_nifti import as_nibabel_writes, as_simpleitk_writes, write_nifti
@@ -35,8 +35,9 @@ def found(report):
     return {(finding.case_id, finding.severity, finding.problem) for finding in report.findings}
 
 
-def check(small, **options):
-    return check_dataset(small.load(), workers=1, **options)
+def check(small, cache=None, workers=1):
+    dataset = small.load()
+    return judge(dataset, inspect_dataset(dataset, cache, workers=workers))
 
 
 def message(report, case_id):
@@ -450,8 +451,8 @@ def test_what_was_seen_before_a_kill_is_kept(small_dataset, tmp_path, monkeypatc
 
 
 def test_the_number_of_workers_changes_nothing(small_dataset):
-    dataset = small_dataset().load()
-    assert check_dataset(dataset, workers=1) == check_dataset(dataset, workers=2)
+    small = small_dataset()
+    assert check(small, workers=1) == check(small, workers=2)
 
 
 class TestDecisions:

@@ -5,10 +5,14 @@ import pytest
 import torch
 
 from flaresemi.plans import IntensityPlan
-from flaresemi.preprocessing.normalization import measure_scaling, normalize, scale, scale_tensor, stray_range
+from flaresemi.preprocessing.normalization import measure_scaling, scale, scale_tensor, stray_range
 
 CT = IntensityPlan(scheme="ct", clip_low=-150.0, clip_high=250.0, mean=50.0, sd=100.0)
 OTHER = IntensityPlan(scheme="zscore")
+
+
+def normalize(image, plans, body_mask=None):
+    return scale(image, measure_scaling(image, plans, body_mask))
 
 
 def test_ct_is_clipped_then_shifted_and_scaled():

@@ -1,6 +1,6 @@
 import pytest
 
-from flaresemi.evaluation.paired import paired_gain
+from flaresemi.evaluation.paired import paired_changes
 from flaresemi.rounds.stopping import StopRule, judge
 
 
@@ -72,7 +72,7 @@ def test_one_held_out_case_proves_nothing() -> None:
 
 def test_rounds_with_other_cases_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="different cases"):
-        paired_gain(START, cases(0.8, 0.8))
+        paired_changes(START, cases(0.8, 0.8))
 
 
 def test_a_held_out_case_without_a_scored_organ_says_nothing() -> None:
@@ -83,4 +83,4 @@ def test_a_held_out_case_without_a_scored_organ_says_nothing() -> None:
     with pytest.raises(ValueError, match="no held-out case has an organ"):
         judge([{"empty": {}}], StopRule())
     with pytest.raises(ValueError, match="scored in both"):
-        paired_gain({"a": {"liver": 0.5}, "b": {}}, {"a": {}, "b": {"liver": 0.5}})
+        paired_changes({"a": {"liver": 0.5}, "b": {}}, {"a": {}, "b": {"liver": 0.5}})

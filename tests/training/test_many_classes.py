@@ -17,7 +17,8 @@ from flaresemi.inference.sliding_window import most_likely
 from flaresemi.io.case_store import CaseStore
 from flaresemi.labels import Label, LabelSet
 from flaresemi.planning.cases import read_case
-from flaresemi.planning.rules import check_dataset
+from flaresemi.planning.inspection import inspect_dataset
+from flaresemi.planning.rules import judge
 from flaresemi.plans import NetworkPlan
 from flaresemi.preprocessing.resampling import resample_labels
 from flaresemi.reporting.overlay import busiest_slices, save_overlay
@@ -49,7 +50,7 @@ def test_all_values_of_a_label_map_are_seen(tmp_path):
     content = {"channel_names": {"0": "MR"}, "labels": {"background": 0} | LABELS.values}
     (tmp_path / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     dataset = load_dataset(tmp_path)
-    problems = {finding.problem for finding in check_dataset(dataset, workers=1).findings}
+    problems = {finding.problem for finding in judge(dataset, inspect_dataset(dataset, None, workers=1)).findings}
     assert not problems & {"absent organ", "unknown label", "empty label"}
     _, indices = read_case(dataset.labeled[0], dataset.labels)
     assert indices.max() == COUNT and indices.dtype == np.uint16
