@@ -62,7 +62,7 @@ def main() -> None:
     )
     bench.command("plan", "flaresemi_plan_and_preprocess", "-d", data, "-w", start, "--stages", "two", "--workers", 1)
     if "shrink" not in bench.steps:
-        shrink(start / "plans.json")
+        running.shrink(start / "plans.json")
         bench.record("shrink")
     for stage in ("COARSE", "FINE"):
         bench.command(stage, "flaresemi_train", stage, 0, "-d", data, "-w", start, *TRAINING, "--continue")
@@ -99,18 +99,6 @@ def main() -> None:
 def copy(start: Path, workspace: Path) -> None:
     shutil.rmtree(workspace, ignore_errors=True)
     shutil.copytree(start, workspace)
-
-
-def shrink(path: Path) -> None:
-    """Replaces the planned networks by ones that take a fraction of a second a step."""
-    plans = json.loads(path.read_text(encoding="utf-8"))
-    for stage in ("coarse", "fine"):
-        network = plans[stage]["network"]
-        for name in ("kernels", "strides"):
-            network[name] = network[name][:3]
-        network |= {"features": [8, 16, 16], "encoder_convs": [1, 1, 1], "decoder_convs": [1, 1]}
-        plans[stage] |= {"patch_zyx": [32, 32, 32], "batch_size": 2}
-    path.write_text(json.dumps(plans, indent=2), encoding="utf-8")
 
 
 def run(command: list[str], log: TextIO, kill_after: float | None = None) -> float:

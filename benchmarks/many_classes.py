@@ -10,10 +10,8 @@ results/many_classes.md.
 import argparse
 import json
 import math
-import os
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -70,18 +68,11 @@ def measured(words: tuple, log: Path) -> dict[str, object]:
     """Runs a command of this environment; its seconds of processor time and clock, and its peak memory in GiB."""
     line = [str(Path(sys.executable).parent / words[0]), *map(str, words[1:])]
     print(shlex.join(line[1:]), flush=True)
-    started = time.monotonic()
-    with open(log, "w", encoding="utf-8") as output:
-        process = os.posix_spawn(
-            line[0], line, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, output.fileno(), each) for each in (1, 2)]
-        )
-        _, status, usage = os.wait4(process, 0)
-    if status:
-        raise SystemExit(f"ended with status {status}; see {log}")
+    spent = running.spent(line, log)
     return {
-        "seconds": time.monotonic() - started,
-        "processor": usage.ru_utime + usage.ru_stime,
-        "gib": usage.ru_maxrss / 2**20,
+        "seconds": spent.seconds,
+        "processor": spent.cpu_seconds,
+        "gib": spent.peak_mib / 1024,
         "made": running.when_and_what(),
     }
 

@@ -13,14 +13,13 @@ import argparse
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from against_nnunet import ENVIRONMENT, ensure_environment
-from running import SHARED, Bench, parser
+from running import SHARED, Bench, parser, spent
 
 HERE = Path(__file__).resolve().parent
 
@@ -123,13 +122,8 @@ class Sides:
         if step in self.bench.steps:
             return self.bench.steps[step]
         print(f"[{self.bench.name}] {step}", flush=True)
-        with open(self.bench.work / f"{step.replace(' ', '_')}.log", "w", encoding="utf-8") as log:
-            code = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
-            _, status, usage = os.wait4(code.pid, 0)
-        if status:
-            raise SystemExit(f"{step} failed; see {log.name}")
-        facts = {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_rss_mib": usage.ru_maxrss / 1024}
-        self.bench.record(step, **facts)
+        found = spent(words, self.bench.work / f"{step.replace(' ', '_')}.log", environment)
+        self.bench.record(step, cpu_seconds=found.cpu_seconds, peak_rss_mib=found.peak_mib)
         return self.bench.steps[step]
 
     def flaresemi(

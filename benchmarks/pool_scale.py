@@ -5,7 +5,6 @@ them, once in one go and once in two shards. Times are read off the files that w
 Result: results/pool_scale.md.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -106,7 +105,7 @@ def prepare(bench: running.Bench, workspace: Path, cases: int, distinct: int) ->
         1,
     )
     if "shrink" not in bench.steps:
-        shrink(workspace / "plans.json")
+        running.shrink(workspace / "plans.json", edge=48)  # a case is a single window
         bench.record("shrink")
     return data
 
@@ -121,17 +120,6 @@ def add_noise(folder: Path, cases: int) -> None:
         image = read_image([originals[number % len(originals)]])
         noise = np.random.default_rng(number).normal(0.0, 5.0, image.array_czyx.shape[1:])
         write_label_map(path, np.round(image.array_czyx[0] + noise).astype(np.int16), image.source)
-
-
-def shrink(path: Path) -> None:
-    """Replaces the planned network by one for which a case is a single window."""
-    plans = json.loads(path.read_text(encoding="utf-8"))
-    network = plans["fine"]["network"]
-    for name in ("kernels", "strides"):
-        network[name] = network[name][:3]
-    network |= {"features": [8, 16, 16], "encoder_convs": [1, 1, 1], "decoder_convs": [1, 1]}
-    plans["fine"] |= {"patch_zyx": [48, 48, 48], "batch_size": 2}
-    path.write_text(json.dumps(plans, indent=2), encoding="utf-8")
 
 
 def round_folder(workspace: Path) -> Path:

@@ -22,7 +22,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import against_nnunet
@@ -170,19 +169,8 @@ class Commands:
 
 def measured(command: list[str]) -> dict:
     """Runs a process; its wall time, processor time and the largest memory of it or one of its children."""
-    started = time.monotonic()
-    log = running.WORK / "prediction" / "log.txt"
-    with open(log, "wb") as file:
-        actions = [(os.POSIX_SPAWN_DUP2, file.fileno(), 1), (os.POSIX_SPAWN_DUP2, file.fileno(), 2)]
-        process = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
-        _, status, usage = os.wait4(process, 0)
-    if status:
-        raise SystemExit(f"{command[0]} failed; see {log}")
-    return {
-        "seconds": time.monotonic() - started,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_rss_mib": usage.ru_maxrss / 1024,
-    }
+    spent = running.spent(command, running.WORK / "prediction" / "log.txt")
+    return {"seconds": spent.seconds, "cpu_seconds": spent.cpu_seconds, "peak_rss_mib": spent.peak_mib}
 
 
 def table(rows: list[dict]) -> str:

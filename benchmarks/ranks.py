@@ -20,7 +20,7 @@ from pathlib import Path
 
 import running
 import torch
-from kill_rounds import compare, shrink
+from kill_rounds import compare
 from two_hosts import HOSTS, namespaces
 
 from flaresemi.networks.checkpoint import load_checkpoint
@@ -93,7 +93,7 @@ def begin(bench: running.Bench, length: int, cases: int) -> Path:
     if "plan" not in bench.steps:
         words = ("-d", data, "-w", start, "--stages", "two", "--folds", 2, "--workers", 1)
         bench.command("plans", "flaresemi_plan_and_preprocess", *words, "--plan-only")
-        shrink(start / "plans.json")
+        running.shrink(start / "plans.json")
         bench.command("plan", "flaresemi_plan_and_preprocess", "-d", data, "-w", start, "--workers", 1)
     for stage in ("COARSE", "FINE"):
         words = (stage, 0, "-d", data, "-w", start, "--iterations", length, *TRAINING, *SGD, "--continue")

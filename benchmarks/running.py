@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -180,6 +180,46 @@ def halve_features(plans_file: Path, patch_zyx: tuple[int, int, int] | None = No
     network = dataclasses.replace(plans.fine.network, features=features)
     fine = dataclasses.replace(plans.fine, network=network, patch_zyx=patch_zyx or plans.fine.patch_zyx)
     save_record(plans_file, dataclasses.replace(plans, fine=fine))
+
+
+def shrink(plans_file: Path, edge: int = 32) -> None:
+    """Replaces the planned networks by ones that take a fraction of a second a step, on patches of that edge."""
+    plans = load_json(plans_file)
+    for stage in ("coarse", "fine"):
+        network = plans[stage]["network"]
+        for name in ("kernels", "strides"):
+            network[name] = network[name][:3]
+        network |= {"features": [8, 16, 16], "encoder_convs": [1, 1, 1], "decoder_convs": [1, 1]}
+        plans[stage] |= {"patch_zyx": [edge] * 3, "batch_size": 2}
+    plans_file.write_text(json.dumps(plans, indent=2), encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """What a process took.
+
+    Attributes:
+        seconds: By the clock.
+        cpu_seconds: Of processor time, with that of its children that have ended.
+        peak_mib: The largest resident memory of it or one of them; never less than what this process had, which Linux
+            counts as its child's until the command begins.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+
+
+def spent(command: Sequence[str], log: Path | None = None, environment: Mapping[str, str] = os.environ) -> Spent:
+    """Runs a process to its end, which must be a good one; what it says goes into `log`, if there is one."""
+    started = time.monotonic()
+    with open(log, "wb") if log else contextlib.nullcontext() as file:
+        actions = [(os.POSIX_SPAWN_DUP2, file.fileno(), each) for each in (1, 2)] if file else []
+        process = os.posix_spawn(command[0], command, environment, file_actions=actions)
+        _, status, usage = os.wait4(process, 0)
+    if status:
+        raise SystemExit(f"{command[0]} ended with status {status}" + (f"; see {log}" if log else ""))
+    return Spent(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def need(path: Path) -> Path:

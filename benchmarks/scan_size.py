@@ -6,9 +6,7 @@ patient, with thinner slices the more there are. Result: results/scan_size.md.
 """
 
 import json
-import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -44,18 +42,13 @@ def predict(image: Path, model: Path, output: Path) -> dict:
         str(model),
         "--measure",
     ]
-    started = time.monotonic()
-    process = os.posix_spawn(command[0], command, os.environ)
-    _, status, usage = os.wait4(process, 0)
-    seconds = time.monotonic() - started
-    if status:
-        raise SystemExit(f"flaresemi_predict ended with status {status}")
+    spent = running.spent(command)
     case = image.name.removesuffix("_0000.nii.gz")
     efficiency = json.loads((output / "efficiency" / f"{case}.json").read_text(encoding="utf-8"))
     organs = np.unique(read_image([output / f"{case}.nii.gz"]).array_czyx).size - 1
     return {
-        "seconds": seconds,
-        "peak_mib": usage.ru_maxrss / 1024,
+        "seconds": spent.seconds,
+        "peak_mib": spent.peak_mib,
         "steps": efficiency["steps"],
         "organs": organs,
     }
