@@ -6,7 +6,6 @@ import weakref
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 
 from flaresemi.cli import predict, predicting
 from flaresemi.cli.prediction_files import refuse_foreign_tables
@@ -16,49 +15,14 @@ from flaresemi.geometry import Geometry
 from flaresemi.inference.prediction_records import ImageVersion, load_prediction
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
-from flaresemi.labels import Label, LabelSet
-from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
-from flaresemi.plans import Stage
 from flaresemi.room import enough_memory
 from flaresemi.tables import read_table
-from flaresemi.workspace import Workspace
 from tests.made_dicom import Stack
-from tests.made_plans import stage_plan, two_levels
+from tests.made_model import BrightIsLiver, write_bright_model
+
+pytestmark = pytest.mark.usefixtures("bright_is_liver")
 
 SHAPE = (12, 24, 24)
-
-
-class BrightIsLiver(torch.nn.Module):
-    """The liver is where the sum of all channels exceeds 150 HU."""
-
-    def __init__(self, plan):
-        super().__init__()
-        self.register_buffer("threshold", torch.zeros(1))
-
-    def forward(self, image_bczyx):
-        bright = image_bczyx.sum(dim=1, keepdim=True) - self.threshold
-        return torch.cat([torch.zeros_like(bright), bright], dim=1)
-
-
-@pytest.fixture(autouse=True)
-def _no_training_needed(monkeypatch):
-    monkeypatch.setattr("flaresemi.networks.engine.build_network", BrightIsLiver)
-    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
-
-
-def save_models(root, channels=1):
-    plan = stage_plan(two_levels(outputs=2, inputs=channels))
-    checkpoint = Checkpoint(
-        plan=plan,
-        body="ct",
-        channels=("CT",) * channels,
-        labels=LabelSet(labels=(Label(name="liver", value=7),)),
-        fold="0",
-        iteration=1,
-        total_iterations=1,
-        weights={"threshold": torch.tensor([150.0])},
-    )
-    save_checkpoint(Workspace(root).model("0", Stage.FINE).final, checkpoint)
 
 
 def write_scan(path, first=4, value=300):
@@ -77,7 +41,7 @@ def write_scan(path, first=4, value=300):
 def folder(tmp_path, monkeypatch):
     """A folder with models in flaresemi/models and three scans in scans."""
     monkeypatch.chdir(tmp_path)
-    save_models(tmp_path / "flaresemi")
+    write_bright_model(tmp_path / "flaresemi")
     for first, name in enumerate(("a_0000.nii.gz", "b_0000.nrrd", "c_0000.mha"), start=3):
         write_scan(tmp_path / "scans" / name, first)
     return tmp_path
@@ -235,7 +199,7 @@ def test_slices_where_they_cannot_be_meant(folder, capsys):
 
 
 def test_channels_beside_the_named_file(folder, capsys):
-    save_models(folder / "pet", channels=2)
+    write_bright_model(folder / "pet", channels=2)
     for name, value in (("p_0000.nii.gz", 300), ("p_0001.nii.gz", -100), ("q_0000.nii.gz", 300)):
         truth = write_scan(folder / "pairs" / name, 5, value)
     options = ["-m", "pet", "-o", "out"]

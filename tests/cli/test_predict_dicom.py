@@ -5,35 +5,20 @@ import json
 import numpy as np
 import pydicom
 import pytest
-import torch
 
 from flaresemi.cli import predict
 from flaresemi.inference.prediction_records import load_prediction
 from tests.made_dicom import Stack
-from tests.made_model import write_liver_model
+from tests.made_model import write_bright_model
 
 SHAPE = (12, 24, 24)
 
 
-class BrightIsLiver(torch.nn.Module):
-    """The liver is where there are more than 150 HU."""
-
-    def __init__(self, plan):
-        super().__init__()
-        self.register_buffer("threshold", torch.zeros(1))
-
-    def forward(self, image_bczyx):
-        bright = image_bczyx - self.threshold
-        return torch.cat([torch.zeros_like(bright), bright], dim=1)
-
-
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, bright_is_liver):
     """A folder with a model in flaresemi/models and a series in scans/a."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flaresemi.networks.engine.build_network", BrightIsLiver)
-    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
-    write_liver_model(tmp_path / "flaresemi", sd_hu=1.0, weights={"threshold": torch.tensor([150.0])})
+    write_bright_model(tmp_path / "flaresemi")
     array = np.zeros(SHAPE, np.int16)
     array[:, 0] = -1000
     array[4:8, 6:18, 5:13] = 300

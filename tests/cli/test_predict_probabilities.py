@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 
 import SimpleITK as sitk
-import torch
 
 from flaresemi.cli import predict
 from flaresemi.confidence import Temperature
@@ -14,7 +13,7 @@ from flaresemi.plans import Stage
 from flaresemi.tables import read_table
 from flaresemi.workspace import Workspace
 from tests.cli.test_predict_dicom import folder  # noqa: F401
-from tests.made_model import write_liver_model
+from tests.made_model import write_bright_model
 
 
 def files(out):
@@ -48,7 +47,7 @@ def test_they_are_made_up_for_and_go_with_the_prediction_that_they_are_of(folder
     both = ["--save-probabilities", "--probability-bits", "16", "--save-uncertainty"]
     assert predict.main([*words, "--continue", *both]) == 0
     assert files(out) == ["a.nii.gz", *BOTH, "uncertainty/a.nii.gz"]
-    write_liver_model(folder / "flaresemi", sd_hu=1.0, weights={"threshold": torch.tensor([100.0])})
+    write_bright_model(folder / "flaresemi", threshold_hu=100.0)
     assert predict.main(words) == 0
     assert files(out) == ["a.nii.gz"]
     assert not capsys.readouterr().err
@@ -70,7 +69,7 @@ def test_images_of_one_name_whose_outputs_are_files_keep_theirs_apart(folder):  
 def test_files_that_another_label_map_has_now_stay_when_this_one_is_replaced(folder):  # noqa: F811
     words, out = ["-i", "scans", "-o", "out", "--quiet"], folder / "out"
     assert predict.main([*words, "--save-probabilities"]) == 0
-    write_liver_model(folder / "flaresemi", sd_hu=1.0, weights={"threshold": torch.tensor([100.0])})
+    write_bright_model(folder / "flaresemi", threshold_hu=100.0)
     assert predict.main([*words, "--format", "rtstruct", "--save-probabilities", "--probability-bits", "16"]) == 0
     assert predict.main(words) == 0
     assert files(out) == ["a.nii.gz", *BOTH]

@@ -1,6 +1,5 @@
 """flaresemi_predict by several processes: the label maps of one, and whoever dies loses no more than its image."""
 
-import dataclasses
 import os
 import sys
 import time
@@ -9,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 
 from flaresemi.cli import predict, predicting, turns
 from flaresemi.inference.prediction_records import claims_folder, load_prediction
-from flaresemi.networks.building import build_network
-from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
-from flaresemi.plans import Stage
 from flaresemi.tables import read_table
-from flaresemi.workspace import Workspace
-from tests.cli.test_predict import SHAPE, BrightIsLiver, save_models, write_raw, write_scan
+from tests.cli.test_predict import SHAPE, write_raw, write_scan
+from tests.made_model import write_bright_model, write_liver_model
 
 NAMES = [f"case_{number}.nii.gz" for number in range(6)]
 
@@ -27,22 +22,16 @@ NAMES = [f"case_{number}.nii.gz" for number in range(6)]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Six scans, and a model of random weights, which other processes can build, too."""
     monkeypatch.chdir(tmp_path)
-    save_models(tmp_path / "flaresemi")
-    path = Workspace(tmp_path / "flaresemi").model("0", Stage.FINE).final
-    checkpoint = load_checkpoint(path)
-    torch.manual_seed(0)
-    weights = build_network(checkpoint.plan.network).state_dict()
-    save_checkpoint(path, dataclasses.replace(checkpoint, weights=weights))
+    write_liver_model(tmp_path / "flaresemi", sd_hu=1.0)
     for first, name in enumerate(NAMES):
         write_scan(tmp_path / "scans" / name, first)
     return tmp_path
 
 
 @pytest.fixture
-def bright(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def bright(folder: Path, bright_is_liver: None) -> Path:
     """The same with a network that takes no time and is of this process alone."""
-    monkeypatch.setattr("flaresemi.networks.engine.build_network", BrightIsLiver)
-    save_models(folder / "flaresemi")
+    write_bright_model(folder / "flaresemi")
     return folder
 
 

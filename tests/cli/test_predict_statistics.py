@@ -3,12 +3,11 @@
 import os
 
 import pytest
-import torch
 
 from flaresemi.cli import predict
 from flaresemi.tables import read_table
 from tests.cli.test_predict_dicom import folder  # noqa: F401
-from tests.made_model import write_liver_model
+from tests.made_model import write_bright_model
 
 
 @pytest.mark.parametrize("form", [[], ["--format", "rtstruct"]])
@@ -39,7 +38,7 @@ def test_of_a_case_in_two_formats_the_one_of_this_run_stands_in_the_table(folder
     words, out = ["-i", "scans", "-o", "out", "--statistics", "--quiet"], folder / "out"
     dicom = [*words, "--format", "rtstruct"]
     assert predict.main(dicom) == 0
-    write_liver_model(folder / "flaresemi", sd_hu=1.0, weights={"threshold": torch.tensor([1e6])})
+    write_bright_model(folder / "flaresemi", threshold_hu=1e6)
     for again in ([], ["--continue"]):
         assert predict.main([*words, *again]) == 0
         (row,) = read_table(out / "statistics.csv")[1]

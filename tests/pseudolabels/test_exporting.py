@@ -20,18 +20,14 @@ from flaresemi.pseudolabels.exporting import export_labels
 from flaresemi.pseudolabels.labeling import Labeler
 from flaresemi.pseudolabels.teachers import Teachers
 from flaresemi.selection import ExportRecord
-from tests.inference.conftest import LABELS, NEVER, ThresholdNetwork, make_checkpoint, make_plan
+from tests.inference.conftest import LABELS, NEVER, make_checkpoint, make_plan
 from tests.pseudolabels.test_labeling import MEDIAN_ML, kidney_and_liver
+
+pytestmark = pytest.mark.usefixtures("threshold_networks")
 
 COARSE = make_plan(Stage.COARSE, spacing=(6.0, 6.0, 6.0))
 ORGANS = (2.0, NEVER, 5.0)  # right kidney above 200 HU, liver above 500 HU
 RECORD = ExportRecord(fold="0", round=1, made_with=("abc",), trained_on=("real",), selection=None)
-
-
-@pytest.fixture(autouse=True)
-def _threshold_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flaresemi.networks.engine.build_network", ThresholdNetwork)
-    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
 
 
 @pytest.fixture

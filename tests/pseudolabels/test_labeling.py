@@ -11,16 +11,12 @@ from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import prepare
 from flaresemi.pseudolabels.labeling import Labeler
 from flaresemi.pseudolabels.teachers import Teachers
-from tests.inference.conftest import NEVER, ThresholdNetwork, make_body, make_checkpoint, make_image, make_plan
+from tests.inference.conftest import NEVER, make_body, make_checkpoint, make_image, make_plan
+
+pytestmark = pytest.mark.usefixtures("threshold_networks")
 
 FINE, COARSE = make_plan(Stage.FINE), make_plan(Stage.COARSE, spacing=(6.0, 6.0, 6.0))
 MEDIAN_ML = (10.0, 10.0, 10.0)
-
-
-@pytest.fixture(autouse=True)
-def _threshold_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flaresemi.networks.engine.build_network", ThresholdNetwork)
-    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
 
 
 def stores(folder: Path, array_zyx: np.ndarray) -> tuple[CaseStore, CaseStore]:

@@ -16,14 +16,10 @@ from flaresemi.pseudolabels.pool import PseudoLabels, label_pool
 from flaresemi.pseudolabels.teachers import made_with, teacher_files
 from flaresemi.rounds.state import RoundConfig
 from flaresemi.workspace import ModelFolder, RoundFolder
-from tests.inference.conftest import NEVER, ThresholdNetwork, make_body, make_image
+from tests.inference.conftest import NEVER, make_body, make_image
 from tests.pseudolabels.test_labeling import MEDIAN_ML, kidney_and_liver, labeler
 
-
-@pytest.fixture(autouse=True)
-def _threshold_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flaresemi.networks.engine.build_network", ThresholdNetwork)
-    monkeypatch.setattr("flaresemi.networks.engine.openvino_is_installed", lambda: False)
+pytestmark = pytest.mark.usefixtures("threshold_networks")
 
 
 def test_a_case_without_a_usable_output_does_not_stop_the_others(
