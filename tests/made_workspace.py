@@ -3,6 +3,17 @@
 import json
 from pathlib import Path
 
+from flaresemi.cli import plan_and_preprocess
+
+
+def plan_tiny(dataset: Path, workspace: Path, stages: str, *more: str) -> list[str]:
+    """Prepares a dataset for tiny networks of `one` stage or `two`; returns the options that name both folders."""
+    words = ["-d", str(dataset), "-w", str(workspace)]
+    how = ["--preset", "small", "--stages", stages, "--workers", "1", "--quiet", *more]
+    assert plan_and_preprocess.main([*words, *how]) == 0
+    shrink(workspace)
+    return words
+
 
 def shrink(workspace: Path) -> None:
     """Replaces the networks of the plans by ones that take no time, on small patches."""

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from flaresemi.cli import plan_and_preprocess, semi_round, train
+from flaresemi.cli import semi_round, train
 from flaresemi.cli.chains import most_gpus
 from flaresemi.cli.side_by_side import Ending, Place
 from flaresemi.compute.distributed import LAUNCHED
 from flaresemi.plans import Stage
 from flaresemi.rounds.state import load_state
 from flaresemi.workspace import Workspace
-from tests.made_workspace import shrink
+from tests.made_workspace import plan_tiny
 from tests.rounds.conftest import QUICK, see_organs_everywhere
 
 ROUND = ["--fold", "0", "1", "--select", "case", "--best-share", "1.0", "--device", "cpu", "--precision", "fp32"]
@@ -35,10 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with two folds trained for a moment."""
     workspace = tmp_path_factory.mktemp("start") / "workspace"
-    words = ["-d", str(data), "-w", str(workspace)]
-    preset = ["--preset", "small", "--stages", "one", "--folds", "2", "--workers", "1", "--quiet"]
-    assert plan_and_preprocess.main([*words, *preset]) == 0
-    shrink(workspace)
+    words = plan_tiny(data, workspace, "one", "--folds", "2")
     for fold in "01":
         assert train.main(["FINE", fold, *words, *QUICK, "--device", "cpu", "--precision", "fp32"]) == 0
         see_organs_everywhere(Workspace(workspace).model(fold, Stage.FINE))

@@ -1,6 +1,5 @@
 """A dataset whose organs are regions that cross, from dataset.json to a report."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,21 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 
 from flaresemi.cli import evaluate, export, plan_and_preprocess, predict, semi_round, train
 from flaresemi.evaluation.summary import load_summary
 from flaresemi.inference.export import ExportDescription
 from flaresemi.inference.models import DESCRIPTION
 from flaresemi.io.case_store import CaseStore
-from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage, load_fingerprint, load_plans
 from flaresemi.records import load_record
 from flaresemi.selection import load_scores
 from flaresemi.training.history import read_history
 from flaresemi.workspace import Workspace
-from tests.made_workspace import shrink
+from tests.made_workspace import plan_tiny
 from tests.planning.conftest import SmallDataset
+from tests.rounds.conftest import see_organs_everywhere
 
 RIGHT, SOFT = "right side", "liver or kidneys"
 REGIONS = {"background": 0, RIGHT: [1, 2], SOFT: [2, 3]}
@@ -40,9 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(2):
         data.add("unlabeled", f"u{number}", seed=50 + number)
     data.add("test", "t0", seed=60).describe(labels=REGIONS, annotated_labels={"l1": [RIGHT]})
-    words = ["-d", str(data.root), "-w", str(root / "workspace")]
-    assert plan_and_preprocess.main([*words, "--preset", "small", "--stages", "two", "--workers", "1", "--quiet"]) == 0
-    shrink(root / "workspace")
+    words = plan_tiny(data.root, root / "workspace", "two")
     splits = root / "workspace" / "splits.json"
     folds = json.loads(splits.read_text())
     folds["folds"][0] = {"train": ["l1", "l2", "l3"], "validation": ["l0"]}
@@ -50,11 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("COARSE", "FINE"):
         assert train.main([stage, "0", *words, *QUICK, "--no-validation"]) == 0
     for stage in Stage:  # both regions are seen where the body is dense: index 2
-        model = Workspace(root / "workspace").model("0", stage)
-        for path in (model.final, model.snapshot(36), model.snapshot(66)):
-            checkpoint = load_checkpoint(path)
-            bias = torch.tensor([0.0, 0.0, 50.0, 0.0])
-            save_checkpoint(path, dataclasses.replace(checkpoint, weights={**checkpoint.weights, "heads.0.bias": bias}))
+        see_organs_everywhere(Workspace(root / "workspace").model("0", stage), bias=(0.0, 0.0, 50.0, 0.0))
     return root
 
 

@@ -14,7 +14,7 @@ import pytest
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from flaresemi.cli import plan_and_preprocess, train
+from flaresemi.cli import train
 from flaresemi.compute.distributed import LAUNCHED
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage
@@ -22,6 +22,7 @@ from flaresemi.records import load_record
 from flaresemi.training.history import read_history
 from flaresemi.training.runs import RunRecord
 from flaresemi.workspace import ModelFolder, Workspace
+from tests.made_workspace import plan_tiny
 
 QUICK = [
     "--iterations",
@@ -58,18 +59,7 @@ sys.exit(train.main(sys.argv[1:]))
 def planned(phantom_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name a dataset with two stages, planned and prepared, small enough to train in a test."""
     workspace = tmp_path_factory.mktemp("train") / "workspace"
-    words = ["-d", str(phantom_dataset), "-w", str(workspace)]
-    code = plan_and_preprocess.main([*words, "--preset", "small", "--stages", "two", "--workers", "1", "--quiet"])
-    assert code == 0
-    plans = json.loads((workspace / "plans.json").read_text(encoding="utf-8"))
-    for stage in ("fine", "coarse"):
-        network = plans[stage]["network"]
-        for name in ("features", "kernels", "strides", "encoder_convs"):
-            network[name] = network[name][:3]
-        network["decoder_convs"] = network["decoder_convs"][:2]
-        network["features"] = [4, 8, 8]
-    (workspace / "plans.json").write_text(json.dumps(plans))
-    return words
+    return plan_tiny(phantom_dataset, workspace, "two")
 
 
 def test_the_two_stages_train_in_turn(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:

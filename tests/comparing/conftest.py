@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from flaresemi.cli import find_best, plan_and_preprocess, train
+from flaresemi.cli import find_best, train
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage
 from flaresemi.workspace import Workspace
-from tests.made_workspace import shrink
+from tests.made_workspace import plan_tiny
 
 QUICK = ["--iterations", "1", "--iterations-per-epoch", "1", "--validations", "0", "--loader-workers", "0"]
 
@@ -28,10 +28,7 @@ def trained_pair(phantom_dataset: Path, tmp_path_factory: pytest.TempPathFactory
     """
     root = tmp_path_factory.mktemp("pair")
     for name in ("one", "two"):
-        words = ["-d", str(phantom_dataset), "-w", str(root / name)]
-        plan = [*words, "--preset", "small", "--stages", name, "--workers", "1", "--quiet"]
-        assert plan_and_preprocess.main(plan) == 0
-        shrink(root / name)
+        words = plan_tiny(phantom_dataset, root / name, stages=name)
         for fold in ("0", "1"):
             for stage in ("COARSE", "FINE") if name == "two" else ("FINE",):
                 assert train.main([stage, fold, *words, *QUICK, "--no-validation", "--device", "cpu", "--quiet"]) == 0

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from flaresemi.cli import evaluate, export, plan_and_preprocess, predict, semi_round, train
+from flaresemi.cli import evaluate, export, predict, semi_round, train
 from flaresemi.errors import ImageError
 from flaresemi.image_paths import image_endings
 from flaresemi.io.images import read_image, read_label_map
 from flaresemi.networks.checkpoint import load_checkpoint
 from flaresemi.plans import Stage
 from flaresemi.workspace import ModelFolder, Workspace
-from tests.made_workspace import shrink
+from tests.made_workspace import plan_tiny
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ("network", "loss", "augmentation", "mean_teacher", "reader", "metric")
@@ -66,11 +66,8 @@ def models(workspace: Path) -> ModelFolder:
 
 def planned(dataset: Path, folder: Path, *more: str) -> tuple[list[str], Path]:
     """The options that name a dataset, and a workspace of it with one tiny stage."""
-    data, workspace = ["-d", str(dataset)], folder / "workspace"
-    words = ["--preset", "small", "--stages", "one", "--workers", "1", "--quiet", *more]
-    assert plan_and_preprocess.main([*data, "-w", str(workspace), *words]) == 0
-    shrink(workspace)
-    return data, workspace
+    workspace = folder / "workspace"
+    return plan_tiny(dataset, workspace, "one", *more)[:2], workspace
 
 
 def kill_when_saved(words: list[str], folder: ModelFolder, site: Path) -> None:

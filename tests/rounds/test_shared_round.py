@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from flaresemi.cli import plan_and_preprocess, semi_round, train
+from flaresemi.cli import semi_round, train
 from flaresemi.compute.crew import Crew
 from flaresemi.compute.distributed import Ranks
 from flaresemi.dataset import load_dataset
@@ -26,7 +26,7 @@ from flaresemi.rounds.state import RoundConfig, load_state
 from flaresemi.training.history import read_history
 from flaresemi.training.runs import RunRecord
 from flaresemi.workspace import Workspace
-from tests.made_workspace import shrink
+from tests.made_workspace import plan_tiny
 from tests.rounds.conftest import see_organs_everywhere
 
 #: SGD, since Adam's first steps make much of rounding.
@@ -68,10 +68,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with both stages of fold 0 trained for a moment."""
     workspace = tmp_path_factory.mktemp("start") / "workspace"
-    words = ["-d", str(data), "-w", str(workspace)]
-    preset = ["--preset", "small", "--stages", "two", "--folds", "2", "--workers", "1", "--quiet"]
-    assert plan_and_preprocess.main([*words, *preset]) == 0
-    shrink(workspace)
+    words = plan_tiny(data, workspace, "two", "--folds", "2")
     for stage in ("COARSE", "FINE"):
         assert train.main([stage, "0", *words, *SUPERVISED]) == 0
         see_organs_everywhere(Workspace(workspace).model("0", Stage(stage)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flaresemi.cli import plan_and_preprocess, train
+from flaresemi.cli import train
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import SelectionError
 from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
@@ -21,7 +21,7 @@ from flaresemi.rounds.state import RoundConfig
 from flaresemi.rounds.stopping import StopRule
 from flaresemi.training.validation import former_files
 from flaresemi.workspace import Workspace
-from tests.made_workspace import shrink
+from tests.made_workspace import plan_tiny
 from tests.rounds.conftest import QUICK
 
 TAKE_ALL = RoundConfig(selection=SelectionRule(rule="case", best_share=1.0, case_threshold=0.0))
@@ -68,9 +68,7 @@ def test_fine_is_judged_behind_the_coarse_that_is_there(
     phantom_dataset: Path, tmp_path: Path, trains: Callable[..., None]
 ) -> None:
     workspace = Workspace(tmp_path / "workspace")
-    words = ["-d", str(phantom_dataset), "-w", str(workspace.root), "--workers", "1", "--quiet"]
-    assert plan_and_preprocess.main([*words, "--preset", "small", "--stages", "two"]) == 0
-    shrink(workspace.root)
+    plan_tiny(phantom_dataset, workspace.root, "two")
     training = self_training(workspace, phantom_dataset)
     trains("FINE", *QUICK)
     training.judge()
