@@ -8,8 +8,6 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options, model_folder_of, print_next, run
 from flaresemi.cli.prediction_options import add_computing_options
 from flaresemi.comparing.candidates import find_candidate
@@ -85,9 +83,7 @@ def _levels(options: argparse.Namespace, models: LoadedModels) -> SpeedLevels:
         raise ConfigError(
             "--speed-levels measures final weights with COARSE of their own folds", fix="leave the other options out"
         )
-    limit_threads()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    limit_threads(options.threads)
     candidate = find_candidate(model_folder_of(options), options.fold)
     if not {*models.networks} <= {*candidate.networks}:
         raise ConfigError(

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from flaresemi.cli.common import StrictParser, print_next, run
 from flaresemi.cli.prediction_options import add_computing_options
 from flaresemi.cli.replacing import refuse_foreign
@@ -67,9 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _find_best(options: argparse.Namespace, words: Sequence[str]) -> None:
-    limit_threads()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    limit_threads(options.threads)
     candidates = find_candidates(options.models, options.fold)
     dataset = load_dataset(options.dataset)
     held_out = HeldOutCases(candidates, dataset, options.output, averages=not options.no_averages)

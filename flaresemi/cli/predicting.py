@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from tqdm import tqdm
 
 from flaresemi.case_names import case_file
@@ -77,9 +76,7 @@ def predict(options: argparse.Namespace, words: list[str], read: Reader) -> None
     ranks = launched_ranks() or Ranks(0, options.gpus)
     part = joint_shard(options.shard, ranks)
     options.threads = options.threads or (max(available_cores() // options.gpus, 1) if options.gpus > 1 else None)
-    limit_threads()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    limit_threads(options.threads)
     if not options.input.exists():  # before the models are loaded, which takes a while
         raise ConfigError("input not found", where=options.input)
     ending = ending_of(options)

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
-
 from flaresemi.cli.common import StrictParser, add_dataset_options, add_model_options, duration, model_folder_of, run
 from flaresemi.cli.dicom_options import add_codes_option, organ_codes
 from flaresemi.cli.numbers import count, number
-from flaresemi.cli.prediction_options import add_turns_option
+from flaresemi.cli.prediction_options import add_computing_options, add_turns_option
 from flaresemi.compute.device import limit_threads
 from flaresemi.errors import ConfigError
 from flaresemi.files import read_text
@@ -75,20 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reliability", action="store_true", help="also judge every prediction, as flaresemi_predict")
     parser.add_argument("--tta", action=argparse.BooleanOptionalAction, help="average over mirrored images")
     add_turns_option(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="to compute in")
-    parser.add_argument(
-        "--engine", choices=("auto", "torch", "openvino"), default="auto", help="inference engine on a CPU"
-    )
-    parser.add_argument("--threads", type=count, metavar="N", help="processor threads (default: all cores)")
+    add_computing_options(parser)
     return parser
 
 
 def _serve(options: argparse.Namespace) -> None:
     refuse_without_server("serve")
-    limit_threads()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    limit_threads(options.threads)
     for folder in options.allow:
         if not folder.is_dir():
             raise ConfigError("--allow names no folder", where=folder)

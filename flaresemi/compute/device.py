@@ -31,9 +31,13 @@ def select_device(name: str = "auto") -> torch.device:
     return device
 
 
-def limit_threads() -> None:
-    """Lets torch compute with no more threads than there are cores: it does not see a container's quota of them."""
-    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
+def limit_threads(threads: int | None = None) -> None:
+    """Lets torch compute with so many threads.
+
+    Args:
+        threads: None: no more than there are cores, as torch does not see a container's quota of them.
+    """
+    torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
 
 
 def synchronize(device: torch.device) -> None:

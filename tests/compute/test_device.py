@@ -27,6 +27,8 @@ def test_torch_computes_with_no_more_threads_than_a_quota_allows(monkeypatch):
     monkeypatch.setattr(device, "available_cores", lambda: 1)
     device.limit_threads()
     assert torch.get_num_threads() == 1
+    device.limit_threads(2)
+    assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
 
 
