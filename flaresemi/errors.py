@@ -68,11 +68,11 @@ def one_line(text: object) -> str:
     return "".join(_escaped(char) if unicodedata.category(char) in INVISIBLE else char for char in str(text))
 
 
-def visible(text: str, kept: str = "\n\t") -> str:
-    """The same for a text of several lines, whose ends stay."""
+def visible(text: str) -> str:
+    """The same for a text of several lines, whose ends and tabs stay."""
     if text.isprintable():  # true of nothing that cannot be seen
         return text
-    return "".join(char if char in kept else one_line(char) for char in text)
+    return "".join(char if char in "\n\t" else one_line(char) for char in text)
 
 
 def is_one_line(text: str) -> bool:

@@ -7,9 +7,7 @@ from pathlib import Path
 from flaresemi.errors import ConfigError, listed
 
 
-def refuse_foreign(
-    files: Iterable[Path], is_ours: Callable[[Path], bool], *, writer: str, overwrite: bool, name: str = "-o"
-) -> None:
+def refuse_foreign(files: Iterable[Path], is_ours: Callable[[Path], bool], *, writer: str, overwrite: bool) -> None:
     """Checks, before anything is computed, that a command may write its files.
 
     Args:
@@ -18,7 +16,6 @@ def refuse_foreign(
             the link that is replaced.
         writer: The command.
         overwrite: Whether the user allowed to replace other files. Folders are never replaced.
-        name: The option that names another place.
 
     Raises:
         ConfigError: something else is there.
@@ -29,7 +26,7 @@ def refuse_foreign(
         raise ConfigError(
             "a folder is in the place of a file that would be written",
             where=folders[0],
-            fix=f"rename it, or name another place with {name}",
+            fix="rename it, or name another place with -o",
         )
     foreign = [] if overwrite else [path for path in there if not (path.exists() and is_ours(path))]
     if foreign:
@@ -37,5 +34,5 @@ def refuse_foreign(
             f"{len(foreign)} file(s) would be replaced that {writer} did not write, or that were changed since: "
             f"{listed([path.name for path in foreign])}",
             where=foreign[0].parent,
-            fix=f"name another place with {name}; --overwrite replaces them",
+            fix="name another place with -o; --overwrite replaces them",
         )

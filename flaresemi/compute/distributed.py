@@ -105,7 +105,7 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> Ranks | None:
 
 
 @contextlib.contextmanager
-def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Ranks]:
+def join_ranks(device_type: str) -> Iterator[Ranks]:
     """Joins the process group that torchrun's environment variables describe; alone, does nothing.
 
     torchrun (RANK, WORLD_SIZE, LOCAL_RANK) is the one launcher; SLURM and --gpus start it.
@@ -123,7 +123,7 @@ def join_ranks(device_type: str, timeout_minutes: float = 30.0) -> Iterator[Rank
         _take_gpu(ranks)
     # NCCL for tensors on GPUs; flags and barriers go by gloo, which waits for no GPU and notices who has gone.
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-    timeout = datetime.timedelta(minutes=timeout_minutes)
+    timeout = datetime.timedelta(minutes=30)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
     store = unused_part(store, rank, world_size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)

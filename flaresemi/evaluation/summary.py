@@ -104,7 +104,7 @@ class Summary:
     cautions: tuple[str, ...] = ()
 
 
-def evaluate_folders(  # noqa: PLR0913 (nearly all are options, by keyword)
+def evaluate_folders(
     predictions: Path | Mapping[str, Path],
     references: Path | Mapping[str, Path],
     labels: LabelSet,
@@ -112,12 +112,14 @@ def evaluate_folders(  # noqa: PLR0913 (nearly all are options, by keyword)
     annotated: Mapping[str, tuple[str, ...]] | None = None,
     official: bool = False,
     allow_missing: bool = False,
-    tolerance_mm: float | None = None,
     workers: int | None = None,
     images: Mapping[str, Path] | None = None,
     metrics: Sequence[str] = (),
 ) -> Summary:
     """Scores the predictions of many cases.
+
+    The surface Dice tolerance of organs that name none is the larger of 2 mm and the coarsest median spacing of the
+    references.
 
     Args:
         predictions: A folder of label maps named by case, one such file, or the file of each case.
@@ -126,8 +128,6 @@ def evaluate_folders(  # noqa: PLR0913 (nearly all are options, by keyword)
         annotated: Per case, the organs that its reference annotates; cases that are not named annotate all.
         official: See `evaluate_case`.
         allow_missing: Score the cases that have a prediction and list the others, instead of refusing.
-        tolerance_mm: Surface Dice tolerance of the organs that name none; None: the larger of 2 mm and the coarsest
-            median spacing of the references.
         workers: Processes; None: as many as cores and free memory allow, where there is work for them.
         images: The image of each case, where it is known: programs that write label maps may take it to lie elsewhere.
         metrics: Names of metrics that installed packages declare.
@@ -149,8 +149,7 @@ def evaluate_folders(  # noqa: PLR0913 (nearly all are options, by keyword)
         logger.warning(
             "%d prediction(s) have no reference and are left out: %s", len(found.surplus), _few(found.surplus)
         )
-    if tolerance_mm is None:
-        tolerance_mm = default_tolerance_mm([pair.reference for pair in found.pairs])
+    tolerance_mm = default_tolerance_mm([pair.reference for pair in found.pairs])
     pairs = [dataclasses.replace(pair, image=(images or {}).get(pair.case_id)) for pair in found.pairs]
     scores = score_cases(
         pairs, labels, default_tolerance_mm=tolerance_mm, official=official, workers=workers, metrics=metrics

@@ -176,9 +176,9 @@ def histogram(
     return chart
 
 
-def strips(rows: Sequence[Strip], x: Axis, *, alt: str, width: int = 700) -> Chart:
+def strips(rows: Sequence[Strip], x: Axis, *, alt: str) -> Chart:
     """A small histogram per row, each to its own scale."""
-    size = (width, 30 * len(rows) + _TOP + _BOTTOM)
+    size = (700, 30 * len(rows) + _TOP + _BOTTOM)
     left = 24 + 7 * max((len(row.name) for row in rows), default=0)
     chart = Chart(x, Axis(title="", high=len(rows)), alt=alt, size=size, left=left)
     chart.levels = [(base, row.name) for base, row in enumerate(reversed(rows))]
