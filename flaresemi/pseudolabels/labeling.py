@@ -187,14 +187,15 @@ class Labeler:
         flags = (*look.flags, *self._unlike_training(stored.record.grid))
         image, fill_c = look.fine.crop(look.output.region), look.fine.fill_c
         spacing = look.fine.grid.spacing_zyx_mm
-        saved, score, contested = self._scorer.score(case_id, look.output, image, fill_c, spacing, flags)
+        saved, score, contested = self._scorer.score(
+            case_id, look.output, image, fill_c, spacing, flags, contested=self._ignore_contested
+        )
         region = look.region_before(quarters)
-        saved, contested = (turned_array(each, -quarters) for each in (saved, contested))
         return LabeledCase(
-            label_zyx=_on_grid(stored, saved, region),
+            label_zyx=_on_grid(stored, turned_array(saved, -quarters), region),
             region=region,
             score=score,
-            ignored_zyx=_on_grid(stored, contested, region) if self._ignore_contested else None,
+            ignored_zyx=None if contested is None else _on_grid(stored, turned_array(contested, -quarters), region),
         )
 
     def _look(self, case_id: str, stored: StoredCase) -> tuple[_Look, int]:

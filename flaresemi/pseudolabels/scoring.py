@@ -59,8 +59,10 @@ class Scorer:
         fill_c: np.ndarray | None,
         spacing_zyx_mm: FloatTriple,
         flags: tuple[str, ...] = (),
-    ) -> tuple[np.ndarray, CaseScore, np.ndarray]:
-        """The mask to save, its score, and which of its voxels are contested.
+        *,
+        contested: bool = False,
+    ) -> tuple[np.ndarray, CaseScore, np.ndarray | None]:
+        """The mask to save, its score, and, where that is asked for, which of its voxels are contested.
 
         Args:
             case_id: For the record.
@@ -69,9 +71,10 @@ class Scorer:
             fill_c: Padding value per channel, for a region smaller than a window.
             spacing_zyx_mm: Voxel spacing of the stage.
             flags: Anything unusual found before.
+            contested: Whether to look for voxels of which any earlier weights say something else.
 
         Returns:
-            Label indices in the region, (Z, Y, X); the score; and where any earlier weights say something else, bool.
+            Label indices in the region, (Z, Y, X); the score; and those voxels, bool, or None.
         """
         organs = self.labels.count
         regions = self.labels.regions
@@ -98,10 +101,12 @@ class Scorer:
             flags=(*flags, *output.notes),
             made_with=self.made_with,
         )
-        contested = np.zeros(saved.shape, bool)
+        if not contested:
+            return saved, score, None
+        differs = np.zeros(saved.shape, bool)
         for other in others:
-            contested |= other != saved
-        return saved, score, contested
+            differs |= other != saved
+        return saved, score, differs
 
 
 def _entropy(logits_czyx: torch.Tensor) -> np.ndarray:
