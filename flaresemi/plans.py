@@ -240,9 +240,8 @@ class StagePlan:
         margin_mm: Margin about the organs' box, the same in training and prediction.
         resampling: Interpolation of images; `spline` is that of nnU-Net's models.
         reasons: For each number above, why it is what it is. Changes nothing.
-        label_inputs: Inputs behind the image's channels, in cascades of nnU-Net: where COARSE found each value.
-        quarter_turns: Scans may lie turned in the plane of their slices: FINE segments each in four turns, and the
-            surest is kept.
+        label_inputs: Further inputs, in cascades of nnU-Net: where COARSE found each value.
+        quarter_turns: Scans may lie turned in the plane of their slices: each is segmented in all turns.
     """
 
     stage: Stage

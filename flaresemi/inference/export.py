@@ -285,6 +285,14 @@ def _nnunet_steps(fine: Checkpoint, convention: Convention) -> Iterator[str]:
     yield "Write output i as `label_values[i]` on the image's own axes and geometry."
 
 
+_TURNS = (
+    "Turns: do all of this to the image turned by 0, 90, 180 and 270 degrees in the plane of its slices. How sure a turn "
+    "is: twice the sum of each organ's probability where the label map has it, divided by the sum of all organs' "
+    "probabilities and the label map's voxels, at FINE's spacing. Keep the surest turn if it is surer by more than "
+    f"{SURER_BY:g} than the image as it lies, else that one; turn the label map back."
+)
+
+
 def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
     yield (
         "Orient: order and flip the image's axes to (Z, Y, X), pointing to superior, posterior and left; nothing is "
@@ -341,12 +349,7 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
     )
     yield _cleaning_told(fine.labels)
     if fine.plan.quarter_turns:
-        yield (
-            "Turns: do all of this to the image turned by 0, 90, 180 and 270 degrees in the plane of its slices. How "
-            "sure a turn is: twice the sum of each organ's probability where the label map has it, divided by the sum "
-            "of all organs' probabilities and the label map's voxels, at FINE's spacing. Keep the surest turn if it is "
-            f"surer by more than {SURER_BY:g} than the image as it lies, else that one; turn the label map back."
-        )
+        yield _TURNS
     yield "Write output i as `label_values[i]` on the image's own axes and geometry."
 
 

@@ -10,7 +10,7 @@ from flaresemi.channels import is_ct, scheme_of
 from flaresemi.errors import PlanError
 from flaresemi.geometry import THICK_SLICES, FloatTriple, has_thick_slices
 from flaresemi.planning import reasons
-from flaresemi.planning.presets import PRESETS, PresetName
+from flaresemi.planning.presets import PRESETS, Preset, PresetName
 from flaresemi.planning.regions import LOST_SHARE, measure_extents
 from flaresemi.planning.sizing import Sizer
 from flaresemi.plans import (
@@ -66,11 +66,7 @@ def make_plans(
     """
     if not fingerprint.cases:
         raise PlanError("no labeled case to plan from", where=fingerprint.dataset_name)
-    family = PRESETS[preset]
-    if architecture is not None or arguments is not None:
-        family = dataclasses.replace(
-            family, architecture=architecture or family.architecture, arguments=arguments or {}
-        )
+    family = _family(preset, architecture, arguments)
     memory = float(family.memory_gib if memory_gib is None else memory_gib)
     if not (memory > 0 and math.isfinite(memory)):
         raise PlanError(f"GPU memory must be a positive number of GiB, found {memory}", where="--gpu-memory-gib")
@@ -128,6 +124,13 @@ def make_plans(
             **reasons.ignored(fingerprint, two),
         },
     )
+
+
+def _family(preset: PresetName, architecture: str | None, arguments: Mapping[str, NetworkArgument] | None) -> Preset:
+    family = PRESETS[preset]
+    if architecture is None and arguments is None:
+        return family
+    return dataclasses.replace(family, architecture=architecture or family.architecture, arguments=arguments or {})
 
 
 def choose_body(fingerprint: DatasetFingerprint) -> tuple[BodyRule, str]:
