@@ -320,8 +320,7 @@ class Plans:
                     f"{plan.stage} has {plan.network.output_channels} output channels, "
                     f"{self.labels.channels - 1} labels and background need {self.labels.channels}"
                 )
-            inputs = plan.network.input_channels
-            if inputs != len(self.channels):
+            if (inputs := plan.network.input_channels) != len(self.channels):
                 raise ValueError(f"{plan.stage} has {inputs} input channels, not {len(self.channels)}")
 
     @property

@@ -286,8 +286,8 @@ def _nnunet_steps(fine: Checkpoint, convention: Convention) -> Iterator[str]:
 
 
 _TURNS = (
-    "Turns: do all of this to the image turned by 0, 90, 180 and 270 degrees in the plane of its slices. How sure a turn "
-    "is: twice the sum of each organ's probability where the label map has it, divided by the sum of all organs' "
+    "Turns: do all of this to the image turned by 0, 90, 180 and 270 degrees in the plane of its slices. How sure a "
+    "turn is: twice the sum of each organ's probability where the label map has it, divided by the sum of all organs' "
     "probabilities and the label map's voxels, at FINE's spacing. Keep the surest turn if it is surer by more than "
     f"{SURER_BY:g} than the image as it lies, else that one; turn the label map back."
 )
