@@ -1,10 +1,11 @@
 """Runs what `flaresemi_export --onnx` wrote, with numpy and onnxruntime alone: the steps of description.json as code.
 
-    python run_onnx.py EXPORTED SCAN.nii.gz ORGANS.nii.gz        (SimpleITK reads and writes the files)
+    python run_onnx.py EXPORTED SCAN.nii.gz [SCAN.nii.gz ...] ORGANS.nii.gz
 
-Simple rather than fast: whole volumes, one window after the other. The labels are those of flaresemi_predict, but for
-voxels that rounding decides. Not here, and refused: models of nnU-Net, organs that are regions, the body rules
-`ct_parts` and `foreground`, intensities other than `ct` and `none`. description.json says in words what those do.
+One scan per channel, in the order of `channels` in description.json; SimpleITK, which is needed for files only, reads
+and writes them. Simple rather than fast: whole volumes, one window after the other. The labels are those of
+flaresemi_predict, but for voxels that rounding decides. Models of nnU-Net are refused: their crop, resampling and
+mirroring (description.json says them in words) are not here.
 """
 
 import itertools
@@ -22,11 +23,9 @@ Box = tuple[slice, ...]
 def segment(folder: Path, image_czyx: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) -> np.ndarray:
     """The label map, (Z, Y, X), of an image whose axes point to superior, posterior and left."""
     described = json.loads((folder / "description.json").read_text(encoding="utf-8"))
-    if described["body"] not in ("ct", "whole") or any(len(each) > 1 for each in described["label_organs"]):
-        raise SystemExit("this example knows neither this body rule nor organs that are regions")
-    body = find_body(image_czyx, spacing_zyx_mm) if described["body"] == "ct" else None
-    body = body or tuple(slice(0, size) for size in image_czyx.shape[1:])
-    stages = [Stage(folder, stage, image_czyx, body, spacing_zyx_mm) for stage in described["stages"].values()]
+    refuse_unknown(described, len(image_czyx))
+    body, mask = find_body(image_czyx, spacing_zyx_mm, described["body"])
+    stages = [Stage(folder, stage, image_czyx, body, mask, spacing_zyx_mm) for stage in described["stages"].values()]
     stage, region = stages[-1], tuple(slice(0, size) for size in stages[-1].shape)
     organs = None
     if len(stages) == 2:
@@ -54,10 +53,26 @@ def segment(folder: Path, image_czyx: np.ndarray, spacing_zyx_mm: tuple[float, f
     return np.array(described["label_values"])[whole]
 
 
+def refuse_unknown(described: dict, channels: int) -> None:
+    if described["body"] not in ("ct", "ct_parts", "foreground", "whole"):
+        raise SystemExit(
+            f"description.json has the body rule '{described['body']}': this example runs models that flaresemi has "
+            "trained, and none of nnU-Net; flaresemi_predict -m runs those"
+        )
+    if not described.get("label_values"):
+        raise SystemExit("this export is of an older flaresemi: export the models again")
+    if channels != len(described["channels"]):
+        raise SystemExit(
+            f"{channels} scan(s) given: the channels are {', '.join(described['channels'])}, one scan each"
+        )
+
+
 class Stage:
     """The networks of a stage and the image on its voxels."""
 
-    def __init__(self, folder: Path, described: dict, image_czyx: np.ndarray, body: Box, spacing: tuple) -> None:
+    def __init__(
+        self, folder: Path, described: dict, image_czyx: np.ndarray, body: Box, mask: np.ndarray, spacing: tuple
+    ) -> None:
         self.described, self.margin_mm = described, described["margin_mm"]
         self.patch = tuple(described["window_zyx"])
         size, target = lengths(body), described["spacing_zyx_mm"]
@@ -68,7 +83,7 @@ class Stage:
             weights(n, m, described["resampling"], side, slice(0, n)) for n, m, side in zip(size, self.shape, whole)
         ]
         crop = image_czyx[(slice(None), *body)]
-        scaled = (intensities(each, plan) for each, plan in zip(crop, described["intensities"]))
+        scaled = (intensities(each, plan, mask) for each, plan in zip(crop, described["intensities"]))
         self.image = np.stack([applied(each, axes) for each in scaled])
         files = [folder / network["onnx"] for network in described["networks"]]
         self.networks = [onnxruntime.InferenceSession(str(file)) for file in files]
@@ -98,12 +113,41 @@ class Stage:
         return (total / summed)[(slice(None), *cut)]
 
 
-def intensities(channel: np.ndarray, plan: dict) -> np.ndarray:
-    if plan["scheme"] == "none":
-        return channel.clip(-65504, 65504).astype(np.float32)
-    if plan["scheme"] != "ct":
-        raise SystemExit(f"this example does not know the intensities '{plan['scheme']}'")
-    return ((channel.clip(plan["clip_low"], plan["clip_high"]) - plan["mean"]) / plan["sd"]).astype(np.float32)
+def intensities(channel: np.ndarray, plan: dict, mask: np.ndarray) -> np.ndarray:
+    """A channel of the body's box as the networks see it; `mask` is the body in it."""
+    low, high, mean, sd = scaling(channel, plan, mask)
+    scaled = (channel if low is None else channel.clip(low, high)) - np.float32(mean)
+    return (scaled * np.float32(1 / sd)).astype(np.float32)
+
+
+def scaling(channel: np.ndarray, plan: dict, mask: np.ndarray) -> tuple[float | None, float | None, float, float]:
+    """Clip to the first two (None: not at all), subtract the third, divide by the fourth."""
+    scheme = plan["scheme"]
+    if scheme == "ct":
+        return plan["clip_low"], plan["clip_high"], plan["mean"], plan["sd"]
+    if scheme in ("none", "rgb_to_0_1"):
+        return -65504.0, 65504.0, 0.0, 255.0 if scheme == "rgb_to_0_1" else 1.0
+    if scheme not in ("zscore", "rescale_to_0_1"):
+        raise SystemExit(f"this example does not know the intensities '{scheme}'")
+    values = channel[mask] if scheme == "zscore" and mask.any() else channel.ravel()
+    stray = stray_range(values)
+    kept = values if stray is None else values[(values >= stray[0]) & (values <= stray[1])]
+    if scheme == "rescale_to_0_1":
+        low, high = float(kept.min()), float(kept.max())
+        return low, high, low, high - low if high - low > 1e-6 * max(abs(low), abs(high)) else 1.0
+    mean, sd = float(kept.mean(dtype=np.float64)), float(kept.std(dtype=np.float64))
+    return *(stray or (None, None)), mean, sd if sd > 1e-6 * max(abs(mean), 1e-30) else 1.0
+
+
+def stray_range(values: np.ndarray) -> tuple[float, float] | None:
+    """Where all but a few values lie, if one of these few alone would decide the SD."""
+    five, most = (float(each) for each in np.percentile(values[:: max(1, values.size // 200_000)], (5, 95)))
+    contrast, furthest = most - five, max(float(values.max()) - most, five - float(values.min()))
+    if not contrast > 0 or furthest <= contrast * math.sqrt(values.size):
+        return None
+    low, high = five - 10 * contrast, most + 10 * contrast
+    outside = np.count_nonzero(values < low) + np.count_nonzero(values > high)
+    return (low, high) if outside <= max(1, 1e-4 * values.size) else None
 
 
 def weights(size: int, to: int, kind: str, wanted: slice, known: slice) -> np.ndarray:
@@ -202,57 +246,142 @@ def touched(labels: np.ndarray, region: Box, shape: tuple[int, ...]) -> list[tup
 
 
 def clean(labels: np.ndarray, described: dict) -> None:
-    names = [organs[0] if organs else "" for organs in described["label_organs"]]
+    """In place: `touching`, then `keep_largest`; of organs that are regions the larger ones first."""
+    organs = [set(each) for each in described["label_organs"]]  # of every output
+
+    def outputs(organ: str) -> list[int]:
+        return [i for i, each in enumerate(organs) if organ in each]
+
+    def take_out(organ: str, where: np.ndarray) -> None:
+        before = labels.copy()
+        for i in outputs(organ):  # what is left is the output with most of the other organs and no further one
+            rest = organs[i] - {organ}
+            best = max(range(len(organs)), key=lambda j: (organs[j] <= rest, len(organs[j]), -j))
+            labels[(before == i) & where] = best
+
     for group in described["touching"]:
-        indices = [names.index(name) for name in group]
-        numbers, sizes = components(np.isin(labels, indices))
-        counts = np.stack([np.bincount(numbers[labels == i], minlength=len(sizes)) for i in indices], axis=1)
-        there = counts >= np.maximum(0.1 * counts.max(axis=0), 1)
-        main = max(range(len(sizes)), key=lambda piece: (there[piece].sum(), counts[piece].sum()))
-        for place, index in enumerate(indices):
+        members = [outputs(organ) for organ in group]
+        numbers, sizes = components(np.isin(labels, list(set().union(*members))))
+        counts = [np.bincount(numbers[np.isin(labels, own)], minlength=len(sizes)) for own in members]
+        there = np.stack(counts, axis=1) >= np.maximum(0.1 * np.max(counts, axis=1), 1)
+        main = max(range(len(sizes)), key=lambda piece: (there[piece].sum(), sizes[piece]))
+        for place in sorted(range(len(group)), key=lambda place: -len(members[place])):
             if there[main, place]:
-                labels[(labels == index) & (numbers != main)] = 0
-    for index in (names.index(name) for name in described["keep_largest"]):
-        numbers, sizes = components(labels == index)
-        labels[(labels == index) & (numbers != sizes.argmax())] = 0
+                take_out(group[place], numbers != main)
+    for organ in sorted(described["keep_largest"], key=lambda organ: -len(outputs(organ))):
+        numbers, sizes = components(np.isin(labels, outputs(organ)))
+        take_out(organ, numbers != sizes.argmax())
 
 
-def find_body(image_czyx: np.ndarray, spacing: tuple) -> Box | None:
+def find_body(image_czyx: np.ndarray, spacing: tuple, rule: str) -> tuple[Box, np.ndarray]:
+    """The box of the patient, and which voxels in it are the patient."""
     shape = image_czyx.shape[1:]
     blocks = [max(1, min(round(4 / s), n // 16)) for s, n in zip(spacing, shape)]
-    found = None
-    for means in image_czyx:
-        for axis, block in enumerate(blocks):
-            at = np.arange(0, means.shape[axis], block)
-            counts = (np.minimum(at + block, means.shape[axis]) - at).reshape(
-                [-1 if a == axis else 1 for a in range(3)]
-            )
-            means = np.add.reduceat(means, at, axis=axis, dtype=np.float32) / counts.astype(np.float32)
-        dense = means > -500
-        if dense.all():
-            continue
-        radius = [max(min(10 / (s * b), 2 * n), 1) for s, b, n in zip(spacing[1:], blocks[1:], dense.shape[1:])]
-        opened = dilated(~dilated(~dense, radius), radius)
-        numbers, sizes = components(opened if opened.any() else dense, reach=1)
-        pieces = (sizes >= 0.25 * sizes.max())[numbers] & (numbers > 0)
-        here = box_of((dense & dilated(pieces, radius)) | pieces)
-        found = (
-            here
-            if found is None
-            else tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(found, here))
-        )
-    return (
-        None
-        if found is None
-        else tuple(
-            slice(max((side.start - 1) * b, 0), min((side.stop + 1) * b, n)) for side, b, n in zip(found, blocks, shape)
-        )
+    size = [s * block for s, block in zip(spacing, blocks)]
+    means = [block_means(channel, blocks) for channel in image_czyx]
+    found = [ct_body(each, size, rule == "ct_parts") if rule.startswith("ct") else foreground(each) for each in means]
+    found = [each for each in found if each is not None]
+    everything = tuple(slice(0, n) for n in shape)
+    coarse = np.logical_or.reduce(found) if found else np.zeros((1, 1, 1), bool)
+    if not coarse.any():
+        return everything, np.ones(shape, bool)
+    box = tuple(
+        slice(max((side.start - 1) * block, 0), min((side.stop + 1) * block, n))
+        for side, block, n in zip(box_of(coarse), blocks, shape)
     )
+    saves_little = math.prod(lengths(box)) > (1 - 0.1) * math.prod(shape)
+    if rule == "whole" or (rule == "foreground" and saves_little):
+        box = everything
+    return box, coarse[np.ix_(*(np.arange(side.start, side.stop) // block for side, block in zip(box, blocks)))]
+
+
+def block_means(means: np.ndarray, blocks: list[int]) -> np.ndarray:
+    for axis, block in enumerate(blocks):
+        at = np.arange(0, means.shape[axis], block)
+        counts = np.minimum(at + block, means.shape[axis]) - at
+        sums = np.add.reduceat(means, at, axis=axis, dtype=np.float32)
+        means = sums / np.expand_dims(counts, [other for other in range(3) if other != axis]).astype(np.float32)
+    return means
+
+
+def foreground(means: np.ndarray) -> np.ndarray | None:
+    low, high = (float(each) for each in np.percentile(means, (2, 98)))
+    tissue = means > low + 0.1 * (high - low)
+    return filled(large_pieces(tissue, 0.01)) if high > low and tissue.any() else None
+
+
+def ct_body(means: np.ndarray, size: list[float], parts: bool) -> np.ndarray | None:
+    """What is dense, without what is thin in the axial plane; with `parts`, fingers and the like come back."""
+    dense = means > -500
+    if dense.all():
+        return None
+    radius = [min(10 / s, 2 * n) for s, n in zip(size[1:], dense.shape[1:])]
+    thick = opened(dense, radius)
+    pieces = large_pieces(thick if thick.any() else dense, 0.25)
+    body = filled((dense & dilated(pieces, radius)) | pieces)
+    return filled(body | missed_parts(means, dense & ~body, body, size)) if parts else body
+
+
+def missed_parts(means: np.ndarray, rest: np.ndarray, body: np.ndarray, size: list[float]) -> np.ndarray:
+    """Parts of the patient among the dense blocks that were left out; none where they are trifles."""
+    near, large = cross(cross(body)), 0.02 * np.count_nonzero(body)
+
+    def is_patient(piece: np.ndarray) -> bool:
+        longest, middle, shortest = extents(piece, size)
+        if middle >= 120 or shortest < 6 or np.percentile(means[tuple(piece.T)], 75) < -150:
+            return False
+        return (len(piece) >= large and (longest < 250 or shortest >= 45)) or near[tuple(piece.T)].any()
+
+    found, sheets = np.zeros_like(rest), np.zeros_like(rest)
+    for piece in pieces_of(rest):
+        if extents(piece, size)[1] >= 120:
+            sheets[tuple(piece.T)] = True
+        elif is_patient(piece):
+            found[tuple(piece.T)] = True
+    for piece in pieces_of(opened(sheets, [1, 1])):  # a hand on the table
+        if is_patient(piece):
+            found[tuple(piece.T)] = True
+    outside = found.copy()
+    if (box := box_of(body)) is not None:
+        outside[tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)] = False
+    return found if np.count_nonzero(outside) > 0.01 * np.count_nonzero(body) else np.zeros_like(rest)
+
+
+def pieces_of(mask: np.ndarray) -> list[np.ndarray]:
+    """The blocks of each component (6 neighbors), (blocks, 3)."""
+    numbers, sizes = components(mask, reach=1)
+    order = np.argsort(numbers[mask], kind="stable")
+    return np.split(np.argwhere(mask)[order], np.cumsum(sizes[1:])[:-1]) if len(sizes) > 1 else []
+
+
+def extents(piece: np.ndarray, size: list[float]) -> np.ndarray:
+    """Edges of the cuboid with the piece's moments of inertia, the longest first."""
+    return np.sqrt(12 * np.maximum(np.linalg.eigvalsh(np.cov((piece * size).T, bias=True)), 0))[::-1]
+
+
+def large_pieces(mask: np.ndarray, share: float) -> np.ndarray:
+    numbers, sizes = components(mask, reach=1)
+    return (sizes >= share * sizes.max())[numbers] & mask
+
+
+def filled(mask: np.ndarray) -> np.ndarray:
+    """With the holes in every slice: what its border does not reach."""
+    air = ~mask
+    outside = np.zeros_like(mask)
+    outside[:, [0, -1]] = outside[:, :, [0, -1]] = True
+    outside &= air
+    while not np.array_equal(wider := dilated(outside, [1, 1]) & air, outside):
+        outside = wider
+    return ~outside
+
+
+def opened(mask: np.ndarray, radius: list[float]) -> np.ndarray:
+    return dilated(~dilated(~mask, radius), radius)
 
 
 def dilated(mask: np.ndarray, radius: list[float]) -> np.ndarray:
     """Every slice by a disk."""
-    (ry, rx), result = radius, np.zeros_like(mask)
+    (ry, rx), result = (max(each, 1.0) for each in radius), np.zeros_like(mask)
     y, x = int(ry), int(rx)
     padded = np.pad(mask, ((0, 0), (y, y), (x, x)))
     for dy, dx in itertools.product(range(-y, y + 1), range(-x, x + 1)):
@@ -261,16 +390,24 @@ def dilated(mask: np.ndarray, radius: list[float]) -> np.ndarray:
     return result
 
 
+def cross(mask: np.ndarray) -> np.ndarray:
+    """With the 6 neighbors of every block."""
+    result = dilated(mask, [1, 1])
+    result[1:] |= mask[:-1]
+    result[:-1] |= mask[1:]
+    return result
+
+
 def main() -> None:
     import SimpleITK as sitk
 
-    exported, scan, output = map(Path, sys.argv[1:])
-    image = sitk.ReadImage(str(scan), sitk.sitkFloat32)
-    turned = sitk.DICOMOrient(image, "LPS")
-    array = sitk.GetArrayFromImage(turned)
-    result = sitk.GetImageFromArray(segment(exported, array[None], turned.GetSpacing()[::-1]).astype(np.int32))
-    result.CopyInformation(turned)
-    code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+    exported, *scans, output = map(Path, sys.argv[1:])
+    images = [sitk.ReadImage(str(scan), sitk.sitkFloat32) for scan in scans]
+    turned = [sitk.DICOMOrient(image, "LPS") for image in images]
+    image_czyx = np.stack([sitk.GetArrayFromImage(image) for image in turned])
+    result = sitk.GetImageFromArray(segment(exported, image_czyx, turned[0].GetSpacing()[::-1]).astype(np.int32))
+    result.CopyInformation(turned[0])
+    code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(images[0].GetDirection())
     sitk.WriteImage(sitk.DICOMOrient(result, code), str(output))
 
 

@@ -39,12 +39,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="to be made")
     add_dataset_options(parser)
     add_model_options(parser)
-    parser.add_argument("--no-programs", action="store_true", help="checkpoints only: no OpenVINO programs")
+    parser.add_argument(
+        "--no-programs",
+        action="store_true",
+        help="checkpoints only: no OpenVINO programs, which need flaresemi[openvino]",
+    )
     parser.add_argument(
         "--onnx",
         action="store_true",
-        help="also write the networks as ONNX files (needs the package onnx), which examples/run_onnx.py "
-        "runs with numpy and onnxruntime alone",
+        help="also write the networks as ONNX files (needs flaresemi[onnx]); examples/run_onnx.py predicts with them, "
+        "by numpy and onnxruntime alone, unless they are nnU-Net's",
     )
     parser.add_argument(
         "--speed-levels",
@@ -60,10 +64,12 @@ def _export(options: argparse.Namespace) -> None:
     if not options.no_programs and not openvino_is_installed():
         raise ConfigError(
             "OpenVINO is not installed, which writes the programs",
-            fix="pip install openvino, or leave them out with --no-programs",
+            fix='pip install "flaresemi[openvino]", or leave them out with --no-programs',
         )
     if options.onnx and not onnx_is_installed():
-        raise ConfigError("onnx is not installed, which --onnx needs", fix="pip install onnx, or leave --onnx out")
+        raise ConfigError(
+            "onnx is not installed, which --onnx needs", fix='pip install "flaresemi[onnx]", or leave --onnx out'
+        )
     models = load_models(
         model_folder_of(options), folds=options.fold, checkpoint=options.checkpoint, coarse=options.coarse
     )

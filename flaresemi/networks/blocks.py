@@ -106,6 +106,8 @@ def channels_last(image_bczyx: Tensor) -> Tensor:
     so it gets the strides that tell it otherwise.
     """
     if image_bczyx.shape[1] > 1:
+        if torch.onnx.is_in_onnx_export():  # ONNX knows no memory formats
+            return image_bczyx
         return image_bczyx.contiguous(memory_format=torch.channels_last_3d)
     batch, _, z, y, x = image_bczyx.shape
     return image_bczyx.reshape(batch, z, y, x, 1).permute(0, 4, 1, 2, 3)

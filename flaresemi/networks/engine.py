@@ -67,7 +67,9 @@ class Engine:
         if name == "openvino" and device.type != "cpu":
             raise ConfigError(f"OpenVINO runs on the CPU, not on '{device}'", fix="use --device cpu or --engine torch")
         if name == "openvino" and not openvino_is_installed():
-            raise ConfigError("OpenVINO is not installed", fix="pip install openvino, or use --engine torch")
+            raise ConfigError(
+                "OpenVINO is not installed", fix='pip install "flaresemi[openvino]", or use --engine torch'
+            )
         self.device = device
         self._kept = kept
         self._choices = _choices(device, precision, name)
