@@ -17,7 +17,7 @@ from flaresemi.cli.mixing_options import add_mixing_options
 from flaresemi.cli.numbers import count
 from flaresemi.cli.training_options import add_tracking_option
 from flaresemi.pseudolabels.selecting import SelectionRule
-from flaresemi.rounds.chain import FEW_LABELS
+from flaresemi.rounds.folds import FEW_LABELS
 from flaresemi.rounds.state import PRESETS, STEPS, RoundConfig
 from flaresemi.rounds.stopping import StopRule
 
@@ -43,7 +43,7 @@ def round_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="FOLD",
         help="folds whose cases are held out to judge by; 'all' holds out none "
-        f"[0; with fewer than {FEW_LABELS} labeled cases every fold]",
+        f"[0; with fewer than {FEW_LABELS} labeled cases every fold that is trained and validated]",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add_launch_options(parser, "share the work among N GPUs of this machine; several folds run side by side")

@@ -26,8 +26,9 @@ from flaresemi.errors import ConfigError
 from flaresemi.locking import working_alone
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.plans import Stage
-from flaresemi.rounds.chain import ChainState, SelfTraining, SideBySide, usual_folds
+from flaresemi.rounds.chain import ChainState, SelfTraining, SideBySide
 from flaresemi.rounds.exporting import export_round
+from flaresemi.rounds.folds import usual_folds
 from flaresemi.rounds.pieces import Execution
 from flaresemi.rounds.round import Round
 from flaresemi.rounds.state import PRESETS, STEPS, RoundConfig, load_state

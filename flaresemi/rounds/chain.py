@@ -27,9 +27,6 @@ from flaresemi.workspace import RoundFolder, Workspace
 
 SCHEMA_VERSION = 1
 
-#: With fewer labeled cases, one fold holds out too few to judge a round by: all folds take part (chosen).
-FEW_LABELS = 25
-
 #: Runs rounds of one number, each of its own chain, up to a step; False when they were asked to stop.
 SideBySide = Callable[[Sequence[Round], str], bool]
 
@@ -315,7 +312,7 @@ class SelfTraining:
             raise SelectionError(
                 f"round {number} of fold {fold} was not validated",
                 where=path,
-                fix=f"flaresemi_train FINE {fold} --continue" if number == 0 else "run the round again",
+                fix="run the round again" if number else self._training_told(fold),
             )
         if why := self._judged_otherwise(fold, number):
             raise SelectionError(
@@ -324,6 +321,14 @@ class SelfTraining:
                 fix=f"flaresemi_train FINE {fold} --continue validates it again",
             )
         return load_summary(path)
+
+    def _training_told(self, fold: str) -> str:
+        """The commands that train and validate the start of a chain, as far as that is missing."""
+        is_trained = {stage: self.workspace.model(fold, stage).final.is_file() for stage in Stage}
+        fine = f"flaresemi_train FINE {fold}{' --continue' if is_trained[Stage.FINE] else ''}"
+        needs_coarse = load_plans(self.workspace.plans).two_stage and not is_trained[Stage.COARSE]
+        commands = f"flaresemi_train COARSE {fold}, then {fine}" if needs_coarse else fine
+        return commands if is_trained[Stage.FINE] else f"{commands}; or name folds that are trained with --fold"
 
 
 def _one_after_the_other(rounds: Sequence[Round], last_step: str) -> bool:
@@ -345,28 +350,3 @@ def held_out_dice(summary: Summary) -> HeldOutDice:
         case.case_id: {name: organ.dice for name, organ in case.organs.items() if organ.dice is not None}
         for case in summary.cases
     }
-
-
-def usual_folds(workspace: Workspace) -> tuple[str, ...]:
-    """Fold 0; all folds where one holds too few cases out to judge a round by, and no two hold out the same.
-
-    Raises:
-        ConfigError: there is one labeled case, and therefore no fold.
-    """
-    splits = load_splits(workspace.splits)
-    if not splits.folds:
-        raise ConfigError(
-            "with one labeled case, nothing can be held out to judge a round by",
-            where=workspace.splits,
-            fix="label more cases, or go on unjudged: --fold all --rounds 1",
-        )
-    if len(splits.case_ids) >= FEW_LABELS:
-        return ("0",)
-    folds = tuple(str(number) for number in range(len(splits.folds)))
-    if splits.held_out_twice(folds):
-        logger.info("fold 0 takes part alone: folds of %s hold out the same cases", splits.given or workspace.splits)
-        return ("0",)
-    logger.info(
-        "%d labeled cases are few: all %d folds take part (--fold 0: that one alone)", len(splits.case_ids), len(folds)
-    )
-    return folds

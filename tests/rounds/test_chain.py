@@ -16,10 +16,11 @@ from flaresemi.planning.splits import load_splits
 from flaresemi.plans import Stage
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.records import load_record, save_record
-from flaresemi.rounds.chain import SelfTraining, mean_dice, usual_folds
+from flaresemi.rounds.chain import ChainState, SelfTraining, mean_dice
 from flaresemi.rounds.final import FinalState, merged
+from flaresemi.rounds.folds import FEW_LABELS, usual_folds
 from flaresemi.rounds.round import Execution, Round
-from flaresemi.rounds.state import RoundConfig
+from flaresemi.rounds.state import RoundConfig, RoundState
 from flaresemi.rounds.stopping import StopRule, Verdict
 from flaresemi.selection import SelectedCase, Selection
 from flaresemi.training.runs import RunRecord
@@ -61,8 +62,9 @@ def test_chains_are_judged_on_the_held_out_cases_of_all_folds(workspace: Workspa
     summary = load_summary(fine)
     others = tuple(dataclasses.replace(case, case_id=f"other_{case.case_id}") for case in summary.cases)
     training = self_training(workspace, phantom_dataset, ("0", "1"))
-    with pytest.raises(SelectionError, match="round 0 of fold 1 was not validated"):
+    with pytest.raises(SelectionError, match="round 0 of fold 1 was not validated") as refused:
         training.judge()
+    assert refused.value.fix == "flaresemi_train FINE 1; or name folds that are trained with --fold"  # one stage
     save_summary(
         workspace.model("1", Stage.FINE).validation / "summary.json", dataclasses.replace(summary, cases=others)
     )
@@ -78,6 +80,43 @@ def test_folds_that_hold_out_the_same_case_are_not_judged_together(workspace: Wo
         self_training(workspace, phantom_dataset, ("0", "1"))
     self_training(workspace, phantom_dataset, ("0",))
     assert usual_folds(workspace) == ("0",)
+
+
+def test_the_usual_folds_are_those_that_are_trained_and_validated(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="flaresemi")
+    summaries = {fold: workspace.model(fold, Stage.FINE).validation / "summary.json" for fold in "012"}
+    summary = summaries["0"].read_bytes()
+
+    def usual(*validated: str) -> str:
+        for fold, path in summaries.items():
+            path.unlink(missing_ok=True)
+            if fold in validated:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(summary)
+        return "".join(usual_folds(workspace))
+
+    def judge(*folds: str) -> None:
+        save_record(workspace.verdict(folds), ChainState(folds=folds, rounds=0, mean_dice=(), verdict=None))
+
+    splits = load_splits(workspace.splits)
+    assert (len(splits.folds), len(splits.case_ids)) == (3, 3)
+    assert usual("0") == "0"
+    assert "is trained and validated takes part: 0 (of 3 folds)" in caplog.text
+    assert [usual("1"), usual("0", "2"), usual("0", "1", "2")] == ["1", "02", "012"]
+    assert usual() == "012"  # a message says what to train
+    judge("0")
+    assert usual("0", "1") == "01"  # it was judged, and its chain has not begun
+    save_record(workspace.round("0", 1).state, RoundState(fold="0", round=1, config=TAKE_ALL, steps={}))
+    caplog.clear()
+    assert usual("0", "1") == "0"
+    assert "the chains of fold(s) 0 continue (--fold 0 1:" in caplog.text
+    judge("0", "2")
+    assert usual("0", "1", "2") == "02"
+    many = tuple(f"case_{number}" for number in range(FEW_LABELS))
+    save_record(workspace.splits, dataclasses.replace(splits, case_ids=splits.case_ids + many, given="splits.json"))
+    assert [usual("0", "1", "2"), usual("2"), usual()] == ["0", "2", "0"]
 
 
 def test_a_complete_round_of_other_models_is_not_built_upon(workspace: Workspace, phantom_dataset: Path) -> None:
