@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ from flaresemi.compute.sharding import joint_shard
 from flaresemi.errors import ConfigError
 from flaresemi.locking import working_alone
 from flaresemi.plans import Stage
+from flaresemi.rounds.folds import folds_and_reason
 from flaresemi.training.distillation import caution
 from flaresemi.training.profiling import profile
 from flaresemi.training.task import TrainingTask, load_task
@@ -126,13 +128,33 @@ def _finish(options: argparse.Namespace, workspace: Workspace, task: TrainingTas
         print(conclude_validation(task, workspace.model(fold, Stage.COARSE), usable_dataset(options, workspace)))
         if task.taught_by is not None and (doubt := caution(task.taught_by, task.validation)):
             print(doubt)
-    if stage is Stage.COARSE:
+    coarse, fine = (workspace.model(fold, each).final.is_file() for each in (Stage.COARSE, Stage.FINE))
+    if stage is Stage.COARSE or (task.plan.region == "organs" and not coarse):
         words = repeated(training_parser(), options, without=_NOT_AGAIN)
         taught = [] if task.taught_by is None else ["--pseudo-labels", task.taught_by.folder]
-        print_next(["flaresemi_train", "FINE", fold, *words, *taught])
+        following = Stage.FINE if stage is Stage.COARSE else Stage.COARSE
+        goes_on = ["--continue"] if following is Stage.FINE and fine else []
+        print_next(["flaresemi_train", following.value, fold, *words, *taught, *goes_on])
+        return
+    place, how = dataset_words(options), for_prediction(options)
+    predict = ["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *place, "--fold", fold, *how]
+    if folds := _folds_of_round(options, workspace, task):
+        print_next(["flaresemi_semi_round", *place, "--fold", *folds, *how])
+        print(f"or:   {shlex.join(predict)}", flush=True)
     else:
-        words = [*dataset_words(options), "--fold", fold, *for_prediction(options)]
-        print_next(["flaresemi_predict", "-i", "IMAGES", "-o", "PREDICTIONS", *words])
+        print_next(predict)
+
+
+def _folds_of_round(options: argparse.Namespace, workspace: Workspace, task: TrainingTask) -> tuple[str, ...]:
+    """The folds of a round of self-training that may come next; none where nothing is unlabeled or judges it.
+
+    A student of label maps from elsewhere has learned from the unlabeled cases already.
+    """
+    is_judged = bool(task.validation) and not options.no_validation
+    if not is_judged or task.taught_by is not None or not usable_dataset(options, workspace).unlabeled:
+        return ()
+    usual, _ = folds_and_reason(workspace)
+    return usual if task.fold in usual else (task.fold,)
 
 
 if __name__ == "__main__":

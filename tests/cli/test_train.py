@@ -66,16 +66,20 @@ def test_the_two_stages_train_in_turn(planned: list[str], capsys: pytest.Capture
     workspace = Workspace(Path(planned[3]))
     # FINE first: it is validated in the reference's box, and says so.
     assert train.main(["FINE", "0", *planned, *QUICK]) == 0
-    assert "optimistic" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "optimistic" in out
+    assert "next: flaresemi_train COARSE 0" in out
     assert train.main(["COARSE", "0", *planned, *QUICK]) == 0
     out = capsys.readouterr().out
     assert "recall of the region" in out
-    assert "next: flaresemi_train FINE 0" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("next: "))
+    assert line.startswith("next: flaresemi_train FINE 0") and line.endswith(" --continue")
     # Once COARSE is there, FINE is validated behind it.
     assert train.main(["FINE", "0", *planned, "--continue"]) == 0
     out = capsys.readouterr().out
     assert "optimistic" not in out
-    assert "next: flaresemi_predict" in out
+    place = f"-d {planned[1]} -w {planned[3]} --fold 0"  # the dataset has an unlabeled case
+    assert f"\nnext: flaresemi_semi_round {place}\nor:   flaresemi_predict -i IMAGES -o PREDICTIONS {place}\n" in out
     folder = workspace.model("0", Stage.FINE)
     assert load_checkpoint(folder.final).iteration == 3
     assert "spacing along z" in {norm.quantity for norm in load_checkpoint(folder.final).norms}
