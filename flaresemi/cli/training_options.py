@@ -130,7 +130,11 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="run the network through torch.compile, where that works here [off]",
     )
-    add("--init-from", "model to start from, ours or nnU-Net's, of any organs: what fits is taken", metavar="MODEL")
+    add(
+        "--init-from",
+        "model to start from, of any organs: what fits is taken; a checkpoint or model folder of flaresemi or nnU-Net",
+        metavar="MODEL",
+    )
     add_tracking_option(
         chosen,
         "also keep the numbers of every epoch by MLflow (MLFLOW_TRACKING_URI, or files in logs/) or Weights & Biases "

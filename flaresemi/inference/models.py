@@ -151,14 +151,14 @@ def _chosen_models(record: Path) -> Iterator[LoadedModels]:
         yield loaded
 
 
-def trained_folds(folder: Path) -> dict[str, Path]:
-    """The folds of a model folder whose FINE is finished, each with the folder of its stages.
+def trained_folds(folder: Path, stage: Stage = Stage.FINE) -> dict[str, Path]:
+    """The folds of a model folder in which a stage is finished, each with the folder of its stages.
 
     Raises:
         CheckpointError: there is no trained model.
     """
     found = _stage_folders(folder)
-    return {fold: path for fold, path in found.items() if _path(path / Stage.FINE.value, "final").is_file()}
+    return {fold: path for fold, path in found.items() if _path(path / stage.value, "final").is_file()}
 
 
 def _nnunet_models(

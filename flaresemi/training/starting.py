@@ -13,10 +13,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from flaresemi.errors import CheckpointError, listed
+from flaresemi.inference.models import trained_folds
 from flaresemi.labels import LabelSet
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
 from flaresemi.nnunet.results import is_nnunet, load_nnunet, load_nnunet_weights
+from flaresemi.plans import Stage
 from flaresemi.ranges import Count
+from flaresemi.workspace import ModelFolder
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,9 @@ _HEAD = re.compile(r"heads\.\d+\.(weight|bias)")
 
 #: Suffix of nnU-Net's checkpoints.
 _NNUNET = ".pth"
+
+#: What may be named.
+_NAMES = "--init-from names a checkpoint (.pt), a folder of trained models, or a results folder or archive of nnU-Net"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,29 +79,53 @@ class Start:
         return "\n".join(lines)
 
 
-def load_start(path: Path) -> Checkpoint:
+def load_start(path: Path, stage: Stage) -> Checkpoint:
     """The model that a training starts from.
 
     Args:
-        path: A checkpoint of ours or of nnU-Net, or a results folder of nnU-Net or its archive, whose first fold is
-            taken.
+        path: A checkpoint of ours or of nnU-Net; a folder of trained models of ours, in which one fold of the stage is
+            finished; or a results folder of nnU-Net or its archive, whose first fold is taken.
+        stage: The stage that is trained.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, several may be meant, or it is damaged.
     """
     if is_nnunet(path):
         return next(iter(load_nnunet(path, alone=True).values()))
+    if not path.exists():
+        raise CheckpointError("there is no model to start from at this place", where=path, fix=_NAMES)
+    if path.is_dir():
+        path = _final_weights(path, stage)
     return load_nnunet_weights(path) if path.suffix == _NNUNET else load_checkpoint(path)
 
 
-def start_from(network: nn.Module, labels: LabelSet, channels: Sequence[str], path: Path) -> Start | None:
+def _final_weights(folder: Path, stage: Stage) -> Path:
+    """The checkpoint that a folder of models stands for: its own, or that of the only fold whose stage is finished."""
+    if (own := ModelFolder(folder).final).is_file():
+        return own
+    finals = {fold: ModelFolder(path / stage.value).final for fold, path in trained_folds(folder, stage).items()}
+    if len(finals) == 1:
+        return next(iter(finals.values()))
+    if not finals:
+        raise CheckpointError(f"no {stage.value} is trained in this folder", where=folder, fix=_NAMES)
+    raise CheckpointError(
+        f"{stage.value} of several folds is trained here: {', '.join(finals)}",
+        where=folder,
+        fix=f"name one of them: --init-from {next(iter(finals.values())).parent}",
+    )
+
+
+def start_from(
+    network: nn.Module, labels: LabelSet, channels: Sequence[str], path: Path, stage: Stage = Stage.FINE
+) -> Start | None:
     """Puts all weights of another model that fit into a new network.
 
     Args:
         network: As it is built: what does not fit keeps its random numbers.
         labels: What the network's outputs stand for.
         channels: Those of its inputs.
-        path: The other model.
+        path: The other model, as `load_start` takes it.
+        stage: The stage that is trained.
 
     Returns:
         What was taken; None where that is everything, the other model being of the same kind.
@@ -103,7 +133,7 @@ def start_from(network: nn.Module, labels: LabelSet, channels: Sequence[str], pa
     Raises:
         CheckpointError: nothing fits.
     """
-    model = load_start(path)
+    model = load_start(path, stage)
     own = network.state_dict()
     ours, theirs = _outputs(labels), _outputs(model.labels)
     regional = model.convention is not None and bool(model.convention.painted)

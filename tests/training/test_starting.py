@@ -1,6 +1,7 @@
 """Of another model, what fits is taken; outputs by the names of organs, inputs by those of channels."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from flaresemi.plans import IntensityPlan, NetworkPlan, Stage, StagePlan
 from flaresemi.records import load_record
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.runs import RunRecord
-from flaresemi.training.starting import start_from
+from flaresemi.training.starting import load_start, start_from
 from flaresemi.training.task import TrainingTask
 from flaresemi.training.trainer import Trainer
+from flaresemi.workspace import Workspace
 from tests.made_nnunet import write_results
 
 MakeTask = Callable[..., TrainingTask]
@@ -195,6 +197,29 @@ def test_nothing_fits(liver_and_spleen: Path) -> None:
     network, _ = _built(features=(5, 7, 9))
     with pytest.raises(CheckpointError, match="nothing of this model fits"):
         start_from(network, _labels("liver", "spleen"), ("T1",), liver_and_spleen)
+
+
+def test_a_folder_of_models_stands_for_its_only_fold(liver_and_spleen: Path, tmp_path: Path) -> None:
+    weights = load_checkpoint(liver_and_spleen).weights["heads.0.bias"]
+    workspace = Workspace(tmp_path / "workspace")
+    folder = workspace.model("1", Stage.FINE)
+    save_checkpoint(folder.final, load_checkpoint(liver_and_spleen))
+    for path in (workspace.root, workspace.models, folder.root.parent, folder.root):
+        assert torch.equal(load_start(path, Stage.FINE).weights["heads.0.bias"], weights)
+    other = workspace.model("0", Stage.FINE)
+    save_checkpoint(other.final, load_checkpoint(liver_and_spleen))
+    for path, stage, complaint in (
+        (
+            workspace.root,
+            Stage.FINE,
+            f"of several folds is trained here: 0, 1.*--init-from {re.escape(str(other.root))}",
+        ),
+        (workspace.root, Stage.COARSE, "no COARSE is trained"),
+        (tmp_path / "nowhere", Stage.FINE, "no model to start from at this place.*--init-from names"),
+    ):
+        with pytest.raises(CheckpointError, match=f"(?s){complaint}"):
+            load_start(path, stage)
+    assert torch.equal(load_start(folder.root, Stage.FINE).weights["heads.0.bias"], weights)
 
 
 def test_what_was_taken_stands_in_the_record(make_task: MakeTask, quick_config: TrainingConfig, tmp_path: Path) -> None:
