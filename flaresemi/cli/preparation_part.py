@@ -23,8 +23,11 @@ logger = logging.getLogger("flaresemi.cli.plan_and_preprocess")
 #: Options that decide something, which one process does for all.
 _DECIDE = (
     *("replan", "check_only", "plan_only", "skip_bad_cases", "fix_geometry", "keep_plans", "folds", "splits", "seed"),
-    *("gpu_memory_gib", "network", "network_arguments"),
+    *("gpu_memory_gib", "network", "network_arguments", "preset", "stages"),
 )
+
+#: What these are where they are not given.
+_AUTO = ("preset", "stages")
 
 
 def preparing_again(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
@@ -50,7 +53,8 @@ def prepare_as_part(
     """
     part = joint_shard(options.shard, launched_ranks())
     first = [*this_again, "--plan-only"]
-    if given := [name for name in _DECIDE if getattr(options, name, None)]:
+    others = {name: getattr(options, name, None) for name in _DECIDE}
+    if given := [name for name, value in others.items() if value and not (name in _AUTO and value == "auto")]:
         flag = f"--{given[0].replace('_', '-')}"
         what = f"--shard prepares by the plans that are there, and {flag} decides"
         raise ConfigError(what, fix=f"{shlex.join(first)} first")

@@ -80,8 +80,9 @@ def test_what_one_process_has_to_do_first_is_said(
 ) -> None:
     assert prepare(data, Workspace(tmp_path / "new"), "--shard", "0/2") == 2
     assert "there are no plans to prepare by" in capsys.readouterr().err
-    assert prepare(data, workspace, "--shard", "0/2", "--replan") == 2
-    assert "--replan decides" in capsys.readouterr().err
+    for words in (["--replan"], ["--preset", "large"], ["--stages", "one"]):
+        assert prepare(data, workspace, "--shard", "0/2", *words) == 2
+        assert f"{words[0]} decides" in capsys.readouterr().err
     other = shutil.copytree(data, tmp_path / "data")
     image = min((other / "unlabeled_image").iterdir())
     shutil.copy(image, image.with_name("new_0000.nii.gz"))
