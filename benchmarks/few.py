@@ -1,4 +1,4 @@
-"""What self-training gains from few labels: supervised, naive, the seed's rule, the default, and the ceiling.
+"""What self-training gains from few labels: supervised, naive, FlareSemiSeg's rule, the default, and the ceiling.
 
 `few-ct`: openkbp with 4 labeled cases and a pool of 100; `few-mr`: hippocampus with 4 and 164. Every draw has other
 labeled cases. The arms of a draw share plans, network, and the iterations of each model. The plans are those of preset

@@ -234,7 +234,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--fold",
         nargs="+",
         metavar="FOLD",
-        help="folds to average (default: 'all' where it is trained, else every finished one)",
+        help="folds to average (default: 'all' if it is trained, else every finished one; of nnU-Net, numbers first)",
     )
     parser.add_argument("--checkpoint", choices=("final", "best", "latest"), default="final", help="which weights")
     parser.add_argument(

@@ -109,7 +109,10 @@ def _parser() -> argparse.ArgumentParser:
         help="write pictures of the N cases with the lowest Dice, beside SUMMARY.json",
     )
     parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="images for the overlays (default: those of DATASET)"
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="images for the overlays, and where label maps lie if headers leave it open (default: those of DATASET)",
     )
     return parser
 

@@ -348,7 +348,7 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
         "--stages",
         choices=["auto", "one", "two"],
         default="auto",
-        help="two: COARSE finds the organs, FINE segments them; one: FINE alone; auto: by the size of the body",
+        help="two: COARSE finds the organs, FINE segments them; one: FINE alone; auto: by the size of body and organs",
     )
     present = plan.add_mutually_exclusive_group()
     present.add_argument("--replan", action="store_true", help="replace the present plans by new ones")

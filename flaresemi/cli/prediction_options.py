@@ -48,7 +48,8 @@ def prediction_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tta",
         action=argparse.BooleanOptionalAction,
-        help="average over mirrored images: slower, a little better (default: models of nnU-Net only, as nnU-Net does)",
+        help="average over images mirrored along the axes that training mirrored (left to right at most, none for "
+        "FLARE22): slower, a little better (default: models of nnU-Net only)",
     )
     add_turns_option(parser)
     parser.add_argument(

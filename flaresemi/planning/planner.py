@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 StagesName = Literal["auto", "one", "two"]
 
-#: Margin about the organs' box, the same in training and prediction. Source: the seed's inference.
+#: Margin about the organs' box, the same in training and prediction. Source: FlareSemiSeg's inference.
 MARGIN_MM = 20.0
 
 #: Pixels of slices count as square up to this ratio of their sides. Chosen.

@@ -13,7 +13,7 @@ from scipy import ndimage
 from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
 from flaresemi.plans import BodyRule
 
-#: What is denser belongs to the patient, or to the table. Source: METHOD's body crop; between lung and fat.
+#: What is denser belongs to the patient, or to the table. Source: FlareSemiSeg's body crop; between lung and fat.
 BODY_HU = -500.0
 
 #: The body is found on a copy of about this spacing. Chosen: coarse enough for a second per image, fine enough for

@@ -18,8 +18,8 @@ def usual_folds(workspace: Workspace) -> tuple[str, ...]:
     """The folds to run rounds with, among those that are trained and validated; if none is, among all. Logs why.
 
     Fold 0, or if only others are trained, the first of them. Where one fold holds too few cases out to judge a round
-    by, and no two hold out the same, every one. Chains that have begun keep their folds: with another one, scores would be
-    calibrated on other cases, and what has been selected and trained would be discarded.
+    by, and no two hold out the same, every one. Chains that have begun keep their folds: with another one, scores would
+    be calibrated on other cases, and what has been selected and trained would be discarded.
 
     Raises:
         ConfigError: there is one labeled case, and therefore no fold.

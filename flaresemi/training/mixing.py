@@ -10,7 +10,7 @@ class Mixing:
     """A user's choices.
 
     Attributes:
-        pseudo_share: Share of the patches that come from pseudo-labeled cases (0.5: one of each, the seed's 1:1).
+        pseudo_share: Share of the patches that come from pseudo-labeled cases (0.5: one of each, FlareSemiSeg's 1:1).
         pseudo_augmentation: Strength of their augmentation, by its name; labeled cases keep that of the training.
         paste_share: Share of the patches that get a box of a patch of the other kind of case.
         fine_tune: Share of the training, at its end, that sees labeled cases alone.
