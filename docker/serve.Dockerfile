@@ -1,4 +1,5 @@
-# A warm server for the models of one folder (docs/serving.md). From the root of the repository, with the models beside it:
+# A warm server for the models of one folder (docs/serving.md). From the root of the repository, with the models beside it
+# (the export needs the extra openvino, or --no-programs where the server computes on a GPU):
 #
 #   flaresemi_export -d my_dataset -o docker/model
 #   docker build -f docker/serve.Dockerfile -t flaresemi-serve .
