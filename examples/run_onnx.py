@@ -18,39 +18,75 @@ import numpy as np
 import onnxruntime
 
 Box = tuple[slice, ...]
+Spacing = tuple[float, float, float]
+
+#: A turned image must be segmented so much more surely than the image as it lies.
+SURER_BY = 0.05
 
 
-def segment(folder: Path, image_czyx: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) -> np.ndarray:
+def segment(folder: Path, image_czyx: np.ndarray, spacing_zyx_mm: Spacing) -> np.ndarray:
     """The label map, (Z, Y, X), of an image whose axes point to superior, posterior and left."""
     described = json.loads((folder / "description.json").read_text(encoding="utf-8"))
     refuse_unknown(described, len(image_czyx))
-    body, mask = find_body(image_czyx, spacing_zyx_mm, described["body"])
-    stages = [Stage(folder, stage, image_czyx, body, mask, spacing_zyx_mm) for stage in described["stages"].values()]
-    stage, region = stages[-1], tuple(slice(0, size) for size in stages[-1].shape)
-    organs = None
-    if len(stages) == 2:
-        seen = stages[0].logits(tuple(slice(0, size) for size in stages[0].shape)).argmax(0)
-        organs = box_of(without_specks(seen))
-    if organs is not None:
-        organs = rescaled(rescaled(organs, stages[0].shape, lengths(body)), lengths(body), stage.shape)
-        region = at_least(grown(organs, stage.margin_mm, stage), stage.patch, stage.shape)
-    for repair in range(3):
-        logits = stage.logits(region)
-        faces = touched(logits.argmax(0), region, stage.shape) if stage.described["region"] == "organs" else []
-        if not faces or repair == 2:
-            break
-        wider, sides = grown(region, max(stage.margin_mm, 10.0), stage), list(region)
-        for axis, high in faces:
-            old, new = sides[axis], wider[axis]
-            sides[axis] = slice(old.start, new.stop) if high else slice(new.start, old.stop)
-        region = tuple(sides)
-    inside = rescaled(region, stage.shape, lengths(body))
-    axes = [weights(stage.shape[a], lengths(body)[a], "linear", inside[a], region[a]) for a in range(3)]
-    labels = np.stack([applied(each, axes) for each in logits]).argmax(0)
-    clean(labels, described)
-    whole = np.zeros(image_czyx.shape[1:], np.int64)
-    whole[tuple(slice(b.start + i.start, b.start + i.stop) for b, i in zip(body, inside))] = labels
-    return np.array(described["label_values"])[whole]
+    look, quarters = Look(folder, described, image_czyx, spacing_zyx_mm), 0
+    if described.get("quarter_turns"):
+        as_it_lies = highest = look.surety()
+        for turn in (1, 2, 3) if as_it_lies + SURER_BY < 1 else ():
+            z, y, x = spacing_zyx_mm
+            turned = np.ascontiguousarray(np.rot90(image_czyx, turn, (-2, -1)))
+            other = Look(folder, described, turned, (z, x, y) if turn % 2 else (z, y, x))
+            if (sure := other.surety()) > max(highest, as_it_lies + SURER_BY):
+                look, quarters, highest = other, turn, sure
+    return np.array(described["label_values"])[np.rot90(look.labels(), -quarters, (-2, -1))]
+
+
+class Look:
+    """What the networks say of an image as it lies."""
+
+    def __init__(self, folder: Path, described: dict, image_czyx: np.ndarray, spacing_zyx_mm: Spacing) -> None:
+        self.described, self.shape = described, image_czyx.shape[1:]
+        self.body, mask = find_body(image_czyx, spacing_zyx_mm, described["body"])
+        body = self.body
+        stages = [Stage(folder, each, image_czyx, body, mask, spacing_zyx_mm) for each in described["stages"].values()]
+        stage, region = stages[-1], tuple(slice(0, size) for size in stages[-1].shape)
+        organs = None
+        if len(stages) == 2:
+            seen = stages[0].logits(tuple(slice(0, size) for size in stages[0].shape)).argmax(0)
+            organs = box_of(without_specks(seen))
+        if organs is not None:
+            organs = rescaled(rescaled(organs, stages[0].shape, lengths(body)), lengths(body), stage.shape)
+            region = at_least(grown(organs, stage.margin_mm, stage), stage.patch, stage.shape)
+        for repair in range(3):
+            logits = stage.logits(region)
+            faces = touched(logits.argmax(0), region, stage.shape) if stage.described["region"] == "organs" else []
+            if not faces or repair == 2:
+                break
+            wider, sides = grown(region, max(stage.margin_mm, 10.0), stage), list(region)
+            for axis, high in faces:
+                old, new = sides[axis], wider[axis]
+                sides[axis] = slice(old.start, new.stop) if high else slice(new.start, old.stop)
+            region = tuple(sides)
+        self.stage, self.region, self.logits = stage, region, logits
+
+    def surety(self) -> float:
+        """Dice of the label map at FINE's spacing with its own probabilities, over all organs."""
+        labels = self.logits.argmax(0)
+        clean(labels, self.described)
+        odds = np.exp(self.logits - self.logits.max(axis=0))
+        shares, organs = odds / odds.sum(axis=0), labels > 0
+        agreed = np.take_along_axis(shares, labels[None], axis=0)[0][organs].sum()
+        return float(2 * agreed / ((1 - shares[0]).sum() + organs.sum())) if organs.any() else 0.0
+
+    def labels(self) -> np.ndarray:
+        """The outputs' numbers on the image's voxels."""
+        stage, region, body = self.stage, self.region, self.body
+        inside = rescaled(region, stage.shape, lengths(body))
+        axes = [weights(stage.shape[a], lengths(body)[a], "linear", inside[a], region[a]) for a in range(3)]
+        labels = np.stack([applied(each, axes) for each in self.logits]).argmax(0)
+        clean(labels, self.described)
+        whole = np.zeros(self.shape, np.int64)
+        whole[tuple(slice(b.start + i.start, b.start + i.stop) for b, i in zip(body, inside))] = labels
+        return whole
 
 
 def refuse_unknown(described: dict, channels: int) -> None:

@@ -78,6 +78,7 @@ class ExportDescription:
         label_values: The value that is written for each output of the networks, background first (models of nnU-Net
             that were trained with regions have no output for it); empty in older ones.
         label_organs: The organs that each output belongs to: one, or several where organs are regions.
+        quarter_turns: The image is segmented in four turns in the plane of its slices, and the surest is kept.
         steps: In words and in order.
     """
 
@@ -91,6 +92,7 @@ class ExportDescription:
     stages: dict[str, ExportedStage]
     label_values: tuple[LabelValue, ...] = ()
     label_organs: tuple[tuple[str, ...], ...] = ()
+    quarter_turns: bool = dataclasses.field(default=False, metadata=CAME_LATER)
     steps: tuple[str, ...]
 
 
@@ -137,6 +139,7 @@ def export_models(
             stages=stages,
             label_values=tuple(written.values[0] if written else fine.labels.background for written, _ in outputs),
             label_organs=tuple(tuple(fine.labels.names[organ - 1] for organ in organs) for _, organs in outputs),
+            quarter_turns=fine.plan.quarter_turns,
             steps=tuple(_nnunet_steps(fine, fine.convention) if fine.convention else _steps(fine, bool(models.coarse))),
         )
         save_record(partial / DESCRIPTION, description)

@@ -13,6 +13,7 @@ import SimpleITK
 import torch
 
 from flaresemi.cli import export, predict
+from flaresemi.inference import turns as turns_module
 from flaresemi.io.images import read_image, read_label_map
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.building import build_network
@@ -116,16 +117,30 @@ def test_one_stage_and_two_folds_give_the_same_labels(
 
 
 @pytest.mark.parametrize(
-    ("body", "scheme"),
-    [("ct_parts", "ct"), ("foreground", "zscore"), ("foreground", "rescale_to_0_1"), ("whole", "rgb_to_0_1")],
+    ("body", "scheme", "turns"),
+    [
+        ("ct_parts", "ct", False),
+        ("foreground", "zscore", True),
+        ("foreground", "rescale_to_0_1", False),
+        ("whole", "rgb_to_0_1", False),
+    ],
 )
 def test_all_that_is_planned_gives_the_same_labels(
-    example: ModuleType, tmp_path: Path, phantom_dataset: Path, body: str, scheme: str
+    example: ModuleType,
+    tmp_path: Path,
+    phantom_dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    body: str,
+    scheme: str,
+    turns: bool,
 ) -> None:
     """Two channels, and organs that are regions."""
+    for module in (example, turns_module):  # an untrained network is hardly surer of one turn than of another
+        monkeypatch.setattr(module, "SURER_BY", 0.0)
     network = two_levels(outputs=4, inputs=2)
     ct = ct_intensities(mean=50.0, sd=80.0, low=-200.0, high=300.0)
-    plan = stage_plan(network, intensities=(ct if scheme == "ct" else IntensityPlan(scheme=scheme),) * 2)  # type: ignore[arg-type]
+    intensities = ct if scheme == "ct" else IntensityPlan(scheme=scheme)  # type: ignore[arg-type]
+    plan = stage_plan(network, intensities=(intensities,) * 2, quarter_turns=turns)
     torch.manual_seed(1)
     labels = LabelSet(
         labels=(
