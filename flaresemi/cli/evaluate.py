@@ -208,21 +208,30 @@ def _dataset(options: argparse.Namespace) -> Path:
 
 
 def _labels(options: argparse.Namespace) -> tuple[LabelSet, dict[str, tuple[str, ...]]]:
-    """The organs, and per case those that are annotated, from wherever the options point to."""
-    if options.plans is not None:
-        return load_plans(options.plans).labels, {}
-    if options.model is not None:
-        from flaresemi.inference.models import load_all_models  # needs torch: the rest of this command does not
-
-        return load_all_models(options.model)[0].fine[0].labels, {}
+    """The organs, from wherever the options point to, and per case those that dataset.json says are annotated."""
     folder = _dataset(options)
     if not folder.is_dir():
         raise DatasetError("dataset folder not found", where=folder)
-    labels, annotated = declared_labels(folder)
-    if labels is None:
+    labels = _labels_of_models(options)
+    declared, annotated = declared_labels(folder)
+    if labels is not None:
+        known = {case: tuple(name for name in names if name in labels.names) for case, names in annotated.items()}
+        return labels, known
+    if declared is None:
         print(f"no dataset.json names the organs in {folder.resolve()}: FLARE22's 13 are assumed\n")
         return flare22.LABELS, {}
-    return labels, annotated
+    return declared, annotated
+
+
+def _labels_of_models(options: argparse.Namespace) -> LabelSet | None:
+    """The organs of plans or of trained models, where these are named."""
+    if options.plans is not None:
+        return load_plans(options.plans).labels
+    if options.model is not None:
+        from flaresemi.inference.models import load_all_models  # needs torch: the rest of this command does not
+
+        return load_all_models(options.model)[0].fine[0].labels
+    return None
 
 
 def _with_z_range(labels: LabelSet, organs: list[str] | None) -> LabelSet:

@@ -228,6 +228,10 @@ def test_organs_may_come_from_plans(folder):
     save_record(folder / "plans.json", plans)
     assert run("--plans", "plans.json") == 0
     assert [organ.name for organ in load_summary(folder / "out" / "summary.json").organs] == ["liver", "tube"]
+    declare(folder, labels={"background": 0, "liver": 4, "other": 5}, annotated_labels={"p2": ["liver", "other"]})
+    assert run("--plans", "plans.json") == 0
+    summary = load_summary(folder / "out" / "summary.json")
+    assert [(organ.name, organ.cases) for organ in summary.organs] == [("liver", 3), ("tube", 2)]
 
 
 def test_organs_may_come_from_trained_models(folder):
@@ -244,3 +248,7 @@ def test_organs_may_come_from_trained_models(folder):
     save_checkpoint(Workspace(folder / "work").model("0", Stage.FINE).final, checkpoint)
     assert run("-m", "work/models") == 0
     assert [organ.name for organ in load_summary(folder / "out" / "summary.json").organs] == ["liver", "tube"]
+    declare(folder, labels={"background": 0, "liver": 4, "other": 5}, annotated_labels={"p2": ["liver", "other"]})
+    assert run("-m", "work/models") == 0
+    summary = load_summary(folder / "out" / "summary.json")
+    assert [(organ.name, organ.cases) for organ in summary.organs] == [("liver", 3), ("tube", 2)]
