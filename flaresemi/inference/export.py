@@ -245,7 +245,8 @@ def _nnunet_steps(fine: Checkpoint, convention: Convention) -> Iterator[str]:
     yield (
         "Intensities, per channel: 'ct': clip to [clip_low, clip_high], subtract mean, divide by sd; 'zscore_crop': "
         "subtract the mean and divide by the SD of the crop; 'zscore_nonzero': those of the voxels that are not 0 in "
-        "every channel, and of the holes in them; the others become 0."
+        "every channel, and of the holes in them; the others become 0; 'as_is': nothing; 'min_max': subtract the "
+        "lowest value of the crop, divide by the highest less the lowest; 'rgb_to_0_1': divide by 255."
     )
     yield (
         "Resample to the stage's spacing: round(voxels * spacing / stage spacing) voxels per axis; voxel i lies at "

@@ -31,12 +31,20 @@ ANISOTROPIC = {"spacing": [6.0, 1.5, 1.6], "patch_size": [4, 16, 16]}
 
 
 def _scan(
-    path: Path, spacing: tuple[float, float, float] = (1.2, 1.9, 2.5), direction: tuple[float, ...] | None = None
+    path: Path,
+    spacing: tuple[float, float, float] = (1.2, 1.9, 2.5),
+    direction: tuple[float, ...] | None = None,
+    *,
+    factor: float = 1.0,
+    stray: float | None = None,
 ) -> Path:
     """Smooth noise in HU, with nothing around it; its axes differ in every way."""
     rng = np.random.default_rng(5)
     array = np.zeros((14, 26, 31), np.float32)
     array[1:13, 3:24, 2:29] = 80 * rng.standard_normal((12, 21, 27)).astype(np.float32) + 60
+    array *= factor
+    if stray is not None:
+        array[5, 6, 7] = stray
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing)
     if direction is not None:
@@ -68,6 +76,23 @@ def test_labels_are_those_of_nnunet(tmp_path: Path, residual: bool, change: dict
     model = write_results(tmp_path / "Dataset001_Made", residual=residual, change=change, **others)
     scan = _scan(tmp_path / "scan.nii.gz")
     assert _agreement(model, scan, residual=residual) >= 0.9995
+
+
+@pytest.mark.parametrize(
+    ("scheme", "scan"),
+    [
+        ("NoNormalization", {"factor": 1000.0}),
+        ("RescaleTo01Normalization", {}),
+        ("RescaleTo01Normalization", {"stray": 40_000.0}),
+    ],
+)
+def test_intensities_are_neither_clipped_nor_left_out(tmp_path: Path, scheme: str, scan: dict[str, float]) -> None:
+    model = write_results(tmp_path / "Dataset001_Made", change={"normalization_schemes": [scheme]})
+    assert _agreement(model, _scan(tmp_path / "scan.nii.gz", **scan)) >= 0.9995
+    export_models(load_models(model), tmp_path / "exported", programs=False)
+    description = json.loads((tmp_path / "exported" / "description.json").read_text())
+    (channel,) = description["stages"]["FINE"]["intensities"]
+    assert f"'{channel['scheme']}'" in " ".join(description["steps"])
 
 
 def test_folds_are_averaged_and_files_keep_their_own_axes(tmp_path: Path) -> None:
