@@ -112,9 +112,7 @@ def export_models(
         ConfigError: there is something at the folder's place, also where it was made meanwhile.
         CheckpointError: two checkpoints are of one stage and fold.
     """
-    if os.path.lexists(folder):
-        raise _taken(folder)
-    _refuse_same_place((*models.coarse, *models.fine))
+    refuse_export(models, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = unfinished_path(folder.parent)
     partial.mkdir()
@@ -155,6 +153,24 @@ def export_models(
         raise
 
 
+def refuse_export(models: LoadedModels, folder: Path) -> None:
+    """Checks that models can be exported to a folder, which may be worth knowing before something takes hours.
+
+    Raises:
+        ConfigError: there is something at the folder's place.
+        CheckpointError: two checkpoints are of one stage and fold.
+    """
+    if os.path.lexists(folder):
+        raise _taken(folder)
+    places = [_place(checkpoint) for checkpoint in (*models.coarse, *models.fine)]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise CheckpointError(
+            f"two of these checkpoints say that they are {twice}: one would replace the other",
+            fix="name different folds with --fold",
+        )
+
+
 def _outputs(fine: Checkpoint) -> list[tuple[LabelClass | None, tuple[int, ...]]]:
     """What each output of the networks writes (None: background), and the organs that it means."""
     classes = fine.labels.classes
@@ -165,16 +181,6 @@ def _outputs(fine: Checkpoint) -> list[tuple[LabelClass | None, tuple[int, ...]]
 
 def _taken(folder: Path) -> ConfigError:
     return ConfigError("there is something at this place already", where=folder, fix="name a new folder with -o")
-
-
-def _refuse_same_place(checkpoints: Sequence[Checkpoint]) -> None:
-    places = [_place(checkpoint) for checkpoint in checkpoints]
-    twice = next((place for place in places if places.count(place) > 1), None)
-    if twice is not None:
-        raise CheckpointError(
-            f"two of these checkpoints say that they are {twice}: one would replace the other",
-            fix="name different folds with --fold",
-        )
 
 
 def _place(checkpoint: Checkpoint) -> str:
