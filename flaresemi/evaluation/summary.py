@@ -254,7 +254,7 @@ def load_summary(path: Path) -> Summary:
 
 def table(summary: Summary) -> str:
     """A summary for a terminal: a row per organ, then the means, then what to know about them."""
-    others = list(summary.organs[0].more) if summary.organs else []
+    others = list(dict.fromkeys(name for organ in summary.organs for name in organ.more))
     rows = [("", "cases", "present", "Dice", "median", "NSD", "HD95 mm", *others)]
     for organ in summary.organs:
         rows.append(
