@@ -4,7 +4,9 @@ import re
 from typing import Literal
 
 #: How the intensities of a channel are changed; see `IntensityPlan`.
-Scheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1", "zscore_crop", "zscore_nonzero"]
+Scheme = Literal[
+    "ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1", "zscore_crop", "zscore_nonzero", "as_is", "min_max"
+]
 
 #: Names that ask for a scheme, in small letters; all others mean `zscore`. Source: nnU-Net v2, whose older versions
 #: say `rescale_0_1`.

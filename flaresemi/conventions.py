@@ -8,8 +8,9 @@ from flaresemi.records import CAME_LATER
 
 #: Words of plans that only models of nnU-Net have. `spline`: cubic B-splines without widening; `nonzero`: what is 0 in
 #: every channel is cropped off; `zscore_crop`: mean and sd of the crop; `zscore_nonzero`: those of the voxels that are
-#: not 0 and of the holes in them; the others become 0.
-NNUNET_ONLY = frozenset({"spline", "nonzero", "zscore_crop", "zscore_nonzero"})
+#: not 0 and of the holes in them; the others become 0; `as_is`: no limits, as no file in half precision has to hold it;
+#: `min_max`: from the lowest to the highest value of the crop, stray ones counted in.
+NNUNET_ONLY = frozenset({"spline", "nonzero", "zscore_crop", "zscore_nonzero", "as_is", "min_max"})
 
 
 LabelIndex = Annotated[int, Range(1, 1 << 16)]

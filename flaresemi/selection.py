@@ -167,15 +167,19 @@ _ORGAN_COLUMNS = ("agreement", "predicted_dice", "volume_ml", "entropy", "touche
 
 
 def save_scores(path: Path, scores: tuple[CaseScore, ...]) -> None:
-    """Writes the score file: a row per case, a group of columns per organ; empty cells where there is no value."""
-    organs = tuple(scores[0].organs) if scores else ()
+    """Writes the score file: a row per case, a group of columns per organ; empty cells where there is no value.
+
+    Cases may have been scored for different organs: a group of empty cells is an organ that was not.
+    """
+    organs = tuple(dict.fromkeys(organ for case in scores for organ in case.organs))
     rows: list[list[object]] = [
         [*_CASE_COLUMNS, *(f"{organ}: {column}" for organ in organs for column in _ORGAN_COLUMNS)]
     ]
     for case in scores:
         cells: list[object] = [case.case_id, _cell(case.score), "; ".join(case.flags), " ".join(case.made_with)]
         for organ in organs:
-            cells += [_cell(getattr(case.organs[organ], column)) for column in _ORGAN_COLUMNS]
+            found = case.organs.get(organ)
+            cells += [_cell(getattr(found, column) if found else None) for column in _ORGAN_COLUMNS]
         rows.append(cells)
     write_table(path, rows)
 
@@ -215,6 +219,7 @@ def _score(row: dict[str, str]) -> CaseScore:
                 touched_faces=int(row[f"{organ}: touched_faces"]),
             )
             for organ in organs
+            if any(row[f"{organ}: {column}"] for column in _ORGAN_COLUMNS)
         },
         flags=tuple(row["flags"].split("; ")) if row["flags"] else (),
         made_with=tuple(row["made_with"].split()),

@@ -261,6 +261,11 @@ def reference_labels(model: Path, image: Path, *, residual: bool, folds: tuple[s
     facts = plans["foreground_intensity_properties_per_channel"]["0"]
     if configuration["normalization_schemes"] == ["CTNormalization"]:
         data = (data.clip(facts["percentile_00_5"], facts["percentile_99_5"]) - facts["mean"]) / facts["std"]
+    elif configuration["normalization_schemes"] == ["RescaleTo01Normalization"]:
+        data -= data.min()
+        data /= max(data.max(), 1e-8)
+    elif configuration["normalization_schemes"] == ["NoNormalization"]:
+        pass
     elif configuration["use_mask_for_norm"] == [True]:
         data[mask] = (data[mask] - data[mask].mean()) / data[mask].std()
     else:

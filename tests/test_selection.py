@@ -21,6 +21,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert load_scores(tmp_path / "scores.csv") == (SCORE,)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_cases_of_several_sets_of_organs(tmp_path: Path, order: int) -> None:
+    scores = (SCORE, CaseScore(case_id="b", score=0.0, organs={"spleen": SCORE.organs["liver: left"]}))[::order]
+    save_scores(tmp_path / "scores.csv", scores)
+    assert load_scores(tmp_path / "scores.csv") == scores
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [("0.5", "nan"), ("0.5", "inf"), ("3.0", "-inf"), (",h1", ""), ("0.5", "x" * 10**6), ("a", "\udcff"), ("one", '"')],

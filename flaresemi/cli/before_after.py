@@ -82,7 +82,10 @@ def draw(
     Returns:
         The pictures, the case that gained most first.
     """
-    before, after = ({pair.case_id: pair for pair in match_cases(each, references, {}).pairs} for each in predictions)
+    shown = {case_id: files[0] for case_id, files in images.items()}
+    before, after = (
+        {pair.case_id: pair for pair in match_cases(each, references, {}, shown).pairs} for each in predictions
+    )
     gains = {case_id: means[1][case_id] - means[0][case_id] for case_id in means[0] if case_id in means[1]}
     drawn = []
     for case_id in sorted(gains, key=lambda each: -gains[each]):
@@ -90,7 +93,7 @@ def draw(
         titles = tuple(
             f"{when}: mean Dice {of[case_id]:.3f}" for when, of in zip(("before", "after"), means, strict=True)
         )
-        _draw_case(path, (before[case_id], after[case_id]), images[case_id], labels, (titles[0], titles[1]))
+        _draw_case(path, (before[case_id], after[case_id]), shown[case_id], labels, (titles[0], titles[1]))
         drawn.append(path)
     return drawn
 
@@ -98,11 +101,11 @@ def draw(
 def _draw_case(
     path: Path,
     pairs: tuple[CasePair, CasePair],
-    image_files: tuple[Path, ...],
+    image_file: Path,
     labels: LabelSet,
     titles: tuple[str, str],
 ) -> None:
-    image = read_image(image_files[:1])
+    image = read_image([image_file])
     found = [[each.on(image.source, GRID_TOLERANCE) for each in read_pair(pair, labels)] for pair in pairs]
     before, after = (labels.to_indices(prediction.array_zyx) for prediction, _ in found)
     reference = labels.to_indices(found[0][1].array_zyx)

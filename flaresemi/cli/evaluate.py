@@ -130,6 +130,7 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> None:
     _refuse_foreign(options)
     labels, annotated = _labels(options)
     labels = _with_z_range(labels, options.z_range)
+    first_channels = {case_id: channels[0] for case_id, channels in (images or {}).items()}
     _refuse_unknown(options.lesions, labels, "--lesions")
     summary = evaluate_folders(
         options.predictions,
@@ -140,18 +141,19 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> None:
         metrics=options.metrics,
         allow_missing=options.allow_missing,
         workers=options.workers,
-        images={case_id: channels[0] for case_id, channels in (images or {}).items()},
+        images=first_channels,
     )
     save_summary(options.output, summary)
     print(table(summary))
     print(f"\nwritten: {options.output} and {options.output.with_suffix('.csv')}")
     if options.lesions:
-        _score_lesions(options, labels, annotated, images or {})
+        _score_lesions(options, labels, annotated, first_channels)
     if options.overlays:
         folder = _overlays(options.output)
-        pairs = {pair.case_id: pair for pair in match_cases(options.predictions, options.references, {}).pairs}
+        found = match_cases(options.predictions, options.references, annotated, first_channels).pairs
+        pairs = {pair.case_id: pair for pair in found}
         for case in worst_cases(summary, options.overlays):
-            print(_draw(pairs[case.case_id], case, labels, images or {}, folder))
+            print(_draw(pairs[case.case_id], case, labels, folder))
     elif images:
         print_next(["flaresemi_evaluate", *words, "--overlays", _HINTED_OVERLAYS])
 
@@ -181,12 +183,10 @@ def _score_lesions(
     options: argparse.Namespace,
     labels: LabelSet,
     annotated: Mapping[str, tuple[str, ...]],
-    images: Mapping[str, Sequence[Path]],
+    images: Mapping[str, Path],
 ) -> None:
     """Scores lesions one by one, writes and prints them."""
-    found = match_cases(options.predictions, options.references, annotated).pairs
-    channels = {case_id: paths[0] for case_id, paths in images.items()}
-    pairs = [dataclasses.replace(pair, image=channels.get(pair.case_id)) for pair in found]
+    pairs = match_cases(options.predictions, options.references, annotated, images).pairs
     scores = lesions_of_pairs(pairs, labels, options.lesions, workers=options.workers or 1)
     save_lesions(_lesions(options.output), scores)
     print(f"\n{lesions_told(scores, options.lesions, len(pairs))}\n\nwritten: {_lesions(options.output)}")
@@ -211,21 +211,30 @@ def _dataset(options: argparse.Namespace) -> Path:
 
 
 def _labels(options: argparse.Namespace) -> tuple[LabelSet, dict[str, tuple[str, ...]]]:
-    """The organs, and per case those that are annotated, from wherever the options point to."""
-    if options.plans is not None:
-        return load_plans(options.plans).labels, {}
-    if options.model is not None:
-        from flaresemi.inference.models import load_all_models  # needs torch: the rest of this command does not
-
-        return load_all_models(options.model)[0].fine[0].labels, {}
+    """The organs, from wherever the options point to, and per case those that dataset.json says are annotated."""
     folder = _dataset(options)
     if not folder.is_dir():
         raise DatasetError("dataset folder not found", where=folder)
-    labels, annotated = declared_labels(folder)
-    if labels is None:
+    labels = _labels_of_models(options)
+    declared, annotated = declared_labels(folder)
+    if labels is not None:
+        known = {case: tuple(name for name in names if name in labels.names) for case, names in annotated.items()}
+        return labels, known
+    if declared is None:
         print(f"no dataset.json names the organs in {folder.resolve()}: FLARE22's 13 are assumed\n")
         return flare22.LABELS, {}
-    return labels, annotated
+    return declared, annotated
+
+
+def _labels_of_models(options: argparse.Namespace) -> LabelSet | None:
+    """The organs of plans or of trained models, where these are named."""
+    if options.plans is not None:
+        return load_plans(options.plans).labels
+    if options.model is not None:
+        from flaresemi.inference.models import load_all_models  # needs torch: the rest of this command does not
+
+        return load_all_models(options.model)[0].fine[0].labels
+    return None
 
 
 def _with_z_range(labels: LabelSet, organs: list[str] | None) -> LabelSet:
@@ -260,13 +269,11 @@ def _images(options: argparse.Namespace) -> Mapping[str, tuple[Path, ...]] | Non
     return {case.id: case.images for case in cases}
 
 
-def _draw(
-    pair: CasePair, case: CaseScores, labels: LabelSet, images: Mapping[str, tuple[Path, ...]], folder: Path
-) -> str:
+def _draw(pair: CasePair, case: CaseScores, labels: LabelSet, folder: Path) -> str:
     """Draws one case; says where the picture is, or why there is none."""
-    if pair.case_id not in images:
+    if pair.image is None:
         return f"no image for case '{pair.case_id}', it is not drawn"
-    image = read_image(images[pair.case_id][:1])
+    image = read_image([pair.image])
     prediction, reference = (found.on(image.source, GRID_TOLERANCE) for found in read_pair(pair, labels))
     if image.geometry.far_corner_distance_mm(reference.geometry) > GRID_TOLERANCE * min(image.geometry.spacing_zyx_mm):
         return f"the image of case '{pair.case_id}' is not on its reference's grid, it is not drawn"

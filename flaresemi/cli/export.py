@@ -15,7 +15,7 @@ from flaresemi.comparing.speed import measure_levels
 from flaresemi.compute.device import limit_threads
 from flaresemi.dataset import load_dataset
 from flaresemi.errors import ConfigError
-from flaresemi.inference.export import export_models
+from flaresemi.inference.export import export_models, refuse_export
 from flaresemi.inference.levels import LevelName, SpeedLevels
 from flaresemi.inference.models import DESCRIPTION, LoadedModels, load_models
 from flaresemi.networks.onnx_file import onnx_is_installed
@@ -73,6 +73,7 @@ def _export(options: argparse.Namespace) -> None:
     models = load_models(
         model_folder_of(options), folds=options.fold, checkpoint=options.checkpoint, coarse=options.coarse
     )
+    refuse_export(models, options.output)
     levels = _levels(options, models) if options.speed_levels else None
     export_models(models, options.output, programs=not options.no_programs, onnx=options.onnx, levels=levels)
     logger.info("written to %s", options.output)

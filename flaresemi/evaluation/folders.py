@@ -83,8 +83,15 @@ def match_cases(
     predictions: Path | Mapping[str, Path],
     references: Path | Mapping[str, Path],
     annotated: Mapping[str, tuple[str, ...]],
+    images: Mapping[str, Path] | None = None,
 ) -> Matches:
     """Pairs files by case, which is the name without its ending; two single files form a pair whatever their names.
+
+    Args:
+        predictions: A folder, a file, or the file of each case.
+        references: The same.
+        annotated: See `CasePair`; cases that are not named annotate all.
+        images: The image of each case, where it is known. Without it, some pairs cannot be read; see `read_pair`.
 
     Raises:
         DatasetError: a folder or file is not there, a folder holds no label map, or two files stand for one case.
@@ -99,6 +106,7 @@ def match_cases(
             prediction=predicted[case_id],
             reference=reference,
             annotated=annotated.get(case_id),
+            image=(images or {}).get(case_id),
         )
         for case_id, reference in sorted(referred.items())
         if case_id in predicted

@@ -137,7 +137,7 @@ def evaluate_folders(
             case.
         ImageError: a file cannot be read, has undeclared values, or does not lie on its reference's grid.
     """
-    found = match_cases(predictions, references, annotated or {})
+    found = match_cases(predictions, references, annotated or {}, images)
     if found.missing and not (allow_missing and found.pairs):
         raise DatasetError(
             f"{len(found.missing)} of {len(found.missing) + len(found.pairs)} cases have no prediction: "
@@ -150,9 +150,8 @@ def evaluate_folders(
             "%d prediction(s) have no reference and are left out: %s", len(found.surplus), _few(found.surplus)
         )
     tolerance_mm = default_tolerance_mm([pair.reference for pair in found.pairs])
-    pairs = [dataclasses.replace(pair, image=(images or {}).get(pair.case_id)) for pair in found.pairs]
     scores = score_cases(
-        pairs, labels, default_tolerance_mm=tolerance_mm, official=official, workers=workers, metrics=metrics
+        found.pairs, labels, default_tolerance_mm=tolerance_mm, official=official, workers=workers, metrics=metrics
     )
     summary = summarize(scores, labels, default_tolerance_mm=tolerance_mm, official=official, missing=found.missing)
     if official and (others := stored_otherwise(found.pairs)):
@@ -255,7 +254,7 @@ def load_summary(path: Path) -> Summary:
 
 def table(summary: Summary) -> str:
     """A summary for a terminal: a row per organ, then the means, then what to know about them."""
-    others = list(summary.organs[0].more) if summary.organs else []
+    others = list(dict.fromkeys(name for organ in summary.organs for name in organ.more))
     rows = [("", "cases", "present", "Dice", "median", "NSD", "HD95 mm", *others)]
     for organ in summary.organs:
         rows.append(

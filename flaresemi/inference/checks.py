@@ -36,7 +36,15 @@ def check_prepared(model: Checkpoint, prepared: PreparedImage) -> tuple[Finding,
         Warnings; the caller fills in case and file.
     """
     look, image = look_at(prepared), prepared.image
-    found = check_image("", (), model.channels, look.channels, modalities=image.modalities, non_finite=image.non_finite)
+    found = check_image(
+        "",
+        (),
+        model.channels,
+        look.channels,
+        modalities=image.modalities,
+        non_finite=image.non_finite,
+        schemes=[plan.scheme for plan in model.plan.intensities],
+    )
     return (*found, *_compare(model, look, prepared.grid(model.plan).shape_zyx))
 
 

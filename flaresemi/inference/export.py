@@ -114,9 +114,7 @@ def export_models(
         ConfigError: there is something at the folder's place, also where it was made meanwhile.
         CheckpointError: two checkpoints are of one stage and fold.
     """
-    if os.path.lexists(folder):
-        raise _taken(folder)
-    _refuse_same_place((*models.coarse, *models.fine))
+    refuse_export(models, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = unfinished_path(folder.parent)
     partial.mkdir()
@@ -158,6 +156,24 @@ def export_models(
         raise
 
 
+def refuse_export(models: LoadedModels, folder: Path) -> None:
+    """Checks that models can be exported to a folder, which may be worth knowing before something takes hours.
+
+    Raises:
+        ConfigError: there is something at the folder's place.
+        CheckpointError: two checkpoints are of one stage and fold.
+    """
+    if os.path.lexists(folder):
+        raise _taken(folder)
+    places = [_place(checkpoint) for checkpoint in (*models.coarse, *models.fine)]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise CheckpointError(
+            f"two of these checkpoints say that they are {twice}: one would replace the other",
+            fix="name different folds with --fold",
+        )
+
+
 def _outputs(fine: Checkpoint) -> list[tuple[LabelClass | None, tuple[int, ...]]]:
     """What each output of the networks writes (None: background), and the organs that it means."""
     classes = fine.labels.classes
@@ -168,16 +184,6 @@ def _outputs(fine: Checkpoint) -> list[tuple[LabelClass | None, tuple[int, ...]]
 
 def _taken(folder: Path) -> ConfigError:
     return ConfigError("there is something at this place already", where=folder, fix="name a new folder with -o")
-
-
-def _refuse_same_place(checkpoints: Sequence[Checkpoint]) -> None:
-    places = [_place(checkpoint) for checkpoint in checkpoints]
-    twice = next((place for place in places if places.count(place) > 1), None)
-    if twice is not None:
-        raise CheckpointError(
-            f"two of these checkpoints say that they are {twice}: one would replace the other",
-            fix="name different folds with --fold",
-        )
 
 
 def _place(checkpoint: Checkpoint) -> str:
@@ -248,7 +254,8 @@ def _nnunet_steps(fine: Checkpoint, convention: Convention) -> Iterator[str]:
     yield (
         "Intensities, per channel: 'ct': clip to [clip_low, clip_high], subtract mean, divide by sd; 'zscore_crop': "
         "subtract the mean and divide by the SD of the crop; 'zscore_nonzero': those of the voxels that are not 0 in "
-        "every channel, and of the holes in them; the others become 0."
+        "every channel, and of the holes in them; the others become 0; 'as_is': nothing; 'min_max': subtract the "
+        "lowest value of the crop, divide by the highest less the lowest; 'rgb_to_0_1': divide by 255."
     )
     yield (
         "Resample to the stage's spacing: round(voxels * spacing / stage spacing) voxels per axis; voxel i lies at "

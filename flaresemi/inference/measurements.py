@@ -150,14 +150,20 @@ TABLE_COLUMNS = ("case", "organ", "voxels", "volume_ml", "extent_x_mm", "extent_
 def table_of(cases: Iterable[CaseMeasures]) -> list[tuple[object, ...]]:
     """A row for every case and organ, below one with names."""
     cases = tuple(cases)
-    channels = max((case.channels for case in cases), key=len, default=())
-    head = [f"{what} {name}" for name in channels for what in ("mean", "sd")]
+    channels = tuple(dict.fromkeys(channel for case in cases for channel in _numbered(case.channels)))
+    head = [f"{what} {name}" for name, _ in channels for what in ("mean", "sd")]
     rows: list[tuple[object, ...]] = [(*TABLE_COLUMNS, *head)]
     for case in cases:
         for organ in case.organs:
-            numbers = [f"{value:.6g}" for pair in zip(organ.mean, organ.sd, strict=True) for value in pair]
-            numbers += [""] * (2 * len(channels) - len(numbers))
+            values = ((f"{mean:.6g}", f"{sd:.6g}") for mean, sd in zip(organ.mean, organ.sd, strict=True))
+            known = dict(zip(_numbered(case.channels), values, strict=False))  # none, where it was not found
+            numbers = [cell for channel in channels for cell in known.get(channel, ("", ""))]
             extent = [f"{length:.6g}" for length in organ.extent_xyz_mm]
             touches = " ".join(organ.touches)
             rows.append((case.case_id, organ.organ, organ.voxels, f"{organ.volume_ml:.6g}", *extent, touches, *numbers))
     return rows
+
+
+def _numbered(channels: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Each name with how many of the channels before are called the same."""
+    return [(name, channels[:place].count(name)) for place, name in enumerate(channels)]

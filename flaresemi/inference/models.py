@@ -190,14 +190,13 @@ def check_together(models: dict[Path, Checkpoint]) -> None:
     first_path, first = next(iter(models.items()))
     first_of_stage: dict[Stage, tuple[Path, Checkpoint]] = {}
     for path, model in models.items():
-        for field in ("labels", "channels", "body", "convention"):
-            if getattr(model, field) != getattr(first, field):
-                raise CheckpointError(
-                    f"these checkpoints differ in their {field} and cannot be used together",
-                    where=f"{first_path} and {path}",
-                    fix="name folds that were trained on the same dataset and plans (--fold)",
-                )
         other_path, other = first_of_stage.setdefault(model.plan.stage, (path, model))
+        shared, expected = _shared(model), _shared(first)
+        for field in shared:
+            if shared[field] != expected[field]:
+                raise _apart(field, first_path, path)
+        if model.convention != other.convention:
+            raise _apart("convention", other_path, path)
         differing = _differing_fields(other.plan, model.plan)
         if differing:
             raise CheckpointError(
@@ -205,6 +204,20 @@ def check_together(models: dict[Path, Checkpoint]) -> None:
                 where=f"{other_path} and {path}",
                 fix="name folds that were trained with the same plans.json (--fold), or train one of them again",
             )
+
+
+def _shared(model: Checkpoint) -> dict[str, object]:
+    """What is the same in all stages. Components are kept by FINE alone: what is cleaned is compared within a stage."""
+    convention = model.convention and dataclasses.replace(model.convention, largest=())
+    return {"labels": model.labels, "channels": model.channels, "body": model.body, "convention": convention}
+
+
+def _apart(field: str, one: Path, other: Path) -> CheckpointError:
+    return CheckpointError(
+        f"these checkpoints differ in their {field} and cannot be used together",
+        where=f"{one} and {other}",
+        fix="name folds that were trained on the same dataset and plans (--fold)",
+    )
 
 
 def _differing_fields(one: StagePlan, other: StagePlan) -> list[str]:

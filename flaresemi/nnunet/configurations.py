@@ -20,8 +20,8 @@ _READERS = {"SimpleITKIO": "file", "NibabelIO": "file", "NibabelIOWithReorient":
 
 #: Normalizations that need no numbers; `ZScoreNormalization` is one of two, by `use_mask_for_norm`.
 _SCHEMES = {
-    "NoNormalization": "none",
-    "RescaleTo01Normalization": "rescale_to_0_1",
+    "NoNormalization": "as_is",
+    "RescaleTo01Normalization": "min_max",
     "RGBTo01Normalization": "rgb_to_0_1",
 }
 

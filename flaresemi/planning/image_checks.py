@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from flaresemi.channels import is_ct, scheme_of
+from flaresemi.channels import Scheme, is_ct, scheme_of
+from flaresemi.conventions import NNUNET_ONLY
 from flaresemi.errors import shown
 from flaresemi.planning.findings import Finding
 from flaresemi.plans import ChannelFacts
@@ -60,6 +61,7 @@ def check_image(
     *,
     modalities: Sequence[str] = (),
     non_finite: int = 0,
+    schemes: Sequence[Scheme] = (),
 ) -> Iterator[Finding]:
     """Judges what was seen of an image, without comparing it with others.
 
@@ -69,6 +71,7 @@ def check_image(
         facts: Their intensities.
         modalities: What DICOM calls each of them; "" or none where no file says it.
         non_finite: Voxels that were NaN or infinite.
+        schemes: How the channels are normalized; none: as their names ask for.
     """
 
     def warning(problem: str, message: str, remedy: str, channel: int = 0) -> Finding:
@@ -90,7 +93,8 @@ def check_image(
         if modality and (no_scan or (expected is not None and modality != expected)):
             what = f"the series is {shown(modality, 20)} by its headers, channel '{name}' is {expected or 'a scan'}"
             yield warning("modality", what, "see whether this is the series that is meant", index)
-    for index, (name, channel) in enumerate(zip(channels, facts, strict=True)):
+    schemes = schemes or [scheme_of(name) for name in channels]
+    for index, (name, channel, scheme) in enumerate(zip(channels, facts, schemes, strict=True)):
         if is_ct(name) and (
             channel.middle_05 > _HU_MIDDLE_LIMIT or channel.maximum - channel.minimum < _HU_LEAST_RANGE
         ):
@@ -103,8 +107,8 @@ def check_image(
             yield warning(
                 "constant", f"every voxel is {channel.minimum + 0.0:g}", "see whether the export failed", index
             )
-        elif scheme_of(name) in _AS_THEY_ARE:
-            low, high, expected = _AS_THEY_ARE[scheme_of(name)]
+        elif scheme in _AS_THEY_ARE:
+            low, high, expected = _AS_THEY_ARE[scheme]
             if channel.minimum < low or channel.maximum > high:
                 what = f"intensities from {channel.minimum:g} to {channel.maximum:g}, channel '{name}' {expected}"
                 yield warning("intensities", what, 'name the channel otherwise ("channel_names"), or rescale it', index)
@@ -113,7 +117,8 @@ def check_image(
                 f"{channel.stray} voxel(s) are far beyond all others (intensities from {channel.minimum:g} to "
                 f"{channel.maximum:g}, nearly all from {channel.middle_05:g} to {channel.middle_95:g})"
             )
-            yield warning("stray voxels", what, "they are clipped; see whether the file is damaged", index)
+            done = "they count as all others" if scheme in NNUNET_ONLY else "they are clipped"
+            yield warning("stray voxels", what, f"{done}; see whether the file is damaged", index)
 
 
 def expected_modality(channel: str) -> str | None:

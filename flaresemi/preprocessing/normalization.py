@@ -16,8 +16,8 @@ _SAMPLE = 200_000
 _KEPT_CONTRASTS = 10
 _FEW = 1e-4
 
-#: What nnU-Net divides by at least.
-_LEAST_SD = 1e-8
+#: What nnU-Net divides by at least, an SD or a range.
+_LEAST = 1e-8
 
 #: What the schemes divide by that measure nothing.
 _DIVISORS = {"none": 1.0, "rgb_to_0_1": 255.0}
@@ -82,6 +82,11 @@ def _measure(channel_zyx: np.ndarray, plan: IntensityPlan, mask_zyx: np.ndarray 
         return ChannelScaling(mean=plan.mean, sd=plan.sd, clip_low=plan.clip_low, clip_high=plan.clip_high)
     if plan.scheme in _DIVISORS:
         return ChannelScaling(mean=0.0, sd=_DIVISORS[plan.scheme], clip_low=-_LARGEST, clip_high=_LARGEST)
+    if plan.scheme == "as_is":
+        return ChannelScaling(mean=0.0, sd=1.0)
+    if plan.scheme == "min_max":
+        lowest = float(channel_zyx.min())
+        return ChannelScaling(mean=lowest, sd=max(float(channel_zyx.max()) - lowest, _LEAST))
     if plan.scheme in ("zscore_crop", "zscore_nonzero"):
         return _zscore(channel_zyx, None if plan.scheme == "zscore_crop" else mask_zyx)
     if plan.scheme == "rescale_to_0_1":
@@ -102,7 +107,7 @@ def _zscore(channel_zyx: np.ndarray, mask_zyx: np.ndarray | None) -> ChannelScal
     """By all values, stray ones too, as nnU-Net does."""
     values = channel_zyx if mask_zyx is None else channel_zyx[mask_zyx]
     return ChannelScaling(
-        mean=float(values.mean(dtype=np.float64)), sd=max(float(values.std(dtype=np.float64)), _LEAST_SD)
+        mean=float(values.mean(dtype=np.float64)), sd=max(float(values.std(dtype=np.float64)), _LEAST)
     )
 
 

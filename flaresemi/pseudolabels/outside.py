@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class OutsideTeacher:
     """Labels cases as `flaresemi_predict` does; organs are matched by name.
 
     It is one model, so that there is nothing for it to agree with: how far it can be trusted with an organ is what it
-    reaches on the held-out cases. Organs that it does not know are supervised nowhere.
+    reaches on labeled cases. Organs that it does not know are supervised nowhere.
 
     Args:
         model: What `load_models` takes.
@@ -147,19 +147,35 @@ class OutsideTeacher:
         )
 
 
-def with_held_out_dice(score: CaseScore, observations: Sequence[Observation]) -> CaseScore:
-    """The score, with the mean Dice on the held-out cases as the expected one of every organ that is there.
+def dice_reached(
+    observations: Sequence[Observation], of_training: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """The mean Dice that the teacher reaches with every organ that a labeled case measures.
 
     An organ that is rightly not found in a held-out case says nothing of one that is found; one that is missed does.
+
+    Args:
+        observations: Of the held-out cases.
+        of_training: Dice by labeled case of the training, by organ that it has, for organs of which held-out cases say
+            nothing.
     """
-    reached: dict[str, list[float]] = {}
+    held_out: dict[str, list[float]] = {}
     for each in observations:
         if not each.score.is_absent or each.dice == 0:
-            reached.setdefault(each.organ, []).append(each.dice)
+            held_out.setdefault(each.organ, []).append(each.dice)
+    training: dict[str, list[float]] = {}
+    for organs in of_training.values():
+        for name, dice in organs.items():
+            training.setdefault(name, []).append(dice)
+    return {name: statistics.mean(found) for name, found in (training | held_out).items()}
+
+
+def with_dice_reached(score: CaseScore, reached: Mapping[str, float]) -> CaseScore:
+    """The score, with what the teacher reaches as the expected Dice of every organ that is there."""
     organs = {
         name: organ
         if organ.is_absent or name not in reached
-        else dataclasses.replace(organ, predicted_dice=statistics.mean(reached[name]))
+        else dataclasses.replace(organ, predicted_dice=reached[name])
         for name, organ in score.organs.items()
     }
     return dataclasses.replace(score, organs=organs)

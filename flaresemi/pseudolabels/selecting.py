@@ -289,13 +289,16 @@ def reason_against(organ: OrganScore, volumes: LabeledVolumes | None, rule: Sele
     """The reason why an organ of a pseudo-label is rejected; None if it is accepted.
 
     An absence is accepted only where a labeled case lacks the organ too: a model that overlooks an organ everywhere
-    also agrees with itself.
+    also agrees with itself. Nor is it where the label map has a few voxels of the organ: what is said to be absent
+    would be learned from them as present.
     """
     if volumes is None:
         return "in no labeled case"
     value = organ.trust
+    if value is None and not volumes.absent:
+        return "absent, but present in every labeled case"
     if value is None:
-        return None if volumes.absent > 0 else "absent, but present in every labeled case"
+        return "specks only, which count as absent" if organ.volume_ml > 0 else None
     if value < cut:
         what = "agreement" if organ.predicted_dice is None else "predicted Dice"
         return f"{what} {math.floor(1000 * value) / 1000:.3f} below {cut:g}"

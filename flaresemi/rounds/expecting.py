@@ -1,11 +1,11 @@
-"""The Dice to expect of the pool's pseudo-labels, by what their teacher reaches on the held-out cases."""
+"""The Dice to expect of the pool's pseudo-labels, by what their teacher reaches on labeled cases."""
 
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 
 from flaresemi.pseudolabels.calibration import Observations, calibrate, with_predictions
-from flaresemi.pseudolabels.outside import with_held_out_dice
+from flaresemi.pseudolabels.outside import with_dice_reached
 from flaresemi.pseudolabels.teachers import judged_weights_hash
 from flaresemi.records import save_record
 from flaresemi.selection import CaseScore
@@ -18,7 +18,8 @@ def with_expected_dice(
     scores: tuple[CaseScore, ...],
     records: Sequence[Observations],
     medians_ml: Mapping[str, float],
-    teacher: ModelFolder | None,
+    teacher: ModelFolder,
+    reached: Mapping[str, float] | None,
 ) -> tuple[CaseScore, ...]:
     """Calibrates the scores, where that is better than the agreement itself; keeps the calibration beside the teacher.
 
@@ -26,12 +27,13 @@ def with_expected_dice(
         scores: Of the pool.
         records: What was observed of the held-out cases of every chain.
         medians_ml: Volume of every organ in the labeled cases.
-        teacher: FINE's training that labeled; None: a model from outside, for which its mean Dice on the held-out cases
-            is taken.
+        teacher: FINE's training that labeled.
+        reached: Of a model from outside, what it reaches with every organ that labeled cases measure, which is taken
+            then. None: `teacher` labeled.
     """
+    if reached is not None:
+        return tuple(with_dice_reached(score, reached) for score in scores)
     observed = [each for record in records for each in record.observations]
-    if teacher is None:
-        return tuple(with_held_out_dice(score, observed) for score in scores)
     calibration = calibrate(observed, dict(medians_ml))
     if calibration is None:
         teacher.calibration.unlink(missing_ok=True)

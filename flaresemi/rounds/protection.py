@@ -5,6 +5,8 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from flaresemi.errors import SelectionError
+from flaresemi.pseudolabels.calibration import Observations
+from flaresemi.pseudolabels.outside import dice_reached
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.pseudolabels.vitals import (
     LABELED_CASES,
@@ -102,10 +104,27 @@ class Protection:
         dice = looks(dice_of_labeled, spread(self.training, LABELED_CASES))
         return Vitals(made_with=looks.made_with, dice=dice, volumes_ml=volumes_ml)
 
-    def barred(self, scores: Sequence[CaseScore], rule: SelectionRule) -> dict[str, str]:
+    def dice_reached(self, records: Sequence[Observations]) -> dict[str, float]:
+        """What a model from outside that labels reaches with every organ that a labeled case measures.
+
+        Args:
+            records: What was observed of the held-out cases of every chain.
+        """
+        before = load_record(self._folder.vitals_before, Vitals, error=SelectionError)
+        return dice_reached([each for record in records for each in record.observations], before.dice)
+
+    def barred(
+        self, scores: Sequence[CaseScore], rule: SelectionRule, reached: Mapping[str, float] | None = None
+    ) -> dict[str, str]:
         """Organs of which no pseudo-label may be learned in this round, each with the reason; not by whole cases.
 
-        Those that were vanishing in the round before, that the models never learned, or that they label too small.
+        Those that were vanishing in the round before, that the models never learned, or that they label too small; and
+        where a model from outside labels, those that no labeled case says anything of.
+
+        Args:
+            scores: Of all cases of the pool.
+            rule: The numbers of the selection.
+            reached: Of a model from outside, see `dice_reached`; None: others label.
         """
         if rule.rule != "organ":
             return {}
@@ -113,6 +132,8 @@ class Protection:
         barred = no_teacher(scores, teachers, self.labeled_ml, rule.organ_threshold / 2)
         barred |= {name: f"vanishing in round {self.number - 1}: {why}" for name, why in self._vanishing().items()}
         known = {name for name, volumes in self.labeled_ml.items() if any(volumes)}
+        if reached is not None:
+            barred |= dict.fromkeys(sorted(known - reached.keys()), "its Dice is not measured on any labeled case")
         if set(barred) >= (known or {*self.labeled_ml}):
             logger.warning(
                 "the models that label know no organ well enough: none is barred for that; train them longer"

@@ -21,14 +21,7 @@ from flaresemi.pseudolabels.selecting import labeled_volumes, select, volumes_ml
 from flaresemi.records import load_record, record_hash, save_record
 from flaresemi.rounds.expecting import with_expected_dice
 from flaresemi.rounds.labelers import Labelers
-from flaresemi.rounds.pieces import (
-    Execution,
-    Looks,
-    label_part,
-    refuse_undivided,
-    train_part,
-    validate_part,
-)
+from flaresemi.rounds.pieces import Execution, Looks, label_part, refuse_undivided, train_part, validate_part
 from flaresemi.rounds.protection import Protection
 from flaresemi.rounds.reviewed import RoundReviews
 from flaresemi.rounds.state import STEPS, RoundConfig, RoundState, file_hash, inputs_hash, load_state
@@ -249,10 +242,9 @@ class Round:
     def select(self) -> bool:
         """Merges the scores, calibrates them on the held-out cases, and selects."""
         scores = self.labels.merged_scores(self.pool, self.made_with())
-        records = [load_record(path, Observations, error=SelectionError) for path in self._observation_files()]
-        outside, medians = self.labelers.outside, self._protection.median_ml
-        teacher = None if outside else self.labelers.former(Stage.FINE)
-        scores = with_expected_dice(scores, records, dict(zip(self.plans.labels.names, medians, strict=True)), teacher)
+        medians = dict(zip(self.plans.labels.names, self._protection.median_ml, strict=True))
+        former, outside = self.labelers.former(Stage.FINE), self.labelers.outside
+        scores = with_expected_dice(scores, self._observed(), medians, former, self._reached())
         save_scores(self.chosen.scores, scores)
         selection = select(
             scores,
@@ -316,7 +308,8 @@ class Round:
         observed = (file_hash(path, fix="run the labeling step to its end") for path in self._observation_files())
         if self._labels_hash is None:
             self._labels_hash = self.labels.hash(self.pool)
-        given = (*sorted(self._barred.items()), *sorted(self._no_teacher().items()), *self.reviews.inputs)
+        reached = sorted((self._reached() or {}).items())
+        given = (*sorted(self._barred.items()), *sorted(self._no_teacher().items()), *self.reviews.inputs, *reached)
         return inputs_hash(self._labeling_inputs(), self._labels_hash, self.config.selection, *observed, *given)
 
     def _selected(self) -> str:
@@ -363,6 +356,13 @@ class Round:
     def _observation_files(self) -> list[Path]:
         return [self.workspace.round(fold, self.number).observations for fold in self.peers]
 
+    def _observed(self) -> list[Observations]:
+        return [load_record(path, Observations, error=SelectionError) for path in self._observation_files()]
+
+    def _reached(self) -> dict[str, float] | None:
+        """What a model from outside that labels reaches with every organ; None: others label."""
+        return self._protection.dice_reached(self._observed()) if self.labelers.outside else None
+
     def _forget(self) -> None:
         """Whatever was computed from the pseudo-labels, which may be others now."""
         self._labels_hash = self._untaught = None
@@ -371,7 +371,7 @@ class Round:
         """Organs of which no pseudo-label may be learned, each with the reason."""
         if self._untaught is None:
             scores = self.labels.merged_scores(self.pool, self.made_with())
-            self._untaught = self._protection.barred(scores, self.config.selection)
+            self._untaught = self._protection.barred(scores, self.config.selection, self._reached())
         return self._untaught
 
     @functools.cached_property

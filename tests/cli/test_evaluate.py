@@ -17,6 +17,7 @@ from flaresemi.networks.checkpoint import Checkpoint, save_checkpoint
 from flaresemi.plans import IntensityPlan, Plans, Stage
 from flaresemi.records import save_record
 from flaresemi.workspace import Workspace
+from tests.made_nrrd import segment_fields, write_nrrd
 from tests.made_plans import stage_plan, two_levels
 
 SHAPE = (10, 16, 16)
@@ -199,6 +200,22 @@ def test_overlays_may_take_images_from_anywhere(folder, capsys):
     assert "case 'p2' is not on its reference's grid" in printed
 
 
+def test_cropped_segmentations_are_drawn_on_their_image(folder):
+    """Neither is a part of the other: their image alone says where both lie."""
+    declare(folder)
+    whole = np.zeros(SHAPE, np.uint8)
+    whole[2:8, 2:8, 2:8] = 4
+    write_nrrd(folder / "images" / "a.nrrd", whole + np.arange(16, dtype=np.uint8))
+    fields = segment_fields(("liver", 4, 0))
+    for place, (z, y, x) in (("p", (1, 1, 1)), ("r", (2, 0, 1))):
+        part = whole[z : z + 7, y : y + 9, x : x + 10]
+        write_nrrd(folder / place / "a.seg.nrrd", part, fields=fields, origin_xyz=(1.5 * x, 2.0 * y, 3.0 * z))
+    words = ["-p", "p", "-r", "r", "-o", "out/summary.json", "--images", "images", "--lesions", "liver"]
+    assert evaluate.main([*words, "--overlays", "1"]) == 0
+    assert [path.name for path in (folder / "out" / "summary_overlays").iterdir()] == ["a.png"]
+    assert load_summary(folder / "out" / "summary.json").organs[0].dice.mean == 1.0
+
+
 def test_the_next_command_draws_where_there_are_images(folder, capsys):
     declare(folder)
     assert run() == 0
@@ -228,6 +245,10 @@ def test_organs_may_come_from_plans(folder):
     save_record(folder / "plans.json", plans)
     assert run("--plans", "plans.json") == 0
     assert [organ.name for organ in load_summary(folder / "out" / "summary.json").organs] == ["liver", "tube"]
+    declare(folder, labels={"background": 0, "liver": 4, "other": 5}, annotated_labels={"p2": ["liver", "other"]})
+    assert run("--plans", "plans.json") == 0
+    summary = load_summary(folder / "out" / "summary.json")
+    assert [(organ.name, organ.cases) for organ in summary.organs] == [("liver", 3), ("tube", 2)]
 
 
 def test_organs_may_come_from_trained_models(folder):
@@ -244,3 +265,7 @@ def test_organs_may_come_from_trained_models(folder):
     save_checkpoint(Workspace(folder / "work").model("0", Stage.FINE).final, checkpoint)
     assert run("-m", "work/models") == 0
     assert [organ.name for organ in load_summary(folder / "out" / "summary.json").organs] == ["liver", "tube"]
+    declare(folder, labels={"background": 0, "liver": 4, "other": 5}, annotated_labels={"p2": ["liver", "other"]})
+    assert run("-m", "work/models") == 0
+    summary = load_summary(folder / "out" / "summary.json")
+    assert [(organ.name, organ.cases) for organ in summary.organs] == [("liver", 3), ("tube", 2)]

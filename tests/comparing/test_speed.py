@@ -110,5 +110,20 @@ def test_levels_are_measured_of_what_is_exported_or_not_at_all(
     assert not (pair / "exported").exists()
 
 
+def test_nothing_is_measured_for_an_export_that_cannot_be_written(
+    pair: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "measure_levels", lambda *_, **__: pytest.fail("it was measured"))
+    words = ["-d", "data", "-w", "two", "-o", "exported", "--no-programs", "--speed-levels"]
+    (pair / "exported").mkdir()
+    assert export.main(words) == 2
+    assert "something at this place already" in capsys.readouterr().err
+    (pair / "exported").rmdir()
+    file = Workspace(pair / "two").model("1", Stage.FINE).final
+    save_checkpoint(file, dataclasses.replace(load_checkpoint(file), fold="0"))
+    assert export.main(words) == 2
+    assert "two of these checkpoints say that they are fold_0/FINE" in capsys.readouterr().err
+
+
 def fields(levels: SpeedLevels) -> dict:
     return {name: getattr(levels, name) for name in SpeedLevels.__dataclass_fields__}

@@ -52,6 +52,15 @@ def test_absent_organs_count_apart(summary):
     assert summary.mean_dice_present == pytest.approx((1.7 / 3 + 0.4) / 2)
 
 
+def test_another_metric_is_printed_also_where_the_first_organ_was_scored_nowhere(labels):
+    spleen = dataclasses.replace(organ(0.5), more={"assd_mm": 1.25})
+    cases = (CaseScores(case_id="a", organs={"liver": UNSCORED, "spleen": spleen}),)
+    head, *lines = table(summarize(cases, labels, default_tolerance_mm=2.5)).splitlines()
+    assert head.endswith("assd_mm")
+    found = {line.split()[0]: line.split()[-1] for line in lines if line.startswith(("liver", "spleen", "mean over"))}
+    assert found == {"liver": "-", "spleen": "1.250", "mean": "1.250"}
+
+
 def test_tolerances_are_recorded(summary):
     assert [each.tolerance_mm for each in summary.organs] == [1.0, 2.5]
 

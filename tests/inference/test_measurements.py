@@ -67,3 +67,16 @@ def test_the_table_and_the_record_say_the_same(tmp_path):
     assert float(rows[0]["volume_ml"]) == pytest.approx(case.organs[0].volume_ml, rel=1e-5)
     assert float(rows[1]["mean CT"]) == pytest.approx(case.organs[1].mean[0], rel=1e-5)
     assert rows[2]["mean CT"] == ""
+
+
+def test_cases_of_models_with_other_channels_share_a_table(tmp_path):
+    channels = (("CT",), ("MR", "MR"), ("MR",))
+    cases = []
+    for number, names in enumerate(channels):
+        cases.append(measure(str(number), *made(ORGANS, random_indices(ORGANS), channels=len(names)), names))
+    save_measures(tmp_path, tuple(cases))
+    head, *lines = (tmp_path / "statistics.csv").read_text(encoding="utf-8").splitlines()
+    assert head.endswith("mean CT,sd CT,mean MR,sd MR,mean MR,sd MR")
+    rows = [line.split(",")[-6:] for line in lines if ",liver," in line]
+    filled = [[bool(cell) for cell in row] for row in rows]
+    assert filled == [[True] * 2 + [False] * 4, [False] * 2 + [True] * 4, [False] * 2 + [True] * 2 + [False] * 2]

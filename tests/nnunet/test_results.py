@@ -1,5 +1,6 @@
 """A model of nnU-Net predicts here what it predicts there; what cannot be run is refused by its name."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ from torch import Tensor
 from flaresemi.errors import CheckpointError
 from flaresemi.inference.cascade import Segmenter
 from flaresemi.inference.export import export_models
-from flaresemi.inference.models import load_models
+from flaresemi.inference.models import check_together, load_models
 from flaresemi.inference.probabilities import ProbabilityOutput, organ_files
 from flaresemi.nnunet.results import is_nnunet, load_nnunet
 from flaresemi.plans import Stage
@@ -30,12 +31,20 @@ ANISOTROPIC = {"spacing": [6.0, 1.5, 1.6], "patch_size": [4, 16, 16]}
 
 
 def _scan(
-    path: Path, spacing: tuple[float, float, float] = (1.2, 1.9, 2.5), direction: tuple[float, ...] | None = None
+    path: Path,
+    spacing: tuple[float, float, float] = (1.2, 1.9, 2.5),
+    direction: tuple[float, ...] | None = None,
+    *,
+    factor: float = 1.0,
+    stray: float | None = None,
 ) -> Path:
     """Smooth noise in HU, with nothing around it; its axes differ in every way."""
     rng = np.random.default_rng(5)
     array = np.zeros((14, 26, 31), np.float32)
     array[1:13, 3:24, 2:29] = 80 * rng.standard_normal((12, 21, 27)).astype(np.float32) + 60
+    array *= factor
+    if stray is not None:
+        array[5, 6, 7] = stray
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing)
     if direction is not None:
@@ -67,6 +76,23 @@ def test_labels_are_those_of_nnunet(tmp_path: Path, residual: bool, change: dict
     model = write_results(tmp_path / "Dataset001_Made", residual=residual, change=change, **others)
     scan = _scan(tmp_path / "scan.nii.gz")
     assert _agreement(model, scan, residual=residual) >= 0.9995
+
+
+@pytest.mark.parametrize(
+    ("scheme", "scan"),
+    [
+        ("NoNormalization", {"factor": 1000.0}),
+        ("RescaleTo01Normalization", {}),
+        ("RescaleTo01Normalization", {"stray": 40_000.0}),
+    ],
+)
+def test_intensities_are_neither_clipped_nor_left_out(tmp_path: Path, scheme: str, scan: dict[str, float]) -> None:
+    model = write_results(tmp_path / "Dataset001_Made", change={"normalization_schemes": [scheme]})
+    assert _agreement(model, _scan(tmp_path / "scan.nii.gz", **scan)) >= 0.9995
+    export_models(load_models(model), tmp_path / "exported", programs=False)
+    description = json.loads((tmp_path / "exported" / "description.json").read_text())
+    (channel,) = description["stages"]["FINE"]["intensities"]
+    assert f"'{channel['scheme']}'" in " ".join(description["steps"])
 
 
 def test_folds_are_averaged_and_files_keep_their_own_axes(tmp_path: Path) -> None:
@@ -212,6 +238,31 @@ def test_the_largest_components_that_its_cross_validation_chose(tmp_path: Path, 
     for place in (model, tmp_path / "model.zip", tmp_path / "exported"):
         assert (_predicted(place, scan) == expected).all()
     assert load_models(model, folds=["0"]).fine[0].convention.largest == ()  # type: ignore[union-attr]
+
+
+def test_a_cascade_keeps_the_largest_components_of_its_second_network(tmp_path: Path) -> None:
+    second = _cascade(tmp_path / "Dataset001_Made", ("0", "1"), ("0", "1"))
+    first = second.parent / "nnUNetTrainer__nnUNetPlans__3d_lowres"
+    scan = _scan(tmp_path / "scan.nii.gz")
+    expected = _predicted(second, scan)
+    _postprocessing(second, "0_1", 1)
+    _postprocessing(first, "0_1", 2)  # the second network sees the first one's labels as they are
+    mask = expected == 1
+    numbers, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    assert count > 1
+    expected[mask & (numbers != np.bincount(numbers[mask]).argmax())] = 0
+    export_models(load_models(second), tmp_path / "exported", programs=False)
+    for place in (second, tmp_path / "exported"):
+        assert (_predicted(place, scan) == expected).all()
+
+
+def test_folds_that_were_cleaned_otherwise_do_not_belong_together(tmp_path: Path) -> None:
+    models = load_nnunet(write_results(tmp_path / "Dataset001_Made", folds=("0", "1")))
+    path, model = next(iter(models.items()))
+    assert model.convention is not None
+    other = dataclasses.replace(model.convention, largest=((1,),))
+    with pytest.raises(CheckpointError, match="differ in their convention"):
+        check_together(models | {path: dataclasses.replace(model, convention=other)})
 
 
 @pytest.mark.parametrize(

@@ -53,3 +53,13 @@ def test_intensities():
     assert problems("rgb_to_0_1", facts(0, 255)) == []
     assert problems("rgb_to_0_1", facts(-1, 200)) == problems("rgb_to_0_1", facts(0, 4095)) == ["intensities"]
     assert problems("rescale_to_0_1", facts(0, 3e38, middle_95=100, stray=1)) == ["stray voxels"]
+
+
+def test_intensities_are_judged_by_what_is_done_to_them():
+    assert problems("noNorm", facts(0, 70000), schemes=("as_is",)) == []
+    assert problems("T1", facts(0, 70000), schemes=("none",)) == ["intensities"]
+    stray = facts(0, 3e38, middle_95=100, stray=1)
+    remedies = [
+        next(check_image("x", (), ("MR",), (stray,), schemes=(scheme,))).remedy for scheme in ("zscore", "min_max")
+    ]
+    assert ["clipped" in remedy for remedy in remedies] == [True, False]

@@ -123,12 +123,24 @@ def test_a_stray_voxel_does_not_squash_what_is_rescaled():
     assert np.median(np.abs(found - expected)) < 1e-4
 
 
+def test_values_beyond_half_precision_and_stray_ones_count_where_nnunet_counts_them():
+    image = np.array([-70000.0, 0.125, 1e6], np.float32).reshape(1, 1, 1, 3)
+    np.testing.assert_array_equal(normalize(image, (IntensityPlan(scheme="as_is"),)), image)
+    found = normalize(image, (IntensityPlan(scheme="min_max"),))
+    np.testing.assert_allclose(found.ravel(), [0, 70000.125 / 1.07e6, 1], rtol=1e-6)
+    constant = normalize(np.full((1, 3, 3, 3), 7.0, np.float32), (IntensityPlan(scheme="min_max"),))
+    np.testing.assert_array_equal(constant, 0)
+
+
 def test_colors_are_divided_by_255():
     image = np.array([0.0, 51.0, 255.0], np.float32).reshape(1, 1, 1, 3)
     np.testing.assert_allclose(normalize(image, (IntensityPlan(scheme="rgb_to_0_1"),)).ravel(), [0, 0.2, 1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("plan", [CT, OTHER, IntensityPlan(scheme="rescale_to_0_1"), IntensityPlan(scheme="none")])
+@pytest.mark.parametrize(
+    "plan",
+    [CT, OTHER, IntensityPlan(scheme="rescale_to_0_1"), IntensityPlan(scheme="none"), IntensityPlan(scheme="min_max")],
+)
 def test_a_tensor_is_scaled_to_the_same_numbers(plan):
     image = np.random.default_rng(0).normal(100, 300, (1, 9, 10, 11)).astype(np.float32)
     image[0, 0, 0, 0] = 1e9  # stray

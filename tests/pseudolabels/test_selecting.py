@@ -48,6 +48,14 @@ def test_an_absence_is_trusted_only_where_labels_know_it() -> None:
     assert chosen([case("a", None, 0.95)], SelectionRule()) == {"a": ("gallbladder",)}
 
 
+def test_specks_that_count_as_absent_are_not_learned_as_the_organ() -> None:
+    score = case("a", 0.95, None)
+    organs = score.organs | {"gallbladder": OrganScore(agreement=None, volume_ml=0.1, entropy=0.5)}
+    selection = select([dataclasses.replace(score, organs=organs)], SelectionRule(), VOLUMES, round=1, fold="0")
+    assert selection.selected[0].supervised == ("liver",)
+    assert selection.selected[0].rejected == {"gallbladder": "specks only, which count as absent"}
+
+
 def test_a_case_where_only_absences_are_accepted_teaches_nothing() -> None:
     assert chosen([case("a", 0.1, None), case("b", 0.9)], SelectionRule()) == {"b": ("liver", "gallbladder")}
 

@@ -16,7 +16,7 @@ from flaresemi.networks.checkpoint import load_checkpoint, save_checkpoint
 from flaresemi.plans import Stage
 from flaresemi.preprocessing.preprocessor import stage_labels
 from flaresemi.pseudolabels.calibration import Observation, Observations
-from flaresemi.pseudolabels.outside import with_held_out_dice
+from flaresemi.pseudolabels.outside import dice_reached, with_dice_reached
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.pseudolabels.teachers import made_with
 from flaresemi.pseudolabels.vitals import Vitals
@@ -152,7 +152,7 @@ def test_teachers_that_know_nothing_of_the_dataset(
     assert "labels without snapshots" in capfd.readouterr().err
 
 
-def test_the_dice_to_expect_is_that_of_the_held_out_cases() -> None:
+def test_the_dice_to_expect_is_that_of_labeled_cases_held_out_ones_first() -> None:
     there = OrganScore(agreement=1.0, volume_ml=3.0, entropy=None)
     absent = OrganScore(agreement=None, volume_ml=0.0, entropy=None)
     score = CaseScore(case_id="a", score=1.0, organs={"liver": there, "spleen": absent, "aorta": there})
@@ -160,8 +160,11 @@ def test_the_dice_to_expect_is_that_of_the_held_out_cases() -> None:
         Observation(case_id=case, organ=organ, score=there, dice=dice)
         for case, organ, dice in (("b", "liver", 0.5), ("c", "liver", 0.75), ("b", "spleen", 0.5))
     ]
-    observed.append(Observation(case_id="d", organ="liver", score=absent, dice=1.0))  # rightly not found
-    found = with_held_out_dice(score, observed).organs
-    assert (found["liver"].trust, found["spleen"].trust, found["aorta"].trust) == (0.625, None, 1.0)
+    rightly = (Observation(case_id="d", organ=organ, score=absent, dice=1.0) for organ in ("liver", "aorta"))
+    observed.extend(rightly)  # not found where they are not: that says nothing of those that are found
+    training = {"e": {"liver": 0.9, "aorta": 0.25}, "f": {"aorta": 0.5}}
+    found = with_dice_reached(score, dice_reached(observed, training)).organs
+    assert (found["liver"].trust, found["spleen"].trust, found["aorta"].trust) == (0.625, None, 0.375)
     observed.append(Observation(case_id="e", organ="liver", score=absent, dice=0.0))  # missed
-    assert with_held_out_dice(score, observed).organs["liver"].trust == pytest.approx(1.25 / 3)
+    assert dice_reached(observed, training)["liver"] == pytest.approx(1.25 / 3)
+    assert dice_reached(observed, {}).keys() == {"liver", "spleen"}

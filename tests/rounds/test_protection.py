@@ -99,6 +99,21 @@ def test_an_organ_that_a_model_from_outside_does_not_know_vanishes_beside_the_su
     assert "spleen is vanishing" in caplog.text
 
 
+def test_what_no_labeled_case_measures_is_not_learned_from_a_model_from_outside(second: Protection) -> None:
+    reached = second.dice_reached([])
+    assert reached == {"liver": 0.9, "spleen": 0.8}
+    assert second.barred(scores(), SelectionRule(), reached) == {}  # the tumor is in no labeled case anyway
+    save_record(
+        second.workspace.round("0", 2).vitals_before, dataclasses.replace(vitals(), dice={"real": {"liver": 0.9}})
+    )
+    reached = second.dice_reached([])
+    assert second.barred(scores(), SelectionRule(), reached) == {
+        "spleen": "its Dice is not measured on any labeled case"
+    }
+    assert second.barred(scores(), SelectionRule(rule="case"), reached) == {}
+    assert second.barred(scores(), SelectionRule()) == {}  # others are judged by their agreement
+
+
 def test_an_organ_is_vanishing_when_half_of_the_chains_say_so(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     for fold, organ in (("0", "spleen"), ("1", ""), ("2", "")):
