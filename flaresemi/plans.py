@@ -241,7 +241,7 @@ class StagePlan:
         resampling: Interpolation of images; `spline` is that of nnU-Net's models.
         reasons: For each number above, why it is what it is. Changes nothing.
         label_inputs: Further inputs, in cascades of nnU-Net: where COARSE found each value.
-        quarter_turns: Scans may lie turned in the plane of their slices: each is segmented in all turns.
+        quarter_turns: Scans may lie turned in the plane of their slices: without pseudo-labels, all turns are tried.
     """
 
     stage: Stage

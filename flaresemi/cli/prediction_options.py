@@ -136,5 +136,5 @@ def add_turns_option(parser: argparse.ArgumentParser) -> None:
         "--turns",
         action=argparse.BooleanOptionalAction,
         help="segment every scan in four turns in the plane of its slices, and keep the surest (default: as planned, "
-        "for thick slices other than CT)",
+        "for thick slices other than CT, but not with models of a round)",
     )

@@ -91,7 +91,8 @@ class Segmenter(ImageSegmenter):
         window: `auto` lets windows be somewhat larger than the training patch where that computes fewer voxels. None:
             `patch` for models of nnU-Net, otherwise `auto`.
         kept: Where the engine keeps what the next process need not find out again.
-        turns: Segment every image in four turns in the plane of its slices, and keep the surest. None: as planned.
+        turns: Segment every image in four turns in the plane of its slices, and keep the surest. None: as the plan has
+            it, but for models that were trained on pseudo-labels.
     """
 
     def __init__(  # noqa: PLR0913 (nearly all are options, by keyword)
@@ -120,7 +121,7 @@ class Segmenter(ImageSegmenter):
             precision = "fp32" if precision == "auto" and place.type == "cpu" else precision
         tta, window = bool(tta), window or "auto"
         self.engine = Engine(place, precision, engine, kept)
-        self._turns = fine[0].plan.quarter_turns if turns is None else turns
+        self._turns = fine[0].quarter_turns if turns is None else turns
         if self._turns and self._convention is not None:
             raise ConfigError("models of nnU-Net segment images as they lie", fix="leave out --turns")
         #: Where images are prepared; None: in main memory, as those of nnU-Net's models are, by splines.

@@ -137,7 +137,7 @@ def export_models(
             stages=stages,
             label_values=tuple(written.values[0] if written else fine.labels.background for written, _ in outputs),
             label_organs=tuple(tuple(fine.labels.names[organ - 1] for organ in organs) for _, organs in outputs),
-            quarter_turns=fine.plan.quarter_turns,
+            quarter_turns=fine.quarter_turns,
             steps=tuple(_nnunet_steps(fine, fine.convention) if fine.convention else _steps(fine, bool(models.coarse))),
         )
         save_record(partial / DESCRIPTION, description)
@@ -358,7 +358,7 @@ def _steps(fine: Checkpoint, two_stage: bool) -> Iterator[str]:
         "largest; outside of the box is background."
     )
     yield _cleaning_told(fine.labels)
-    if fine.plan.quarter_turns:
+    if fine.quarter_turns:
         yield _TURNS
     yield "Write output i as `label_values[i]` on the image's own axes and geometry."
 

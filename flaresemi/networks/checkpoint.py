@@ -50,6 +50,7 @@ class Checkpoint:
         norms: The appearance of the dataset's labeled cases; empty in older checkpoints.
         convention: What surrounds the network of a model of nnU-Net; None: flaresemi's own way.
         temperature: What its probabilities are calibrated by; None: no validation has fitted one.
+        quarter_turns: Scans are segmented in four turns in the plane of their slices, and the surest is kept.
         training_state: The state to resume from (optimizer and so on; tensors and plain types); None in files that are
             for prediction only, or when it was not asked for.
         version: Of the flaresemi that trained it.
@@ -69,6 +70,7 @@ class Checkpoint:
     norms: tuple[Norm, ...] = ()
     convention: Convention | None = None
     temperature: Temperature | None = None
+    quarter_turns: bool = False
     training_state: dict | None = None
     version: str = ""
 
@@ -100,6 +102,7 @@ class _Header:
     touching: tuple[tuple[str, ...], ...] = ()
     convention: Convention | None = None
     temperature: Temperature | None = None
+    quarter_turns: bool = False
 
     def __post_init__(self) -> None:
         if not is_fold(self.fold):  # it becomes the name of a folder

@@ -200,7 +200,7 @@ class Labeler:
 
     def _look(self, case_id: str, stored: StoredCase) -> tuple[_Look, int]:
         """What the final weights say of a case, and by how many quarters it was turned for that."""
-        if not self._final.plan.quarter_turns:
+        if not self.teachers.fine.quarter_turns:
             return self._look_at(case_id, stored, 0), 0
         look, quarters, notes = surest(functools.partial(self._look_at, case_id, stored), self._surety)
         return dataclasses.replace(look, flags=(*notes, *look.flags)), quarters

@@ -79,6 +79,9 @@ class Trainer:
     #: patches that are augmented on the device: samples are a `ReadBatch`, and batches hold tensors.
     device_augmentation: ClassVar[bool] = True
 
+    #: What is trained knows scans that lie turned, so that prediction need not look for the right turn.
+    _knows_turns: ClassVar[bool] = False
+
     #: Whether many organs count with roots in cross-entropy, see `usual_size_power`.
     _counts_roots: ClassVar[bool] = True
 
@@ -555,6 +558,7 @@ class Trainer:
             norms=task.norms,
             weights={name: value.detach().cpu().clone() for name, value in self.optimization.weights.items()},
             mirror_axes=self.mirror_axes,
+            quarter_turns=task.plan.quarter_turns and not self._knows_turns,
             training_state=training_state,
         )
 

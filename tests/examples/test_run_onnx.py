@@ -140,7 +140,7 @@ def test_all_that_is_planned_gives_the_same_labels(
     network = two_levels(outputs=4, inputs=2)
     ct = ct_intensities(mean=50.0, sd=80.0, low=-200.0, high=300.0)
     intensities = ct if scheme == "ct" else IntensityPlan(scheme=scheme)  # type: ignore[arg-type]
-    plan = stage_plan(network, intensities=(intensities,) * 2, quarter_turns=turns)
+    plan = stage_plan(network, intensities=(intensities,) * 2)
     torch.manual_seed(1)
     labels = LabelSet(
         labels=(
@@ -158,6 +158,7 @@ def test_all_that_is_planned_gives_the_same_labels(
         weights=build_network(network).state_dict(),
         touching=(("organ", "part"),),
         keep_largest=("part", "organ"),
+        quarter_turns=turns,
         training_state=None,
     )
     save_checkpoint(Workspace(tmp_path / "work").model("0", Stage.FINE).final, checkpoint)

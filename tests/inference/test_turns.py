@@ -123,10 +123,12 @@ def _scan(fakes: Fakes) -> np.ndarray:
     return body
 
 
-def _upright_model(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, **plan: object) -> Checkpoint:
+def _upright_model(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch, *, quarter_turns: bool = False, **plan: object
+) -> Checkpoint:
     monkeypatch.setattr("flaresemi.networks.engine.build_network", UprightNetwork)
     whole = fakes.plan(Stage.FINE, region="body", patch=(24, 48, 48), margin_mm=0.0)
-    return fakes.checkpoint(dataclasses.replace(whole, **plan), ORGANS)
+    return fakes.checkpoint(dataclasses.replace(whole, **plan), ORGANS, quarter_turns=quarter_turns)
 
 
 def _lying(fakes: Fakes, quarters: int, spacing: FloatTriple = (3.0, 3.0, 3.0)) -> Image:
@@ -148,7 +150,7 @@ def test_a_scan_that_lies_turned_is_segmented_as_if_it_did_not(
     assert any("turned by" in note for note in made.notes) == bool(quarters)
 
 
-def test_plans_say_whether_scans_may_lie_turned(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_say_whether_scans_may_lie_turned(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     lying = _lying(fakes, 1)
     for planned, asked, turned in ((True, None, True), (False, None, False), (True, False, False), (False, True, True)):
         segmenter = Segmenter([_upright_model(fakes, monkeypatch, quarter_turns=planned)], device="cpu", turns=asked)
