@@ -111,6 +111,7 @@ def _recorded(material: Material, case_id: str, by: str, number: int, decision: 
             image=decision.image or case_versions([case_id], material.workspace)[case_id],
             label_revision=revision if vouched else 0,
             label_hash="not written yet" if vouched else "",
+            own_map=bool(vouched) and decision.indices_zyx is not None,
             **fields,
         )
     except ValueError as problem:

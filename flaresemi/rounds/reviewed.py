@@ -157,7 +157,8 @@ class RoundReviews:
         if review.corrected:
             return "corrected"
         own = self.pseudo.stores[Stage.FINE].record(review.case_id).label_hash
-        return "accepted" if _accepts(review, self.folder.fold) and review.looked_at != own else "pseudo"
+        is_another = review.own_map or review.looked_at != own
+        return "accepted" if _accepts(review, self.folder.fold) and is_another else "pseudo"
 
     def _check(self) -> None:
         """Checks that the decisions are about the images and organs that there are.

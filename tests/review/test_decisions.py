@@ -8,6 +8,8 @@ import pytest
 from flaresemi.errors import ConfigError, InUseError, SelectionError
 from flaresemi.files import content_hash
 from flaresemi.io.images import read_grid, read_label_map, write_label_map
+from flaresemi.plans import Stage
+from flaresemi.preprocessing.preprocessor import stage_labels
 from flaresemi.records import load_record
 from flaresemi.review.decisions import OpenCasesOfTabs, ReviewDecision, decide, take_back
 from flaresemi.reviews import Review, review_file, reviewed_label, taken_back_file
@@ -47,6 +49,27 @@ def test_who_decided_what_about_which_label_map(made: MadeReview) -> None:
     take_back(material, CASE, 2)
     assert material.review(CASE) is None
     assert not review_file(made.workspace.reviews, CASE).exists()
+
+
+def test_an_accepted_label_map_is_trained_on_as_it_was_decided_about(made: MadeReview) -> None:
+    material = made.material()
+    names, seen = material.labels.names, material.label_hash(CASE, 2)
+    newest = material.label_map(material.unlabeled[CASE], "newest", 2).indices_zyx
+    drawn = np.where(newest == 1, 0, newest)
+    drawn[5:15, 10:20, 10:20] = 1
+    decided = ReviewDecision(revision=0, looked_at=seen, accepted=names[:1])
+    for revision, indices, source in ((0, None, "pseudo"), (1, drawn, "accepted"), (2, None, "pseudo")):
+        review = decide(material, CASE, "Ann", dataclasses.replace(decided, revision=revision, indices_zyx=indices))
+        assert review.own_map == (indices is not None)
+        selection, reviews = made.taken()
+        (case,) = [each for each in selection.selected if each.case_id == CASE]
+        assert (case.source, "liver" in case.supervised) == (source, True)
+        if indices is not None:
+            taught = np.asarray(reviews.stores[Stage.FINE].open(CASE).label_zyx) == 1
+            grid = reviews.stores[Stage.FINE].images.record(CASE).grid
+            assert np.array_equal(taught, stage_labels(drawn, grid) == 1)
+    drawn_but_rejected = dataclasses.replace(decided, revision=3, accepted=(), rejected=names[:1], indices_zyx=drawn)
+    assert not decide(material, CASE, "Ann", drawn_but_rejected).own_map  # of which none is kept
 
 
 def test_no_revision_is_given_twice(made: MadeReview) -> None:

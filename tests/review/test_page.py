@@ -12,14 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flaresemi.dataset import load_dataset
-from flaresemi.io.case_store import CaseStore
-from flaresemi.plans import Stage, load_plans
-from flaresemi.pseudolabels.pool import PseudoLabels
-from flaresemi.records import load_record
+from flaresemi.plans import Stage
 from flaresemi.reviews import reviewed_label
-from flaresemi.rounds.reviewed import RoundReviews
-from flaresemi.selection import Selection
 from tests.browser import REQUIRED
 from tests.review.made_review import MadeReview
 
@@ -193,15 +187,54 @@ def test_a_person_reviews_and_the_next_round_follows(chromium: Any, made: MadeRe
         assert bob.page.is_disabled("#accept") and bob.page.is_disabled("#save") and bob.page.is_hidden("#draw")
         assert [*ann.problems, *bob.problems] == []
     # What the next round makes of it.
-    plans, folder = load_plans(made.workspace.plans), made.workspace.round("0", 2)
-    pseudo = PseudoLabels(folder, {Stage.FINE: CaseStore(made.workspace.preprocessed(Stage.FINE))})
-    reviews = RoundReviews(made.workspace, load_dataset(made.dataset), plans.labels, pseudo)
-    chosen = reviews.applied(load_record(folder.selection, Selection), tuple(material.scores(2).values()), {})
+    chosen, reviews = made.taken()
     by_name = {case.case_id: case for case in chosen.selected}
     assert (by_name[CASE].source, by_name[CASE].supervised) == ("corrected", names)
     assert chosen.rejected["phantom_0005"].startswith("rejected by Ann")
     label = np.asarray(reviews.stores[Stage.FINE].open(CASE).label_zyx)
     assert np.count_nonzero(label == 3) > 0
+
+
+@pytest.mark.timeout(600)
+def test_what_is_drawn_or_chosen_and_then_accepted_is_what_is_trained_on(chromium: Any, made: MadeReview) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    fine = f"reviewing.state.items.find(each => each.id === '{CASE}').review?.revision"
+    with serving(made) as client:
+        ann = Person(chromium, f"{client.origin}/{TOKEN}/")
+        page = ann.page
+        ann.open(CASE)
+        page.get_by_role("button", name="spleen", exact=True).click()
+        page.click("[data-tool=brush]")
+        ann.drag((0.45, 0.5), (0.55, 0.5))
+        ann.wait_for("reviewing.viewer.done.length === 1")
+        page.get_by_label("accept spleen").click()  # no more than that
+        page.click("#save")
+        ann.wait_for(f"{fine} === 1 && reviewing.state.busy === 0")
+        selection, reviews = made.taken()
+        (case,) = [each for each in selection.selected if each.case_id == CASE]
+        assert (case.source, "spleen" in case.supervised) == ("accepted", True)
+        assert np.count_nonzero(np.asarray(reviews.stores[Stage.FINE].open(CASE).label_zyx) == 3) > 0
+        page.select_option("#which", "former")
+        ann.wait_for("reviewing.state.busy === 0 && reviewing.state.which === 'former'")
+        spleen = ann.voxels(3)
+        page.get_by_label("accept spleen").click()
+        page.click("#save")
+        ann.wait_for(f"{fine} === 2 && reviewing.state.busy === 0")
+        selection, reviews = made.taken()
+        (case,) = [each for each in selection.selected if each.case_id == CASE]
+        assert (case.source, "spleen" in case.supervised) == ("accepted", True)
+        label = np.asarray(reviews.stores[Stage.FINE].open(CASE).label_zyx)
+        assert (spleen > 0) == (np.count_nonzero(label == 3) > 0)
+        # Without a stroke, what was reviewed is shown and sent again.
+        assert page.input_value("#which") == "reviewed"
+        page.get_by_label("accept liver").click()
+        page.click("#save")
+        ann.wait_for(f"{fine} === 3 && reviewing.state.busy === 0")
+        (case,) = [each for each in made.taken()[0].selected if each.case_id == CASE]
+        assert case.source == "accepted"
+        assert ann.problems == []
+        page.close()
 
 
 @pytest.mark.timeout(600)

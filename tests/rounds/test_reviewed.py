@@ -255,13 +255,14 @@ def test_an_accepted_label_map_outlasts_the_round_that_drew_it(place: tuple[Work
     decide(round, values(round), accepted=names[1:2], looked_at=own)
     round.run(last_step="select")
     assert load_record(round.folder.selection, Selection).selected[0].source == "pseudo"  # it is this very map
-    decide(round, values(round), accepted=names[1:2], looked_at="of another round")
-    round = make_round(place)
-    round.run(last_step="select")
-    case = load_record(round.folder.selection, Selection).selected[0]
-    assert (case.source, case.supervised) == ("accepted", names)
-    label = np.asarray(round.reviews.stores[Stage.FINE].open(case.case_id).label_zyx)
-    assert set(np.unique(label)) == {1, 2}  # the third organ was not accepted
+    for decided in ({"looked_at": "of another round"}, {"looked_at": own, "own_map": True}):
+        decide(round, values(round), accepted=names[1:2], **decided)
+        round = make_round(place)
+        round.run(last_step="select")
+        case = load_record(round.folder.selection, Selection).selected[0]
+        assert (case.source, case.supervised) == ("accepted", names)
+        label = np.asarray(round.reviews.stores[Stage.FINE].open(case.case_id).label_zyx)
+        assert set(np.unique(label)) == {1, 2}  # the third organ was not accepted
     assert [each.is_pseudo for each in trainer(round).training_cases() if each.case_id == case.case_id] == [True]
     shutil.rmtree(round.folder.reviewed(Stage.FINE))
     round.run(last_step="select")
