@@ -187,7 +187,8 @@ class RoundReviews:
                 fix="flaresemi_review --import-corrections takes label maps of other programs; or " + _AGAIN,
             )
         fine = self.pseudo.stores[Stage.FINE]
-        source = record_hash([review.label_hash, review.slices, fine.record(case.id).label_hash, *self.labels.reading])
+        decided = [review.label_hash, review.slices, review.accepted, review.corrected]
+        source = record_hash([*decided, fine.record(case.id).label_hash, *self.labels.reading])
         if all(_is_stored(store, case.id, source) for store in self.stores.values()):
             return
         grid = read_grid(case.images[0])

@@ -263,6 +263,18 @@ def test_an_accepted_label_map_outlasts_the_round_that_drew_it(place: tuple[Work
         assert (case.source, case.supervised) == ("accepted", names)
         label = np.asarray(round.reviews.stores[Stage.FINE].open(case.case_id).label_zyx)
         assert set(np.unique(label)) == {1, 2}  # the third organ was not accepted
+    decide(round, values(round), accepted=names[1:3], looked_at=own, own_map=True)  # the same map, of which more counts
+    round = make_round(place)
+    round.run(last_step="select")
+    label = np.asarray(round.reviews.stores[Stage.FINE].open(case.case_id).label_zyx)
+    assert set(np.unique(label)) == {1, 2, 3}
+    decide(round, values(round), corrected=names[1:2], own_map=True)  # or less, and as a label
+    round = make_round(place)
+    round.run(last_step="select")
+    assert round.reviews.stores[Stage.FINE].record(case.case_id).supervised == (2,)
+    decide(round, values(round), accepted=names[1:3], looked_at=own, own_map=True)
+    round = make_round(place)
+    round.run(last_step="select")
     assert [each.is_pseudo for each in trainer(round).training_cases() if each.case_id == case.case_id] == [True]
     shutil.rmtree(round.folder.reviewed(Stage.FINE))
     round.run(last_step="select")
