@@ -1,6 +1,7 @@
 """The queue as a folder for other programs (3D Slicer, ITK-SNAP, napari), and what was corrected there back again."""
 
 import dataclasses
+import hashlib
 import logging
 import math
 import os
@@ -51,6 +52,8 @@ class ExportedCase:
         looked_at: Hash of the pseudo-label on FINE's grid; empty: there was none.
         revision: Of the decision at that time; 0: none.
         image: The version of the image's files, by content; empty: not known.
+        voxels: Hash of the label map's voxels, which stay the same where another program only saves them anew; empty:
+            none was written, or not known.
     """
 
     case_id: str
@@ -58,6 +61,7 @@ class ExportedCase:
     looked_at: str = ""
     revision: Few = 0
     image: str = ""
+    voxels: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,18 +137,24 @@ def _export_case(material: Material, case_id: str, folder: Path, number: int) ->
     if review is not None and review.label_revision and not material.has_label_map(review):
         logger.warning("%s: the label map that %s decided about is missing or has changed", case_id, review.who)
     seen = material.label_map(case, "reviewed", number) or material.label_map(case, "newest", number)
-    written = ""
+    written = voxels = ""
     if seen is not None:
         path = case_file(folder / "labels", case_id, ".nii.gz")
         write_label_map(path, material.labels.to_values(seen.indices_zyx), image.source)
-        written = content_hash(path)
+        written, voxels = content_hash(path), _voxels_hash(seen.indices_zyx)
     return ExportedCase(
         case_id=case_id,
         label=written,
         looked_at=material.label_hash(case_id, number),
         revision=review.revision if review else 0,
         image=case_versions([case_id], material.workspace)[case_id],
+        voxels=voxels,
     )
+
+
+def _voxels_hash(indices_zyx: np.ndarray) -> str:
+    """Identifies what a label map says, whatever type its indices are stored as."""
+    return hashlib.sha256(np.ascontiguousarray(indices_zyx, "<u2").data).hexdigest()[:16]
 
 
 def _write_tables(labels: LabelSet, folder: Path) -> None:
@@ -220,7 +230,11 @@ def import_corrections(
             unchanged += 1
             continue
         try:
-            changed = _take(material, case_id, path, by, names, before, number)
+            indices = _read(material, case_id, path, before)
+            if before is not None and before.voxels == _voxels_hash(indices):
+                unchanged += 1
+                continue
+            changed = _take(material, case_id, path.name, indices, by, names, before, number)
             if changed is None:
                 again += 1
             else:
@@ -252,16 +266,8 @@ def _exported(folder: Path, material: Material) -> tuple[Mapping[str, ExportedCa
     return {case.case_id: case for case in record.cases}, record.round
 
 
-def _take(
-    material: Material,
-    case_id: str,
-    path: Path,
-    by: str,
-    organs: tuple[str, ...],
-    before: ExportedCase | None,
-    number: int,
-) -> dict[str, OrganChange] | None:
-    """How a label map differs, which is taken; None: it was taken before."""
+def _read(material: Material, case_id: str, path: Path, before: ExportedCase | None) -> np.ndarray:
+    """The label map of an unlabeled case, checked."""
     case = material.unlabeled.get(case_id)
     if case is None:
         is_labeled = any(each.id == case_id for each in material.dataset.labeled)
@@ -270,7 +276,21 @@ def _take(
     image = case_versions([case_id], material.workspace)[case_id]
     if before is not None and "" not in (before.image, image) and before.image != image:
         raise DatasetError(f"case '{case_id}' has another image since the export: export it again")
-    indices = read_organs(dataclasses.replace(case, label=path), material.labels, read_grid(case.images[0]))
+    return read_organs(dataclasses.replace(case, label=path), material.labels, read_grid(case.images[0]))
+
+
+def _take(
+    material: Material,
+    case_id: str,
+    name: str,
+    indices: np.ndarray,
+    by: str,
+    organs: tuple[str, ...],
+    before: ExportedCase | None,
+    number: int,
+) -> dict[str, OrganChange] | None:
+    """How a label map differs, which is taken; None: it was taken before."""
+    case = material.unlabeled[case_id]
     review = material.review(case_id)
     if review is not None and _says_the_same(review, indices, material, case, organs):
         return None
@@ -286,7 +306,7 @@ def _take(
         revision=revision,
         looked_at=material.label_hash(case_id, material.newest),
         corrected=organs,
-        note=f"imported from {path.name}" + (f", exported in round {number}" if before is not None else ""),
+        note=f"imported from {name}" + (f", exported in round {number}" if before is not None else ""),
         indices_zyx=indices,
     )
     decide(material, case_id, by, decision)

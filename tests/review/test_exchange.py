@@ -34,6 +34,14 @@ def change(path: Path, value: int) -> int:
     return changed
 
 
+def save_again(path: Path) -> None:
+    """Saves a label map with another program, which writes the same voxels into another file."""
+    before = path.read_bytes()
+    image = sitk.ReadImage(str(path))
+    sitk.WriteImage(sitk.Cast(image, sitk.sitkInt16), str(path))
+    assert path.read_bytes() != before
+
+
 def test_out_and_back(made: MadeReview, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "queue"
     assert command.main([*words(made), "--export-queue", str(out), "--most", "2"]) == 0
@@ -52,6 +60,7 @@ def test_out_and_back(made: MadeReview, tmp_path: Path, capsys: pytest.CaptureFi
     why = (out / "queue.csv").read_text(encoding="utf-8")
     assert "not found, though every labeled case has it: spleen" in why
     count = change(out / "labels" / f"{CASES[0]}.nii.gz", 3)
+    save_again(out / "labels" / f"{CASES[1]}.nii.gz")
     assert command.main([*words(made), "--import-corrections", str(out), "--by", "Ann"]) == 0
     told = capsys.readouterr().out
     assert f"spleen +{count} voxels" in told
