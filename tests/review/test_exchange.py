@@ -10,7 +10,8 @@ import SimpleITK as sitk
 from flaresemi.cli import review as command
 from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
-from flaresemi.review.exchange import SLICER_TABLE, SNAP_TABLE, OrganChange, changes, export_queue, import_corrections
+from flaresemi.review.corrections import OrganChange, changes, import_corrections
+from flaresemi.review.exchange import SLICER_TABLE, SNAP_TABLE, export_queue
 from flaresemi.reviews import reviewed_label
 from tests.review.made_review import MadeReview
 
@@ -171,7 +172,7 @@ def test_an_image_that_was_exchanged_since_the_export_is_told(
     path = next((out / "labels").iterdir())
     change(path, 3)
     monkeypatch.setattr(
-        "flaresemi.review.exchange.case_versions", lambda cases, workspace: dict.fromkeys(cases, "another")
+        "flaresemi.review.corrections.case_versions", lambda cases, workspace: dict.fromkeys(cases, "another")
     )
     with pytest.raises(DatasetError, match="has another image since the export: export it again"):
         import_corrections(material, out, "Ann")
