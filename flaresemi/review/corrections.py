@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +71,9 @@ def import_corrections(
         DatasetError: label maps do not lie on their images, have undeclared values or belong to no unlabeled case; all
             of them are named, after the others were taken.
     """
-    names = material.labels.names if organs is None else tuple(dict.fromkeys(organs))
-    if unknown := [name for name in names if name not in material.labels.names]:
-        raise ConfigError(f"no such organ: {listed(unknown)}", fix=f"the organs are {', '.join(material.labels.names)}")
+    names = material.labels.names
+    if unknown := [name for name in organs or () if name not in names]:
+        raise ConfigError(f"no such organ: {listed(unknown)}", fix=f"the organs are {', '.join(names)}")
     if not 0 < len(by.strip()) <= LONGEST_NAME:
         raise ConfigError(f"a name has 1 to {LONGEST_NAME} characters", fix="--by NAME says who corrected them")
     _refuse_other_names(folder, material.labels)
@@ -94,7 +94,7 @@ def import_corrections(
             if before is not None and before.voxels == voxels_hash(indices):
                 unchanged += 1
                 continue
-            changed = _take(material, case_id, path.name, indices, by, names, before, number)
+            changed = _take(material, case_id, path.name, indices, by, organs, before, number)
             if changed is None:
                 again += 1
             else:
@@ -145,36 +145,103 @@ def _take(
     name: str,
     indices: np.ndarray,
     by: str,
-    organs: tuple[str, ...],
+    organs: Sequence[str] | None,
     before: ExportedCase | None,
     number: int,
 ) -> dict[str, OrganChange] | None:
     """How a label map differs, which is taken; None: it was taken before."""
-    case = material.unlabeled[case_id]
+    case, labels = material.unlabeled[case_id], material.labels
     review = material.review(case_id)
-    if review is not None and _says_the_same(review, indices, material, case, organs):
+    if review is not None and _says_the_same(review, indices, material, case, organs, before):
         return None
     revision = review.revision if review else 0
     if before is not None and revision != before.revision:
         who = review.who if review else "somebody, who took it back"
         raise ConfigError(f"case '{case_id}' was decided since the export, by {who}: export it again")
-    if before is None and review is not None:
-        logger.warning("%s: takes the place of what %s decided (revision %d)", case_id, review.who, revision)
     seen = material.label_map(case, "reviewed", number) or material.label_map(case, "newest", number)
-    _warn(case_id, None if seen is None else seen.indices_zyx, indices, material.labels)
+    seen_zyx = None if seen is None else seen.indices_zyx
+    found = changes(seen_zyx, indices, labels, read_grid(case.images[0]).canonical.spacing_zyx_mm)
+    decided = _merged(review, organs, found, labels.names, before)
+    if review is not None:
+        _tell_what_stays(review, organs, decided)
+    _warn(case_id, seen_zyx, indices, labels)
     decision = ReviewDecision(
         revision=revision,
         looked_at=material.label_hash(case_id, material.newest),
-        corrected=organs,
         note=f"imported from {name}" + (f", exported in round {number}" if before is not None else ""),
         indices_zyx=indices,
+        **dataclasses.asdict(decided),
     )
-    decide(material, case_id, by, decision)
-    grid = read_grid(case.images[0]).canonical
-    found = changes(None if seen is None else seen.indices_zyx, indices, material.labels, grid.spacing_zyx_mm)
-    if others := [name for name in found if name not in organs]:
+    review = decide(material, case_id, by, decision)
+    if others := [name for name in found if name not in review.vouched]:
         logger.warning("%s: %s differ, too, and do not count: --organs does not name them", case_id, listed(others))
-    return {name: change for name, change in found.items() if name in organs}
+    return {name: change for name, change in found.items() if name in review.vouched}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Decided:
+    """What is decided about organs and slices, see `Review`."""
+
+    accepted: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+    corrected: tuple[str, ...] = ()
+    slices: tuple[tuple[int, int], ...] = ()
+
+
+def _merged(
+    review: Review | None,
+    organs: Sequence[str] | None,
+    changed: Collection[str],
+    names: tuple[str, ...],
+    before: ExportedCase | None,
+) -> _Decided:
+    """A correction, with what was decided before it was exported.
+
+    Args:
+        review: The decision so far.
+        organs: Those that were looked at; None: all, except what was rejected and has not changed.
+        changed: Organs that differ from the label map that was exported.
+        names: All organs.
+        before: What was exported; None: not known, and nothing of the decision stays. What it vouched for stays only
+            where its label map was the one that was exported.
+    """
+    if review is None or before is None:
+        return _Decided(corrected=names if organs is None else _in_order({*organs}, names))
+    rejected = {*review.rejected}
+    now = {*names} - (rejected - {*changed}) if organs is None else {*organs}
+    vouched = ({*review.corrected}, {*review.accepted}) if before.reviewed else (set(), set())
+    corrected = now | vouched[0]
+    return _Decided(
+        accepted=_in_order(vouched[1] - corrected, names),
+        rejected=_in_order(rejected - corrected, names),
+        corrected=_in_order(corrected, names),
+        slices=review.slices if vouched[0] - now else (),
+    )
+
+
+def _in_order(chosen: Collection[str], names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in chosen)
+
+
+def _tell_what_stays(review: Review, organs: Sequence[str] | None, decided: _Decided) -> None:
+    """Tells that a decision is replaced, and what of it stays."""
+    now = {*decided.corrected} if organs is None else {*organs}
+    stays = []
+    for kind in ("corrected", "accepted", "rejected"):
+        kept = [name for name in getattr(review, kind) if name in getattr(decided, kind) and name not in now]
+        if kept:
+            stays.append(f"{kind} {listed(kept)}")
+    logger.warning(
+        "%s: takes the place of what %s decided (revision %d)%s",
+        review.case_id,
+        review.who,
+        review.revision,
+        f"; what stays of it: {'; '.join(stays)}" if stays else "",
+    )
+    if decided.slices:
+        others = listed([name for name in review.corrected if name not in now])
+        parts = ", ".join(f"{first + 1} to {end}" for first, end in decided.slices)
+        logger.warning("%s: counts in slices %s only, in which %s was looked at", review.case_id, parts, others)
 
 
 def _warn(case_id: str, before_zyx: np.ndarray | None, after_zyx: np.ndarray, labels: LabelSet) -> None:
@@ -197,10 +264,18 @@ def _warn(case_id: str, before_zyx: np.ndarray | None, after_zyx: np.ndarray, la
 
 
 def _says_the_same(
-    review: Review, indices: np.ndarray, material: Material, case: Case, organs: tuple[str, ...]
+    review: Review,
+    indices: np.ndarray,
+    material: Material,
+    case: Case,
+    organs: Sequence[str] | None,
+    before: ExportedCase | None,
 ) -> bool:
-    """Whether a label map was taken before."""
-    if set(review.corrected) != set(organs) or review.slices:
+    """Whether a label map was taken before: with it, nothing would be decided otherwise."""
+    names = material.labels.names
+    decided = {kind: _in_order(getattr(review, kind), names) for kind in ("accepted", "rejected", "corrected")}
+    exported = None if before is None else dataclasses.replace(before, reviewed=True)
+    if _merged(review, organs, (), names, exported) != _Decided(**decided, slices=review.slices):
         return False
     seen = material.label_map(case, "reviewed", material.newest)
     return seen is not None and np.array_equal(seen.indices_zyx, indices)

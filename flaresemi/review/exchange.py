@@ -42,6 +42,7 @@ class ExportedCase:
         image: The version of the image's files, by content; empty: not known.
         voxels: Hash of the label map's voxels, which stay the same where another program only saves them anew; empty:
             none was written, or not known.
+        reviewed: Whether that label map is the one that the decision vouches for.
     """
 
     case_id: str
@@ -50,6 +51,7 @@ class ExportedCase:
     revision: Few = 0
     image: str = ""
     voxels: str = ""
+    reviewed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,8 @@ def _export_case(material: Material, case_id: str, folder: Path, number: int) ->
     review = material.review(case_id)
     if review is not None and review.label_revision and not material.has_label_map(review):
         logger.warning("%s: the label map that %s decided about is missing or has changed", case_id, review.who)
-    seen = material.label_map(case, "reviewed", number) or material.label_map(case, "newest", number)
+    reviewed = material.label_map(case, "reviewed", number)
+    seen = reviewed or material.label_map(case, "newest", number)
     written = voxels = ""
     if seen is not None:
         path = case_file(folder / "labels", case_id, ".nii.gz")
@@ -118,6 +121,7 @@ def _export_case(material: Material, case_id: str, folder: Path, number: int) ->
         revision=review.revision if review else 0,
         image=case_versions([case_id], material.workspace)[case_id],
         voxels=voxels,
+        reviewed=reviewed is not None,
     )
 
 
