@@ -316,6 +316,51 @@ def test_what_was_decided_about_one_label_map_is_not_said_of_another(chromium: A
         page.close()
 
 
+@pytest.mark.timeout(600)
+def test_what_is_changed_while_a_decision_is_saved_is_not_saved_with_it(chromium: Any, made: MadeReview) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    material, held = made.material(), list[Any]()
+    stays = "window.asked = 0; window.confirm = () => { window.asked++; return false }; undefined"
+    with serving(made) as client:
+        ann = Person(chromium, f"{client.origin}/{TOKEN}/")
+        page = ann.page
+        page.evaluate(stays)
+        page.route("**/api/decision?*", lambda route: held.append(route))  # a slow network
+        ann.open(CASE)
+        page.get_by_label("reject liver").click()
+        page.keyboard.press("n")
+        ann.wait_for("reviewing.state.busy === 1")
+        page.fill("#note", "blurred")
+        page.get_by_label("reject spleen").click()
+        page.keyboard.press("s")  # one after the other
+        page.wait_for_timeout(300)
+        assert len(held) == 1
+        held.pop().continue_()
+        ann.wait_for("reviewing.state.open.review !== null && reviewing.state.busy === 0")
+        assert (material.review(CASE).rejected, material.review(CASE).note) == (("liver",), "")
+        assert page.evaluate("reviewing.state.dirty") and "(not saved)" in page.inner_text("#decision-text")
+        # The next case is opened only where nothing would be lost.
+        assert page.evaluate("window.asked") == 1
+        assert page.evaluate("reviewing.state.open.id") == CASE
+        # Nothing of the answer is said of another case that was opened meanwhile.
+        page.evaluate("window.confirm = () => true; undefined")
+        page.focus("#canvas")
+        page.keyboard.press("s")
+        page.wait_for_timeout(300)
+        page.click("#queue button[data-id=phantom_0005]")
+        ann.wait_for("reviewing.state.open.id === 'phantom_0005' && reviewing.state.busy === 1")
+        page.get_by_label("reject liver").click()
+        held.pop().continue_()
+        ann.wait_for(f"reviewing.state.items.find(each => each.id === '{CASE}').review.revision === 2")
+        ann.wait_for("reviewing.state.busy === 0")
+        assert (material.review(CASE).rejected, material.review(CASE).note) == (("liver", "spleen"), "blurred")
+        assert page.evaluate("[reviewing.state.open.id, reviewing.state.dirty]") == ["phantom_0005", True]
+        assert page.inner_text("#case-name") == "phantom_0005"
+        assert ann.problems == []
+        page.close()
+
+
 #: What a label map of the page does, by its own code: strokes in every plane, with and without protection.
 _STROKES = """async url => {
   const { LabelMap } = await import(new URL('labels.js', url).href)

@@ -19,7 +19,10 @@ const state = {
   marks: new Map(), // by organ: accepted, rejected or corrected
   before: new Map(), // by organ that drawing has marked as corrected, its mark before that
   readonly: null, // why nothing may be changed
-  dirty: false, which: 'newest', channel: 0, window: 0, view: 'multi', seen: 0, busy: 0, compared: false,
+  dirty: false, // whether something is not saved
+  edits: 0, // how often something was changed, so that only what was sent counts as saved
+  saving: false,
+  which: 'newest', channel: 0, window: 0, view: 'multi', seen: 0, busy: 0, compared: false,
 }
 
 const viewer = new Viewer($('canvas'))
@@ -389,8 +392,14 @@ function organMarks(each) {
   return made
 }
 
-function changed() {
+// What is shown differs from what is saved.
+function edited() {
   state.dirty = true
+  state.edits++
+}
+
+function changed() {
+  edited()
   organs()
   decision()
 }
@@ -470,26 +479,30 @@ function fill(kind) {
 }
 
 async function save(next = false) {
-  if ($('save').disabled) return
-  const facts = state.open, following = next ? neighbor(1)?.id : null
+  if ($('save').disabled || state.saving) return
+  const facts = state.open, { edits } = state, following = next ? neighbor(1)?.id : null
   const named = kind => state.info.organs.filter(organ => state.marks.get(organ) === kind)
   const corrected = named('corrected'), accepted = named('accepted')
   const said = { revision: facts.review?.revision ?? 0, looked_at: facts.label_hash, image: facts.image, accepted, rejected: named('rejected'), corrected,
     slices: slices(corrected), note: $('note').value.trim() }
   const showsOther = $('which').value !== 'newest'
   const needsMap = corrected.length > 0 || (accepted.length > 0 && (showsOther || viewer.isDrawn))
+  state.saving = true
   busy('Saving')
   try {
     const label = needsMap ? await packed(viewer.bitmap) : null
     const review = await tell('decision', said, label, { id: facts.id })
-    state.dirty = false
     facts.review = review
     facts.has_reviewed = review.label_revision > 0
+    if (state.open === facts && state.edits === edits) state.dirty = false
     toast(`Saved: ${facts.id}, revision ${review.revision}. The next round uses it.`)
     await refresh()
-    if (following && following !== facts.id) await open(following, { again: true })
-    else { sources(needsMap ? 'reviewed' : $('which').value); describe() }
+    if (state.open !== facts) return
+    sources(needsMap ? 'reviewed' : $('which').value)
+    describe()
+    if (following && following !== facts.id) await open(following)
   } finally {
+    state.saving = false
     busy(null)
   }
 }
@@ -654,7 +667,7 @@ function wire() {
     save: () => save(), 'save-next': () => save(true), 'take-back': takeBack, 'help-open': () => $('help').showModal(),
   }
   for (const [id, work] of Object.entries(clicks)) $(id).addEventListener('click', () => attempt(work))
-  for (const id of ['note', 'first', 'last']) $(id).addEventListener('input', () => { state.dirty = true; decision() })
+  for (const id of ['note', 'first', 'last']) $(id).addEventListener('input', () => { edited(); decision() })
   $('keys').replaceChildren(...KEYS.flatMap(([keys, text]) => [part('span', '', ''), part('span', 'quiet', text)].map((each, n) => {
     if (n === 0) each.append(part('kbd', '', keys))
     return each
