@@ -548,5 +548,17 @@ def test_everything_can_be_done_with_keys(chromium: Any, made: MadeReview) -> No
         page.focus("#canvas")
         page.keyboard.press("Control+z")
         assert page.evaluate(marks) == {other: "accepted", "spleen": "corrected"}
+        # A stroke leaves alone what was said of an organ that it does not touch, whatever was drawn there before.
+        page.keyboard.press("Control+Shift+Z")
+        page.get_by_label("reject spleen").click()
+        page.focus("#canvas")
+        for key in (",", ",", *["PageUp"] * 4):  # the liver, far from the first dab
+            page.keyboard.press(key)
+        page.keyboard.press("Enter")
+        ann.wait_for("reviewing.viewer.done.length === 2")
+        told = page.evaluate(marks)
+        assert (told["liver"], told["spleen"]) == ("corrected", "rejected")
+        page.keyboard.press("Control+z")
+        assert page.evaluate(marks)["spleen"] == "rejected"
         assert ann.problems == []
         page.close()

@@ -428,12 +428,13 @@ function decision() {
   for (const button of document.querySelectorAll('[data-tool]')) button.setAttribute('aria-pressed', button.dataset.tool === viewer.pen.tool)
 }
 
-// Every organ of a class that was drawn on is corrected; where all of that was undone, it is marked as it was.
+// Every organ of a class that was just drawn on is corrected, and what a person says of the others stays; where all that was
+// drawn of an organ was undone, it is marked as it was.
 function drawn() {
-  const found = viewer.labels.changed()
-  const organs = new Set(state.info.classes.filter(each => found.has(each.index)).flatMap(each => each.organs ?? []))
+  const of = found => new Set(state.info.classes.filter(each => found.has(each.index)).flatMap(each => each.organs ?? []))
+  const organs = of(viewer.labels.changed()), touched = of(viewer.labels.touched())
   for (const organ of organs) {
-    if (state.marks.get(organ) === 'corrected') continue
+    if (!touched.has(organ) || state.marks.get(organ) === 'corrected') continue
     state.before.set(organ, state.marks.get(organ))
     state.marks.set(organ, 'corrected')
   }
