@@ -361,6 +361,36 @@ def test_what_is_changed_while_a_decision_is_saved_is_not_saved_with_it(chromium
         page.close()
 
 
+@pytest.mark.timeout(600)
+def test_who_takes_a_decision_back_is_asked_about_what_is_not_saved(chromium: Any, made: MadeReview) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    with serving(made) as client:
+        ann = Person(chromium, f"{client.origin}/{TOKEN}/")
+        page = ann.page
+        ann.open(CASE)
+        page.get_by_label("reject liver").click()
+        page.click("#save")
+        ann.wait_for("reviewing.state.open.review !== null && reviewing.state.busy === 0")
+        page.get_by_role("button", name="spleen", exact=True).click()
+        page.click("[data-tool=brush]")
+        ann.drag((0.45, 0.5), (0.55, 0.5))
+        ann.wait_for("reviewing.viewer.done.length === 1")
+        drawn = ann.voxels(3)
+        page.evaluate("window.confirm = text => !text?.includes('is not saved')")
+        page.click("#take-back")
+        page.wait_for_timeout(500)
+        assert made.material().review(CASE) is not None
+        assert page.evaluate("reviewing.state.dirty") and ann.voxels(3) == drawn
+        page.evaluate("window.confirm = () => true")
+        page.click("#take-back")
+        ann.wait_for("reviewing.state.open.review === null && reviewing.state.busy === 0")
+        assert made.material().review(CASE) is None
+        assert not page.evaluate("reviewing.state.dirty") and ann.voxels(3) == 0
+        assert ann.problems == []
+        page.close()
+
+
 #: What a label map of the page does, by its own code: strokes in every plane, with and without protection.
 _STROKES = """async url => {
   const { LabelMap } = await import(new URL('labels.js', url).href)

@@ -523,12 +523,11 @@ function slices(corrected) {
 
 async function takeBack() {
   const facts = state.open
-  if (!facts?.review || state.readonly !== null || !confirm(`Take back what ${facts.review.by} decided about ${facts.id}?`)) return
+  if (!facts?.review || state.readonly !== null || !leave() || !confirm(`Take back what ${facts.review.by} decided about ${facts.id}?`)) return
   await tell('take-back', { id: facts.id, revision: facts.review.revision })
   toast(`Taken back: ${facts.id}`)
-  state.dirty = false
   await refresh()
-  await open(facts.id, { again: true })
+  if (state.open === facts) await open(facts.id, { again: true })
 }
 
 // Location, keys and the rest of the page.
