@@ -92,6 +92,27 @@ def test_no_revision_is_given_twice(made: MadeReview) -> None:
     assert decide(material, CASE, "Eve", ReviewDecision(revision=0, looked_at=seen, rejected=names)).revision == 4
 
 
+def test_what_was_drawn_can_be_saved_though_a_round_has_labeled_the_case_since(made: MadeReview) -> None:
+    material = made.material()
+    names, former, newest = material.labels.names, material.label_hash(CASE, 1), material.label_hash(CASE, 2)
+    assert former != newest
+    drawn = np.ones_like(material.label_map(material.unlabeled[CASE], "former", 2).indices_zyx)
+    decided = ReviewDecision(revision=0, looked_at=former, accepted=names[:1])
+    for without in (decided, dataclasses.replace(decided, accepted=(), rejected=names[:1])):
+        with pytest.raises(InUseError, match="made anew meanwhile"):
+            decide(material, CASE, "Ann", without)
+    review = decide(material, CASE, "Ann", dataclasses.replace(decided, indices_zyx=drawn))
+    assert (review.round, review.looked_at, review.own_map) == (1, former, True)
+    assert np.array_equal(material.label_map(material.unlabeled[CASE], "reviewed", 2).indices_zyx, drawn)
+    selection, reviews = made.taken()
+    assert {each.case_id: each.source for each in selection.selected}[CASE] == "accepted"
+    assert np.unique(reviews.stores[Stage.FINE].open(CASE).label_zyx).tolist() == [1]
+    # Before there was any, or of one that was drawn anew since and is not known any more.
+    for revision, looked_at, number in ((1, "", 0), (2, "unknown", 2), (3, newest, 2)):
+        again = dataclasses.replace(decided, revision=revision, looked_at=looked_at, indices_zyx=drawn)
+        assert decide(material, CASE, "Ann", again).round == number
+
+
 def test_what_is_refused_leaves_no_label_map(made: MadeReview) -> None:
     material = made.material()
     names, seen = material.labels.names, material.label_hash(CASE, 2)
