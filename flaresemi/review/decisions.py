@@ -17,8 +17,9 @@ from flaresemi.records import save_record
 from flaresemi.review.material import Material
 from flaresemi.reviews import Review, review_file, reviewed_label, taken_back_file
 
-#: A page says every few seconds that it still has its case open; after so long without a word it is taken to be closed.
-_FORGOTTEN_SECONDS = 45.0
+#: A page says every few seconds that it still has its case open, and a hidden one, as browsers slow them down, every
+#: minute; after so long without a word it is taken to be closed.
+_FORGOTTEN_SECONDS = 120.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

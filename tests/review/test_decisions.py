@@ -179,14 +179,15 @@ def test_one_tab_has_a_case_until_it_is_closed_or_silent() -> None:
     assert tabs.claim("a", "tab 2", "Bob") == "Ann"
     with pytest.raises(InUseError, match="Ann has case 'a' open"):
         tabs.require("a", "tab 2", "Bob")
-    now[0] = 40.0
+    now[0] = 61.0  # a browser runs what a hidden tab does now and then once a minute
+    assert tabs.claim("a", "tab 2", "Bob") == "Ann"
     assert tabs.claim("a", "tab 1", "Ann") is None  # still there
-    now[0] = 80.0
+    now[0] = 130.0
     assert tabs.claim("a", "tab 2", "Bob") == "Ann"
     assert tabs.claim("b", "tab 1", "Ann") is None  # and gone on to another case
     assert tabs.claim("a", "tab 2", "Bob") is None
     assert tabs.holders() == {"a": "Bob", "b": "Ann"}
     tabs.release("tab 2")
-    now[0] = 200.0
+    now[0] = 251.0
     assert tabs.holders() == {}
     assert tabs.claim("b", "tab 2", "Bob") is None
