@@ -203,7 +203,7 @@ def trainer(round: Round) -> SemiSupervisedTrainer:
 def test_a_corrected_case_is_a_labeled_one_in_the_organs_and_slices_looked_at(place: tuple[Workspace, Path]) -> None:
     round = make_round(place, TAKE_NONE)
     names = round.plans.labels.names
-    decide(round, values(round), corrected=names[1:3], slices=((12, 20),))
+    decide(round, values(round), corrected=names[1:2], accepted=names[2:3], slices=((12, 20),))
     assert round.run(last_step="select") is not None
     selected = load_record(round.folder.selection, Selection).selected
     assert [(case.source, case.supervised) for case in selected] == [("corrected", names[1:3])]
@@ -215,6 +215,7 @@ def test_a_corrected_case_is_a_labeled_one_in_the_organs_and_slices_looked_at(pl
     ignored = label == round.plans.labels.ignored
     assert set(np.unique(label)) == {0, 2, 3, round.plans.labels.ignored}
     assert 0.6 < ignored.mean() < 0.9  # 8 of 40 slices were looked at
+    assert ignored[[0, -1]].all()  # and in the others the accepted organ is not known, either
     assert stored.record.supervised == (2, 3)
     sample = trainer(round).case_sampler(cases)[(0, 0)]
     assert sample.label_bzyx.min() >= -1
