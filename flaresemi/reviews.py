@@ -32,7 +32,7 @@ class Review:
         round: Its round; 0: there was no pseudo-label.
         looked_at: Hash of that pseudo-label, on FINE's grid; empty without one.
         image: The version of the image's files, by content; empty where that is not known.
-        accepted: Organs whose pseudo-label is trusted as it is, an absence included.
+        accepted: Organs whose label is trusted as a pseudo-label is, an absence included.
         rejected: Organs whose pseudo-label is not to be used.
         corrected: Organs that the person drew, or vouches for as in a labeled case.
         slices: Axial slices [first, end) of the canonical image that were looked at; empty: all. The others are as if
@@ -41,6 +41,7 @@ class Review:
         label_hash: Hash of that file.
         note: A remark.
         values: The values in that file of the organs that it vouches for; none: not known.
+        own_map: That file is not the pseudo-label that was looked at, but what the person drew or chose in its place.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -60,6 +61,7 @@ class Review:
     label_hash: str = ""
     note: str = ""
     values: dict[str, tuple[LabelValue, ...]] = dataclasses.field(default_factory=dict, metadata=CAME_LATER)
+    own_map: bool = dataclasses.field(default=False, metadata=CAME_LATER)
 
     def __post_init__(self) -> None:
         if not self.by.strip() or len(self.by) > LONGEST_NAME or not is_one_line(self.by):

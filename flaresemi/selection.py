@@ -80,8 +80,8 @@ class SelectedCase:
         supervised: Organs for which its label map is trusted, including trusted absences.
         rejected: The other organs, with the reason.
         weight: Factor of its loss.
-        source: Whose label map it is: the round's own (`pseudo`); one of an earlier round that a person accepted, in
-            these organs; or one that a person corrected, which counts as a real one.
+        source: Whose label map it is: the round's own (`pseudo`); one that a person accepted in these organs,
+            of an earlier round or drawn; or one that a person corrected, which counts as a real one.
     """
 
     case_id: str

@@ -14,7 +14,8 @@ from flaresemi.errors import ConfigError, visible
 from flaresemi.locking import working_alone
 from flaresemi.planning.decisions import usable_cases
 from flaresemi.planning.splits import load_splits
-from flaresemi.review.exchange import QUEUE_TABLE, export_queue, import_corrections
+from flaresemi.review.corrections import import_corrections
+from flaresemi.review.exchange import QUEUE_TABLE, export_queue
 from flaresemi.review.material import Material
 from flaresemi.web.running import refuse_without_server
 from flaresemi.workspace import Workspace

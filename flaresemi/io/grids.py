@@ -79,6 +79,19 @@ class SourceGrid:
         )
         return not first and any(others)
 
+    def lies_twice(self, other: "SourceGrid", tolerance_voxels: float) -> bool:
+        """Whether two files belong together where their voxels count, in another order, and also as they are stored.
+
+        So it is where a program reordered the voxels, said so in the form that counts, and left the other as it was; or
+        where the header of the other file was changed. Nothing says which of the two orders is right.
+        """
+        limit = tolerance_voxels * min(other.canonical.spacing_zyx_mm)
+        if self.second is None or not self.matches_as_stored(other, tolerance_voxels):
+            return False
+        theirs = [grid for grid in (other.geometry, other.second) if grid is not None]
+        by_second = any(self.second.far_corner_distance_mm(grid) <= limit for grid in theirs)
+        return by_second and self.canonical.far_corner_distance_mm(other.canonical) <= limit
+
     def box_within(self, other: "SourceGrid", tolerance_voxels: float) -> BoundingBox | None:
         """Which canonical voxels of another grid this one, being cropped, consists of; None: it does not."""
         ours, theirs = self.canonical, other.canonical

@@ -41,6 +41,7 @@ class Image:
         non_finite: How many voxels were NaN or infinite, or beyond ±1e30; they hold the lowest value of their channel.
         modalities: Of each channel, what DICOM calls it (CT, MR and so on); "" where the file does not say it.
         disagreement_mm: How far apart NIfTI's two affines place a channel at most.
+        other_position: Whether a channel `matches_as_stored` the first only.
     """
 
     array_czyx: np.ndarray
@@ -48,6 +49,7 @@ class Image:
     non_finite: int = 0
     modalities: tuple[str, ...] = ()
     disagreement_mm: float = 0.0
+    other_position: bool = False
 
     @property
     def geometry(self) -> Geometry:
@@ -106,10 +108,11 @@ def read_image(paths: Sequence[Path]) -> Image:
     """
     if not paths:
         raise ValueError("an image has at least one file")
-    array, non_finite, files = np.empty(0, np.float32), 0, list[ImageFile]()
+    array, non_finite, files, other_position = np.empty(0, np.float32), 0, list[ImageFile](), False
     for channel, path in enumerate(map(Path, paths)):
         with enough_memory(path), open_image(path) as file:
             files.append(file if not files else _on_one_grid(file, files[0]))
+            other_position |= file.source.matches_as_stored(files[0].source, _CHANNEL_TOLERANCE_VOXELS)
             shape = files[0].source.canonical.shape_zyx
             integrity.check_memory(path, 4 * len(paths) * math.prod(shape))
             fill = files[channel].read()
@@ -124,6 +127,7 @@ def read_image(paths: Sequence[Path]) -> Image:
         non_finite=non_finite,
         modalities=tuple(file.modality for file in files),
         disagreement_mm=max(file.disagreement_mm for file in files),
+        other_position=other_position,
     )
 
 
@@ -259,6 +263,12 @@ def _write_with_library(temporary: Path, stored_zyx: np.ndarray, geometry: Geome
 
 def _on_one_grid(file: ImageFile, first: ImageFile) -> ImageFile:
     """Checks that a channel lies on the grid of the first; returns it as it lies there."""
+    if file.source.lies_twice(first.source, _CHANNEL_TOLERANCE_VOXELS):
+        raise ImageError(
+            "the voxels of this channel lie on the first in two orders, by its sform and by its qform",
+            where=f"{file.path} and {first.path}",
+            fix="see which is true, and correct the other one in the header",
+        )
     if file.source.matches_as_stored(first.source, _CHANNEL_TOLERANCE_VOXELS):
         return dataclasses.replace(file, source=first.source)
     ours, theirs = file.source.canonical, first.source.canonical

@@ -43,8 +43,11 @@ def grid_difference(label: SourceGrid, image: SourceGrid) -> GridDifference | No
     """Compares the grid of a label map with its image's, in the patient; None if they agree.
 
     They are also where they match as they are stored, by a position that counts in one of the headers only, and where
-    the label map is a cropped part of the image's grid.
+    the label map is a cropped part of the image's grid; but not where they agree in two ways.
     """
+    if label.lies_twice(image, GRID_TOLERANCE_VOXELS):
+        what = "the voxels of the label map lie on its image in two orders, by its sform and by its qform"
+        return GridDifference(distance_mm=0.0, what=what, fixable=False)
     if label.matches_as_stored(image, GRID_TOLERANCE_VOXELS) or label.box_within(image, GRID_TOLERANCE_VOXELS):
         return None
     ours, theirs = label.canonical, image.canonical
@@ -120,8 +123,8 @@ def organs_of(case: Case, labels: LabelSet, label: LabelMap, image: SourceGrid) 
     Raises:
         DatasetError: it does not lie on the image, or has values that nobody declared.
     """
-    label = label.on(image, GRID_TOLERANCE_VOXELS)
     difference = grid_difference(label.source, image)
+    label = label.on(image, GRID_TOLERANCE_VOXELS)
     if difference is not None and not (case.label_on_image_grid and difference.fixable):
         raise DatasetError(
             f"case '{case.id}': {difference.what}",

@@ -70,6 +70,7 @@ class ImageFacts:
         body: How the patient was looked for; None in images without a label map, where nobody asks.
         body_box: What was found.
         modalities: Of each channel, what DICOM calls it (CT, MR and so on); "" where no file says it.
+        other_position: Whether a channel lies on the first only as it is stored, see `Image`.
     """
 
     source: SourceGrid
@@ -80,6 +81,7 @@ class ImageFacts:
     body: BodyRule | None = None
     body_box: BoundingBox | None = None
     modalities: tuple[str, ...] = ()
+    other_position: bool = False
 
     @property
     def geometry(self) -> Geometry:
@@ -220,6 +222,7 @@ def _image_facts(image: Image, body: BodyRule, look: Look | None) -> ImageFacts:
         content=_hash(image.array_czyx),
         body=None if look is None else body,
         modalities=image.modalities,
+        other_position=image.other_position,
         body_box=None if look is None else look.body_box,
     )
 

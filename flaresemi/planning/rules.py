@@ -96,6 +96,9 @@ def _image_findings(case: Case, facts: CaseFacts, dataset: Dataset) -> Iterator[
     if facts.image.disagreement_mm > _AFFINES_APART_MM:
         what = f"the header's sform and qform place it {facts.image.disagreement_mm:.3g} mm apart"
         yield warning("two positions", what, "the sform is used; check that label maps were made on it")
+    if facts.image.other_position:
+        what = "a channel lies where the other of NIfTI's sform and qform places the first, but not where it counts"
+        yield warning("other position", what, "its voxels are taken as the first's, one by one; see that they are")
     if facts.image.source.forms is not None and facts.image.source.forms.unoriented:
         remedy = "its axes are taken to run to the left, to the back and up; see that right and left are right"
         yield warning("no orientation", "the header does not say how the patient lies (sform and qform code 0)", remedy)
@@ -113,7 +116,7 @@ def _grid_findings(case: Case, facts: CaseFacts, on_image_grid: dict[str, str]) 
     if facts.image is None or facts.label is None:
         return
     difference = grid_difference(facts.label.source, facts.image.source)
-    if facts.label.source.matches_as_stored(facts.image.source, GRID_TOLERANCE_VOXELS):
+    if difference is None and facts.label.source.matches_as_stored(facts.image.source, GRID_TOLERANCE_VOXELS):
         yield Finding(
             case_id=case.id,
             severity="warning",
@@ -141,6 +144,8 @@ def _grid_findings(case: Case, facts: CaseFacts, on_image_grid: dict[str, str]) 
         remedy = "if its voxels are the image's and only its header is wrong: --fix-geometry; otherwise resample it"
     elif facts.label.source.cropped:
         remedy = EXPORT
+    elif facts.label.source.lies_twice(facts.image.source, GRID_TOLERANCE_VOXELS):
+        remedy = "see which of the label map's sform and qform is true, and correct the other one in its header"
     else:
         remedy = "resample the label map onto its image; where a header is mirrored, correct it"
     yield Finding(

@@ -17,8 +17,9 @@ from flaresemi.records import save_record
 from flaresemi.review.material import Material
 from flaresemi.reviews import Review, review_file, reviewed_label, taken_back_file
 
-#: A page says every few seconds that it still has its case open; after so long without a word it is taken to be closed.
-_FORGOTTEN_SECONDS = 45.0
+#: A page says every few seconds that it still has its case open, and a hidden one, as browsers slow them down, every
+#: minute; after so long without a word it is taken to be closed.
+_FORGOTTEN_SECONDS = 120.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,8 @@ def decide(material: Material, case_id: str, by: str, decision: ReviewDecision) 
 
     Raises:
         ConfigError: the case is a held-out or labeled one, which nothing that is decided here may touch.
-        InUseError: somebody else decided meanwhile, the pseudo-label was made anew, or the image was exchanged.
+        InUseError: somebody else decided meanwhile, the image was exchanged, or the pseudo-label was made anew and is
+            decided about as it is, without a label map.
         SelectionError: the decision contradicts itself.
         OSError: the disk is full or cannot be written to; what was decided before still holds.
     """
@@ -69,7 +71,7 @@ def decide(material: Material, case_id: str, by: str, decision: ReviewDecision) 
     if decision.revision != (before.revision if before else 0):
         who = before.who if before else "somebody, who took it back"
         raise InUseError(f"case '{case_id}' was decided meanwhile by {who}", fix="reload it, and decide again")
-    if decision.looked_at != material.label_hash(case_id, number):
+    if decision.indices_zyx is None and decision.looked_at != material.label_hash(case_id, number):
         raise InUseError(
             f"the pseudo-label of case '{case_id}' was made anew meanwhile", fix="reload it, and decide again"
         )
@@ -106,17 +108,23 @@ def _recorded(material: Material, case_id: str, by: str, number: int, decision: 
             by=by,
             at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             fold=material.fold,
-            round=number,
+            round=_round_of(material, case_id, number, decision.looked_at),
             looked_at=decision.looked_at,
             image=decision.image or case_versions([case_id], material.workspace)[case_id],
             label_revision=revision if vouched else 0,
             label_hash="not written yet" if vouched else "",
+            own_map=bool(vouched) and decision.indices_zyx is not None,
             **fields,
         )
     except ValueError as problem:
         raise SelectionError(f"case '{case_id}': {problem}", fix="correct the decision") from None
     review.refuse_unknown(material.labels.names, where=material.workspace.plans)
     return dataclasses.replace(review, values={name: material.values[name] for name in vouched})
+
+
+def _round_of(material: Material, case_id: str, number: int, looked_at: str) -> int:
+    """The newest round, up to a number, whose pseudo-label it is; that number where none has it any more."""
+    return next((each for each in range(number, -1, -1) if material.label_hash(case_id, each) == looked_at), number)
 
 
 def _next_revision(material: Material, case_id: str, revision: int) -> int:

@@ -1,32 +1,26 @@
-"""The queue as a folder for other programs (3D Slicer, ITK-SNAP, napari), and what was corrected there back again."""
+"""The queue as a folder for other programs (3D Slicer, ITK-SNAP, napari), from which `corrections` are taken back."""
 
 import dataclasses
+import hashlib
 import logging
-import math
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from flaresemi.case_names import alike, case_file
-from flaresemi.dataset import Case
-from flaresemi.errors import ConfigError, DatasetError, FlaresemiError, SelectionError, listed, shown
-from flaresemi.evaluation.folders import files_by_case
-from flaresemi.files import content_hash, read_text, write_text
+from flaresemi.case_names import case_file
+from flaresemi.errors import ConfigError
+from flaresemi.files import content_hash, write_text
 from flaresemi.image_paths import visible_files
-from flaresemi.io.images import read_grid, write_channel, write_label_map
+from flaresemi.io.images import write_channel, write_label_map
 from flaresemi.labels import LabelSet
-from flaresemi.planning.cases import read_organs
 from flaresemi.planning.preparation import case_versions
 from flaresemi.ranges import Few
-from flaresemi.records import load_record, save_record
+from flaresemi.records import save_record
 from flaresemi.reporting.palette import organ_color
-from flaresemi.review.decisions import ReviewDecision, decide
 from flaresemi.review.material import Material
 from flaresemi.review.queue import QueueItem
-from flaresemi.reviews import LONGEST_NAME, Review
 from flaresemi.tables import write_table
 
 logger = logging.getLogger(__name__)
@@ -35,11 +29,6 @@ SCHEMA_VERSION = 1
 
 #: Files beside the images and label maps.
 QUEUE_RECORD, QUEUE_TABLE, SNAP_TABLE, SLICER_TABLE = "queue.json", "queue.csv", "organs.label.txt", "organs.ctbl"
-
-#: An organ all of whose voxels are another one now, or nearly, was renumbered and not corrected. Chosen.
-_RENUMBERED = 0.9
-
-_SNAP_LINE = re.compile(r'\s*(\d+)\s+\d+\s+\d+\s+\d+\s+\S+\s+\d+\s+\d+\s+"(.*)"\s*')
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +40,9 @@ class ExportedCase:
         looked_at: Hash of the pseudo-label on FINE's grid; empty: there was none.
         revision: Of the decision at that time; 0: none.
         image: The version of the image's files, by content; empty: not known.
+        voxels: Hash of the label map's voxels, which stay the same where another program only saves them anew; empty:
+            none was written, or not known.
+        reviewed: Whether that label map is the one that the decision vouches for.
     """
 
     case_id: str
@@ -58,6 +50,8 @@ class ExportedCase:
     looked_at: str = ""
     revision: Few = 0
     image: str = ""
+    voxels: str = ""
+    reviewed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,25 +68,6 @@ class ExportedQueue:
     fold: str
     round: Few
     cases: tuple[ExportedCase, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class OrganChange:
-    """How an organ differs from the pseudo-label.
-
-    Attributes:
-        added_voxels: Voxels that are the organ now.
-        removed_voxels: Voxels that were.
-        voxel_ml: Volume of one.
-    """
-
-    added_voxels: int
-    removed_voxels: int
-    voxel_ml: float
-
-    def __str__(self) -> str:
-        parts = ((self.added_voxels, "+"), (self.removed_voxels, "-"))
-        return ", ".join(f"{sign}{count} voxels ({count * self.voxel_ml:.3g} ml)" for count, sign in parts if count)
 
 
 def export_queue(material: Material, folder: Path, most: int) -> int:
@@ -132,19 +107,27 @@ def _export_case(material: Material, case_id: str, folder: Path, number: int) ->
     review = material.review(case_id)
     if review is not None and review.label_revision and not material.has_label_map(review):
         logger.warning("%s: the label map that %s decided about is missing or has changed", case_id, review.who)
-    seen = material.label_map(case, "reviewed", number) or material.label_map(case, "newest", number)
-    written = ""
+    reviewed = material.label_map(case, "reviewed", number)
+    seen = reviewed or material.label_map(case, "newest", number)
+    written = voxels = ""
     if seen is not None:
         path = case_file(folder / "labels", case_id, ".nii.gz")
         write_label_map(path, material.labels.to_values(seen.indices_zyx), image.source)
-        written = content_hash(path)
+        written, voxels = content_hash(path), voxels_hash(seen.indices_zyx)
     return ExportedCase(
         case_id=case_id,
         label=written,
         looked_at=material.label_hash(case_id, number),
         revision=review.revision if review else 0,
         image=case_versions([case_id], material.workspace)[case_id],
+        voxels=voxels,
+        reviewed=reviewed is not None,
     )
+
+
+def voxels_hash(indices_zyx: np.ndarray) -> str:
+    """Identifies what a label map says, whatever type its indices are stored as."""
+    return hashlib.sha256(np.ascontiguousarray(indices_zyx, "<u2").data).hexdigest()[:16]
 
 
 def _write_tables(labels: LabelSet, folder: Path) -> None:
@@ -179,186 +162,3 @@ def _write_queue(items: Sequence[QueueItem], folder: Path) -> None:
         [rank, item.case_id, "; ".join(each.text for each in item.reasons)] for rank, item in enumerate(items, start=1)
     ]
     write_table(folder / QUEUE_TABLE, rows)
-
-
-def import_corrections(
-    material: Material, folder: Path, by: str, organs: Sequence[str] | None = None
-) -> dict[str, dict[str, OrganChange]]:
-    """Takes the label maps that another program changed as corrections.
-
-    Args:
-        material: The workspace.
-        folder: One that `export_queue` wrote, or any folder with CASE.nii.gz and the like: label maps in it, or in
-            `labels` in it. Of an exported one, only what has changed is taken.
-        by: Who corrected them.
-        organs: The organs that were looked at; None: all, which makes each a labeled case.
-
-    Returns:
-        By case that was taken, by organ that has changed, how.
-
-    Raises:
-        ConfigError: no label map, or no such organ.
-        DatasetError: label maps do not lie on their images, have undeclared values or belong to no unlabeled case; all
-            of them are named, after the others were taken.
-    """
-    names = material.labels.names if organs is None else tuple(dict.fromkeys(organs))
-    if unknown := [name for name in names if name not in material.labels.names]:
-        raise ConfigError(f"no such organ: {listed(unknown)}", fix=f"the organs are {', '.join(material.labels.names)}")
-    if not 0 < len(by.strip()) <= LONGEST_NAME:
-        raise ConfigError(f"a name has 1 to {LONGEST_NAME} characters", fix="--by NAME says who corrected them")
-    _refuse_other_names(folder, material.labels)
-    exported, number = _exported(folder, material)
-    known = {alike(name): name for name in material.unlabeled}
-    files = files_by_case(folder / "labels" if (folder / "labels").is_dir() else folder)
-    taken: dict[str, dict[str, OrganChange]] = {}
-    failures: list[str] = []
-    unchanged = again = 0
-    for name, path in files.items():
-        case_id = known.get(alike(name), name)
-        before = exported.get(case_id)
-        if before is not None and before.label == content_hash(path):
-            unchanged += 1
-            continue
-        try:
-            changed = _take(material, case_id, path, by, names, before, number)
-            if changed is None:
-                again += 1
-            else:
-                taken[case_id] = changed
-        except FlaresemiError as failure:
-            failures.append(f"{failure.what} ({path})")
-    if unchanged:
-        logger.info("%d label map(s) are as they were exported, and are not taken", unchanged)
-    if again:
-        logger.info("%d label map(s) were taken before", again)
-    if failures:
-        raise DatasetError(
-            f"{len(failures)} of {len(files)} label maps cannot be taken; {len(taken)} were\n" + "\n".join(failures),
-            fix="correct or remove these files and start again: what is taken already is known by its contents",
-        )
-    return taken
-
-
-def _exported(folder: Path, material: Material) -> tuple[Mapping[str, ExportedCase], int]:
-    """What was exported, by case, and the round of its pseudo-labels; nothing and the newest round without a record."""
-    path = folder / QUEUE_RECORD
-    if not path.is_file():
-        return {}, material.newest
-    record = load_record(path, ExportedQueue, error=SelectionError)
-    if record.fold != material.fold:
-        raise ConfigError(
-            f"this queue is one of fold {record.fold}", where=path, fix=f"import it with --fold {record.fold}"
-        )
-    return {case.case_id: case for case in record.cases}, record.round
-
-
-def _take(
-    material: Material,
-    case_id: str,
-    path: Path,
-    by: str,
-    organs: tuple[str, ...],
-    before: ExportedCase | None,
-    number: int,
-) -> dict[str, OrganChange] | None:
-    """How a label map differs, which is taken; None: it was taken before."""
-    case = material.unlabeled.get(case_id)
-    if case is None:
-        is_labeled = any(each.id == case_id for each in material.dataset.labeled)
-        kind = "a labeled one" if is_labeled else "not in the dataset, or was left out of it as unusable"
-        raise DatasetError(f"case '{case_id}' is no unlabeled case: it is {kind}")
-    image = case_versions([case_id], material.workspace)[case_id]
-    if before is not None and "" not in (before.image, image) and before.image != image:
-        raise DatasetError(f"case '{case_id}' has another image since the export: export it again")
-    indices = read_organs(dataclasses.replace(case, label=path), material.labels, read_grid(case.images[0]))
-    review = material.review(case_id)
-    if review is not None and _says_the_same(review, indices, material, case, organs):
-        return None
-    revision = review.revision if review else 0
-    if before is not None and revision != before.revision:
-        who = review.who if review else "somebody, who took it back"
-        raise ConfigError(f"case '{case_id}' was decided since the export, by {who}: export it again")
-    if before is None and review is not None:
-        logger.warning("%s: takes the place of what %s decided (revision %d)", case_id, review.who, revision)
-    seen = material.label_map(case, "reviewed", number) or material.label_map(case, "newest", number)
-    _warn(case_id, None if seen is None else seen.indices_zyx, indices, material.labels)
-    decision = ReviewDecision(
-        revision=revision,
-        looked_at=material.label_hash(case_id, material.newest),
-        corrected=organs,
-        note=f"imported from {path.name}" + (f", exported in round {number}" if before is not None else ""),
-        indices_zyx=indices,
-    )
-    decide(material, case_id, by, decision)
-    grid = read_grid(case.images[0]).canonical
-    found = changes(None if seen is None else seen.indices_zyx, indices, material.labels, grid.spacing_zyx_mm)
-    if others := [name for name in found if name not in organs]:
-        logger.warning("%s: %s differ, too, and do not count: --organs does not name them", case_id, listed(others))
-    return {name: change for name, change in found.items() if name in organs}
-
-
-def _warn(case_id: str, before_zyx: np.ndarray | None, after_zyx: np.ndarray, labels: LabelSet) -> None:
-    """Tells of what another program may have done to a label map that nobody meant."""
-    if not after_zyx.any():
-        logger.warning("%s: nothing is marked in this label map: it says that no organ is there", case_id)
-    if before_zyx is None:
-        return
-    size = labels.channels + 1  # with what nobody annotated
-    counts = np.zeros(size * size, np.int64)
-    for before, after in zip(before_zyx, after_zyx, strict=True):
-        counts += np.bincount((before.astype(np.int64) * size + after).ravel(), minlength=size * size)
-    renumbered = []
-    for index, became in enumerate(counts.reshape(size, size)[1:-1, :-1], start=1):
-        most = int(np.argmax(became))
-        if most not in (0, index) and became[index] == 0 and became[most] > _RENUMBERED * became.sum():
-            renumbered.append(f"'{labels.class_names[most - 1]}' where '{labels.class_names[index - 1]}' was")
-    if renumbered:
-        logger.warning("%s: has %s: has the other program numbered them anew?", case_id, ", ".join(renumbered))
-
-
-def _says_the_same(
-    review: Review, indices: np.ndarray, material: Material, case: Case, organs: tuple[str, ...]
-) -> bool:
-    """Whether a label map was taken before."""
-    if set(review.corrected) != set(organs) or review.slices:
-        return False
-    seen = material.label_map(case, "reviewed", material.newest)
-    return seen is not None and np.array_equal(seen.indices_zyx, indices)
-
-
-def changes(
-    before_zyx: np.ndarray | None, after_zyx: np.ndarray, labels: LabelSet, spacing_zyx_mm: tuple[float, float, float]
-) -> dict[str, OrganChange]:
-    """By organ that differs, how; from nothing, where there was no label map. What nobody annotated does not count."""
-    voxel_ml, known = math.prod(spacing_zyx_mm) / 1000, after_zyx != labels.ignored
-    found = {}
-    for organ, name in enumerate(labels.names, start=1):
-        now = labels.mask(after_zyx, organ)
-        before = np.zeros_like(now) if before_zyx is None else labels.mask(before_zyx, organ) & known
-        added, removed = int(np.count_nonzero(now & ~before)), int(np.count_nonzero(before & ~now))
-        if added or removed:
-            found[name] = OrganChange(added_voxels=added, removed_voxels=removed, voxel_ml=voxel_ml)
-    return found
-
-
-def _refuse_other_names(folder: Path, labels: LabelSet) -> None:
-    """Checks that ITK-SNAP's table in the folder still gives our values our names.
-
-    Raises:
-        DatasetError: it does not: whoever drew meant other organs.
-    """
-    path = folder / SNAP_TABLE
-    if not path.is_file():
-        return
-    ours = {value: name for value, name, _ in named_values(labels)}
-    for line in read_text(path, errors="replace").splitlines():
-        match = _SNAP_LINE.fullmatch(line)
-        if match is None or int(match[1]) == 0:
-            continue
-        value, name = int(match[1]), match[2]
-        if ours.get(value) not in (None, name):
-            raise DatasetError(
-                f"value {value} is '{shown(name)}' in this table, and '{ours[value]}' in the dataset",
-                where=path,
-                fix="draw with the dataset's values, or remove the table if it is not true of the label maps",
-            )

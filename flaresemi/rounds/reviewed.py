@@ -157,7 +157,8 @@ class RoundReviews:
         if review.corrected:
             return "corrected"
         own = self.pseudo.stores[Stage.FINE].record(review.case_id).label_hash
-        return "accepted" if _accepts(review, self.folder.fold) and review.looked_at != own else "pseudo"
+        is_another = review.own_map or review.looked_at != own
+        return "accepted" if _accepts(review, self.folder.fold) and is_another else "pseudo"
 
     def _check(self) -> None:
         """Checks that the decisions are about the images and organs that there are.
@@ -186,7 +187,8 @@ class RoundReviews:
                 fix="flaresemi_review --import-corrections takes label maps of other programs; or " + _AGAIN,
             )
         fine = self.pseudo.stores[Stage.FINE]
-        source = record_hash([review.label_hash, review.slices, fine.record(case.id).label_hash, *self.labels.reading])
+        decided = [review.label_hash, review.slices, review.accepted, review.corrected]
+        source = record_hash([*decided, fine.record(case.id).label_hash, *self.labels.reading])
         if all(_is_stored(store, case.id, source) for store in self.stores.values()):
             return
         grid = read_grid(case.images[0])

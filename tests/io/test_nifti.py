@@ -150,8 +150,27 @@ def test_a_label_map_that_another_program_wrote_for_an_image_lies_on_it(tmp_path
 def test_channels_may_come_from_several_programs(tmp_path):
     path = save(tmp_path / "a.nii.gz", MIRRORED, ONE)
     other = as_simpleitk_writes(tmp_path / "b.nii.gz", ARRAY, path)
-    first, second = read_image([path, other]).array_czyx
+    image = read_image([path, other])
+    first, second = image.array_czyx
     np.testing.assert_array_equal(first, second)
+    assert image.other_position and not read_image([path, path]).other_position
+
+
+def test_an_old_qform_beside_an_sform_that_lies_on_the_image_leaves_two_orders(tmp_path):
+    """Reordered by a program that left the qform of before: nothing says whether the voxels follow one or the other."""
+    path = save(tmp_path / "image.nii.gz", ONE, ONE)
+    old = write_nifti(tmp_path / "label.nii.gz", ARRAY[:, ::-1].copy(), MIRRORED, ONE)
+    image, label = read_grid(path), read_label_map(old)
+    assert math.isclose(label.geometry.far_corner_distance_mm(image.canonical), 0, abs_tol=1e-4)
+    np.testing.assert_array_equal(label.array_zyx, read_image([path]).array_czyx[0])
+    assert label.source.lies_twice(image, 0.1)
+    with pytest.raises(ImageError, match="voxels of this channel lie on the first in two orders"):
+        read_image([path, old])
+    for sform, qform in ((ONE, OTHER), (MIRRORED, ONE), (ONE, None), (None, ONE), (None, None)):
+        other = save(tmp_path / "other.nii.gz", sform, qform)
+        for write in (as_nibabel_writes, as_simpleitk_writes):
+            assert not read_grid(write(tmp_path / "written.nii.gz", ARRAY, other)).lies_twice(read_grid(other), 0.1)
+        assert not read_grid(other).lies_twice(read_grid(other), 0.1)
 
 
 def test_another_order_of_the_same_voxels_is_no_other_position(tmp_path):

@@ -635,6 +635,39 @@ def test_label_maps_lie_on_images_whose_sform_and_qform_differ(small_dataset, wr
     assert abs(darker - 120) < 5 and abs(brighter - 180) < 5
 
 
+def test_a_channel_that_follows_the_other_form_is_told(small_dataset):
+    small = small_dataset(channels=("T1", "T2"))
+    x, y, z = small.spacing_xyz
+    sform, qform = np.diag([-x, -y, z, 1]), np.diag([x, -y, z, 1])
+    qform[0, 3] = 30
+    label = small.label_array(0)
+    first = write_nifti(small.image_path("labeled", "l0", 0), small.image_array(0, label).T, sform, qform)
+    as_nibabel_writes(small.label_path("l0"), label.T.astype(np.uint8), first)
+    as_simpleitk_writes(small.image_path("labeled", "l0", 1), small.image_array(0, label).T, first)
+    assert found(check(small)) == {("l0", "warning", "two positions"), ("l0", "warning", "other position")}
+
+
+def test_a_label_map_that_lies_on_its_image_in_two_orders_is_refused(small_dataset):
+    """It was reordered, and its qform is that of before: taken by that, it would be mirrored."""
+    small = small_dataset()
+    x, y, z = small.spacing_xyz
+    affine, flipped = np.diag([-x, -y, z, 1]), np.diag([x, -y, z, 1])
+    flipped[0, 3] = -x * (small.shape[2] - 1)
+    label = small.label_array(0)
+    write_nifti(small.image_path("labeled", "l0"), small.image_array(0, label).T, affine, affine)
+    write_nifti(small.label_path("l0"), label.T[::-1].astype(np.uint8), flipped, affine)
+    report = check(small)
+    assert ("l0", "error", "grids differ") in found(report)
+    assert "other position" not in {problem for _, _, problem in found(report)}
+    (finding,) = report.errors
+    assert "in two orders" in finding.message and "sform and qform" in finding.remedy
+    with pytest.raises(DatasetError, match="in two orders"):
+        brightness(small, "l0")
+    write_nifti(small.label_path("l0"), label.T[::-1].astype(np.uint8), flipped)
+    assert check(small).errors == ()
+    assert abs(brightness(small, "l0")[1] - 180) < 5
+
+
 def test_an_image_that_names_no_orientation_is_told(small_dataset):
     small = small_dataset()
     label = small.label_array(0)

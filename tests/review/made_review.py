@@ -16,10 +16,11 @@ from flaresemi.preprocessing.preprocessor import stage_labels
 from flaresemi.pseudolabels.labeling import LabeledCase
 from flaresemi.pseudolabels.pool import PseudoLabels
 from flaresemi.pseudolabels.selecting import SelectionRule, labeled_volumes, select, volumes_ml
-from flaresemi.records import save_record
+from flaresemi.records import load_record, save_record
 from flaresemi.review.material import Material
+from flaresemi.rounds.reviewed import RoundReviews
 from flaresemi.rounds.state import RoundConfig, RoundState, StepState, save_state
-from flaresemi.selection import CaseScore, OrganScore, save_scores
+from flaresemi.selection import CaseScore, OrganScore, Selection, save_scores
 from flaresemi.workspace import Workspace
 
 
@@ -39,6 +40,15 @@ class MadeReview:
 
     def material(self) -> Material:
         return Material(self.workspace, load_dataset(self.dataset), "0")
+
+    def taken(self) -> tuple[Selection, RoundReviews]:
+        """What a round of the newest pseudo-labels makes of the decisions."""
+        folder = self.workspace.round("0", 2)
+        pseudo = PseudoLabels(folder, {Stage.FINE: CaseStore(self.workspace.preprocessed(Stage.FINE))})
+        labels = load_plans(self.workspace.plans).labels
+        reviews = RoundReviews(self.workspace, load_dataset(self.dataset), labels, pseudo)
+        scores = tuple(self.material().scores(2).values())
+        return reviews.applied(load_record(folder.selection, Selection), scores, {}), reviews
 
 
 def make(root: Path, *, labeled: int = 3, unlabeled: int = 3, size: object = (40, 48, 48), seed: int = 7) -> MadeReview:

@@ -8,6 +8,8 @@ import pytest
 from flaresemi.errors import ConfigError, InUseError, SelectionError
 from flaresemi.files import content_hash
 from flaresemi.io.images import read_grid, read_label_map, write_label_map
+from flaresemi.plans import Stage
+from flaresemi.preprocessing.preprocessor import stage_labels
 from flaresemi.records import load_record
 from flaresemi.review.decisions import OpenCasesOfTabs, ReviewDecision, decide, take_back
 from flaresemi.reviews import Review, review_file, reviewed_label, taken_back_file
@@ -49,6 +51,27 @@ def test_who_decided_what_about_which_label_map(made: MadeReview) -> None:
     assert not review_file(made.workspace.reviews, CASE).exists()
 
 
+def test_an_accepted_label_map_is_trained_on_as_it_was_decided_about(made: MadeReview) -> None:
+    material = made.material()
+    names, seen = material.labels.names, material.label_hash(CASE, 2)
+    newest = material.label_map(material.unlabeled[CASE], "newest", 2).indices_zyx
+    drawn = np.where(newest == 1, 0, newest)
+    drawn[5:15, 10:20, 10:20] = 1
+    decided = ReviewDecision(revision=0, looked_at=seen, accepted=names[:1])
+    for revision, indices, source in ((0, None, "pseudo"), (1, drawn, "accepted"), (2, None, "pseudo")):
+        review = decide(material, CASE, "Ann", dataclasses.replace(decided, revision=revision, indices_zyx=indices))
+        assert review.own_map == (indices is not None)
+        selection, reviews = made.taken()
+        (case,) = [each for each in selection.selected if each.case_id == CASE]
+        assert (case.source, "liver" in case.supervised) == (source, True)
+        if indices is not None:
+            taught = np.asarray(reviews.stores[Stage.FINE].open(CASE).label_zyx) == 1
+            grid = reviews.stores[Stage.FINE].images.record(CASE).grid
+            assert np.array_equal(taught, stage_labels(drawn, grid) == 1)
+    drawn_but_rejected = dataclasses.replace(decided, revision=3, accepted=(), rejected=names[:1], indices_zyx=drawn)
+    assert not decide(material, CASE, "Ann", drawn_but_rejected).own_map  # of which none is kept
+
+
 def test_no_revision_is_given_twice(made: MadeReview) -> None:
     material = made.material()
     names, seen, folder = material.labels.names, material.label_hash(CASE, 2), made.workspace.reviews
@@ -67,6 +90,27 @@ def test_no_revision_is_given_twice(made: MadeReview) -> None:
     assert decide(material, CASE, "Eve", ReviewDecision(revision=0, looked_at=seen, rejected=names)).revision == 3
     take_back(material, CASE, 3)  # without a label map
     assert decide(material, CASE, "Eve", ReviewDecision(revision=0, looked_at=seen, rejected=names)).revision == 4
+
+
+def test_what_was_drawn_can_be_saved_though_a_round_has_labeled_the_case_since(made: MadeReview) -> None:
+    material = made.material()
+    names, former, newest = material.labels.names, material.label_hash(CASE, 1), material.label_hash(CASE, 2)
+    assert former != newest
+    drawn = np.ones_like(material.label_map(material.unlabeled[CASE], "former", 2).indices_zyx)
+    decided = ReviewDecision(revision=0, looked_at=former, accepted=names[:1])
+    for without in (decided, dataclasses.replace(decided, accepted=(), rejected=names[:1])):
+        with pytest.raises(InUseError, match="made anew meanwhile"):
+            decide(material, CASE, "Ann", without)
+    review = decide(material, CASE, "Ann", dataclasses.replace(decided, indices_zyx=drawn))
+    assert (review.round, review.looked_at, review.own_map) == (1, former, True)
+    assert np.array_equal(material.label_map(material.unlabeled[CASE], "reviewed", 2).indices_zyx, drawn)
+    selection, reviews = made.taken()
+    assert {each.case_id: each.source for each in selection.selected}[CASE] == "accepted"
+    assert np.unique(reviews.stores[Stage.FINE].open(CASE).label_zyx).tolist() == [1]
+    # Before there was any, or of one that was drawn anew since and is not known any more.
+    for revision, looked_at, number in ((1, "", 0), (2, "unknown", 2), (3, newest, 2)):
+        again = dataclasses.replace(decided, revision=revision, looked_at=looked_at, indices_zyx=drawn)
+        assert decide(material, CASE, "Ann", again).round == number
 
 
 def test_what_is_refused_leaves_no_label_map(made: MadeReview) -> None:
@@ -135,14 +179,15 @@ def test_one_tab_has_a_case_until_it_is_closed_or_silent() -> None:
     assert tabs.claim("a", "tab 2", "Bob") == "Ann"
     with pytest.raises(InUseError, match="Ann has case 'a' open"):
         tabs.require("a", "tab 2", "Bob")
-    now[0] = 40.0
+    now[0] = 61.0  # a browser runs what a hidden tab does now and then once a minute
+    assert tabs.claim("a", "tab 2", "Bob") == "Ann"
     assert tabs.claim("a", "tab 1", "Ann") is None  # still there
-    now[0] = 80.0
+    now[0] = 130.0
     assert tabs.claim("a", "tab 2", "Bob") == "Ann"
     assert tabs.claim("b", "tab 1", "Ann") is None  # and gone on to another case
     assert tabs.claim("a", "tab 2", "Bob") is None
     assert tabs.holders() == {"a": "Bob", "b": "Ann"}
     tabs.release("tab 2")
-    now[0] = 200.0
+    now[0] = 251.0
     assert tabs.holders() == {}
     assert tabs.claim("b", "tab 2", "Bob") is None

@@ -10,8 +10,10 @@ import SimpleITK as sitk
 from flaresemi.cli import review as command
 from flaresemi.errors import ConfigError, DatasetError
 from flaresemi.io.images import read_grid, read_image, read_label_map, write_label_map
-from flaresemi.review.exchange import SLICER_TABLE, SNAP_TABLE, OrganChange, changes, export_queue, import_corrections
-from flaresemi.reviews import reviewed_label
+from flaresemi.review.corrections import OrganChange, changes, import_corrections
+from flaresemi.review.decisions import ReviewDecision, decide
+from flaresemi.review.exchange import SLICER_TABLE, SNAP_TABLE, export_queue
+from flaresemi.reviews import Review, reviewed_label
 from tests.review.made_review import MadeReview
 
 CASES = ["phantom_0004", "phantom_0005", "phantom_0006"]
@@ -34,6 +36,14 @@ def change(path: Path, value: int) -> int:
     return changed
 
 
+def save_again(path: Path) -> None:
+    """Saves a label map with another program, which writes the same voxels into another file."""
+    before = path.read_bytes()
+    image = sitk.ReadImage(str(path))
+    sitk.WriteImage(sitk.Cast(image, sitk.sitkInt16), str(path))
+    assert path.read_bytes() != before
+
+
 def test_out_and_back(made: MadeReview, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "queue"
     assert command.main([*words(made), "--export-queue", str(out), "--most", "2"]) == 0
@@ -52,6 +62,7 @@ def test_out_and_back(made: MadeReview, tmp_path: Path, capsys: pytest.CaptureFi
     why = (out / "queue.csv").read_text(encoding="utf-8")
     assert "not found, though every labeled case has it: spleen" in why
     count = change(out / "labels" / f"{CASES[0]}.nii.gz", 3)
+    save_again(out / "labels" / f"{CASES[1]}.nii.gz")
     assert command.main([*words(made), "--import-corrections", str(out), "--by", "Ann"]) == 0
     told = capsys.readouterr().out
     assert f"spleen +{count} voxels" in told
@@ -91,6 +102,78 @@ def test_what_does_not_fit_is_refused_by_name_and_the_rest_is_taken(made: MadeRe
     table.write_text(table.read_text(encoding="utf-8").replace('"liver"', '"spleen"', 1), encoding="utf-8")
     with pytest.raises(DatasetError, match="value 1 is 'spleen' in this table, and 'liver' in the dataset"):
         import_corrections(material, out, "Ann")
+
+
+def decided_on_the_page(made: MadeReview, **more: object) -> Review:
+    """The spleen was drawn, the liver accepted, the gallbladder rejected."""
+    material = made.material()
+    drawn = material.label_map(material.unlabeled[CASES[0]], "newest", 2).indices_zyx.copy()
+    drawn[20:25, 20:25, 20:25] = 3
+    marks = {"corrected": ("spleen",), "accepted": ("liver",), "rejected": ("gallbladder",)} | more
+    decision = ReviewDecision(revision=0, looked_at=material.label_hash(CASES[0], 2), indices_zyx=drawn, **marks)
+    return decide(material, CASES[0], "Bob", decision)
+
+
+@pytest.mark.parametrize(
+    ("organs", "value", "corrected", "accepted", "rejected"),
+    [
+        (["pancreas"], 4, ["spleen", "pancreas"], ["liver"], ["gallbladder"]),
+        (["gallbladder", "liver"], 9, ["liver", "spleen", "gallbladder"], [], []),
+        (None, 4, "all others", [], ["gallbladder"]),
+        (None, 9, "all", [], []),  # the gallbladder was drawn
+    ],
+)
+def test_what_was_decided_before_the_export_stays(
+    made: MadeReview,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    organs: list[str] | None,
+    value: int,
+    corrected: list[str] | str,
+    accepted: list[str],
+    rejected: list[str],
+) -> None:
+    before, material, out = decided_on_the_page(made), made.material(), tmp_path / "queue"
+    names = material.labels.names
+    export_queue(material, out, 3)
+    change(out / "labels" / f"{CASES[0]}.nii.gz", value)
+    taken = import_corrections(material, out, "Ann", organs)
+    assert taken[CASES[0]][names[value - 1]].added_voxels > 0
+    after = material.review(CASES[0])
+    assert (after.revision, after.by) == (before.revision + 1, "Ann")
+    if isinstance(corrected, str):
+        corrected = [name for name in names if corrected == "all" or name != "gallbladder"]
+    assert (after.corrected, after.accepted, after.rejected) == (tuple(corrected), tuple(accepted), tuple(rejected))
+    assert f"{CASES[0]}: takes the place of what Bob" in caplog.text
+    stays = {kind: getattr(after, kind) for kind in ("corrected", "accepted", "rejected")}
+    for kind, kept in (("corrected", "spleen"), ("accepted", "liver"), ("rejected", "gallbladder")):
+        is_kept = kept in stays[kind] and kept not in (names if organs is None and kind != "rejected" else organs or ())
+        assert (f"{kind} {kept}" in caplog.text) == is_kept
+    assert import_corrections(material, out, "Ann", organs) == {}  # it was taken before
+    assert material.review(CASES[0]) == after
+
+
+def test_slices_that_were_looked_at_stay_and_a_lost_label_map_is_vouched_for_no_more(
+    made: MadeReview, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, material = decided_on_the_page(made, slices=((20, 25),)), made.material()
+    export_queue(material, tmp_path / "first", 3)
+    change(tmp_path / "first" / "labels" / f"{CASES[0]}.nii.gz", 4)
+    import_corrections(material, tmp_path / "first", "Ann", ["pancreas"])
+    review = material.review(CASES[0])
+    assert (review.corrected, review.slices) == (("spleen", "pancreas"), before.slices)
+    assert "counts in slices 21 to 25 only, in which spleen was looked at" in caplog.text
+    assert import_corrections(material, tmp_path / "first", "Ann", ["pancreas"]) == {}
+    export_queue(material, tmp_path / "second", 3)
+    change(tmp_path / "second" / "labels" / f"{CASES[0]}.nii.gz", 1)
+    import_corrections(material, tmp_path / "second", "Ann", ["pancreas", "spleen"])
+    assert material.review(CASES[0]).slices == ()
+    reviewed_label(made.workspace.reviews, CASES[0], 3).unlink()
+    export_queue(material, tmp_path / "third", 3)  # the pseudo-label
+    change(tmp_path / "third" / "labels" / f"{CASES[0]}.nii.gz", 4)
+    import_corrections(material, tmp_path / "third", "Ann", ["pancreas"])
+    review = material.review(CASES[0])
+    assert (review.corrected, review.accepted, review.rejected) == (("pancreas",), (), ("gallbladder",))
 
 
 def test_a_decision_since_the_export_is_not_replaced(made: MadeReview, tmp_path: Path) -> None:
@@ -162,7 +245,7 @@ def test_an_image_that_was_exchanged_since_the_export_is_told(
     path = next((out / "labels").iterdir())
     change(path, 3)
     monkeypatch.setattr(
-        "flaresemi.review.exchange.case_versions", lambda cases, workspace: dict.fromkeys(cases, "another")
+        "flaresemi.review.corrections.case_versions", lambda cases, workspace: dict.fromkeys(cases, "another")
     )
     with pytest.raises(DatasetError, match="has another image since the export: export it again"):
         import_corrections(material, out, "Ann")

@@ -12,14 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flaresemi.dataset import load_dataset
-from flaresemi.io.case_store import CaseStore
-from flaresemi.plans import Stage, load_plans
-from flaresemi.pseudolabels.pool import PseudoLabels
-from flaresemi.records import load_record
+from flaresemi.plans import Stage
 from flaresemi.reviews import reviewed_label
-from flaresemi.rounds.reviewed import RoundReviews
-from flaresemi.selection import Selection
 from tests.browser import REQUIRED
 from tests.review.made_review import MadeReview
 
@@ -193,15 +187,54 @@ def test_a_person_reviews_and_the_next_round_follows(chromium: Any, made: MadeRe
         assert bob.page.is_disabled("#accept") and bob.page.is_disabled("#save") and bob.page.is_hidden("#draw")
         assert [*ann.problems, *bob.problems] == []
     # What the next round makes of it.
-    plans, folder = load_plans(made.workspace.plans), made.workspace.round("0", 2)
-    pseudo = PseudoLabels(folder, {Stage.FINE: CaseStore(made.workspace.preprocessed(Stage.FINE))})
-    reviews = RoundReviews(made.workspace, load_dataset(made.dataset), plans.labels, pseudo)
-    chosen = reviews.applied(load_record(folder.selection, Selection), tuple(material.scores(2).values()), {})
+    chosen, reviews = made.taken()
     by_name = {case.case_id: case for case in chosen.selected}
     assert (by_name[CASE].source, by_name[CASE].supervised) == ("corrected", names)
     assert chosen.rejected["phantom_0005"].startswith("rejected by Ann")
     label = np.asarray(reviews.stores[Stage.FINE].open(CASE).label_zyx)
     assert np.count_nonzero(label == 3) > 0
+
+
+@pytest.mark.timeout(600)
+def test_what_is_drawn_or_chosen_and_then_accepted_is_what_is_trained_on(chromium: Any, made: MadeReview) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    fine = f"reviewing.state.items.find(each => each.id === '{CASE}').review?.revision"
+    with serving(made) as client:
+        ann = Person(chromium, f"{client.origin}/{TOKEN}/")
+        page = ann.page
+        ann.open(CASE)
+        page.get_by_role("button", name="spleen", exact=True).click()
+        page.click("[data-tool=brush]")
+        ann.drag((0.45, 0.5), (0.55, 0.5))
+        ann.wait_for("reviewing.viewer.done.length === 1")
+        page.get_by_label("accept spleen").click()  # no more than that
+        page.click("#save")
+        ann.wait_for(f"{fine} === 1 && reviewing.state.busy === 0")
+        selection, reviews = made.taken()
+        (case,) = [each for each in selection.selected if each.case_id == CASE]
+        assert (case.source, "spleen" in case.supervised) == ("accepted", True)
+        assert np.count_nonzero(np.asarray(reviews.stores[Stage.FINE].open(CASE).label_zyx) == 3) > 0
+        page.select_option("#which", "former")
+        ann.wait_for("reviewing.state.busy === 0 && reviewing.state.which === 'former'")
+        spleen = ann.voxels(3)
+        page.get_by_label("accept spleen").click()
+        page.click("#save")
+        ann.wait_for(f"{fine} === 2 && reviewing.state.busy === 0")
+        selection, reviews = made.taken()
+        (case,) = [each for each in selection.selected if each.case_id == CASE]
+        assert (case.source, "spleen" in case.supervised) == ("accepted", True)
+        label = np.asarray(reviews.stores[Stage.FINE].open(CASE).label_zyx)
+        assert (spleen > 0) == (np.count_nonzero(label == 3) > 0)
+        # Without a stroke, what was reviewed is shown and sent again.
+        assert page.input_value("#which") == "reviewed"
+        page.get_by_label("accept liver").click()
+        page.click("#save")
+        ann.wait_for(f"{fine} === 3 && reviewing.state.busy === 0")
+        (case,) = [each for each in made.taken()[0].selected if each.case_id == CASE]
+        assert case.source == "accepted"
+        assert ann.problems == []
+        page.close()
 
 
 @pytest.mark.timeout(600)
@@ -279,6 +312,81 @@ def test_what_was_decided_about_one_label_map_is_not_said_of_another(chromium: A
         assert "missing or has changed: decide again" in page.inner_text("#former-decision")
         assert (page.input_value("#which"), page.evaluate(pressed)) == ("newest", 0)
         assert ann.voxels(1) > 0
+        assert ann.problems == []
+        page.close()
+
+
+@pytest.mark.timeout(600)
+def test_what_is_changed_while_a_decision_is_saved_is_not_saved_with_it(chromium: Any, made: MadeReview) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    material, held = made.material(), list[Any]()
+    stays = "window.asked = 0; window.confirm = () => { window.asked++; return false }; undefined"
+    with serving(made) as client:
+        ann = Person(chromium, f"{client.origin}/{TOKEN}/")
+        page = ann.page
+        page.evaluate(stays)
+        page.route("**/api/decision?*", lambda route: held.append(route))  # a slow network
+        ann.open(CASE)
+        page.get_by_label("reject liver").click()
+        page.keyboard.press("n")
+        ann.wait_for("reviewing.state.busy === 1")
+        page.fill("#note", "blurred")
+        page.get_by_label("reject spleen").click()
+        page.keyboard.press("s")  # one after the other
+        page.wait_for_timeout(300)
+        assert len(held) == 1
+        held.pop().continue_()
+        ann.wait_for("reviewing.state.open.review !== null && reviewing.state.busy === 0")
+        assert (material.review(CASE).rejected, material.review(CASE).note) == (("liver",), "")
+        assert page.evaluate("reviewing.state.dirty") and "(not saved)" in page.inner_text("#decision-text")
+        # The next case is opened only where nothing would be lost.
+        assert page.evaluate("window.asked") == 1
+        assert page.evaluate("reviewing.state.open.id") == CASE
+        # Nothing of the answer is said of another case that was opened meanwhile.
+        page.evaluate("window.confirm = () => true; undefined")
+        page.focus("#canvas")
+        page.keyboard.press("s")
+        page.wait_for_timeout(300)
+        page.click("#queue button[data-id=phantom_0005]")
+        ann.wait_for("reviewing.state.open.id === 'phantom_0005' && reviewing.state.busy === 1")
+        page.get_by_label("reject liver").click()
+        held.pop().continue_()
+        ann.wait_for(f"reviewing.state.items.find(each => each.id === '{CASE}').review.revision === 2")
+        ann.wait_for("reviewing.state.busy === 0")
+        assert (material.review(CASE).rejected, material.review(CASE).note) == (("liver", "spleen"), "blurred")
+        assert page.evaluate("[reviewing.state.open.id, reviewing.state.dirty]") == ["phantom_0005", True]
+        assert page.inner_text("#case-name") == "phantom_0005"
+        assert ann.problems == []
+        page.close()
+
+
+@pytest.mark.timeout(600)
+def test_who_takes_a_decision_back_is_asked_about_what_is_not_saved(chromium: Any, made: MadeReview) -> None:
+    from tests.review.made_client import TOKEN, serving
+
+    with serving(made) as client:
+        ann = Person(chromium, f"{client.origin}/{TOKEN}/")
+        page = ann.page
+        ann.open(CASE)
+        page.get_by_label("reject liver").click()
+        page.click("#save")
+        ann.wait_for("reviewing.state.open.review !== null && reviewing.state.busy === 0")
+        page.get_by_role("button", name="spleen", exact=True).click()
+        page.click("[data-tool=brush]")
+        ann.drag((0.45, 0.5), (0.55, 0.5))
+        ann.wait_for("reviewing.viewer.done.length === 1")
+        drawn = ann.voxels(3)
+        page.evaluate("window.confirm = text => !text?.includes('is not saved')")
+        page.click("#take-back")
+        page.wait_for_timeout(500)
+        assert made.material().review(CASE) is not None
+        assert page.evaluate("reviewing.state.dirty") and ann.voxels(3) == drawn
+        page.evaluate("window.confirm = () => true")
+        page.click("#take-back")
+        ann.wait_for("reviewing.state.open.review === null && reviewing.state.busy === 0")
+        assert made.material().review(CASE) is None
+        assert not page.evaluate("reviewing.state.dirty") and ann.voxels(3) == 0
         assert ann.problems == []
         page.close()
 
@@ -470,5 +578,17 @@ def test_everything_can_be_done_with_keys(chromium: Any, made: MadeReview) -> No
         page.focus("#canvas")
         page.keyboard.press("Control+z")
         assert page.evaluate(marks) == {other: "accepted", "spleen": "corrected"}
+        # A stroke leaves alone what was said of an organ that it does not touch, whatever was drawn there before.
+        page.keyboard.press("Control+Shift+Z")
+        page.get_by_label("reject spleen").click()
+        page.focus("#canvas")
+        for key in (",", ",", *["PageUp"] * 4):  # the liver, far from the first dab
+            page.keyboard.press(key)
+        page.keyboard.press("Enter")
+        ann.wait_for("reviewing.viewer.done.length === 2")
+        told = page.evaluate(marks)
+        assert (told["liver"], told["spleen"]) == ("corrected", "rejected")
+        page.keyboard.press("Control+z")
+        assert page.evaluate(marks)["spleen"] == "rejected"
         assert ann.problems == []
         page.close()

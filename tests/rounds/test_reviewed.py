@@ -203,7 +203,7 @@ def trainer(round: Round) -> SemiSupervisedTrainer:
 def test_a_corrected_case_is_a_labeled_one_in_the_organs_and_slices_looked_at(place: tuple[Workspace, Path]) -> None:
     round = make_round(place, TAKE_NONE)
     names = round.plans.labels.names
-    decide(round, values(round), corrected=names[1:3], slices=((12, 20),))
+    decide(round, values(round), corrected=names[1:2], accepted=names[2:3], slices=((12, 20),))
     assert round.run(last_step="select") is not None
     selected = load_record(round.folder.selection, Selection).selected
     assert [(case.source, case.supervised) for case in selected] == [("corrected", names[1:3])]
@@ -215,6 +215,7 @@ def test_a_corrected_case_is_a_labeled_one_in_the_organs_and_slices_looked_at(pl
     ignored = label == round.plans.labels.ignored
     assert set(np.unique(label)) == {0, 2, 3, round.plans.labels.ignored}
     assert 0.6 < ignored.mean() < 0.9  # 8 of 40 slices were looked at
+    assert ignored[[0, -1]].all()  # and in the others the accepted organ is not known, either
     assert stored.record.supervised == (2, 3)
     sample = trainer(round).case_sampler(cases)[(0, 0)]
     assert sample.label_bzyx.min() >= -1
@@ -255,13 +256,26 @@ def test_an_accepted_label_map_outlasts_the_round_that_drew_it(place: tuple[Work
     decide(round, values(round), accepted=names[1:2], looked_at=own)
     round.run(last_step="select")
     assert load_record(round.folder.selection, Selection).selected[0].source == "pseudo"  # it is this very map
-    decide(round, values(round), accepted=names[1:2], looked_at="of another round")
+    for decided in ({"looked_at": "of another round"}, {"looked_at": own, "own_map": True}):
+        decide(round, values(round), accepted=names[1:2], **decided)
+        round = make_round(place)
+        round.run(last_step="select")
+        case = load_record(round.folder.selection, Selection).selected[0]
+        assert (case.source, case.supervised) == ("accepted", names)
+        label = np.asarray(round.reviews.stores[Stage.FINE].open(case.case_id).label_zyx)
+        assert set(np.unique(label)) == {1, 2}  # the third organ was not accepted
+    decide(round, values(round), accepted=names[1:3], looked_at=own, own_map=True)  # the same map, of which more counts
     round = make_round(place)
     round.run(last_step="select")
-    case = load_record(round.folder.selection, Selection).selected[0]
-    assert (case.source, case.supervised) == ("accepted", names)
     label = np.asarray(round.reviews.stores[Stage.FINE].open(case.case_id).label_zyx)
-    assert set(np.unique(label)) == {1, 2}  # the third organ was not accepted
+    assert set(np.unique(label)) == {1, 2, 3}
+    decide(round, values(round), corrected=names[1:2], own_map=True)  # or less, and as a label
+    round = make_round(place)
+    round.run(last_step="select")
+    assert round.reviews.stores[Stage.FINE].record(case.case_id).supervised == (2,)
+    decide(round, values(round), accepted=names[1:3], looked_at=own, own_map=True)
+    round = make_round(place)
+    round.run(last_step="select")
     assert [each.is_pseudo for each in trainer(round).training_cases() if each.case_id == case.case_id] == [True]
     shutil.rmtree(round.folder.reviewed(Stage.FINE))
     round.run(last_step="select")

@@ -11,6 +11,7 @@ export class LabelMap {
     this.voxels = bytes ?? new Uint8Array(nx * ny * nz)
     this.original = new Map() // by axial slice, as it came, where something was drawn
     this.differs = new Int32Array(256) // by class, how many voxels were taken from or given to it
+    this.since = new Uint8Array(256) // by class, whether voxels were taken from or given to it since `touched` was asked
     this.done = []
     this.undone = []
     this.stroke = null
@@ -55,6 +56,7 @@ export class LabelMap {
     if (value !== came) { this.differs[value]++; this.differs[came]++ }
     this.table[z * 256 + old]--
     this.table[z * 256 + value]++
+    this.since[old] = this.since[value] = 1
     this.voxels[i] = value
   }
 
@@ -62,6 +64,14 @@ export class LabelMap {
   changed() {
     const found = new Set()
     for (let value = 1; value < 256; value++) if (this.differs[value] > 0) found.add(value)
+    return found
+  }
+
+  // Classes of which voxels were set since this was asked before.
+  touched() {
+    const found = new Set()
+    for (let value = 1; value < 256; value++) if (this.since[value]) found.add(value)
+    this.since.fill(0)
     return found
   }
 

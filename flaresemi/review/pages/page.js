@@ -19,7 +19,10 @@ const state = {
   marks: new Map(), // by organ: accepted, rejected or corrected
   before: new Map(), // by organ that drawing has marked as corrected, its mark before that
   readonly: null, // why nothing may be changed
-  dirty: false, which: 'newest', channel: 0, window: 0, view: 'multi', seen: 0, busy: 0, compared: false,
+  dirty: false, // whether something is not saved
+  edits: 0, // how often something was changed, so that only what was sent counts as saved
+  saving: false,
+  which: 'newest', channel: 0, window: 0, view: 'multi', seen: 0, busy: 0, compared: false,
 }
 
 const viewer = new Viewer($('canvas'))
@@ -389,8 +392,14 @@ function organMarks(each) {
   return made
 }
 
-function changed() {
+// What is shown differs from what is saved.
+function edited() {
   state.dirty = true
+  state.edits++
+}
+
+function changed() {
+  edited()
   organs()
   decision()
 }
@@ -419,12 +428,13 @@ function decision() {
   for (const button of document.querySelectorAll('[data-tool]')) button.setAttribute('aria-pressed', button.dataset.tool === viewer.pen.tool)
 }
 
-// Every organ of a class that was drawn on is corrected; where all of that was undone, it is marked as it was.
+// Every organ of a class that was just drawn on is corrected, and what a person says of the others stays; where all that was
+// drawn of an organ was undone, it is marked as it was.
 function drawn() {
-  const found = viewer.labels.changed()
-  const organs = new Set(state.info.classes.filter(each => found.has(each.index)).flatMap(each => each.organs ?? []))
+  const of = found => new Set(state.info.classes.filter(each => found.has(each.index)).flatMap(each => each.organs ?? []))
+  const organs = of(viewer.labels.changed()), touched = of(viewer.labels.touched())
   for (const organ of organs) {
-    if (state.marks.get(organ) === 'corrected') continue
+    if (!touched.has(organ) || state.marks.get(organ) === 'corrected') continue
     state.before.set(organ, state.marks.get(organ))
     state.marks.set(organ, 'corrected')
   }
@@ -470,26 +480,30 @@ function fill(kind) {
 }
 
 async function save(next = false) {
-  if ($('save').disabled) return
-  const facts = state.open, following = next ? neighbor(1)?.id : null
+  if ($('save').disabled || state.saving) return
+  const facts = state.open, { edits } = state, following = next ? neighbor(1)?.id : null
   const named = kind => state.info.organs.filter(organ => state.marks.get(organ) === kind)
   const corrected = named('corrected'), accepted = named('accepted')
   const said = { revision: facts.review?.revision ?? 0, looked_at: facts.label_hash, image: facts.image, accepted, rejected: named('rejected'), corrected,
     slices: slices(corrected), note: $('note').value.trim() }
   const showsOther = $('which').value !== 'newest'
   const needsMap = corrected.length > 0 || (accepted.length > 0 && (showsOther || viewer.isDrawn))
+  state.saving = true
   busy('Saving')
   try {
     const label = needsMap ? await packed(viewer.bitmap) : null
     const review = await tell('decision', said, label, { id: facts.id })
-    state.dirty = false
     facts.review = review
     facts.has_reviewed = review.label_revision > 0
+    if (state.open === facts && state.edits === edits) state.dirty = false
     toast(`Saved: ${facts.id}, revision ${review.revision}. The next round uses it.`)
     await refresh()
-    if (following && following !== facts.id) await open(following, { again: true })
-    else { sources(needsMap ? 'reviewed' : $('which').value); describe() }
+    if (state.open !== facts) return
+    sources(needsMap ? 'reviewed' : $('which').value)
+    describe()
+    if (following && following !== facts.id) await open(following)
   } finally {
+    state.saving = false
     busy(null)
   }
 }
@@ -509,12 +523,11 @@ function slices(corrected) {
 
 async function takeBack() {
   const facts = state.open
-  if (!facts?.review || state.readonly !== null || !confirm(`Take back what ${facts.review.by} decided about ${facts.id}?`)) return
+  if (!facts?.review || state.readonly !== null || !leave() || !confirm(`Take back what ${facts.review.by} decided about ${facts.id}?`)) return
   await tell('take-back', { id: facts.id, revision: facts.review.revision })
   toast(`Taken back: ${facts.id}`)
-  state.dirty = false
   await refresh()
-  await open(facts.id, { again: true })
+  if (state.open === facts) await open(facts.id, { again: true })
 }
 
 // Location, keys and the rest of the page.
@@ -654,7 +667,7 @@ function wire() {
     save: () => save(), 'save-next': () => save(true), 'take-back': takeBack, 'help-open': () => $('help').showModal(),
   }
   for (const [id, work] of Object.entries(clicks)) $(id).addEventListener('click', () => attempt(work))
-  for (const id of ['note', 'first', 'last']) $(id).addEventListener('input', () => { state.dirty = true; decision() })
+  for (const id of ['note', 'first', 'last']) $(id).addEventListener('input', () => { edited(); decision() })
   $('keys').replaceChildren(...KEYS.flatMap(([keys, text]) => [part('span', '', ''), part('span', 'quiet', text)].map((each, n) => {
     if (n === 0) each.append(part('kbd', '', keys))
     return each
