@@ -89,14 +89,19 @@ def supervision(
     return prepare_labels(teaching, task, usable_dataset(options, workspace), workspace, ranks=ranks)
 
 
-def refuse_other_dataset(options: argparse.Namespace, task: TrainingTask, workspace: Workspace) -> None:
+def refuse_other_dataset(
+    options: argparse.Namespace, task: TrainingTask, workspace: Workspace, dataset: Dataset | None
+) -> None:
     """Checks that the cases of a training still are what they were prepared from, where the dataset is at hand.
+
+    Args:
+        dataset: See `dataset_at_hand`.
 
     Raises:
         FlaresemiError: they are not, or the dataset is not there and will be needed for the validation.
     """
     try:
-        dataset = usable_dataset(options, workspace)
+        dataset = dataset or usable_dataset(options, workspace)  # which says what is wrong
     except DatasetError as problem:
         if task.validation and not options.no_validation:
             raise
@@ -109,6 +114,14 @@ def refuse_other_dataset(options: argparse.Namespace, task: TrainingTask, worksp
 def usable_dataset(options: argparse.Namespace, workspace: Workspace) -> Dataset:
     """The dataset without the cases that were left out."""
     return usable_cases(load_dataset(options.dataset), workspace)
+
+
+def dataset_at_hand(options: argparse.Namespace, workspace: Workspace) -> Dataset | None:
+    """The same; None where it is not there: what is prepared can be trained on without it."""
+    try:
+        return usable_dataset(options, workspace)
+    except DatasetError:
+        return None
 
 
 def configuration(folder: ModelFolder, options: argparse.Namespace, *, resume: bool) -> TrainingConfig:

@@ -136,15 +136,18 @@ class Trainer:
         ]
 
     def unlabeled_cases(self) -> list[TrainingCase]:
-        """All prepared cases without a label map, as samples in their own right, for trainers that learn from them.
+        """The prepared unlabeled cases, as samples in their own right, for trainers that learn from them.
+
+        Those of a group of which the fold holds cases out are not among them.
 
         Raises:
             ConfigError: there are none.
+            DatasetError: they are not known, the dataset not being at hand.
         """
         found = unlabeled_cases(self.task)
         if not found:
             raise ConfigError(
-                f"trainer '{self.config.trainer}' learns from unlabeled cases, and none is prepared",
+                f"trainer '{self.config.trainer}' learns from unlabeled cases, and none that it may use is prepared",
                 where=self.task.store.folder,
                 fix="put them into unlabeled_image or imagesUn and run flaresemi_plan_and_preprocess again",
             )
