@@ -19,7 +19,7 @@ from flaresemi.planning.preparation import refuse_changed
 from flaresemi.plans import load_plans
 from flaresemi.training.config import MAY_CHANGE, TrainingConfig
 from flaresemi.training.distillation import begin_teaching, caution, prepare_labels
-from flaresemi.training.resuming import has_state, load_state
+from flaresemi.training.resuming import has_state, load_state, refuse_fewer
 from flaresemi.training.runs import recorded_config, recorded_teaching, refuse_foreign_files
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
@@ -189,10 +189,5 @@ def is_complete(folder: ModelFolder, config: TrainingConfig) -> bool:
     except CheckpointError as problem:
         logger.warning("%s", problem)
     wanted = config.fixed_iterations or latest.total_iterations
-    if latest.iteration > wanted:
-        raise CheckpointError(
-            f"this training has {latest.iteration} iterations already, more than the {wanted} asked for",
-            where=folder.latest,
-            fix="ask for more, or begin anew with --restart",
-        )
+    refuse_fewer(latest, wanted, folder)
     return latest.iteration == wanted

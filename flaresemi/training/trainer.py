@@ -38,7 +38,7 @@ from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss, usu
 from flaresemi.training.monitoring import Monitor, progress, quick_validation
 from flaresemi.training.optimization import Optimization
 from flaresemi.training.patches import Batch, ReadBatch
-from flaresemi.training.resuming import load_state, save_state
+from flaresemi.training.resuming import load_state, refuse_fewer, save_state
 from flaresemi.training.sampling import AddressSampler, PatchSampler, Samples, TrainingCase
 from flaresemi.training.schedule import Schedule, build_optimizer
 from flaresemi.training.starting import Start, start_from
@@ -466,6 +466,8 @@ class Trainer:
     def _schedule_anew(self, resume: bool) -> Schedule:
         """That of a training without a record: a new one, or one that has lost it."""
         if self.config.fixed_iterations:
+            if resume:
+                refuse_fewer(load_state(self.task.folder), self.config.fixed_iterations, self.task.folder)
             return Schedule(self._resolve(self.config.fixed_iterations))
         if resume:
             return kept_schedule(load_state(self.task.folder, with_training_state=True), self._resolve)

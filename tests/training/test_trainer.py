@@ -123,6 +123,18 @@ def test_a_finished_training_can_be_extended(make_task: MakeTask, quick_config: 
     assert len(load_record(task.folder.run_record, RunRecord).continued) == 1
 
 
+def test_a_training_is_not_made_shorter_than_it_is(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    task = make_task()
+    assert not Trainer(task, quick_config, device=CPU, stop_requested=StopAfter(4)).fit()
+    shorter = dataclasses.replace(quick_config, iterations=2)
+    with pytest.raises(CheckpointError, match="has 4 iterations already, more than the 2 asked for"):
+        Trainer(task, shorter, device=CPU).fit(resume=True)
+    task.folder.run_record.unlink()
+    with pytest.raises(CheckpointError, match="has 4 iterations already, more than the 2 asked for"):
+        Trainer(task, shorter, device=CPU).fit(resume=True)
+    assert not task.folder.final.exists()
+
+
 def test_other_plans_are_refused(make_task: MakeTask, quick_config: TrainingConfig) -> None:
     task = make_task()
     Trainer(task, quick_config, device=CPU, stop_requested=StopAfter(2)).fit()
