@@ -178,6 +178,7 @@ class Trainer:
         return DeepSupervisionLoss(SegmentationLoss(labels.regions, size_power=size_power))
 
     def build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
+        """Of the network; groups with different learning rates keep their ratios to `recipe.learning_rate`."""
         return build_optimizer(recipe, list(self.network.parameters()))
 
     def build_augmentation(self, strength: str) -> Augmentation | None:
@@ -414,6 +415,7 @@ class Trainer:
             self.network,
             self.build_optimizer(schedule.recipe),
             self.precision,
+            learning_rate=schedule.recipe.learning_rate,
             gradient_clip=self.config.gradient_clip,
             ema_decay=self.config.ema_decay,
         )
