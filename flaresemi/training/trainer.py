@@ -166,7 +166,7 @@ class Trainer:
     def first_weights(self) -> Start | None:
         """Puts what fits of the model `init_from` into the network; None where that is all of it."""
         task, path = self.task, Path(self.config.init_from or "")
-        return start_from(self.network, task.labels, task.channels, path, task.plan.stage)
+        return start_from(self.network, task.plan.network, task.labels, task.channels, path, task.plan.stage)
 
     def build_loss(self) -> nn.Module:
         """Takes (outputs, target_bzyx, supervised_bc), gives a loss per sample; targets may be `IGNORED`.
