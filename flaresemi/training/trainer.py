@@ -530,7 +530,8 @@ class Trainer:
         """Axes that the user or the anatomy asks for, whether or not the sides of all organs are known."""
         if self.config.mirror_axes is not None:
             return self.config.mirror_axes
-        pair = anatomy.one_sided(self.task.store, self.task.training, self.task.labels)
+        task = self.task
+        pair = anatomy.one_sided(task.store, task.training, task.labels, voxel_mm=task.plan.spacing_zyx_mm[2])
         if pair is None:
             return (2,)
         logger.info("patients are not mirrored: %s always lies to the same side of %s", *pair)
