@@ -79,6 +79,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
             if ranks.is_main:
                 alone.enter_context(working_alone(workspace.lock("models", f"fold_{task.fold}", stage.value), command))
                 refuse_other_dataset(options, task, workspace, dataset)
+            ranks.barrier()  # files that look changed are read
             resume = resumes(task.folder, options, ranks)
             semi = supervision(options, task, workspace, ranks, resume=resume)
             config = configuration(task.folder, options, resume=resume)

@@ -281,6 +281,7 @@ class Trainer:
             if self.schedule.ends_epoch(self.iteration):
                 with self.budget.aside("validation" if self._is_validating else "epoch"):
                     monitor.add(self._end_epoch(time.monotonic() - epoch_started))
+                    self.ranks.barrier()  # which waits as long as the first one validates and draws
                 epoch_started = time.monotonic()
             stop = self.ranks.any(self.stop_requested())
             if stop or self.ranks.any(time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes):
@@ -294,8 +295,10 @@ class Trainer:
             if self.budget.decides:
                 self._keep_to_budget()
                 bar.total = self.schedule.total_iterations
-        if self.ranks.is_main and self.iteration == first:  # it was complete, but its final weights are lost
-            self._save_final()
+        if self.iteration == first:  # it was complete, but its final weights are lost
+            if self.ranks.is_main:
+                self._save_final()
+            self.ranks.barrier()
         self._save_latest()
         return True
 
@@ -328,7 +331,6 @@ class Trainer:
             if self._is_validating:
                 row |= self._validate()
             append_row(self.task.folder.history, row)
-        self.ranks.barrier()
         return row
 
     def _refuse_not_finite(self, loss: float) -> None:
@@ -519,6 +521,8 @@ class Trainer:
                     self._save_final()
                 else:
                     save_checkpoint(self.task.folder.snapshot(percent), self._checkpoint())
+        if percent == 100:
+            self.ranks.barrier()
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:
