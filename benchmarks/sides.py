@@ -17,7 +17,7 @@ import running
 
 from flaresemi.io.images import read_label_map
 from flaresemi.sides import find_sides
-from flaresemi.training.anatomy import LEAST_CASES, ONE_SIDED_SDS, ONE_SIDED_VOXELS
+from flaresemi.training.anatomy import LEAST_CASES, ONE_SIDED_MM, ONE_SIDED_SDS, ONE_SIDED_VOXELS
 
 CHOICES = 1000
 MOST_CASES = 120
@@ -41,15 +41,14 @@ def main() -> None:
     alone = [name for name in values if name not in {each for pair in pairs for each in pair}]
     places = {name: np.array([row[name] for row in rows]) for name in alone}
     places |= {f"{a} and {b}": np.array([(row[a] + row[b]) / 2 for row in rows]) for a, b in pairs}
+    apart = min(ONE_SIDED_VOXELS, ONE_SIDED_MM / options.voxel_mm)
     generator, seen = np.random.default_rng(0), collections.Counter[tuple[str, str]]()
     for _ in range(CHOICES):
         chosen = generator.choice(len(rows), options.labeled, replace=False)
         for one, other in itertools.combinations(places, 2):
             offsets = places[one][chosen] - places[other][chosen]
             offsets = offsets[np.isfinite(offsets)]
-            least = (
-                max(ONE_SIDED_SDS * offsets.std(ddof=1), ONE_SIDED_VOXELS) if len(offsets) >= LEAST_CASES else np.inf
-            )
+            least = max(ONE_SIDED_SDS * offsets.std(ddof=1), apart) if len(offsets) >= LEAST_CASES else np.inf
             seen[one, other] += bool(len(offsets) and abs(offsets.mean()) > least)
     for (one, other), count in seen.most_common():
         print(f"{one} beside {other}: {count} of {CHOICES}")

@@ -88,6 +88,11 @@ class Dataset:
         groups = {case.group for case in self.labeled if case.id in case_ids and case.group is not None}
         return {case.id: case.group for case in self.unlabeled if case.group is not None and case.group in groups}
 
+    def learnable(self, held_out: Collection[str]) -> tuple[str, ...]:
+        """The names of the unlabeled cases that a training which these labeled cases judge may learn from."""
+        relatives = self.unlabeled_relatives(held_out)
+        return tuple(case.id for case in self.unlabeled if case.id not in relatives)
+
 
 def load_dataset(root: Path) -> Dataset:
     """Finds the cases of a folder in either layout and reads its dataset.json, where there is one.

@@ -18,6 +18,7 @@ from flaresemi.cli.training_options import training_parser
 from flaresemi.cli.training_start import (
     clear,
     configuration,
+    dataset_at_hand,
     is_complete,
     refuse_other_dataset,
     resumes,
@@ -70,13 +71,15 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
     with contextlib.ExitStack() as alone:  # to the end of the validation, when the ranks have parted
         with join_ranks(device.type) as ranks, stopping as signals:
             device = ranks.device(device)
-            task = load_task(workspace, stage, options.fold)
+            dataset = dataset_at_hand(options, workspace)
+            task = load_task(workspace, stage, options.fold, dataset)
             if options.profile is not None:
                 _profile(options, task, device, ranks)
                 return
             if ranks.is_main:
                 alone.enter_context(working_alone(workspace.lock("models", f"fold_{task.fold}", stage.value), command))
-                refuse_other_dataset(options, task, workspace)
+                refuse_other_dataset(options, task, workspace, dataset)
+            ranks.barrier()  # files that look changed are read
             resume = resumes(task.folder, options, ranks)
             semi = supervision(options, task, workspace, ranks, resume=resume)
             config = configuration(task.folder, options, resume=resume)

@@ -19,7 +19,7 @@ from flaresemi.planning.preparation import refuse_changed
 from flaresemi.plans import load_plans
 from flaresemi.training.config import MAY_CHANGE, TrainingConfig
 from flaresemi.training.distillation import begin_teaching, caution, prepare_labels
-from flaresemi.training.resuming import has_state, load_state
+from flaresemi.training.resuming import has_state, load_state, refuse_fewer
 from flaresemi.training.runs import recorded_config, recorded_teaching, refuse_foreign_files
 from flaresemi.training.semi_supervised import SemiSupervision
 from flaresemi.training.task import TrainingTask
@@ -89,14 +89,19 @@ def supervision(
     return prepare_labels(teaching, task, usable_dataset(options, workspace), workspace, ranks=ranks)
 
 
-def refuse_other_dataset(options: argparse.Namespace, task: TrainingTask, workspace: Workspace) -> None:
+def refuse_other_dataset(
+    options: argparse.Namespace, task: TrainingTask, workspace: Workspace, dataset: Dataset | None
+) -> None:
     """Checks that the cases of a training still are what they were prepared from, where the dataset is at hand.
+
+    Args:
+        dataset: See `dataset_at_hand`.
 
     Raises:
         FlaresemiError: they are not, or the dataset is not there and will be needed for the validation.
     """
     try:
-        dataset = usable_dataset(options, workspace)
+        dataset = dataset or usable_dataset(options, workspace)  # which says what is wrong
     except DatasetError as problem:
         if task.validation and not options.no_validation:
             raise
@@ -109,6 +114,14 @@ def refuse_other_dataset(options: argparse.Namespace, task: TrainingTask, worksp
 def usable_dataset(options: argparse.Namespace, workspace: Workspace) -> Dataset:
     """The dataset without the cases that were left out."""
     return usable_cases(load_dataset(options.dataset), workspace)
+
+
+def dataset_at_hand(options: argparse.Namespace, workspace: Workspace) -> Dataset | None:
+    """The same; None where it is not there: what is prepared can be trained on without it."""
+    try:
+        return usable_dataset(options, workspace)
+    except DatasetError:
+        return None
 
 
 def configuration(folder: ModelFolder, options: argparse.Namespace, *, resume: bool) -> TrainingConfig:
@@ -176,10 +189,5 @@ def is_complete(folder: ModelFolder, config: TrainingConfig) -> bool:
     except CheckpointError as problem:
         logger.warning("%s", problem)
     wanted = config.fixed_iterations or latest.total_iterations
-    if latest.iteration > wanted:
-        raise CheckpointError(
-            f"this training has {latest.iteration} iterations already, more than the {wanted} asked for",
-            where=folder.latest,
-            fix="ask for more, or begin anew with --restart",
-        )
+    refuse_fewer(latest, wanted, folder)
     return latest.iteration == wanted

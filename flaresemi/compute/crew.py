@@ -1,19 +1,15 @@
 """The processes of a launch of which the first decides, and the others do with it what takes long."""
 
-import datetime
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch.distributed as dist
 
-from flaresemi.compute.distributed import Ranks
+from flaresemi.compute.distributed import PATIENCE, Ranks
 from flaresemi.errors import FlaresemiError
 
 #: How the work of a launch ends: all is done, it was asked to stop, or the first process tells of an error.
 End = Literal["done", "stopped", "failed"]
-
-#: While one process works alone, the others wait; that one of them has died shows at once all the same.
-_PATIENCE = datetime.timedelta(days=365)
 
 
 class Crew:
@@ -30,7 +26,7 @@ class Crew:
         self.ranks = ranks
         self._is_broken = False
         # A group of its own, on the CPU: those of training have a time limit.
-        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if ranks.world_size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if ranks.world_size > 1 else None
 
     def together(self, own: object, work: Callable[..., Any], *sent: object, in_step: bool = False) -> list[Any]:
         """In the first process: has every process do the same piece of work.

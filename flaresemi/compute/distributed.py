@@ -23,6 +23,9 @@ LAUNCHED = "FLARESEMI_LAUNCHED"
 #: What gloo and NCCL say when another process has gone, where torch has no class for it.
 _LOSSES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport", "NCCL error")
 
+#: While one process works alone, the others wait; that one of them has died shows at once all the same.
+PATIENCE = datetime.timedelta(days=365)
+
 #: In the store of a start: that somebody tells of its failure. The first process has so long to be the one.
 _SPOKEN = "flaresemi/spoken"
 _SPEAK_SECONDS = 5.0
@@ -37,12 +40,14 @@ class Ranks:
         world_size: Number of processes.
         local_rank: Number of this process on its node, which is also its GPU.
         restarts: How often torchrun has started the processes of this node again after one of them died.
+        patient: A group of all of them without the time limit of the others; None: there is none.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     restarts: int = 0
+    patient: dist.ProcessGroup | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -56,8 +61,9 @@ class Ranks:
         return torch.device("cuda", self.local_rank)
 
     def barrier(self) -> None:
+        """Waits for all ranks, however long one of them works alone."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(self.patient)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Mean of a tensor over the ranks, on every rank."""
@@ -129,7 +135,7 @@ def join_ranks(device_type: str) -> Iterator[Ranks]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     may_leave = device_type != "cuda"  # NCCL waits for what is underway, for ever where another process has failed
     try:
-        yield ranks
+        yield dataclasses.replace(ranks, patient=dist.new_group(backend="gloo", timeout=PATIENCE))
         dist.barrier()  # a rank that left first would break the connections of those still at work
         may_leave = True
     except FlaresemiError as problem:

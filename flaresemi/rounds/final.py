@@ -132,5 +132,6 @@ def _train(round: Round, stage: Stage, selection: Selection, labels: Mapping[str
     if folder.final.exists():
         logger.info("final %s is trained", stage.value)
         return True
-    task = dataclasses.replace(round.prepared.task(stage, ALL), folder=folder, purpose="final models")
+    task = round.prepared.task(stage, ALL, round.dataset)
+    task = dataclasses.replace(task, folder=folder, purpose="final models")
     return round.fit(task, selection, labels)

@@ -114,7 +114,7 @@ class Round:
         Raises:
             FlaresemiError: labeled cases are not prepared.
         """
-        found = {stage: self.prepared.task(stage, self.fold) for stage in self.stages}
+        found = {stage: self.prepared.task(stage, self.fold, self.dataset) for stage in self.stages}
         purpose = f"round {self.number}"
         return {
             stage: dataclasses.replace(task, folder=self.folder.model(stage), purpose=purpose)

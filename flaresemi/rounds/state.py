@@ -12,7 +12,7 @@ from flaresemi.plans import NetworkArgument
 from flaresemi.pseudolabels.selecting import SelectionRule
 from flaresemi.ranges import Few, Range, Seconds, check_ranges
 from flaresemi.records import load_record, record_hash, save_record
-from flaresemi.training.config import TrainingConfig
+from flaresemi.training.config import TrainingConfig, resolve
 from flaresemi.training.mixing import Mixing
 from flaresemi.training.runs import RunRecord
 
@@ -85,21 +85,32 @@ class RoundConfig:
         round has its own seed: with one seed for all, every round would sample the patches of the labeled cases that
         its initial weights were trained on.
 
+        `auto` chooses the optimizer anew by that length, unless it was not the length alone that decided before:
+        numbers that the user gave an optimizer stay with it, and a training that was lengthened has kept its own.
+
         Args:
             supervised: The record of that training.
             teacher: The weights that labeled.
             number: Of the round.
         """
-        return dataclasses.replace(
+        total = supervised.schedule.total_iterations
+        iterations = max(round(total * self.length), 1)
+        config = dataclasses.replace(
             supervised.config,
             epochs=None,
             time_budget_seconds=None,
-            iterations=max(round(supervised.schedule.total_iterations * self.length), 1),
+            iterations=iterations,
             init_from=str(teacher) if self.start == "previous" else None,
             validations=math.ceil(supervised.config.validations * min(self.length, 1.0)),
             seed=supervised.config.seed + number,
             **self.chosen_trainer,
         )
+        optimizer = supervised.recipe.optimizer
+        has_numbers = (config.learning_rate, config.weight_decay, config.warmup_iterations) != (None, None, None)
+        stays = has_numbers or resolve(config, total).optimizer != optimizer
+        if stays and resolve(config, iterations).optimizer != optimizer:  # otherwise the record is that of before
+            return dataclasses.replace(config, optimizer=optimizer)
+        return config
 
 
 #: The defaults; and the settings of FlareSemiSeg (FLARE22, doi 10.1007/978-3-031-23911-3_1), each stated, so that they

@@ -22,8 +22,9 @@ ONE_PIECE = 0.99
 LARGEST_RATIO = 50.0
 
 #: An organ lies on one side of another where its mean offset is this many times the SD of the offset over the cases,
-#: and more than a few voxels. Chosen: with three cases, chance makes fewer than one pair in twenty look like that.
-ONE_SIDED_SDS, ONE_SIDED_VOXELS = 3.0, 3.0
+#: and more than a few voxels, or millimeters where these are less: the stages of a cascade shall see the same.
+#: Chosen: with three cases, chance makes fewer than one pair in twenty look like that.
+ONE_SIDED_SDS, ONE_SIDED_VOXELS, ONE_SIDED_MM = 3.0, 3.0, 5.0
 
 
 def organs_in_one_piece(store: CaseStore, cases: Iterable[str], labels: LabelSet) -> tuple[str, ...]:
@@ -100,7 +101,7 @@ def _is_one_piece(store: CaseStore, cases: Iterable[str], labels: LabelSet, orga
     return True
 
 
-def one_sided(store: CaseStore, cases: Sequence[str], labels: LabelSet) -> tuple[str, str] | None:
+def one_sided(store: CaseStore, cases: Sequence[str], labels: LabelSet, *, voxel_mm: float) -> tuple[str, str] | None:
     """Two organs of which one always lies to the same side of the other, or None.
 
     Where there are such, a patient mirrored left to right, with paired organs exchanged, has another anatomy, and a
@@ -111,6 +112,7 @@ def one_sided(store: CaseStore, cases: Sequence[str], labels: LabelSet) -> tuple
     Args:
         store: A stage's prepared cases.
         cases: The labeled ones to look at.
+        voxel_mm: Width of the stage's voxels, along x.
 
     Returns:
         Their names, for the user; of a pair, those of both.
@@ -127,12 +129,13 @@ def one_sided(store: CaseStore, cases: Sequence[str], labels: LabelSet) -> tuple
     alone = set(names) - {organ for pair in pairs for organ in pair}
     places = {names[organ]: centers[organ] for organ in sorted(alone)}
     places |= {f"{names[one]} and {names[other]}": (centers[one] + centers[other]) / 2 for one, other in pairs}
+    least = min(ONE_SIDED_VOXELS, ONE_SIDED_MM / voxel_mm)
     for one, other in itertools.combinations(places, 2):
         offsets = places[one] - places[other]
         offsets = offsets[np.isfinite(offsets)]
         if len(offsets) < LEAST_CASES:
             continue
-        if abs(offsets.mean()) > max(ONE_SIDED_SDS * offsets.std(ddof=1), ONE_SIDED_VOXELS):
+        if abs(offsets.mean()) > max(ONE_SIDED_SDS * offsets.std(ddof=1), least):
             return one, other
     return None
 

@@ -1,6 +1,7 @@
 """Training with a live teacher: the averaged weights label the unlabeled patches of every step anew."""
 
 import dataclasses
+import logging
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -16,6 +17,8 @@ from flaresemi.training.patches import Batch
 from flaresemi.training.sampling import LabeledAndUnlabeled, Samples
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer
 from flaresemi.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 #: Added to the seed of what is drawn of pseudo-labeled cases, and of the boxes.
 _PSEUDO, _BOXES = 1_000_003, 2_000_003
@@ -76,9 +79,29 @@ class LiveTeacherTrainer(SemiSupervisedTrainer):
             second_view=None if strength == "none" else SecondView(strength),
             seed=self.config.seed + _PSEUDO,
         )
-        of_pseudo = min(max(round(self.batch_size * self.semi.mixing.pseudo_share), 1), max(self.batch_size - 1, 1))
-        self._counts = (max(self.batch_size - of_pseudo, 1), of_pseudo)
+        self._counts = self._divided(self.batch_size)
+        if self.ranks.is_main:
+            self._tell_other_share()
         return LabeledAndUnlabeled(labeled, pseudo, *self._counts)
+
+    def _divided(self, batch_size: int) -> tuple[int, int]:
+        """How many samples of a batch are labeled and pseudo-labeled: at least one of each."""
+        of_pseudo = min(max(round(batch_size * self.semi.mixing.pseudo_share), 1), max(batch_size - 1, 1))
+        return max(batch_size - of_pseudo, 1), of_pseudo
+
+    def _tell_other_share(self) -> None:
+        """Warns where the processes, each for itself, do not draw in the ratio in which one alone would."""
+        processes = self.ranks.world_size
+        (labeled, pseudo), (labeled_alone, pseudo_alone) = self._counts, self._divided(self.batch_size * processes)
+        if pseudo * labeled_alone != pseudo_alone * labeled:
+            logger.warning(
+                "each of %d processes draws %d of %d samples from pseudo-labeled cases; one alone would draw %d of %d",
+                processes,
+                pseudo,
+                labeled + pseudo,
+                pseudo_alone,
+                labeled_alone + pseudo_alone,
+            )
 
     @property
     def samples_per_step(self) -> int:

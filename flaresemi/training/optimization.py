@@ -18,6 +18,8 @@ class Optimization:
         network: Whose weights change.
         optimizer: Of its parameters.
         precision: Whose scaler keeps small gradients.
+        learning_rate: The highest of the schedule. Groups of the optimizer that are made with different rates keep
+            their ratios to it.
         gradient_clip: Largest norm of all gradients together.
         ema_decay: Of the averaged weights; 0: none.
     """
@@ -28,6 +30,7 @@ class Optimization:
         optimizer: torch.optim.Optimizer,
         precision: Precision,
         *,
+        learning_rate: float,
         gradient_clip: float,
         ema_decay: float,
     ) -> None:
@@ -35,6 +38,8 @@ class Optimization:
         self.optimizer = optimizer
         self.precision = precision
         self.gradient_clip = gradient_clip
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._shares = [rate / learning_rate if len({*rates}) > 1 else 1.0 for rate in rates]
         self.average = AveragedWeights(network, ema_decay) if ema_decay else None
 
     def step(self, loss: torch.Tensor, learning_rate: float, iteration: int, clock: Clock) -> None:
@@ -44,8 +49,8 @@ class Optimization:
             iteration: Steps done, with this one.
             clock: Stands around `backward` and `optimizer`.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, share in zip(self.optimizer.param_groups, self._shares, strict=True):
+            group["lr"] = share * learning_rate
         with clock("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             self.precision.scaler.scale(loss).backward()

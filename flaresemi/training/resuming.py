@@ -40,3 +40,20 @@ def load_state(folder: ModelFolder, with_training_state: bool = False) -> Checkp
             raise
         logger.warning("%s\n%s takes its place, the state before", problem, folder.previous.name)
     return load_checkpoint(folder.previous, with_training_state)
+
+
+def refuse_fewer(state: Checkpoint, wanted: int | None, folder: ModelFolder) -> None:
+    """Checks that a training that goes on has not done more steps already than it shall have in all.
+
+    Args:
+        wanted: So many; None where a time budget decides.
+
+    Raises:
+        CheckpointError: it has; to end it here would leave weights whose learning rate has never fallen.
+    """
+    if wanted is not None and state.iteration > wanted:
+        raise CheckpointError(
+            f"this training has {state.iteration} iterations already, more than the {wanted} asked for",
+            where=folder.latest,
+            fix="ask for more, or begin anew with --restart",
+        )

@@ -21,7 +21,7 @@ from flaresemi.ranges import AtLeastOne, IterationsSoFar
 from flaresemi.records import from_plain, holds_record, load_json, load_record, parse_json, save_record, to_plain
 from flaresemi.training.augmentation import STRENGTHS
 from flaresemi.training.config import Recipe, TrainingConfig, lengthened
-from flaresemi.training.resuming import load_state
+from flaresemi.training.resuming import load_state, refuse_fewer
 from flaresemi.training.schedule import Decision, Schedule, marks
 from flaresemi.training.snapshots import renew_snapshots
 from flaresemi.training.starting import Start
@@ -146,7 +146,7 @@ def gone_on(
         facts: Fields that the trainer alone knows.
 
     Raises:
-        CheckpointError: there is no whole state to go on from, or it began with other cases.
+        CheckpointError: there is no whole state to go on from, it began with other cases, or it has more steps already.
         ConfigError: another package is to go on with it.
     """
     _compare_packages(record.packages, facts["packages"], task.folder.run_record)
@@ -164,6 +164,7 @@ def gone_on(
     changes = record.changes
     if changed:
         state = load_state(task.folder)
+        refuse_fewer(state, config.fixed_iterations, task.folder)
         changes += tuple(
             RunChange(iteration=state.iteration, at=now(), name=name, before=before[name], after=after[name])
             for name in changed

@@ -95,13 +95,17 @@ class SemiSupervisedTrainer(Trainer):
         super().__init__(dataclasses.replace(task, store=mixed, taught_by=semi.taught_by), config, **settings)
 
     def training_cases(self) -> list[TrainingCase]:
-        """Labeled cases, corrected ones among them, and pseudo-labeled ones, drawn in the ratio of `pseudo_share`."""
-        mixing = self.semi.mixing
-        labeled = [*super().training_cases(), *self._selected(corrected=True)]
+        """Labeled cases, corrected ones among them, and pseudo-labeled ones, drawn in the ratio of `pseudo_share`.
+
+        Labeled cases keep their shares among each other; corrected ones have the mean of these.
+        """
+        mixing, given = self.semi.mixing, super().training_cases()
+        usual = sum(case.share for case in given) / len(given)
+        labeled = [*given, *(dataclasses.replace(case, share=usual) for case in self._selected(corrected=True))]
         pseudo = self._selected(corrected=False)
         for_pseudo = mixing.pseudo_share / len(pseudo) if pseudo else 0.0
         for_labeled = ((1 - mixing.pseudo_share) if pseudo else 1.0) / len(labeled)
-        return [dataclasses.replace(case, share=for_labeled) for case in labeled] + [
+        return [dataclasses.replace(case, share=for_labeled * (case.share / usual)) for case in labeled] + [
             dataclasses.replace(case, share=for_pseudo) for case in pseudo
         ]
 

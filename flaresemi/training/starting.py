@@ -6,8 +6,7 @@ channel, new ones from the mean of the old ones. What was taken, and why the res
 
 import dataclasses
 import logging
-import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -15,16 +14,14 @@ from torch import Tensor, nn
 from flaresemi.errors import CheckpointError, listed
 from flaresemi.inference.models import trained_folds
 from flaresemi.labels import LabelSet
+from flaresemi.networks.building import build_on_meta
 from flaresemi.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
 from flaresemi.nnunet.results import is_nnunet, load_nnunet, load_nnunet_weights
-from flaresemi.plans import Stage
+from flaresemi.plans import NetworkPlan, Stage
 from flaresemi.ranges import Count
 from flaresemi.workspace import ModelFolder
 
 logger = logging.getLogger(__name__)
-
-#: Heads, one per level; the first convolution is whatever takes the image.
-_HEAD = re.compile(r"heads\.\d+\.(weight|bias)")
 
 #: Suffix of nnU-Net's checkpoints.
 _NNUNET = ".pth"
@@ -116,12 +113,18 @@ def _final_weights(folder: Path, stage: Stage) -> Path:
 
 
 def start_from(
-    network: nn.Module, labels: LabelSet, channels: Sequence[str], path: Path, stage: Stage = Stage.FINE
+    network: nn.Module,
+    plan: NetworkPlan,
+    labels: LabelSet,
+    channels: Sequence[str],
+    path: Path,
+    stage: Stage = Stage.FINE,
 ) -> Start | None:
     """Puts all weights of another model that fit into a new network.
 
     Args:
         network: As it is built: what does not fit keeps its random numbers.
+        plan: What it is built from.
         labels: What the network's outputs stand for.
         channels: Those of its inputs.
         path: The other model, as `load_start` takes it.
@@ -145,15 +148,16 @@ def start_from(
     }:
         load_weights(network, model)
         return None
-    first = next((name for name, tensor in own.items() if tensor.ndim == 5), "")
-    rows = _matches(theirs, ours)
-    inputs = _matches(model.channels, channels)
-    found = [
-        _take(name, tensor, model.weights.get(name), first, rows, inputs, len(model.channels))
-        for name, tensor in own.items()
-    ]
+    ends = _Ends(
+        heads=_axes(plan, output_channels=plan.output_channels + 1),
+        first=_axes(plan, input_channels=plan.input_channels + 1),
+        rows=_matches(theirs, ours),
+        inputs=_matches(model.channels, channels),
+        channels=len(model.channels),
+    )
+    found = [_take(name, tensor, model.weights.get(name), ends) for name, tensor in own.items()]
     beyond = sorted(model.weights.keys() - own.keys())
-    if not any(each.taken and own[each.tensor].ndim == 5 and not _HEAD.fullmatch(each.tensor) for each in found):
+    if not any(each.taken and own[each.tensor].ndim == 5 and each.tensor not in ends.heads for each in found):
         raise CheckpointError(
             "nothing of this model fits the planned network: its layers have other names or shapes",
             where=path,
@@ -181,35 +185,66 @@ def _matches(theirs: Sequence[Hashable], ours: Sequence[Hashable]) -> list[tuple
     return [(place, theirs.index(name)) for place, name in enumerate(ours) if name in theirs]
 
 
-def _take(
-    name: str,
-    own: Tensor,
-    other: Tensor | None,
-    first: str,
-    rows: list[tuple[int, int]],
-    inputs: list[tuple[int, int]],
-    channels: int,
-) -> TensorStart:
-    """Fills one tensor of the network, in place, as far as the other one fits.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Ends:
+    """Where a network meets organs and channels, and which of them another model has, too.
 
-    Of its inputs, only the first `channels` are an image's: in a cascade, labels follow.
+    Attributes:
+        heads: The axis of the outputs, by tensor.
+        first: The axis of the image's channels, by tensor.
+        rows: Places of the same output, (ours, theirs).
+        inputs: Places of the same channel, (ours, theirs).
+        channels: How many of the other model's inputs are an image's: in a cascade, labels follow.
     """
+
+    heads: Mapping[str, int]
+    first: Mapping[str, int]
+    rows: list[tuple[int, int]]
+    inputs: list[tuple[int, int]]
+    channels: Count
+
+
+def _axes(plan: NetworkPlan, **one_more: int) -> dict[str, int]:
+    """The axis of each tensor, by name, that is one longer in the network of a plan with `one_more` of something."""
+    shapes, longer = (
+        {name: tensor.shape for name, tensor in build_on_meta(each).state_dict().items()}
+        for each in (plan, dataclasses.replace(plan, **one_more))  # type: ignore[arg-type]
+    )
+    return {
+        name: axis
+        for name, shape in shapes.items()
+        for axis in range(len(shape))
+        if longer.get(name) == (*shape[:axis], shape[axis] + 1, *shape[axis + 1 :])
+    }
+
+
+def _is_like(one: Tensor, other: Tensor, axis: int) -> bool:
+    """Whether two tensors differ in this axis at most."""
+    return one.ndim == other.ndim and one.select(axis, 0).shape == other.select(axis, 0).shape
+
+
+def _take(name: str, own: Tensor, other: Tensor | None, ends: _Ends) -> TensorStart:
+    """Fills one tensor of the network, in place, as far as the other one fits."""
 
     def told(taken: int, why: str) -> TensorStart:
         return TensorStart(tensor=name, taken=taken, numbers=own.numel(), why=why)
 
     if other is None:
         return told(0, "random: the other model has no such layer")
-    if _HEAD.fullmatch(name) and own.shape[1:] == other.shape[1:]:
-        for ours, theirs in rows:
-            own[ours] = other[theirs]
-        return told(len(rows) * own[0].numel(), "rows of organs with the same name; the others random")
-    if name == first and own.shape[0] == other.shape[0] and own.shape[2:] == other.shape[2:]:
-        mean = other[:, :channels].mean(dim=1)
-        for place in range(own.shape[1]):
-            own[:, place] = mean
-        for ours, theirs in inputs:
-            own[:, ours] = other[:, theirs]
+    axis = ends.heads.get(name)
+    if axis is not None and _is_like(own, other, axis):
+        for ours, theirs in ends.rows:
+            own.select(axis, ours).copy_(other.select(axis, theirs))
+        return told(
+            len(ends.rows) * own.select(axis, 0).numel(), "rows of organs with the same name; the others random"
+        )
+    axis = ends.first.get(name)
+    if axis is not None and _is_like(own, other, axis):
+        mean = other.narrow(axis, 0, min(ends.channels, other.shape[axis])).mean(dim=axis)
+        for place in range(own.shape[axis]):
+            own.select(axis, place).copy_(mean)
+        for ours, theirs in ends.inputs:
+            own.select(axis, ours).copy_(other.select(axis, theirs))
         return told(own.numel(), "channels with the same name; new ones from the mean of the other model's")
     if own.shape != other.shape:
         return told(0, f"random: shape {list(own.shape)}, the other model has {list(other.shape)}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flaresemi.appearance import Norm, norms_of
+from flaresemi.dataset import Dataset
 from flaresemi.errors import CheckpointError, ConfigError, DatasetError, listed
 from flaresemi.io.case_store import CaseStore
 from flaresemi.labels import LabelSet
@@ -120,6 +121,7 @@ class TrainingTask:
         norms: What the labeled cases look like, which predictions are compared with.
         dataset: Its name.
         purpose: Of a round or of the final models, in words; empty: the supervised training of the fold.
+        unlabeled: Names of the unlabeled cases that may be learned from; None where the dataset is not at hand.
     """
 
     plan: StagePlan
@@ -137,6 +139,7 @@ class TrainingTask:
     norms: tuple[Norm, ...] = ()
     dataset: str = ""
     purpose: str = ""
+    unlabeled: tuple[str, ...] | None = None
 
     @property
     def title(self) -> str:
@@ -162,8 +165,11 @@ class PreparedDataset:
     fingerprint: DatasetFingerprint | None
     stores: dict[Stage, CaseStore]
 
-    def task(self, stage: Stage, fold: str) -> TrainingTask:
+    def task(self, stage: Stage, fold: str, dataset: Dataset | None = None) -> TrainingTask:
         """The training of a stage on a fold.
+
+        Args:
+            dataset: With all decisions about bad cases applied; None where it is not at hand.
 
         Raises:
             FlaresemiError: there is no such fold, or its cases are not prepared for the plans.
@@ -191,6 +197,7 @@ class PreparedDataset:
             cautions=self.splits.divided_groups(fold),
             norms=() if self.fingerprint is None else norms_of(self.fingerprint),
             dataset=self.plans.dataset_name,
+            unlabeled=None if dataset is None else dataset.learnable(split.validation),
         )
 
 
@@ -217,19 +224,34 @@ def load_prepared(workspace: Workspace) -> PreparedDataset:
     )
 
 
-def load_task(workspace: Workspace, stage: Stage, fold: str) -> TrainingTask:
+def load_task(workspace: Workspace, stage: Stage, fold: str, dataset: Dataset | None = None) -> TrainingTask:
     """The training of a stage on a fold, by what the earlier commands left in the workspace.
+
+    Args:
+        dataset: See `PreparedDataset.task`.
 
     Raises:
         FlaresemiError: plans, splits or prepared cases are missing or do not fit together.
     """
-    return load_prepared(workspace).task(stage, fold)
+    return load_prepared(workspace).task(stage, fold, dataset)
 
 
 def unlabeled_cases(task: TrainingTask) -> tuple[str, ...]:
-    """The names of the prepared cases without a label map, by the same plans as the labeled ones."""
+    """The names of the unlabeled cases to learn from that are prepared by the same plans as the labeled ones.
+
+    The store alone does not tell them: it has test cases, and keeps those that were left out or removed since.
+
+    Raises:
+        DatasetError: they are not known, the dataset not being at hand.
+    """
+    if task.unlabeled is None:
+        raise DatasetError(
+            "this training learns from unlabeled cases, and which these are is not known without the dataset",
+            where=task.store.folder,
+            fix="put the dataset where -d says",
+        )
     wanted = task.store.record(task.training[0]).preprocessing_hash
-    records = map(task.store.record, task.store.case_ids())
+    records = map(task.store.record, sorted({*task.unlabeled} & {*task.store.case_ids()}))
     return tuple(record.case_id for record in records if not record.has_label and record.preprocessing_hash == wanted)
 
 

@@ -38,7 +38,7 @@ from flaresemi.training.losses import DeepSupervisionLoss, SegmentationLoss, usu
 from flaresemi.training.monitoring import Monitor, progress, quick_validation
 from flaresemi.training.optimization import Optimization
 from flaresemi.training.patches import Batch, ReadBatch
-from flaresemi.training.resuming import load_state, save_state
+from flaresemi.training.resuming import load_state, refuse_fewer, save_state
 from flaresemi.training.sampling import AddressSampler, PatchSampler, Samples, TrainingCase
 from flaresemi.training.schedule import Schedule, build_optimizer
 from flaresemi.training.starting import Start, start_from
@@ -139,15 +139,18 @@ class Trainer:
         ]
 
     def unlabeled_cases(self) -> list[TrainingCase]:
-        """All prepared cases without a label map, as samples in their own right, for trainers that learn from them.
+        """The prepared unlabeled cases, as samples in their own right, for trainers that learn from them.
+
+        Those of a group of which the fold holds cases out are not among them.
 
         Raises:
             ConfigError: there are none.
+            DatasetError: they are not known, the dataset not being at hand.
         """
         found = unlabeled_cases(self.task)
         if not found:
             raise ConfigError(
-                f"trainer '{self.config.trainer}' learns from unlabeled cases, and none is prepared",
+                f"trainer '{self.config.trainer}' learns from unlabeled cases, and none that it may use is prepared",
                 where=self.task.store.folder,
                 fix="put them into unlabeled_image or imagesUn and run flaresemi_plan_and_preprocess again",
             )
@@ -166,7 +169,7 @@ class Trainer:
     def first_weights(self) -> Start | None:
         """Puts what fits of the model `init_from` into the network; None where that is all of it."""
         task, path = self.task, Path(self.config.init_from or "")
-        return start_from(self.network, task.labels, task.channels, path, task.plan.stage)
+        return start_from(self.network, task.plan.network, task.labels, task.channels, path, task.plan.stage)
 
     def build_loss(self) -> nn.Module:
         """Takes (outputs, target_bzyx, supervised_bc), gives a loss per sample; targets may be `IGNORED`.
@@ -178,6 +181,7 @@ class Trainer:
         return DeepSupervisionLoss(SegmentationLoss(labels.regions, size_power=size_power))
 
     def build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
+        """Of the network; groups with different learning rates keep their ratios to `recipe.learning_rate`."""
         return build_optimizer(recipe, list(self.network.parameters()))
 
     def build_augmentation(self, strength: str) -> Augmentation | None:
@@ -280,6 +284,7 @@ class Trainer:
             if self.schedule.ends_epoch(self.iteration):
                 with self.budget.aside("validation" if self._is_validating else "epoch"):
                     monitor.add(self._end_epoch(time.monotonic() - epoch_started))
+                    self.ranks.barrier()  # which waits as long as the first one validates and draws
                 epoch_started = time.monotonic()
             stop = self.ranks.any(self.stop_requested())
             if stop or self.ranks.any(time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes):
@@ -293,8 +298,10 @@ class Trainer:
             if self.budget.decides:
                 self._keep_to_budget()
                 bar.total = self.schedule.total_iterations
-        if self.ranks.is_main and self.iteration == first:  # it was complete, but its final weights are lost
-            self._save_final()
+        if self.iteration == first:  # it was complete, but its final weights are lost
+            if self.ranks.is_main:
+                self._save_final()
+            self.ranks.barrier()
         self._save_latest()
         return True
 
@@ -327,7 +334,6 @@ class Trainer:
             if self._is_validating:
                 row |= self._validate()
             append_row(self.task.folder.history, row)
-        self.ranks.barrier()
         return row
 
     def _refuse_not_finite(self, loss: float) -> None:
@@ -414,6 +420,7 @@ class Trainer:
             self.network,
             self.build_optimizer(schedule.recipe),
             self.precision,
+            learning_rate=schedule.recipe.learning_rate,
             gradient_clip=self.config.gradient_clip,
             ema_decay=self.config.ema_decay,
         )
@@ -466,6 +473,8 @@ class Trainer:
     def _schedule_anew(self, resume: bool) -> Schedule:
         """That of a training without a record: a new one, or one that has lost it."""
         if self.config.fixed_iterations:
+            if resume:
+                refuse_fewer(load_state(self.task.folder), self.config.fixed_iterations, self.task.folder)
             return Schedule(self._resolve(self.config.fixed_iterations))
         if resume:
             return kept_schedule(load_state(self.task.folder, with_training_state=True), self._resolve)
@@ -515,6 +524,8 @@ class Trainer:
                     self._save_final()
                 else:
                     save_checkpoint(self.task.folder.snapshot(percent), self._checkpoint())
+        if percent == 100:
+            self.ranks.barrier()
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:
@@ -526,7 +537,8 @@ class Trainer:
         """Axes that the user or the anatomy asks for, whether or not the sides of all organs are known."""
         if self.config.mirror_axes is not None:
             return self.config.mirror_axes
-        pair = anatomy.one_sided(self.task.store, self.task.training, self.task.labels)
+        task = self.task
+        pair = anatomy.one_sided(task.store, task.training, task.labels, voxel_mm=task.plan.spacing_zyx_mm[2])
         if pair is None:
             return (2,)
         logger.info("patients are not mirrored: %s always lies to the same side of %s", *pair)

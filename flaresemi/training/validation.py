@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from flaresemi.planning.cases import read_case, supervised_organs
 from flaresemi.plans import Stage
 from flaresemi.ranges import Share, ShareChange
 from flaresemi.records import CAME_LATER, load_json, load_record, record_hash, save_record
+from flaresemi.training import anatomy
 from flaresemi.training.confidence import count_confidence
 from flaresemi.training.task import TrainingTask
 from flaresemi.workspace import ModelFolder
@@ -44,6 +45,10 @@ _CLAIMED = ".claimed"
 
 #: Keeping only the largest component of an organ must raise its mean Dice by this much to be adopted (chosen).
 LARGEST_COMPONENT_GAIN = 0.002
+
+#: So few held-out cases may have no stray piece of an organ that others have: the labeled cases decide, unless its mean
+#: Dice falls by that much. Chosen.
+FEW_HELD_OUT = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,10 +146,11 @@ def conclude_validation(task: TrainingTask, coarse_folder: ModelFolder, dataset:
         Claims(folder / _CLAIMED).clear()
     cases = [dataset.case(case_id) for case_id in task.validation]
     results = [load_record(case_file(folder, case.id, ".json"), CaseResult) for case in cases]
-    helped = _largest_components_that_help(results)
+    told = anatomy.organs_in_one_piece(task.store, task.training, task.labels) if len(cases) < FEW_HELD_OUT else ()
+    cleaned = organs_to_clean(told, results, task.labels.names)
     temperature = fit_temperature([each.confidence for each in results if each.confidence is not None])
     _remember_file(task.folder)
-    save_checkpoint(task.folder.final, dataclasses.replace(final, keep_largest=helped, temperature=temperature))
+    save_checkpoint(task.folder.final, dataclasses.replace(final, keep_largest=cleaned, temperature=temperature))
     summary = evaluate_folders(
         {case.id: case_file(folder, case.id, ".nii.gz") for case in cases},
         {case.id: _reference_file(case, folder) for case in cases},
@@ -153,8 +159,11 @@ def conclude_validation(task: TrainingTask, coarse_folder: ModelFolder, dataset:
     )
     save_summary(folder / "summary.json", summary)
     lines = [table(summary)]
-    if helped:
-        lines.append(f"prediction will keep only the largest component of {', '.join(helped)}: it scores better here")
+    helped = organs_to_clean((), results, task.labels.names)
+    reasons = {"it scores better here": helped, "one piece in every labeled case": set(cleaned) - set(helped)}
+    for why, organs in reasons.items():
+        if names := ", ".join(name for name in cleaned if name in organs):
+            lines.append(f"prediction will keep only the largest component of {names}: {why}")
     if temperature is not None:
         lines.append(_temperature_text(temperature))
     if task.plan.region == "organs" and _coarse_checkpoint(task, coarse_folder) is None:
@@ -326,12 +335,25 @@ def _cleaned_dice(predicted_zyx: np.ndarray, reference_zyx: np.ndarray, labels: 
     )
 
 
-def _largest_components_that_help(results: Sequence[CaseResult]) -> tuple[str, ...]:
-    gains: dict[str, list[float]] = {}
+def organs_to_clean(told: Collection[str], results: Sequence[CaseResult], names: Sequence[str]) -> tuple[str, ...]:
+    """The organs of which prediction keeps only the largest component.
+
+    Args:
+        told: Those that are one piece in every labeled case.
+        results: Of the held-out cases. Organs that it helps are taken; from `FEW_HELD_OUT` on, these alone.
+        names: All organs.
+    """
+    gains: dict[str, list[float]] = {name: [] for name in names}
     for result in results:
         for name, gain in result.largest_component_gain.items():
-            gains.setdefault(name, []).append(gain)
-    return tuple(name for name, values in gains.items() if np.mean(values) > LARGEST_COMPONENT_GAIN)
+            gains[name].append(gain)
+    means = {name: np.mean(values) if values else 0.0 for name, values in gains.items()}
+    trusted = told if len(results) < FEW_HELD_OUT else ()
+    return tuple(
+        name
+        for name, mean in means.items()
+        if mean > LARGEST_COMPONENT_GAIN or (name in trusted and mean >= -LARGEST_COMPONENT_GAIN)
+    )
 
 
 def _recall(segmenter: Segmenter, image: Image, reference_zyx: np.ndarray, task: TrainingTask) -> dict[str, float]:

@@ -99,6 +99,20 @@ def test_an_existing_training_is_not_overwritten(planned: list[str], capsys: pyt
     assert "more than the 3 asked for" in capsys.readouterr().err
 
 
+def test_a_stopped_training_is_not_made_shorter_than_it_is(
+    planned: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, folder = ["COARSE", "all", *planned, *QUICK], Workspace(Path(planned[3])).model("all", Stage.COARSE)
+    stopped = [word if word != "3" else "10" for word in words]
+    assert train.main([*stopped, "--time-limit", "0.01s"]) == 143
+    assert train.main([*stopped, "--continue", "--time-limit", "0.01s"]) == 143
+    record = folder.run_record.read_bytes()
+    assert train.main([*words, "--continue", "--iterations", "1"]) == 2
+    assert "this training has 2 iterations already, more than the 1 asked for" in capsys.readouterr().err
+    assert not folder.final.exists()
+    assert folder.run_record.read_bytes() == record
+
+
 @pytest.mark.timeout(900)  # five processes import torch, at which a busy machine is slow
 def test_a_training_whose_processes_die_goes_on_and_ends_like_any_other(planned: list[str], tmp_path: Path) -> None:
     def words(workspace: str) -> list[str]:

@@ -5,15 +5,20 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 import torch.distributed as dist
 
 from flaresemi.compute.crew import Crew
-from flaresemi.compute.distributed import join_ranks
+from flaresemi.compute.distributed import Ranks, join_ranks
 from flaresemi.errors import DatasetError, FlaresemiError
 
 COUNT = 3
+LIMIT_SECONDS = 6.0
+
+#: Of this process.
+joined: list[Ranks] = []
 
 
 def times(own: int, factor: int) -> int:
@@ -36,8 +41,17 @@ def die_within_a_step(own: int, who: int) -> None:
     dist.barrier()
 
 
+def wait_for_the_first(own: int, seconds: float) -> str:
+    if own == 0:
+        time.sleep(seconds)
+    joined[0].barrier()
+    return "met"
+
+
 def lead(crew: Crew) -> list[object]:
     """What the first process makes of the others."""
+    if sys.argv[1] == "waits":
+        return crew.together(0, wait_for_the_first, 1.5 * LIMIT_SECONDS, in_step=True)
     found: list[object] = [crew.together(0, times, 3)]
     try:
         crew.together(0, fail_in, 2)
@@ -56,7 +70,8 @@ def lead(crew: Crew) -> list[object]:
 def act(rank: int, tell: Callable[[object], None]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     try:
-        with join_ranks("cpu") as ranks:
+        with join_ranks("cpu", LIMIT_SECONDS / 60 if sys.argv[1] == "waits" else 30.0) as ranks:
+            joined.append(ranks)
             crew = Crew(ranks)
             if rank:
                 tell(crew.follow(rank))

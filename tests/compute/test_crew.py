@@ -42,6 +42,10 @@ def test_one_of_those_that_are_left_tells_that_another_has_died(what: str, left:
         assert found[0][0] == "LostError"  # the first one, where it is there
 
 
+def test_at_a_barrier_no_limit_holds() -> None:
+    assert told("waits") == {0: ["met", "met", "met"], 1: "done", 2: "done"}
+
+
 def test_one_process_does_all_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["", "ends"])
     crew = Crew()

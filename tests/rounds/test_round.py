@@ -128,6 +128,8 @@ def test_scans_of_a_held_out_group_are_not_trained_on(round_one: Round, caplog: 
         }
         return Round(round_one.workspace, dataclasses.replace(dataset, **grouped), "0", 1, TAKE_ALL, ON_CPU)
 
+    assert with_relative(fold.train[0]).tasks[Stage.FINE].unlabeled == (unlabeled,)
+    assert with_relative(fold.validation[0]).tasks[Stage.FINE].unlabeled == ()  # of trainers that draw from the pool
     assert with_relative(fold.train[0]).run(last_step="select") is not None
     assert "have changed" not in caplog.text
     with pytest.raises(SelectionError, match="no pseudo-label may be used: of group 'p', of which fold 0 holds"):

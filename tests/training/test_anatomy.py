@@ -136,7 +136,7 @@ def test_an_organ_that_is_always_on_the_same_side_of_another(
         label[2:4, 6:8, 17:21] = 2
         maps.append(label)
     labels = LabelSet(labels=LABELS.labels, mirror_pairs=pairs)
-    assert one_sided(store_of(tmp_path, *maps), NAMES[: len(maps)], labels) == expected
+    assert one_sided(store_of(tmp_path, *maps), NAMES[: len(maps)], labels, voxel_mm=1.0) == expected
 
 
 @pytest.mark.parametrize(("start", "expected"), [(2, ("myocardium", "RV and LV")), (17, None)])
@@ -155,10 +155,26 @@ def test_a_pair_by_name_has_a_side_where_another_organ_always_lies_beside_its_mi
         label[2:4, 6:8, start : start + 6] = 2
         maps.append(label)
     store = store_of(tmp_path, *maps, supervised=(1, 2, 3))
-    assert one_sided(store, ("c0", "c1", "c2"), labels) == expected
+    assert one_sided(store, ("c0", "c1", "c2"), labels, voxel_mm=1.0) == expected
 
 
 def test_organs_in_the_middle_are_on_no_side(tmp_path: Path) -> None:
     label = np.zeros(SHAPE, np.uint8)
     label[2:4, 2:4, 10:21], label[2:4, 6:8, 11:22] = 1, 2  # a voxel apart, which is how a person draws
-    assert one_sided(three(tmp_path, label), NAMES, LABELS) is None
+    assert one_sided(three(tmp_path, label), NAMES, LABELS, voxel_mm=1.0) is None
+
+
+@pytest.mark.parametrize(("apart_mm", "expected"), [(12.0, ("organ", "other")), (3.0, None)])
+def test_both_stages_say_the_same_of_sides(tmp_path: Path, apart_mm: float, expected: tuple[str, str] | None) -> None:
+    """As FINE and COARSE see it: the middle of many voxels is known better than to one of them."""
+    for voxel_mm in (1.5, 7.2):
+        label = np.zeros(SHAPE, np.uint8)
+        wide = round(36 / voxel_mm)
+        apart = apart_mm / voxel_mm
+        label[2:4, 2:4, 2 : 2 + wide] = 1
+        label[2:4, 6:8, 2 + int(apart) : 2 + int(apart) + wide] = 2
+        part = round(4 * (apart % 1))  # so many of four rows lie a voxel further
+        for row in range(part):
+            label[2 + row // 2, 6 + row % 2] = np.roll(label[2 + row // 2, 6 + row % 2], 1)
+        store = three(tmp_path / str(voxel_mm), label)
+        assert one_sided(store, NAMES, LABELS, voxel_mm=voxel_mm) == expected

@@ -125,6 +125,23 @@ def test_ranks_draw_what_one_process_does(
             torch.testing.assert_close(whole, torch.cat([first[:1], second[:1], first[1:], second[1:]]), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("batch", "processes", "said"), [(6, 2, True), (8, 2, False), (2, 2, False), (3, 1, False)])
+def test_a_share_that_does_not_divide_among_the_processes_is_said(
+    make_task: Callable[..., TrainingTask],
+    quick_config: TrainingConfig,
+    make_semi: Callable[..., SemiSupervision],
+    caplog: pytest.LogCaptureFixture,
+    batch: int,
+    processes: int,
+    said: bool,
+) -> None:
+    config, semi = live(dataclasses.replace(quick_config, batch_size=batch)), make_semi()
+    for rank in range(processes):
+        LiveTeacherTrainer(make_task(), config, semi, device=CPU, ranks=Ranks(rank=rank, world_size=processes))
+    told = "each of 2 processes draws 2 of 3 samples from pseudo-labeled cases; one alone would draw 3 of 6"
+    assert caplog.text.count(told) == said
+
+
 def test_a_resumed_training_is_the_one_that_never_stopped(
     make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, make_semi: Callable[..., SemiSupervision]
 ) -> None:

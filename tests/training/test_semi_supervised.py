@@ -13,9 +13,11 @@ from flaresemi.selection import SelectedCase, Selection
 from flaresemi.training import losses
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.mixing import Mixing
+from flaresemi.training.sampling import TrainingCase
 from flaresemi.training.semi_supervised import SemiSupervisedTrainer, SemiSupervision
 from flaresemi.training.task import TrainingTask
 from flaresemi.training.trainer import Trainer
+from flaresemi.training.trainers import with_pseudo_labels
 from tests.training.conftest import SHAPE
 
 CPU = torch.device("cpu")
@@ -76,6 +78,28 @@ def test_boxes_are_pasted_between_the_two_kinds_as_often_as_asked(
     assert set(pasted) == ONE_BALL
     assert labeled.count((True, True, True)) == len(labeled) - len(pasted)
     assert 0.3 < len(pasted) / len(labeled) < 0.7
+
+
+class DrawsSomeOften(Trainer):
+    """Of the labeled cases, the last one nine times as often."""
+
+    def training_cases(self) -> list[TrainingCase]:
+        *cases, last = super().training_cases()
+        return [*(dataclasses.replace(case, share=2.0) for case in cases), dataclasses.replace(last, share=18.0)]
+
+
+def test_labeled_cases_keep_the_shares_that_a_trainer_gives_them(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, semi: SemiSupervision
+) -> None:
+    trainer = with_pseudo_labels(DrawsSomeOften)(make_task(), quick_config, semi, device=CPU)
+    np.testing.assert_allclose(trainer.sampler.probabilities(0), [0.025, 0.225, 0.375, 0.375])
+    first, second = semi.selection.selected  # a person corrected one, which counts like the labeled ones do on average
+    selection = dataclasses.replace(semi.selection, selected=(dataclasses.replace(first, source="corrected"), second))
+    corrected = dataclasses.replace(semi, selection=selection)
+    trainer = with_pseudo_labels(DrawsSomeOften)(make_task(), quick_config, corrected, device=CPU)
+    np.testing.assert_allclose(trainer.sampler.probabilities(0), [0.05 / 3, 0.45 / 3, 0.25 / 3, 0.75])
+    plain = SemiSupervisedTrainer(make_task(), quick_config, semi, device=CPU)
+    assert plain.sampler.probabilities(0).tolist() == [0.125, 0.125, 0.375, 0.375]
 
 
 def test_pseudo_cases_are_augmented_more_strongly(

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import socket
@@ -9,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
+from flaresemi.compute.distributed import Ranks
 from flaresemi.errors import CheckpointError, ConfigError, FlaresemiError
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.checkpoint import load_checkpoint
@@ -21,6 +24,7 @@ from flaresemi.records import load_record
 from flaresemi.training import trainer
 from flaresemi.training.config import TrainingConfig
 from flaresemi.training.history import Row, append_row, read_history
+from flaresemi.training.monitoring import Monitor
 from flaresemi.training.runs import RunRecord
 from flaresemi.training.sampling import Batch
 from flaresemi.training.task import TrainingTask
@@ -123,6 +127,18 @@ def test_a_finished_training_can_be_extended(make_task: MakeTask, quick_config: 
     assert len(load_record(task.folder.run_record, RunRecord).continued) == 1
 
 
+def test_a_training_is_not_made_shorter_than_it_is(make_task: MakeTask, quick_config: TrainingConfig) -> None:
+    task = make_task()
+    assert not Trainer(task, quick_config, device=CPU, stop_requested=StopAfter(4)).fit()
+    shorter = dataclasses.replace(quick_config, iterations=2)
+    with pytest.raises(CheckpointError, match="has 4 iterations already, more than the 2 asked for"):
+        Trainer(task, shorter, device=CPU).fit(resume=True)
+    task.folder.run_record.unlink()
+    with pytest.raises(CheckpointError, match="has 4 iterations already, more than the 2 asked for"):
+        Trainer(task, shorter, device=CPU).fit(resume=True)
+    assert not task.folder.final.exists()
+
+
 def test_other_plans_are_refused(make_task: MakeTask, quick_config: TrainingConfig) -> None:
     task = make_task()
     Trainer(task, quick_config, device=CPU, stop_requested=StopAfter(2)).fit()
@@ -209,6 +225,55 @@ def test_two_ranks_on_two_hosts_train_like_one_and_resume_exactly(
     for a, b in zip(one, two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
     assert numbers(parts) == two
+
+
+class Noted(Ranks):
+    """The first of two processes, of which the other one is not there: what they do together is noted."""
+
+    done: ClassVar[list[str]] = []
+
+    def barrier(self) -> None:
+        self.done.append("barrier")
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        self.done.append("mean")
+        return value
+
+    def any(self, flag: bool) -> bool:
+        self.done.append("any")
+        return flag
+
+    def share_gradients(self, network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+        return network
+
+
+def test_what_the_first_process_does_alone_is_waited_for_without_a_limit(
+    make_task: MakeTask, quick_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits elsewhere than at a barrier gives up after half an hour."""
+    done = Noted.done
+    done.clear()
+
+    class Alone(Trainer):
+        def _validate(self) -> Row:
+            done.append("alone")
+            return super()._validate()
+
+        def _save_final(self) -> None:
+            done.append("alone")
+            super()._save_final()
+
+    def add(monitor: Monitor, row: Row) -> None:
+        done.append("alone")  # somebody's server may be slow
+
+    monkeypatch.setattr(Monitor, "add", add)
+    task, ranks = make_task(), Noted(rank=0, world_size=2)
+    assert Alone(task, quick_config, device=CPU, ranks=ranks).fit()
+    task.folder.final.unlink()
+    assert Alone(task, quick_config, device=CPU, ranks=ranks).fit(resume=True)
+    after = [following for one, following in itertools.pairwise(done) if one == "alone" != following]
+    assert len(after) == 3 + 1 + 1  # epochs, the end, and the end again
+    assert set(after) == {"barrier"}
 
 
 @pytest.mark.parametrize("chosen", [True, False])
