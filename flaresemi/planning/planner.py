@@ -8,7 +8,7 @@ from typing import Literal
 
 from flaresemi.channels import is_ct, scheme_of
 from flaresemi.errors import PlanError
-from flaresemi.geometry import THICK_SLICES, FloatTriple, has_thick_slices
+from flaresemi.geometry import THICK_SLICES, FloatTriple, thick_axis
 from flaresemi.planning import reasons
 from flaresemi.planning.presets import PRESETS, PresetName
 from flaresemi.planning.regions import LOST_SHARE, measure_extents
@@ -157,8 +157,11 @@ def _choose_turns(channels: tuple[str, ...], *spacings_zyx_mm: FloatTriple) -> t
     """
     if any(map(is_ct, channels)):
         return False, "scans are segmented as they lie: files of CT say how the patient lay"
-    if not has_thick_slices(spacings_zyx_mm[0]):
-        return False, f"scans are segmented as they lie: slices are at most {THICK_SLICES:g} times as thick as pixels"
+    if thick_axis(spacings_zyx_mm[0]) != 0:
+        return (
+            False,
+            f"scans are segmented as they lie: no axial slices, more than {THICK_SLICES:g} times as thick as pixels",
+        )
     if any(max(y, x) > SQUARE_PIXELS * min(y, x) for _, y, x in spacings_zyx_mm):
         return False, "scans are segmented as they lie: their pixels are not square"
     return True, (
