@@ -56,12 +56,19 @@ def fine(sizer: Sizer, stage: SizedStage, two: bool, margin_mm: float) -> dict[s
 def coarse(sizer: Sizer, stage: SizedStage, fine_gflop: float) -> dict[str, str]:
     """Reasons of COARSE's plan, by field; `fine_gflop` is what FINE costs over its region."""
     share = forward_gflop(stage.network, stage.patch_zyx) / fine_gflop
+    organ = sizer.organ_voxels(stage.spacing_zyx_mm)
+    unless = kept = ""
+    if share > sizing.COARSE_SHARE:
+        unless = f", unless the largest organ of a case would have fewer than {sizing.FOUND_VOXELS} voxels then"
+    if organ < math.inf:
+        few = f", fewer than the {sizing.FOUND_VOXELS} with which it is surely found" * (organ < sizing.FOUND_VOXELS)
+        kept = f"; the largest organ of a case (median) has {organ:.0f} voxels{few}"
     return _common(sizer, stage) | {
         "spacing_zyx_mm": (
             f"the finest that is at least {sizing.COARSE_FACTOR:g} times FINE's on every axis and about isotropic "
             f"(no finer than {sizing.LOCALIZING_MM:g} mm where FINE is coarser on another axis), and at which one "
-            f"patch holds a large body within the budget and costs at most 1/{1 / sizing.COARSE_SHARE:.0f} of FINE "
-            f"(here {100 * share:.1f} %)"
+            f"patch holds a large body within the budget and costs at most 1/{1 / sizing.COARSE_SHARE:.0f} of FINE"
+            f"{unless} (here {100 * share:.1f} %){kept}"
         ),
         "patch_zyx": (
             f"holds the 95th-percentile body ({millimeters(sizer.extents.large_body_mm)}, "

@@ -1,6 +1,7 @@
 """The spacing of the data and the extents of body and organs in mm, from a fingerprint."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -40,6 +41,19 @@ def measure_extents(fingerprint: DatasetFingerprint, margin_mm: float) -> Extent
         large_body_mm=_triple(np.percentile(bodies, 95, axis=0)),
         organs_mm=_triple(np.median(np.array(organs), axis=0)) if organs else None,
     )
+
+
+def largest_organ_mm3(fingerprint: DatasetFingerprint) -> float | None:
+    """Volume of the largest organ of a case, the median over those that have any; None where none has.
+
+    It is what COARSE finds last as its voxels grow.
+    """
+    found = [
+        max(case.voxels_per_label) * math.prod(case.spacing_zyx_mm)
+        for case in fingerprint.cases
+        if any(case.voxels_per_label)
+    ]
+    return float(np.median(found)) if found else None
 
 
 def target_spacing(fingerprint: DatasetFingerprint) -> tuple[FloatTriple, str]:

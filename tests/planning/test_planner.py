@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from flaresemi.errors import PlanError
 from flaresemi.geometry import FloatTriple, IntTriple
+from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.cost import forward_gflop, training_memory_gib
 from flaresemi.planning.planner import StagesName, make_plans
 from flaresemi.planning.presets import PRESETS, PresetName
+from flaresemi.planning.sizing import FOUND_VOXELS
 from flaresemi.plans import CaseFingerprint, DatasetFingerprint, Plans, StagePlan, load_plans
 from flaresemi.records import dumps, save_record
 
@@ -155,6 +157,40 @@ def test_coarse_costs_at_most_an_eighth_of_fine(flare_fingerprint: DatasetFinger
         patches = math.prod(region) / math.prod(plans.fine.spacing_zyx_mm) / math.prod(plans.fine.patch_zyx)
         fine = patches * forward_gflop(plans.fine.network, plans.fine.patch_zyx)
         assert forward_gflop(plans.coarse.network, plans.coarse.patch_zyx) <= 1.02 * fine / 8
+
+
+ONE = LabelSet(labels=(Label(name="organ", value=1),))
+SMALL_ORGANS_IN_LARGE_BODIES = {
+    "pituitary, head MR": (((180, 230, 190), (1.0, 1.0, 1.0), None, (10, 12, 14)), ("MR",), 600.0),
+    "adrenal, torso CT": (((260, 512, 512), (2.5, 0.8, 0.8), (260, 330, 460), (18, 60, 140)), ("CT",), 5500.0),
+    "thyroid, CT": (((200, 512, 512), (5.0, 1.0, 1.0), (200, 300, 450), (10, 25, 55)), ("CT",), 18000.0),
+    "thyroid, coarse CT": (((340, 256, 256), (3.0, 2.0, 2.0), (340, 150, 225), (16, 13, 28)), ("CT",), 18000.0),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_ORGANS_IN_LARGE_BODIES)
+def test_coarse_keeps_enough_of_a_small_organ_to_find_it(
+    make_fingerprint: Callable[..., DatasetFingerprint], name: str
+) -> None:
+    """FINE's region is small, and an eighth of its cost would buy voxels that the organ vanishes in."""
+    case, channels, organ_mm3 = SMALL_ORGANS_IN_LARGE_BODIES[name]
+    fingerprint = make_fingerprint([case] * 10, channels=channels, labels=ONE, organ_mm3=organ_mm3)
+    plans = make_plans(fingerprint, preset="base")
+    assert plans.two_stage
+    check_laws(plans, fingerprint)
+    assert organ_mm3 / math.prod(plans.coarse.spacing_zyx_mm) >= FOUND_VOXELS
+    assert (
+        "unless the largest organ of a case would have fewer than 48 voxels" in plans.coarse.reasons["spacing_zyx_mm"]
+    )
+
+
+def test_an_organ_that_coarse_may_lose_is_told(make_fingerprint: Callable[..., DatasetFingerprint]) -> None:
+    """Two thousand cubic millimeters in a torso: no spacing that COARSE may have keeps enough voxels of it."""
+    case, channels, _ = SMALL_ORGANS_IN_LARGE_BODIES["adrenal, torso CT"]
+    fingerprint = make_fingerprint([case] * 10, channels=channels, labels=ONE, organ_mm3=2000.0)
+    coarse = make_plans(fingerprint, preset="base").coarse
+    assert coarse.spacing_zyx_mm == (5.0, 4.0, 4.0)
+    assert "has 25 voxels, fewer than the 48 with which it is surely found" in coarse.reasons["spacing_zyx_mm"]
 
 
 def test_fine_is_coarsened_finest_axes_first_and_no_more_than_needed(flare_fingerprint: DatasetFingerprint) -> None:
