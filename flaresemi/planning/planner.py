@@ -125,6 +125,7 @@ def make_plans(
             "body": body_reason,
             "stages": stages_reason,
             "mirroring": mirroring_told(fingerprint.labels.names, fingerprint.labels.mirror_pairs),
+            **reasons.annotated(fingerprint),
             **reasons.ignored(fingerprint, two),
         },
     )

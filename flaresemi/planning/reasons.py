@@ -5,7 +5,7 @@ import math
 from flaresemi.channels import is_ct
 from flaresemi.geometry import FloatTriple, IntTriple
 from flaresemi.networks.cost import forward_gflop, parameter_count, training_memory_gib
-from flaresemi.planning import sizing
+from flaresemi.planning import regions, sizing
 from flaresemi.planning.presets import Preset
 from flaresemi.planning.sizing import SizedStage, Sizer
 from flaresemi.plans import DatasetFingerprint
@@ -116,6 +116,20 @@ def ignored(fingerprint: DatasetFingerprint, two: bool) -> dict[str, str]:
             "boxes in prediction: --stages one avoids that"
         )
     return {"ignored": text}
+
+
+def annotated(fingerprint: DatasetFingerprint) -> dict[str, str]:
+    """What follows from cases that annotate some organs alone; nothing where there are none."""
+    partial = [case for case in fingerprint.cases if not all(case.annotated)]
+    if not partial:
+        return {}
+    box = "is that of the others"
+    if not regions.telling_cases(fingerprint)[1]:
+        box = (
+            f"is the {regions.PARTIAL_PERCENTILE}th percentile of theirs, since none has every organ, and may be small"
+        )
+    text = f"{len(partial)} of {len(fingerprint.cases)} labeled cases annotate some organs alone: the organs' box {box}"
+    return {"annotated": text}
 
 
 def _common(sizer: Sizer, stage: SizedStage) -> dict[str, str]:

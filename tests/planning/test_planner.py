@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaresemi.errors import PlanError
-from flaresemi.geometry import FloatTriple, IntTriple
+from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
 from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.cost import forward_gflop, training_memory_gib
 from flaresemi.planning.planner import StagesName, make_plans
@@ -106,6 +106,41 @@ def test_one_empty_case_among_others_does_not_move_the_region(flare_fingerprint:
     empty = dataclasses.replace(flare_fingerprint.cases[0], foreground_box=None)
     plans = make_plans(dataclasses.replace(flare_fingerprint, cases=(empty, *flare_fingerprint.cases[1:])))
     assert plans.fine.region == "organs"
+
+
+def test_cases_of_some_organs_alone_do_not_move_the_region(flare_fingerprint: DatasetFingerprint) -> None:
+    """Of ten cases, six annotate kidneys: FINE is planned for the box of all organs, which four tell."""
+
+    def of_kidneys(case: CaseFingerprint) -> CaseFingerprint:
+        z, y, x = case.body_box.start
+        return dataclasses.replace(
+            case,
+            foreground_box=BoundingBox(start=(z, y, x), stop=(z + 45, y + 80, x + 200)),
+            voxels_per_label=(0, *(60_000,) * 2, *(0,) * (len(case.annotated) - 3)),
+            annotated=(False, *(True,) * 2, *(False,) * (len(case.annotated) - 3)),
+        )
+
+    cases = flare_fingerprint.cases[:4] * 2 + flare_fingerprint.cases[:2]  # of which any part has the same bodies
+    complete = dataclasses.replace(flare_fingerprint, cases=cases)
+    mixed = dataclasses.replace(complete, cases=cases[:4] + tuple(map(of_kidneys, cases[4:])))
+    expected, found = make_plans(complete), make_plans(mixed)
+    assert golden(found) == golden(expected)
+    assert found.reasons["annotated"].startswith("6 of 10 labeled cases annotate some organs alone")
+    assert "annotated" not in expected.reasons
+
+
+def test_where_no_case_annotates_every_organ_the_largest_boxes_count(flare_fingerprint: DatasetFingerprint) -> None:
+    def partial(case: CaseFingerprint, share: int) -> CaseFingerprint:
+        z, y, x = case.body_box.start
+        box = BoundingBox(start=(z, y, x), stop=(z + 80 // share, y + 240 // share, x + 320 // share))
+        return dataclasses.replace(case, foreground_box=box, annotated=(False, *case.annotated[1:]))
+
+    def of(*shares: int) -> Plans:
+        cases = tuple(partial(flare_fingerprint.cases[0], share) for share in shares)
+        return make_plans(dataclasses.replace(flare_fingerprint, cases=cases))
+
+    assert golden(of(4, 4, 4, 4, 4, 4, 4, 1, 1, 1))["FINE"] == golden(of(*[1] * 10))["FINE"]
+    assert "90th percentile" in of(4, 4).reasons["annotated"]
 
 
 @pytest.mark.parametrize("preset", PRESET_NAMES)
