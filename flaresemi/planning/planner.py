@@ -42,6 +42,10 @@ ONE_STAGE_PATCHES = 1.5
 #: stage was 0.11 Dice behind one in the organs' region, at 0.29 (openkbp) they were equal (docs/few_labels.md).
 ONE_STAGE_SHARE = 0.25
 
+#: One stage also suffices, however large the body, where the organs with their margin fill at least this share of it.
+#: Chosen: COARSE saves FINE no more than a fifth of its work then, costs an eighth, and may cut something off.
+WHOLE_BODY_SHARE = 0.8
+
 
 def make_plans(
     fingerprint: DatasetFingerprint,
@@ -56,8 +60,8 @@ def make_plans(
 
     Args:
         memory_gib: GPU memory that training may take; None: what the preset was made for.
-        stages: `auto`: one where the median body holds at most 1.5 FINE patches and the organs fill at least 25 % of
-            it, else two.
+        stages: `auto`: one where the organs fill at least 80 % of the median body, or 25 % of one that holds at most
+            1.5 FINE patches, else two.
         architecture: Who builds FINE's network, on the preset's levels and features; None: as the preset says.
         arguments: Of that builder; None: those of the preset, or none for another architecture.
 
@@ -184,13 +188,16 @@ def _choose_stages(sizer: Sizer, stages: StagesName) -> tuple[bool, str]:
     size = (
         f"the median body, {reasons.shape(body.region_zyx)} voxels at FINE's spacing, holds {body.patches:.1f} patches"
     )
+    share = math.prod(organs.region_zyx) / math.prod(body.region_zyx)
+    filled = f"the organs with their margin fill {100 * share:.0f} % of it"
+    if share >= WHOLE_BODY_SHARE:
+        return False, f"one stage: {size}, and {filled}, so that finding them first would save next to nothing"
     if body.patches > ONE_STAGE_PATCHES:
         return (
             True,
             f"two stages: {size}, more than {ONE_STAGE_PATCHES:g}, so COARSE finds the organs and FINE segments them",
         )
-    share = math.prod(organs.region_zyx) / math.prod(body.region_zyx)
-    size += f", at most {ONE_STAGE_PATCHES:g}, and the organs with their margin fill {100 * share:.0f} % of it"
+    size += f", at most {ONE_STAGE_PATCHES:g}, and {filled}"
     if share < ONE_STAGE_SHARE:
         return (
             True,

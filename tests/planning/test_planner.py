@@ -86,6 +86,17 @@ def test_small_organs_in_a_patch_sized_body_take_two_stages(
     assert ("less than 25" in plans.reasons["stages"]) == two
 
 
+@pytest.mark.parametrize(("organs", "two"), [((140, 180, 140), False), ((120, 150, 120), True)])
+def test_organs_that_fill_a_large_body_take_one_stage(
+    make_fingerprint: Callable[..., DatasetFingerprint], organs: IntTriple, two: bool
+) -> None:
+    """A parcellation of the brain: with its margin it is the head, though that holds many patches."""
+    case = ((180, 220, 180), (1.0, 1.0, 1.0), None, organs)
+    plans = make_plans(make_fingerprint([case] * 6, channels=("MR",)))
+    assert plans.two_stage == two
+    assert ("fill 100 % of it" not in plans.reasons["stages"]) == two
+
+
 def test_single_case(make_fingerprint: Callable[..., DatasetFingerprint]) -> None:
     plans = make_plans(make_fingerprint([((112, 101, 122), (3.0, 3.0, 3.0), None, (55, 66, 95))]))
     assert golden(plans) == {
