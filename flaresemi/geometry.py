@@ -17,9 +17,13 @@ Sides = TypeVar("Sides", IntTriple, FloatTriple)
 THICK_SLICES = 3.0
 
 
-def has_thick_slices(spacing_zyx_mm: FloatTriple) -> bool:
-    """Whether slices across Z are much thicker than their pixels."""
-    return spacing_zyx_mm[0] > THICK_SLICES * min(spacing_zyx_mm[1:])
+def thick_axis(spacing_zyx_mm: FloatTriple) -> int | None:
+    """The axis across slices that are much thicker than their pixels; None where there are none.
+
+    0 for axial slices, 1 for coronal, 2 for sagittal ones; of two axes as thick, the first.
+    """
+    thickest = max(range(3), key=lambda axis: spacing_zyx_mm[axis])
+    return thickest if spacing_zyx_mm[thickest] > THICK_SLICES * min(spacing_zyx_mm) else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,10 +144,11 @@ class DatasetFingerprint:
         return record_hash(self, without=("reasons", "voxels_outside_body", "channel_facts", "body_share"))
 
     def cropped(self, body: BodyRule) -> "DatasetFingerprint":
-        """The same where a plan crops no image: the boxes of the bodies are the images then."""
+        """The same where a plan crops no image: bodies are whole images then, and their share of them is not known."""
         if body != "whole":
             return self
-        cases = (dataclasses.replace(case, body_box=BoundingBox.whole(case.shape_zyx)) for case in self.cases)
+        wholes = ((case, BoundingBox.whole(case.shape_zyx)) for case in self.cases)
+        cases = (dataclasses.replace(case, body_box=whole, body_share=None) for case, whole in wholes)
         return dataclasses.replace(self, cases=tuple(cases))
 
 
@@ -335,8 +336,7 @@ class Plans:
         """Checks that what is trained by these plans would mean the organs and channels of the dataset.
 
         Args:
-            labels: Of the dataset.
-            channels: Of the dataset.
+            labels, channels: Of the dataset.
             where: The dataset, for the message.
 
         Raises:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flaresemi.geometry import BoundingBox, Geometry, StageGrid, resampled_shape
+from flaresemi.geometry import BoundingBox, Geometry, StageGrid, resampled_shape, thick_axis
 
 sizes = st.integers(1, 40)
 shapes = st.tuples(sizes, sizes, sizes)
@@ -188,3 +188,19 @@ def test_all_corners_are_looked_at():
     expected = max(math.dist(one.world_xyz_mm(corner), other.world_xyz_mm(corner)) for corner in corners)
     assert one.far_corner_distance_mm(other) == expected
     assert expected == pytest.approx(2 * math.sin(angle / 2) * 100 * math.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    ("spacing_zyx_mm", "axis"),
+    [
+        ((8.0, 1.5, 1.5), 0),
+        ((0.7, 4.0, 0.7), 1),
+        ((0.7, 0.7, 4.0), 2),
+        ((5.0, 1.0, 5.0), 0),
+        ((4.0, 1.0, 5.0), 2),
+        ((3.0, 1.0, 1.0), None),
+        ((1.0, 1.0, 1.0), None),
+    ],
+)
+def test_thick_slices_are_recognized_along_any_axis(spacing_zyx_mm, axis):
+    assert thick_axis(spacing_zyx_mm) == axis

@@ -292,7 +292,7 @@ def _fingerprint_text(fingerprint: DatasetFingerprint) -> str:
 
 def _plans_text(plans: Plans, workspace: Workspace) -> str:
     lines = [f"plans: preset {plans.preset} ({one_line(plans.reasons.get('preset', 'edited'))})"]
-    told = ("body", "ignored") if plans.body == "whole" else ("ignored",)
+    told = (*(("body",) if plans.body == "whole" else ()), "annotated", "ignored")
     lines += [f"  {one_line(plans.reasons[key])}" for key in told if key in plans.reasons]
     for plan in (plans.coarse, plans.fine):
         spacing, patch = map(_times, (plan.spacing_zyx_mm, plan.patch_zyx))

@@ -4,15 +4,15 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from flaresemi.channels import is_ct, scheme_of
 from flaresemi.errors import PlanError
-from flaresemi.geometry import THICK_SLICES, FloatTriple, has_thick_slices
+from flaresemi.geometry import THICK_SLICES, FloatTriple, thick_axis
 from flaresemi.planning import reasons
 from flaresemi.planning.presets import PRESETS, Preset, PresetName
 from flaresemi.planning.regions import LOST_SHARE, measure_extents
-from flaresemi.planning.sizing import Sizer
+from flaresemi.planning.sizing import SizedStage, Sizer
 from flaresemi.plans import (
     BodyRule,
     DatasetFingerprint,
@@ -42,6 +42,10 @@ ONE_STAGE_PATCHES = 1.5
 #: stage was 0.11 Dice behind one in the organs' region, at 0.29 (openkbp) they were equal (docs/few_labels.md).
 ONE_STAGE_SHARE = 0.25
 
+#: One stage also suffices, however large the body, where the organs with their margin fill at least this share of it.
+#: Chosen: COARSE saves FINE no more than a fifth of its work then, costs an eighth, and may cut something off.
+WHOLE_BODY_SHARE = 0.8
+
 
 def make_plans(
     fingerprint: DatasetFingerprint,
@@ -56,8 +60,8 @@ def make_plans(
 
     Args:
         memory_gib: GPU memory that training may take; None: what the preset was made for.
-        stages: `auto`: one where the median body holds at most 1.5 FINE patches and the organs fill at least 25 % of
-            it, else two.
+        stages: `auto`: one where the organs fill at least 80 % of the median body, or 25 % of one that holds at most
+            1.5 FINE patches, else two.
         architecture: Who builds FINE's network, on the preset's levels and features; None: as the preset says.
         arguments: Of that builder; None: those of the preset, or none for another architecture.
 
@@ -88,30 +92,22 @@ def make_plans(
         preset=preset,
         memory_gib=memory,
         body=body,
-        fine=StagePlan(
+        fine=_stage_plan(
+            sizer,
+            fine,
             stage=Stage.FINE,
-            spacing_zyx_mm=fine.spacing_zyx_mm,
-            patch_zyx=fine.patch_zyx,
-            batch_size=sizer.batch_size(fine),
             region="organs" if two else "body",
-            margin_mm=MARGIN_MM,
-            resampling="linear",
             intensities=intensities,
-            network=fine.network,
             reasons=reasons.fine(sizer, fine, two, MARGIN_MM)
             | {"intensities": intensities_reason, "quarter_turns": turns_reason},
             quarter_turns=turns,
         ),
-        coarse=StagePlan(
+        coarse=_stage_plan(
+            sizer,
+            coarse,
             stage=Stage.COARSE,
-            spacing_zyx_mm=coarse.spacing_zyx_mm,
-            patch_zyx=coarse.patch_zyx,
-            batch_size=sizer.batch_size(coarse),
             region="body",
-            margin_mm=MARGIN_MM,
-            resampling="linear",
             intensities=intensities,
-            network=coarse.network,
             reasons=reasons.coarse(sizer, coarse, fine.region_gflop)
             | {"intensities": intensities_reason, "quarter_turns": "how scans are turned stands in FINE's plan"},
         ),
@@ -121,8 +117,21 @@ def make_plans(
             "body": body_reason,
             "stages": stages_reason,
             "mirroring": mirroring_told(fingerprint.labels.names, fingerprint.labels.mirror_pairs),
+            **reasons.annotated(fingerprint),
             **reasons.ignored(fingerprint, two),
         },
+    )
+
+
+def _stage_plan(sizer: Sizer, sized: SizedStage, **decided: Any) -> StagePlan:
+    return StagePlan(
+        spacing_zyx_mm=sized.spacing_zyx_mm,
+        patch_zyx=sized.patch_zyx,
+        batch_size=sizer.batch_size(sized),
+        margin_mm=MARGIN_MM,
+        resampling="linear",
+        network=sized.network,
+        **decided,
     )
 
 
@@ -160,8 +169,11 @@ def _choose_turns(channels: tuple[str, ...], *spacings_zyx_mm: FloatTriple) -> t
     """
     if any(map(is_ct, channels)):
         return False, "scans are segmented as they lie: files of CT say how the patient lay"
-    if not has_thick_slices(spacings_zyx_mm[0]):
-        return False, f"scans are segmented as they lie: slices are at most {THICK_SLICES:g} times as thick as pixels"
+    if thick_axis(spacings_zyx_mm[0]) != 0:
+        return (
+            False,
+            f"scans are segmented as they lie: no axial slices, more than {THICK_SLICES:g} times as thick as pixels",
+        )
     if any(max(y, x) > SQUARE_PIXELS * min(y, x) for _, y, x in spacings_zyx_mm):
         return False, "scans are segmented as they lie: their pixels are not square"
     return True, (
@@ -183,13 +195,16 @@ def _choose_stages(sizer: Sizer, stages: StagesName) -> tuple[bool, str]:
     size = (
         f"the median body, {reasons.shape(body.region_zyx)} voxels at FINE's spacing, holds {body.patches:.1f} patches"
     )
+    share = math.prod(organs.region_zyx) / math.prod(body.region_zyx)
+    filled = f"the organs with their margin fill {100 * share:.0f} % of it"
+    if share >= WHOLE_BODY_SHARE:
+        return False, f"one stage: {size}, and {filled}, so that finding them first would save next to nothing"
     if body.patches > ONE_STAGE_PATCHES:
         return (
             True,
             f"two stages: {size}, more than {ONE_STAGE_PATCHES:g}, so COARSE finds the organs and FINE segments them",
         )
-    share = math.prod(organs.region_zyx) / math.prod(body.region_zyx)
-    size += f", at most {ONE_STAGE_PATCHES:g}, and the organs with their margin fill {100 * share:.0f} % of it"
+    size += f", at most {ONE_STAGE_PATCHES:g}, and {filled}"
     if share < ONE_STAGE_SHARE:
         return (
             True,

@@ -5,7 +5,7 @@ import math
 from flaresemi.channels import is_ct
 from flaresemi.geometry import FloatTriple, IntTriple
 from flaresemi.networks.cost import forward_gflop, parameter_count, training_memory_gib
-from flaresemi.planning import sizing
+from flaresemi.planning import regions, sizing
 from flaresemi.planning.presets import Preset
 from flaresemi.planning.sizing import SizedStage, Sizer
 from flaresemi.plans import DatasetFingerprint
@@ -56,12 +56,19 @@ def fine(sizer: Sizer, stage: SizedStage, two: bool, margin_mm: float) -> dict[s
 def coarse(sizer: Sizer, stage: SizedStage, fine_gflop: float) -> dict[str, str]:
     """Reasons of COARSE's plan, by field; `fine_gflop` is what FINE costs over its region."""
     share = forward_gflop(stage.network, stage.patch_zyx) / fine_gflop
+    organ = sizer.organ_voxels(stage.spacing_zyx_mm)
+    unless = kept = ""
+    if share > sizing.COARSE_SHARE:
+        unless = f", unless the largest organ of a case would have fewer than {sizing.FOUND_VOXELS} voxels then"
+    if organ < math.inf:
+        few = f", fewer than the {sizing.FOUND_VOXELS} with which it is surely found" * (organ < sizing.FOUND_VOXELS)
+        kept = f"; the largest organ of a case (median) has {organ:.0f} voxels{few}"
     return _common(sizer, stage) | {
         "spacing_zyx_mm": (
             f"the finest that is at least {sizing.COARSE_FACTOR:g} times FINE's on every axis and about isotropic "
             f"(no finer than {sizing.LOCALIZING_MM:g} mm where FINE is coarser on another axis), and at which one "
-            f"patch holds a large body within the budget and costs at most 1/{1 / sizing.COARSE_SHARE:.0f} of FINE "
-            f"(here {100 * share:.1f} %)"
+            f"patch holds a large body within the budget and costs at most 1/{1 / sizing.COARSE_SHARE:.0f} of FINE"
+            f"{unless} (here {100 * share:.1f} %){kept}"
         ),
         "patch_zyx": (
             f"holds the 95th-percentile body ({millimeters(sizer.extents.large_body_mm)}, "
@@ -109,6 +116,20 @@ def ignored(fingerprint: DatasetFingerprint, two: bool) -> dict[str, str]:
             "boxes in prediction: --stages one avoids that"
         )
     return {"ignored": text}
+
+
+def annotated(fingerprint: DatasetFingerprint) -> dict[str, str]:
+    """What follows from cases that annotate some organs alone; nothing where there are none."""
+    partial = [case for case in fingerprint.cases if not all(case.annotated)]
+    if not partial:
+        return {}
+    box = "is that of the others"
+    if not regions.telling_cases(fingerprint)[1]:
+        box = (
+            f"is the {regions.PARTIAL_PERCENTILE}th percentile of theirs, since none has every organ, and may be small"
+        )
+    text = f"{len(partial)} of {len(fingerprint.cases)} labeled cases annotate some organs alone: the organs' box {box}"
+    return {"annotated": text}
 
 
 def _common(sizer: Sizer, stage: SizedStage) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The spacing of the data and the extents of body and organs in mm, from a fingerprint."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -14,6 +15,10 @@ ANISOTROPY = 3.0
 #: in the air are less, and losing as much is worse than resampling some air.
 LOST_SHARE = 0.01
 
+#: Where no case annotates every organ, the organs' box is this percentile of the cases' boxes. Chosen: near the
+#: largest, since each is of some organs alone.
+PARTIAL_PERCENTILE = 90
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Extents:
@@ -22,8 +27,9 @@ class Extents:
     Attributes:
         body_mm: Median of the body boxes.
         large_body_mm: Their 95th percentile.
-        organs_mm: Median of the organs' boxes with the margin on every face, each cut to its body; None when no case
-            has a labeled voxel.
+        organs_mm: Median of the organs' boxes with the margin on every face, each cut to its body, over the cases that
+            annotate every organ; the 90th percentile of all where none does, whose boxes are too small. None when no
+            case has a labeled voxel.
     """
 
     body_mm: FloatTriple
@@ -34,12 +40,33 @@ class Extents:
 def measure_extents(fingerprint: DatasetFingerprint, margin_mm: float) -> Extents:
     """Summarizes the boxes of a fingerprint."""
     bodies = np.array([_extent(case.body_box.shape_zyx, case.spacing_zyx_mm) for case in fingerprint.cases])
-    organs = [_organs_with_margin(case, margin_mm) for case in fingerprint.cases if case.foreground_box is not None]
+    cases, are_complete = telling_cases(fingerprint)
+    organs = [_organs_with_margin(case, margin_mm) for case in cases]
+    middle = 50 if are_complete else PARTIAL_PERCENTILE
     return Extents(
         body_mm=_triple(np.median(bodies, axis=0)),
         large_body_mm=_triple(np.percentile(bodies, 95, axis=0)),
-        organs_mm=_triple(np.median(np.array(organs), axis=0)) if organs else None,
+        organs_mm=_triple(np.percentile(np.array(organs), middle, axis=0)) if organs else None,
     )
+
+
+def telling_cases(fingerprint: DatasetFingerprint) -> tuple[list[CaseFingerprint], bool]:
+    """The cases that tell how large organs are, and whether they annotate every organ.
+
+    Those with a labeled voxel that annotate all; where there are none, those that annotate some.
+    """
+    labeled = [case for case in fingerprint.cases if case.foreground_box is not None]
+    complete = [case for case in labeled if all(case.annotated)]
+    return (complete, True) if complete else (labeled, False)
+
+
+def largest_organ_mm3(fingerprint: DatasetFingerprint) -> float | None:
+    """Volume of the largest organ of a case, the median over `telling_cases`; None where none has a labeled voxel.
+
+    It is what COARSE finds last as its voxels grow.
+    """
+    found = [max(case.voxels_per_label) * math.prod(case.spacing_zyx_mm) for case in telling_cases(fingerprint)[0]]
+    return float(np.median(found)) if found else None
 
 
 def target_spacing(fingerprint: DatasetFingerprint) -> tuple[FloatTriple, str]:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Literal
 
+from flaresemi.channels import is_ct
 from flaresemi.dataset import Case, Dataset
 from flaresemi.io.segments import EXPORT, RENUMBER, contradictions
 from flaresemi.labels import LabelSet
@@ -30,6 +31,10 @@ _MOST_TOLD = 300
 
 #: NIfTI's two affines may differ by rounding; beyond this somebody changed one of them. Chosen.
 _AFFINES_APART_MM = 1.0
+
+#: A CT has values below this: air is about -1000 HU, fat about -100, also where values are clipped (those of btcv at
+#: -125). Chosen: MR has none, but for what a resampling with splines leaves beside edges.
+_FAT_HU = -50.0
 
 
 def judge(dataset: Dataset, facts: dict[str, CaseFacts]) -> IntegrityReport:
@@ -257,6 +262,19 @@ def _dataset_findings(dataset: Dataset, facts: dict[str, CaseFacts]) -> Iterator
             message=f"no label map has background (value {labels.background}) beside ignored voxels",
             remedy="without any example of background, the network calls everything an organ: annotate some of it, too",
         )
+    for index, name in enumerate(dataset.channels):
+        lowest = _lowest_value(dataset, facts, index) if is_ct(name) else None
+        if lowest is not None and lowest > _FAT_HU:
+            yield Finding(
+                case_id="",
+                severity="warning",
+                problem="no air",
+                file=description,
+                message=f"channel '{name}' is taken for CT, and no labeled image has air or fat in it: its "
+                f"lowest value is {lowest + 0.0:g}, not about -1000 or -100 HU",
+                remedy='if it is MR or else, name it so, as in "channel_names": {"0": "MR"}; if it is CT, see whether '
+                "it is in Hounsfield units",
+            )
     caution = mirroring_caution(labels.names, labels.mirror_pairs)
     if caution is not None:
         yield Finding(
@@ -267,6 +285,12 @@ def _dataset_findings(dataset: Dataset, facts: dict[str, CaseFacts]) -> Iterator
             message=caution[0],
             remedy=caution[1],
         )
+
+
+def _lowest_value(dataset: Dataset, facts: dict[str, CaseFacts], channel: int) -> float | None:
+    """Of a channel in all labeled images; None where none can be read."""
+    images = (facts[case.id].image for case in dataset.labeled)
+    return min((image.channels[channel].minimum for image in images if image is not None), default=None)
 
 
 def _found_text(per_value: dict[int, tuple[str, ...]], known: frozenset[int]) -> str:

@@ -8,7 +8,7 @@ from flaresemi.errors import PlanError
 from flaresemi.geometry import FloatTriple, IntTriple
 from flaresemi.networks.cost import forward_gflop, training_memory_gib
 from flaresemi.planning.presets import Preset
-from flaresemi.planning.regions import Extents, significant, target_spacing
+from flaresemi.planning.regions import Extents, largest_organ_mm3, significant, target_spacing
 from flaresemi.planning.topology import MIN_FEATURE_SIZE, Topology, fit_patch, round_up
 from flaresemi.plans import DatasetFingerprint, NetworkPlan
 
@@ -17,8 +17,12 @@ from flaresemi.plans import DatasetFingerprint, NetworkPlan
 #: right kidneys left ones (benchmarks/coarse_to_fine.py).
 PATCHES_PER_REGION = 8
 
-#: COARSE may cost this share of FINE, over their regions.
+#: COARSE may cost this share of FINE, over their regions, unless the organs would be lost.
 COARSE_SHARE = 1 / 8
+
+#: The largest organ keeps at least this many voxels in COARSE, whatever that costs. Chosen: six times what `organs_box`
+#: takes for a speck, so that half of a pair is found, too, and not all of it need be.
+FOUND_VOXELS = 48
 
 #: COARSE's spacing is at least so many times FINE's, on every axis.
 COARSE_FACTOR = 2.0
@@ -79,6 +83,7 @@ class Sizer:
         self.budget = Budget(memory_gib=memory_gib, voxels=voxels)
         self.extents = extents
         self.native_mm, self.native_reason = target_spacing(fingerprint)
+        self.organ_mm3 = largest_organ_mm3(fingerprint)
 
     def fine(self, region_mm: FloatTriple) -> SizedStage:
         """FINE for a region of this size: the native spacing, coarsened while the region holds too many patches."""
@@ -109,20 +114,33 @@ class Sizer:
         )
 
     def coarse(self, fine: SizedStage) -> SizedStage:
-        """COARSE: the finest spacing at which one patch holds a large body within the budget and FINE's share."""
+        """COARSE: the finest spacing at which one patch holds a large body within the budget and FINE's share.
+
+        The share may be exceeded where the largest organ would have fewer than `FOUND_VOXELS`: FINE is cheap where
+        organs are small.
+        """
         finest, coarsest = (COARSE_FACTOR * extreme(fine.spacing_zyx_mm) for extreme in (min, max))
         base = min(coarsest, max(finest, LOCALIZING_MM))
         limit = COARSE_SHARE * fine.region_gflop
+
+        def at(base_mm: float) -> FloatTriple:
+            z, y, x = (max(significant(base_mm), COARSE_FACTOR * spacing) for spacing in fine.spacing_zyx_mm)
+            return z, y, x
+
         while True:
-            z, y, x = (max(significant(base), COARSE_FACTOR * spacing) for spacing in fine.spacing_zyx_mm)
-            spacing = (z, y, x)
+            spacing = at(base)
             region = _voxels(self.extents.large_body_mm, spacing)
             patch, topology = round_up(region, spacing, len(self.preset.coarse_features))
             network = self._network(topology, self.preset.coarse_features, "plain")
-            cheap = self.budget.allows(network, patch, MIN_BATCH) and forward_gflop(network, patch) <= limit
-            if cheap or max(region) <= 2 * MIN_FEATURE_SIZE:  # nothing is left to save below that
+            fits = self.budget.allows(network, patch, MIN_BATCH)
+            is_worth_it = forward_gflop(network, patch) <= limit or self.organ_voxels(at(base * _STEP)) < FOUND_VOXELS
+            if (fits and is_worth_it) or max(region) <= 2 * MIN_FEATURE_SIZE:  # nothing is left to save below that
                 return SizedStage(spacing_zyx_mm=spacing, region_zyx=region, patch_zyx=patch, network=network)
             base *= _STEP
+
+    def organ_voxels(self, spacing_mm: FloatTriple) -> float:
+        """Voxels of the largest organ of a case at a spacing; infinite where no case has one."""
+        return math.inf if self.organ_mm3 is None else self.organ_mm3 / math.prod(spacing_mm)
 
     def batch_size(self, sized: SizedStage) -> int:
         voxels = MAX_BATCH_SHARE * len(self.fingerprint.cases) * math.prod(sized.region_zyx)

@@ -20,7 +20,7 @@ from batchgenerators.transforms.resample_transforms import SimulateLowResolution
 
 from flaresemi import extensions
 from flaresemi.errors import ConfigError
-from flaresemi.geometry import FloatTriple, IntTriple, has_thick_slices
+from flaresemi.geometry import FloatTriple, IntTriple, thick_axis
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class Augmentation:
 
     Args:
         patch_zyx: Shape of what comes out.
-        spacing_zyx_mm: Of the patch: where it has thick slices, rotation stays in the plane.
+        spacing_zyx_mm: Of the patch: where it has thick slices, along whichever axis, rotation stays in their plane.
         strength: A name that `strength_of` knows.
         mirror_axes: Axes that are flipped half of the time.
         mirror_permutation: Label index after a left-right flip, for each index.
@@ -110,13 +110,17 @@ class Augmentation:
         self.mirror_axes = mirror_axes
         self.mirror_permutation = np.append(mirror_permutation, len(mirror_permutation))  # ignored voxels stay it
         self.swaps_labels = list(mirror_permutation) != list(range(len(mirror_permutation)))
-        self.in_plane = has_thick_slices(spacing_zyx_mm)
+        self.thick_axis = thick_axis(spacing_zyx_mm)
         self.intensity = _intensity_transforms(self.strength)
+
+    def turns_about(self, axis: int) -> bool:
+        """Whether patches are rotated about this axis."""
+        return self.thick_axis in (None, axis)
 
     @property
     def input_zyx(self) -> IntTriple:
         """Shape of the patch to read: larger than what comes out, so that most rotations find tissue at the corners."""
-        grow = (1.0 if self.in_plane else 1.2, 1.2, 1.2)
+        grow = (1.0 if axis == self.thick_axis else 1.2 for axis in range(3))
         z, y, x = (math.ceil(size * factor / 2) * 2 for size, factor in zip(self.patch_zyx, grow, strict=True))
         return z, y, x
 
@@ -159,7 +163,7 @@ class Augmentation:
         self, image_czyx: np.ndarray, label_zyx: np.ndarray, fill: np.ndarray, label_fill: int
     ) -> tuple[np.ndarray, np.ndarray]:
         angle = math.radians(self.strength.rotation_degrees)
-        around_z, around_others = (-angle, angle), (0.0, 0.0) if self.in_plane else (-angle, angle)
+        around_z, around_y, around_x = ((-angle, angle) if self.turns_about(axis) else (0.0, 0.0) for axis in range(3))
         base = fill.reshape(-1, 1, 1, 1)
         image, label = augment_spatial(
             (image_czyx - base)[None],  # so that zero, the one fill value on offer, is air in every channel
@@ -168,8 +172,8 @@ class Augmentation:
             patch_center_dist_from_border=None,
             do_elastic_deform=False,
             angle_x=around_z,
-            angle_y=around_others,
-            angle_z=around_others,
+            angle_y=around_y,
+            angle_z=around_x,
             scale=self.strength.scaling,
             border_mode_data="constant",
             border_cval_seg=label_fill,

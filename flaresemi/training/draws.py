@@ -82,9 +82,10 @@ def draw_changes(augmentation: Augmentation, channels: int, seed: int) -> Change
     strength = augmentation.strength
     angles = scale = None
     if generator.random() < strength.rotation_probability:
-        free = (True, not augmentation.in_plane, not augmentation.in_plane)
         angle = np.radians(strength.rotation_degrees)
-        z, y, x = (float(generator.uniform(-angle, angle)) if turns else 0.0 for turns in free)
+        z, y, x = (
+            float(generator.uniform(-angle, angle)) if augmentation.turns_about(axis) else 0.0 for axis in range(3)
+        )
         angles = (z, y, x)
     if generator.random() < strength.scaling_probability:
         scale = _about_one(strength.scaling, generator)

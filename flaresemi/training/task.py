@@ -195,7 +195,7 @@ class PreparedDataset:
                 held_out=case_versions(split.validation, self.workspace),
             ),
             cautions=self.splits.divided_groups(fold),
-            norms=() if self.fingerprint is None else norms_of(self.fingerprint),
+            norms=() if self.fingerprint is None else norms_of(self.fingerprint.cropped(self.plans.body)),
             dataset=self.plans.dataset_name,
             unlabeled=None if dataset is None else dataset.learnable(split.validation),
         )

@@ -356,28 +356,39 @@ def organs_to_clean(told: Collection[str], results: Sequence[CaseResult], names:
     )
 
 
-def _recall(segmenter: Segmenter, image: Image, reference_zyx: np.ndarray, task: TrainingTask) -> dict[str, float]:
-    """Share of each organ's reference voxels inside the region that FINE would get."""
+def _recall(
+    segmenter: Segmenter, image: Image, reference_zyx: np.ndarray, task: TrainingTask
+) -> dict[str, float] | None:
+    """Share of each organ's reference voxels inside the region that FINE would get.
+
+    Nothing of any organ where there is no region, and FINE searches the whole body; None where there is no organ.
+    """
+    counts = task.labels.per_organ(np.bincount(reference_zyx.ravel(), minlength=task.labels.channels))
+    if not counts.any():
+        return None
     organs = segmenter.find_organs(image)
-    inside = reference_zyx
-    if organs is not None:  # without a box, FINE searches the whole body
-        region = organs.grown(task.plan.margin_mm, image.geometry.spacing_zyx_mm, image.geometry.shape_zyx)
-        inside = reference_zyx[region.slices]
-    counts, found = (
-        task.labels.per_organ(np.bincount(each.ravel(), minlength=task.labels.channels))
-        for each in (reference_zyx, inside)
-    )
+    if organs is None:
+        return {}
+    region = organs.grown(task.plan.margin_mm, image.geometry.spacing_zyx_mm, image.geometry.shape_zyx)
+    inside = reference_zyx[region.slices]
+    found = task.labels.per_organ(np.bincount(inside.ravel(), minlength=task.labels.channels))
     return {
         name: float(part / whole) for name, part, whole in zip(task.labels.names, found, counts, strict=True) if whole
     }
 
 
 def _recall_text(results: dict[str, CaseResult]) -> str:
-    shares = [
-        (share, organ, case_id) for case_id, result in results.items() for organ, share in (result.recall or {}).items()
-    ]
-    if not shares:
+    recalls = {case_id: result.recall for case_id, result in results.items() if result.recall is not None}
+    if not recalls:
         return "no organ to recall"
-    worst, organ, case_id = min(shares)
-    text = f"recall of the region: mean {np.mean([share for share, _, _ in shares]):.4f}, worst {worst:.4f}"
-    return text + (f" ({organ} in {case_id})" if worst < 1 else "")
+    shares = [(share, organ, case_id) for case_id, recall in recalls.items() for organ, share in recall.items()]
+    parts = []
+    if shares:
+        worst, organ, case_id = min(shares)
+        where = f" ({organ} in {case_id})" if worst < 1 else ""
+        parts.append(f"mean {np.mean([share for share, _, _ in shares]):.4f}, worst {worst:.4f}{where}")
+    lost = [case_id for case_id, recall in recalls.items() if not recall]
+    if lost:
+        names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        parts.append(f"no region found in {len(lost)} of {len(recalls)} cases, where FINE would search all: {names}")
+    return f"recall of the region: {'; '.join(parts)}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -126,11 +127,19 @@ def fingerprint_of(
     channels: tuple[str, ...] = ("CT",),
     labels: LabelSet = flare22.LABELS,
     name: str = "made",
+    organ_mm3: float | None = None,
 ) -> DatasetFingerprint:
-    """A fingerprint from (shape, spacing, body shape or None for all, organs' shape or None for none) per case."""
+    """A fingerprint from (shape, spacing, body shape or None for all, organs' shape or None for none) per case.
+
+    Each organ measures `organ_mm3`; None: all together fill half of their box.
+    """
     cases = []
     for number, (shape, spacing, body, organs) in enumerate(sizes):
         body_box = _centered(shape, shape if body is None else body)
+        voxels = 0
+        if organs is not None:
+            share = math.prod(organs) / (2 * labels.count)
+            voxels = max(1, round(share if organ_mm3 is None else organ_mm3 / math.prod(spacing)))
         cases.append(
             CaseFingerprint(
                 case_id=f"case_{number:03d}",
@@ -138,7 +147,7 @@ def fingerprint_of(
                 spacing_zyx_mm=spacing,
                 body_box=body_box,
                 foreground_box=None if organs is None else _centered(shape, organs),
-                voxels_per_label=(0 if organs is None else 1000,) * labels.count,
+                voxels_per_label=(voxels,) * labels.count,
                 annotated=(True,) * labels.count,
             )
         )

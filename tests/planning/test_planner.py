@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaresemi.errors import PlanError
-from flaresemi.geometry import FloatTriple, IntTriple
+from flaresemi.geometry import BoundingBox, FloatTriple, IntTriple
+from flaresemi.labels import Label, LabelSet
 from flaresemi.networks.cost import forward_gflop, training_memory_gib
 from flaresemi.planning.planner import StagesName, make_plans
 from flaresemi.planning.presets import PRESETS, PresetName
+from flaresemi.planning.sizing import FOUND_VOXELS
 from flaresemi.plans import CaseFingerprint, DatasetFingerprint, Plans, StagePlan, load_plans
 from flaresemi.records import dumps, save_record
 
@@ -84,6 +86,17 @@ def test_small_organs_in_a_patch_sized_body_take_two_stages(
     assert ("less than 25" in plans.reasons["stages"]) == two
 
 
+@pytest.mark.parametrize(("organs", "two"), [((140, 180, 140), False), ((120, 150, 120), True)])
+def test_organs_that_fill_a_large_body_take_one_stage(
+    make_fingerprint: Callable[..., DatasetFingerprint], organs: IntTriple, two: bool
+) -> None:
+    """A parcellation of the brain: with its margin it is the head, though that holds many patches."""
+    case = ((180, 220, 180), (1.0, 1.0, 1.0), None, organs)
+    plans = make_plans(make_fingerprint([case] * 6, channels=("MR",)))
+    assert plans.two_stage == two
+    assert ("fill 100 % of it" not in plans.reasons["stages"]) == two
+
+
 def test_single_case(make_fingerprint: Callable[..., DatasetFingerprint]) -> None:
     plans = make_plans(make_fingerprint([((112, 101, 122), (3.0, 3.0, 3.0), None, (55, 66, 95))]))
     assert golden(plans) == {
@@ -104,6 +117,41 @@ def test_one_empty_case_among_others_does_not_move_the_region(flare_fingerprint:
     empty = dataclasses.replace(flare_fingerprint.cases[0], foreground_box=None)
     plans = make_plans(dataclasses.replace(flare_fingerprint, cases=(empty, *flare_fingerprint.cases[1:])))
     assert plans.fine.region == "organs"
+
+
+def test_cases_of_some_organs_alone_do_not_move_the_region(flare_fingerprint: DatasetFingerprint) -> None:
+    """Of ten cases, six annotate kidneys: FINE is planned for the box of all organs, which four tell."""
+
+    def of_kidneys(case: CaseFingerprint) -> CaseFingerprint:
+        z, y, x = case.body_box.start
+        return dataclasses.replace(
+            case,
+            foreground_box=BoundingBox(start=(z, y, x), stop=(z + 45, y + 80, x + 200)),
+            voxels_per_label=(0, *(60_000,) * 2, *(0,) * (len(case.annotated) - 3)),
+            annotated=(False, *(True,) * 2, *(False,) * (len(case.annotated) - 3)),
+        )
+
+    cases = flare_fingerprint.cases[:4] * 2 + flare_fingerprint.cases[:2]  # of which any part has the same bodies
+    complete = dataclasses.replace(flare_fingerprint, cases=cases)
+    mixed = dataclasses.replace(complete, cases=cases[:4] + tuple(map(of_kidneys, cases[4:])))
+    expected, found = make_plans(complete), make_plans(mixed)
+    assert golden(found) == golden(expected)
+    assert found.reasons["annotated"].startswith("6 of 10 labeled cases annotate some organs alone")
+    assert "annotated" not in expected.reasons
+
+
+def test_where_no_case_annotates_every_organ_the_largest_boxes_count(flare_fingerprint: DatasetFingerprint) -> None:
+    def partial(case: CaseFingerprint, share: int) -> CaseFingerprint:
+        z, y, x = case.body_box.start
+        box = BoundingBox(start=(z, y, x), stop=(z + 80 // share, y + 240 // share, x + 320 // share))
+        return dataclasses.replace(case, foreground_box=box, annotated=(False, *case.annotated[1:]))
+
+    def of(*shares: int) -> Plans:
+        cases = tuple(partial(flare_fingerprint.cases[0], share) for share in shares)
+        return make_plans(dataclasses.replace(flare_fingerprint, cases=cases))
+
+    assert golden(of(4, 4, 4, 4, 4, 4, 4, 1, 1, 1))["FINE"] == golden(of(*[1] * 10))["FINE"]
+    assert "90th percentile" in of(4, 4).reasons["annotated"]
 
 
 @pytest.mark.parametrize("preset", PRESET_NAMES)
@@ -155,6 +203,40 @@ def test_coarse_costs_at_most_an_eighth_of_fine(flare_fingerprint: DatasetFinger
         patches = math.prod(region) / math.prod(plans.fine.spacing_zyx_mm) / math.prod(plans.fine.patch_zyx)
         fine = patches * forward_gflop(plans.fine.network, plans.fine.patch_zyx)
         assert forward_gflop(plans.coarse.network, plans.coarse.patch_zyx) <= 1.02 * fine / 8
+
+
+ONE = LabelSet(labels=(Label(name="organ", value=1),))
+SMALL_ORGANS_IN_LARGE_BODIES = {
+    "pituitary, head MR": (((180, 230, 190), (1.0, 1.0, 1.0), None, (10, 12, 14)), ("MR",), 600.0),
+    "adrenal, torso CT": (((260, 512, 512), (2.5, 0.8, 0.8), (260, 330, 460), (18, 60, 140)), ("CT",), 5500.0),
+    "thyroid, CT": (((200, 512, 512), (5.0, 1.0, 1.0), (200, 300, 450), (10, 25, 55)), ("CT",), 18000.0),
+    "thyroid, coarse CT": (((340, 256, 256), (3.0, 2.0, 2.0), (340, 150, 225), (16, 13, 28)), ("CT",), 18000.0),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_ORGANS_IN_LARGE_BODIES)
+def test_coarse_keeps_enough_of_a_small_organ_to_find_it(
+    make_fingerprint: Callable[..., DatasetFingerprint], name: str
+) -> None:
+    """FINE's region is small, and an eighth of its cost would buy voxels that the organ vanishes in."""
+    case, channels, organ_mm3 = SMALL_ORGANS_IN_LARGE_BODIES[name]
+    fingerprint = make_fingerprint([case] * 10, channels=channels, labels=ONE, organ_mm3=organ_mm3)
+    plans = make_plans(fingerprint, preset="base")
+    assert plans.two_stage
+    check_laws(plans, fingerprint)
+    assert organ_mm3 / math.prod(plans.coarse.spacing_zyx_mm) >= FOUND_VOXELS
+    assert (
+        "unless the largest organ of a case would have fewer than 48 voxels" in plans.coarse.reasons["spacing_zyx_mm"]
+    )
+
+
+def test_an_organ_that_coarse_may_lose_is_told(make_fingerprint: Callable[..., DatasetFingerprint]) -> None:
+    """Two thousand cubic millimeters in a torso: no spacing that COARSE may have keeps enough voxels of it."""
+    case, channels, _ = SMALL_ORGANS_IN_LARGE_BODIES["adrenal, torso CT"]
+    fingerprint = make_fingerprint([case] * 10, channels=channels, labels=ONE, organ_mm3=2000.0)
+    coarse = make_plans(fingerprint, preset="base").coarse
+    assert coarse.spacing_zyx_mm == (5.0, 4.0, 4.0)
+    assert "has 25 voxels, fewer than the 48 with which it is surely found" in coarse.reasons["spacing_zyx_mm"]
 
 
 def test_fine_is_coarsened_finest_axes_first_and_no_more_than_needed(flare_fingerprint: DatasetFingerprint) -> None:

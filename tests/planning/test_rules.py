@@ -197,6 +197,22 @@ def test_a_ct_that_is_not_in_hounsfield_units_is_pointed_at(small_dataset):
     assert "no HU" not in {problem for *_, problem in as_mr}
 
 
+@pytest.mark.parametrize(("channel", "is_told"), [("CT", True), (" ct", True), ("MR", False)])
+def test_mr_that_is_taken_for_ct_is_pointed_at(small_dataset, channel, is_told):
+    """Values from 0 to 900 are in the range of HU, but a CT has air or, where it is clipped, fat."""
+    small = small_dataset(channels=(channel,))
+    for number in range(3):
+        label = small.label_array(number)
+        image = np.clip(small.image_array(number, label) * 5.0, 0, 900)
+        small.write(small.image_path("labeled", f"l{number}"), image.astype(np.int16))
+    findings = [finding for finding in check(small).findings if finding.problem == "no air"]
+    assert len(findings) == is_told
+    assert all(finding.case_id == "" and '"channel_names"' in finding.remedy for finding in findings)
+    clipped = np.maximum(small.image_array(0, small.label_array(0)), -125)
+    small.write(small.image_path("labeled", "l0"), clipped)
+    assert "no air" not in {problem for _, _, problem in found(check(small))}
+
+
 def test_without_dataset_json_one_error_shows_all_values_and_a_file_to_copy(small_dataset):
     small = small_dataset(json=False, values=(3, 17))
     report = check(small)

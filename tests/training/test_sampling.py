@@ -280,22 +280,24 @@ def test_augmentation_is_seeded_and_keeps_labels_and_images_together() -> None:
             assert inside.mean() > outside.mean() + 2
 
 
-def test_thick_slices_are_rotated_in_their_plane_by_less_than_a_quarter() -> None:
-    augmentation = Augmentation((4, 32, 32), (8.0, 1.5, 1.5), "geometric", (), (0, 1))
-    z, y, x = np.indices(augmentation.input_zyx)
-    size = augmentation.input_zyx[1]
-    ball = (abs(z - 1) < 1) & (abs(y - 0.2 * size) < 3) & (abs(x - 0.5 * size) < 3)
+@pytest.mark.parametrize("thick", range(3), ids=["axial", "coronal", "sagittal"])
+def test_thick_slices_are_rotated_in_their_plane_by_less_than_a_quarter(thick: int) -> None:
+    shape, spacing = np.insert([32, 32], thick, 4).tolist(), np.insert([1.5, 1.5], thick, 8.0).tolist()
+    augmentation = Augmentation(tuple(shape), tuple(spacing), "geometric", (), (0, 1))
+    size = max(augmentation.input_zyx)
+    assert augmentation.input_zyx == tuple(np.insert([size, size], thick, 4)), "no slices are read that are not used"
+    across, down, right = np.indices((4, size, size))
+    ball = (abs(across - 1) < 1) & (abs(down - 0.2 * size) < 3) & (abs(right - 0.5 * size) < 3)
+    ball = np.moveaxis(ball, 0, thick)
     seen = set()
     for seed in range(200):
         _, label, _ = augmentation(ball[None].astype(np.float32), ball.astype(np.uint8), np.zeros(1, np.float32), seed)
-        where = np.argwhere(label) - (0, 15.5, 15.5)
+        where = np.argwhere(np.moveaxis(label, thick, 0)) - (0, 15.5, 15.5)
         if len(where):
             assert set(where[:, 0]) == {1}, "slices stay where they are"
-            _, down, right = where.mean(0)
-            seen.add(
-                ("back" if down > 0 else "front") if abs(down) > abs(right) else ("right" if right > 0 else "left")
-            )
-    assert seen == {"front"}
+            _, y, x = where.mean(0)
+            seen.add(("high" if y > 0 else "low") if abs(y) > abs(x) else ("right" if x > 0 else "left"))
+    assert seen == {"low"}
 
 
 def test_a_batch_for_a_gpu_is_pinned_and_the_same(store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:

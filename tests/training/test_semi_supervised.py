@@ -122,6 +122,17 @@ def test_only_supervised_trainings_count_organs_with_roots(
     assert SemiSupervisedTrainer(make_task(), quick_config, semi, device=CPU).loss.loss.size_power == 1.0
 
 
+def test_only_models_without_pseudo_labels_look_for_the_right_turn(
+    make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, semi: SemiSupervision
+) -> None:
+    tasks = [make_task(name) for name in ("supervised", "student", "not planned")]
+    turned = [dataclasses.replace(each, plan=dataclasses.replace(each.plan, quarter_turns=True)) for each in tasks[:2]]
+    assert Trainer(turned[0], quick_config, device=CPU).fit()
+    assert SemiSupervisedTrainer(turned[1], quick_config, semi, device=CPU).fit()
+    assert Trainer(tasks[2], quick_config, device=CPU).fit()
+    assert [load_checkpoint(task.folder.final).quarter_turns for task in tasks] == [True, False, False]
+
+
 def test_it_trains_and_validates_on_real_labels(
     make_task: Callable[..., TrainingTask], quick_config: TrainingConfig, semi: SemiSupervision
 ) -> None:

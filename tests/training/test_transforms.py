@@ -291,13 +291,18 @@ def test_brightness_and_contrast_are_drawn_as_by_batchgenerators(name: str) -> N
     assert ks_2samp(values, expected).pvalue > 1e-3
 
 
-def test_rotation_stays_in_the_plane_of_thick_slices() -> None:
-    thick = Augmentation((4, 32, 32), (8.0, 1.5, 1.5), "strong", (), (0, 1))
+@pytest.mark.parametrize("thick", range(3), ids=["axial", "coronal", "sagittal"])
+def test_thick_slices_are_turned_about_their_axis_alone(thick: int) -> None:
+    shape, spacing = np.insert([32, 32], thick, 4).tolist(), np.insert([1.5, 1.5], thick, 8.0).tolist()
+    augmentation = Augmentation(tuple(shape), tuple(spacing), "strong", (), (0, 1))
     angles = np.array(
-        [each.angles_zyx for each in (draw_changes(thick, 1, seed) for seed in range(500)) if each.angles_zyx]
+        [each.angles_zyx for each in (draw_changes(augmentation, 1, seed) for seed in range(500)) if each.angles_zyx]
     )
-    assert not angles[:, 1:].any()
-    assert 0.7 < np.abs(angles[:, 0]).max() < np.radians(45)
+    assert not np.delete(angles, thick, axis=1).any()
+    assert 0.7 < np.abs(angles[:, thick]).max() < np.radians(45)
+
+
+def test_a_turn_in_the_plane_of_slices_leaves_each_where_it_is() -> None:
     image = np.arange(6, dtype=np.float32).reshape(1, 6, 1, 1) * np.ones((1, 6, 20, 20), np.float32)
     found, _ = changed_place(
         torch.from_numpy(image),
