@@ -23,6 +23,9 @@ LAUNCHED = "FLARESEMI_LAUNCHED"
 #: What gloo and NCCL say when another process has gone, where torch has no class for it.
 _LOSSES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport", "NCCL error")
 
+#: So long processes of a launch wait for each other at most, but at barriers.
+LIMIT = datetime.timedelta(minutes=30)
+
 #: While one process works alone, the others wait; that one of them has died shows at once all the same.
 PATIENCE = datetime.timedelta(days=365)
 
@@ -129,10 +132,9 @@ def join_ranks(device_type: str) -> Iterator[Ranks]:
         _take_gpu(ranks)
     # NCCL for tensors on GPUs; flags and barriers go by gloo, which waits for no GPU and notices who has gone.
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-    timeout = datetime.timedelta(minutes=30)
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=LIMIT))
     store = unused_part(store, rank, world_size)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=LIMIT)
     may_leave = device_type != "cuda"  # NCCL waits for what is underway, for ever where another process has failed
     try:
         yield dataclasses.replace(ranks, patient=dist.new_group(backend="gloo", timeout=PATIENCE))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
+from flaresemi.compute import distributed
 from flaresemi.compute.crew import Crew
 from flaresemi.compute.distributed import Ranks, join_ranks
 from flaresemi.errors import DatasetError, FlaresemiError
@@ -70,7 +71,7 @@ def lead(crew: Crew) -> list[object]:
 def act(rank: int, tell: Callable[[object], None]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     try:
-        with join_ranks("cpu", LIMIT_SECONDS / 60 if sys.argv[1] == "waits" else 30.0) as ranks:
+        with join_ranks("cpu") as ranks:
             joined.append(ranks)
             crew = Crew(ranks)
             if rank:
@@ -83,6 +84,8 @@ def act(rank: int, tell: Callable[[object], None]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "waits":
+        distributed.LIMIT = datetime.timedelta(seconds=LIMIT_SECONDS)
     os.environ |= {"WORLD_SIZE": str(COUNT), "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     children = {}
     for rank in range(COUNT):
