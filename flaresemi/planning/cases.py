@@ -84,7 +84,10 @@ def orientation(source: SourceGrid) -> str:
 
 def supervised_organs(case: Case, labels: LabelSet) -> tuple[int, ...]:
     """Internal indices (1 and up) of the organs that a labeled case annotates."""
-    return tuple(sorted(map(labels.index, labels.names if case.annotated is None else case.annotated)))
+    indices = {name: index for index, name in enumerate(labels.names, start=1)}
+    return (
+        tuple(indices.values()) if case.annotated is None else tuple(sorted(map(indices.__getitem__, case.annotated)))
+    )
 
 
 def read_case(case: Case, labels: LabelSet) -> tuple[Image, np.ndarray | None]:

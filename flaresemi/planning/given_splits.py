@@ -1,5 +1,6 @@
 """Folds that the user brings along, in nnU-Net's form: `[{"train": [...], "val": [...]}, ...]`."""
 
+import collections
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -130,7 +131,7 @@ def _fold(number: int, entry: object, path: Path, known: set[str], dropped: set[
     for side, cases in entry.items():
         if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
             raise DatasetError(f'"{side}" of fold {number} must be a list of names of cases', where=path, fix=_FORM)
-        twice = sorted({case for case in cases if cases.count(case) > 1})
+        twice = sorted(case for case, count in collections.Counter(cases).items() if count > 1)
         if twice:
             raise DatasetError(f'"{side}" of fold {number} names {listed(twice)} twice', where=path)
         unknown = sorted(set(cases) - known)

@@ -82,6 +82,9 @@ def make_plans(
     fine = sizer.fine(_organs_mm(sizer) if two else extents.body_mm)
     coarse = sizer.coarse(fine)
     logger.info("%s: %s", fingerprint.dataset_name, stages_reason)
+    small = reasons.small_organs(fingerprint, fine)
+    for told in small.values():
+        logger.warning("%s: %s", fingerprint.dataset_name, told)
     intensities, intensities_reason = _intensities(fingerprint)
     turns, turns_reason = _choose_turns(fingerprint.channels, fine.spacing_zyx_mm, coarse.spacing_zyx_mm)
     return Plans(
@@ -117,6 +120,7 @@ def make_plans(
             "body": body_reason,
             "stages": stages_reason,
             "mirroring": mirroring_told(fingerprint.labels.names, fingerprint.labels.mirror_pairs),
+            **small,
             **reasons.annotated(fingerprint),
             **reasons.ignored(fingerprint, two),
         },

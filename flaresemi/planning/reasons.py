@@ -18,6 +18,9 @@ INTENSITIES = {
     "rgb_to_0_1": "divided by 255, as the name asks for",
 }
 
+#: An organ of fewer voxels is hardly learned. Chosen: a ball of two voxels across.
+SMALL_VOXELS = 8
+
 
 def shape(values: IntTriple) -> str:
     """126 × 58 × 108."""
@@ -116,6 +119,25 @@ def ignored(fingerprint: DatasetFingerprint, two: bool) -> dict[str, str]:
             "boxes in prediction: --stages one avoids that"
         )
     return {"ignored": text}
+
+
+def small_organs(fingerprint: DatasetFingerprint, stage: SizedStage) -> dict[str, str]:
+    """What FINE's spacing leaves too little of to learn; nothing where there is no such organ."""
+    voxel_mm3 = math.prod(stage.spacing_zyx_mm)
+    volumes = regions.median_organs_mm3(fingerprint)
+    few = [
+        f"{name} {volumes[name] / voxel_mm3:.2g}"
+        for name in fingerprint.labels.names
+        if name in volumes and volumes[name] / voxel_mm3 < SMALL_VOXELS
+    ]
+    if not few:
+        return {}
+    return {
+        "small_organs": (
+            f"at FINE's spacing of {millimeters(stage.spacing_zyx_mm)}, organs of fewer than {SMALL_VOXELS} voxels "
+            f"(median) are hardly learned: {', '.join(few)}; more memory (--gpu-memory-gib, --preset) may keep them"
+        )
+    }
 
 
 def annotated(fingerprint: DatasetFingerprint) -> dict[str, str]:

@@ -69,6 +69,16 @@ def largest_organ_mm3(fingerprint: DatasetFingerprint) -> float | None:
     return float(np.median(found)) if found else None
 
 
+def median_organs_mm3(fingerprint: DatasetFingerprint) -> dict[str, float]:
+    """Volume of each organ, the median over the cases that have it; without those that none has."""
+    found: dict[str, list[float]] = {}
+    for case in fingerprint.cases:
+        for name, voxels in zip(fingerprint.labels.names, case.voxels_per_label, strict=True):
+            if voxels:
+                found.setdefault(name, []).append(voxels * math.prod(case.spacing_zyx_mm))
+    return {name: float(np.median(volumes)) for name, volumes in found.items()}
+
+
 def target_spacing(fingerprint: DatasetFingerprint) -> tuple[FloatTriple, str]:
     """The spacing that FINE starts from, (Z, Y, X) mm, and why.
 

@@ -222,7 +222,8 @@ def _lost_to_crop(label: LabelFacts, labels: LabelSet) -> str:
 
 
 def _unknown(label: LabelFacts, labels: LabelSet) -> tuple[int, ...]:
-    return tuple(value for value in label.values if value not in labels.known_values)
+    known = labels.known_values
+    return tuple(value for value in label.values if value not in known)
 
 
 def _dataset_findings(dataset: Dataset, facts: dict[str, CaseFacts]) -> Iterator[Finding]:

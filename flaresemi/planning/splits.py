@@ -135,7 +135,7 @@ def make_splits(
     if folds < 2:
         raise ConfigError(f"cross-validation needs at least 2 folds, found {folds}", fix="train on fold 'all' instead")
     made = [
-        Split(train=tuple(case for case in cases if case not in validation), validation=validation)
+        Split(train=tuple(sorted({*cases} - {*validation})), validation=validation)
         for validation in deal(cases, folds, seed, groups or {}, organs or {})
     ]
     return Splits(seed=seed, case_ids=tuple(cases), folds=tuple(made), groups=members_of(groups or {}, cases))

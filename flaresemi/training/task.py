@@ -1,8 +1,9 @@
 """A training task: the stage, the fold, the cases and the folder."""
 
+import collections
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from flaresemi.training.mixing import Mixing
 from flaresemi.workspace import ModelFolder, Workspace
 
 logger = logging.getLogger(__name__)
+
+#: An organ that vanishes in more than this share of the training cases that have it is told. Chosen.
+VANISHING_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,11 +198,32 @@ class PreparedDataset:
                 training=case_versions(split.train, self.workspace),
                 held_out=case_versions(split.validation, self.workspace),
             ),
-            cautions=self.splits.divided_groups(fold),
+            cautions=(*self.splits.divided_groups(fold), *self._vanishing(store, stage, {*split.train})),
             norms=() if self.fingerprint is None else norms_of(self.fingerprint.cropped(self.plans.body)),
             dataset=self.plans.dataset_name,
             unlabeled=None if dataset is None else dataset.learnable(split.validation),
         )
+
+    def _vanishing(self, store: CaseStore, stage: Stage, case_ids: Container[str]) -> Iterator[str]:
+        """Organs that some of the cases that have them lose at the stage's spacing, in words; none that all lose."""
+        if self.fingerprint is None:
+            return
+        have, lost = collections.Counter[str](), collections.Counter[str]()
+        for case in self.fingerprint.cases:
+            if case.case_id not in case_ids:
+                continue
+            counts = self.plans.labels.per_organ(np.array([0, *store.record(case.case_id).voxels_per_label]))
+            left = dict(zip(self.plans.labels.names, counts.tolist(), strict=True))
+            for name, voxels in zip(self.fingerprint.labels.names, case.voxels_per_label, strict=True):
+                if voxels and name in left:
+                    have[name] += 1
+                    lost[name] += not left[name]
+        for name, cases in lost.items():
+            if VANISHING_SHARE * have[name] < cases < have[name]:
+                yield (
+                    f"at the spacing of {stage.value}, nothing is left of {name} in {cases} of {have[name]} training "
+                    "cases that have it: it is background there"
+                )
 
 
 def load_prepared(workspace: Workspace) -> PreparedDataset:

@@ -239,6 +239,23 @@ def test_an_organ_that_coarse_may_lose_is_told(make_fingerprint: Callable[..., D
     assert "has 25 voxels, fewer than the 48 with which it is surely found" in coarse.reasons["spacing_zyx_mm"]
 
 
+def test_organs_that_fine_loses_are_told(
+    flare_fingerprint: DatasetFingerprint, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a milliliter among organs of the abdomen: 9.4 cubic millimeters are a voxel of `small`."""
+    names = flare_fingerprint.labels.names
+    small = tuple(
+        dataclasses.replace(case, voxels_per_label=(*case.voxels_per_label[:-1], 20))
+        for case in flare_fingerprint.cases
+    )
+    assert "small_organs" not in make_plans(flare_fingerprint).reasons
+    assert not caplog.records
+    told = make_plans(dataclasses.replace(flare_fingerprint, cases=small)).reasons["small_organs"]
+    assert f"are hardly learned: {names[-1]} 3" in told
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert told in caplog.text
+
+
 def test_fine_is_coarsened_finest_axes_first_and_no_more_than_needed(flare_fingerprint: DatasetFingerprint) -> None:
     z, y, x = make_plans(flare_fingerprint, memory_gib=1.5).fine.spacing_zyx_mm
     assert z == 2.0 and y == x and 0.82 < y < 2.0
