@@ -20,6 +20,7 @@ from flaresemi.serving.jobs import BusyError, Limits, Predictions
 from flaresemi.web.gate import LOOPBACK, Gate
 from flaresemi.web.running import Running, listening
 from flaresemi.workspace import Workspace
+from tests.cli.conftest import bright_is_liver  # noqa: F401
 from tests.cli.test_predict_dicom import folder  # noqa: F401
 
 TOKEN = "t" * 32
