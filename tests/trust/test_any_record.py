@@ -120,7 +120,9 @@ MAY_BE_NEGATIVE = {
     "what the builder of a network or a trainer takes": {"arguments", "trainer_settings"},
     "what a NIfTI header says of them": {"pixdim", "quaternion", "offset", "srow"},
     "whatever another package measures": {"more"},
-    "a user's label value": {"value", "background", "values", "more_values", "written_values", "ignore", "CaseFacts.organs"},
+    "a user's label value": {
+        "value", "background", "values", "more_values", "written_values", "ignore", "CaseFacts.organs",
+    },
     "a difference or the logarithm of a ratio": {"largest_component_gain", "intercept", "offsets", "ahead"},
     "-1 says that there is no such file; a clock may have been wrong": {"size", "mtime_ns"},
     "folds were made with any seed": {"Splits.seed"},
