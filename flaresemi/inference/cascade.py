@@ -17,7 +17,7 @@ from flaresemi.confidence import common_temperature
 from flaresemi.errors import ConfigError
 from flaresemi.geometry import BoundingBox, StageGrid
 from flaresemi.inference.checks import check_prepared, refusal
-from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
+from flaresemi.inference.fine_stage import fine_region, segment_region
 from flaresemi.inference.label_inputs import label_inputs
 from flaresemi.inference.models import CheckpointName, LoadedModels, cleaning, load_models
 from flaresemi.inference.orientation import quarter_turned, turned, turned_back
@@ -26,7 +26,7 @@ from flaresemi.inference.regions import organs_box
 from flaresemi.inference.restoring import ImageScores, placed, restored_labels, saved
 from flaresemi.inference.segmentation import Segmentation
 from flaresemi.inference.segmenter import ImageSegmenter, Save, Watch
-from flaresemi.inference.turns import SURER_BY, surest, surety
+from flaresemi.inference.turns import SURER_BY, SeenImage, surest
 from flaresemi.io.grids import SourceGrid
 from flaresemi.io.images import Image
 from flaresemi.networks.checkpoint import Checkpoint
@@ -54,22 +54,6 @@ class SegmenterOptions(TypedDict, total=False):
     engine: EngineName
     window: WindowMode | None
     turns: bool | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Look:
-    """What FINE says of an image, and the image as it was seen.
-
-    Attributes:
-        crop: Gives FINE's inputs in a box of its grid.
-        fill_c: The padding value of each channel; None where nothing is padded.
-    """
-
-    output: FineOutput
-    grid: StageGrid
-    crop: Callable[[BoundingBox], np.ndarray | torch.Tensor]
-    fill_c: np.ndarray | None
-    notes: tuple[str, ...]
 
 
 class Segmenter(ImageSegmenter):
@@ -244,7 +228,7 @@ class Segmenter(ImageSegmenter):
         quarters, more = 0, tuple[str, ...]()
         if self._turns:
             turn = functools.partial(self._turned_look, image, prepared, organs, clock)
-            look, quarters, more = surest(turn, self._surety)
+            look, quarters, more = surest(turn, lambda look: look.surety(self._clean, self.labels))
         else:
             look = self._look(prepared, organs, clock, whole=whole)
         if watch is not None:
@@ -261,7 +245,7 @@ class Segmenter(ImageSegmenter):
             temperature=self.temperatures[0],
         )
 
-    def _look(self, prepared: PreparedImage, organs: BoundingBox | None, clock: StepClock, *, whole: bool) -> _Look:
+    def _look(self, prepared: PreparedImage, organs: BoundingBox | None, clock: StepClock, *, whole: bool) -> SeenImage:
         """Finds the organs and segments them."""
         region, notes = self._region(prepared, organs, clock)
         grid = prepared.grid(self._fine.plan)
@@ -273,20 +257,17 @@ class Segmenter(ImageSegmenter):
         if restoring := clock.seconds.pop("restore", 0.0):  # a part of it, and a step of its own
             clock.seconds["fine"] -= restoring
             clock.seconds["restore"] = restoring
-        return _Look(output=output, grid=grid, crop=crop, fill_c=fill_c, notes=(*notes, *more, *output.notes))
+        return SeenImage(output=output, grid=grid, crop=crop, fill_c=fill_c, notes=(*notes, *more, *output.notes))
 
     def _turned_look(
         self, image: Image, prepared: PreparedImage, organs: BoundingBox | None, clock: StepClock, quarters: int
-    ) -> _Look:
+    ) -> SeenImage:
         """What is found in the image once it is turned; `prepared` and `organs` are of the image as it lies."""
         if quarters:
             organs = None if organs is None else organs.turned(quarters, image.geometry.shape_zyx)
             with clock("body"):
                 prepared = prepare(quarter_turned(image, quarters), self.body, self._preparing)
         return self._look(prepared, organs, clock, whole=True)
-
-    def _surety(self, look: _Look) -> float:
-        return surety(look.output.logits, self._clean, self.labels)
 
     @enough_memory()
     def restore(self, scores: ImageScores, source: SourceGrid) -> Segmentation:
@@ -313,14 +294,14 @@ class Segmenter(ImageSegmenter):
             findings=scores.findings,
         )
 
-    def _found(self, look: _Look, quarters: int) -> KnownLogits | RestoredLabels:
+    def _found(self, look: SeenImage, quarters: int) -> KnownLogits | RestoredLabels:
         """What was found in an image that had been turned by so many quarters, on the image as it lies."""
         if isinstance(look.output.found, RestoredLabels):
             return look.output.found
-        grid, back = look.grid.turned(-quarters), -quarters % 4
+        grid = look.grid.turned(-quarters)
         return KnownLogits(
-            logits_czyx=look.output.found.rot90(back, (-2, -1)),
-            region=look.output.region.turned(back, look.grid.shape_zyx),
+            logits_czyx=look.output.found.rot90(-quarters, (-2, -1)),
+            region=look.region_before(quarters),
             grid=grid,
             kinds=restoring_kinds(self._fine.plan, grid),
             independent=self._convention is not None and bool(self._convention.painted),

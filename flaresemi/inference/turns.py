@@ -4,12 +4,15 @@ The slices of MR are laid by hand, oblique ones lie between the axes, and many f
 organ is upright in one scan and on its side in another. Networks that saw few cases segment what lies as those did.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from flaresemi.geometry import BoundingBox, StageGrid
+from flaresemi.inference.fine_stage import FineOutput
 from flaresemi.inference.postprocessing import Cleaning
 from flaresemi.inference.sliding_window import most_likely
 from flaresemi.labels import LabelSet
@@ -19,6 +22,32 @@ from flaresemi.labels import LabelSet
 SURER_BY = 0.05
 
 Seen = TypeVar("Seen")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SeenImage:
+    """What FINE says of an image, and the image as it was seen, perhaps turned.
+
+    Attributes:
+        grid: Of FINE.
+        crop: Gives FINE's inputs in a box of its grid.
+        fill_c: The padding value of each channel; None where nothing is padded.
+        notes: Fallbacks, repairs and retreats.
+    """
+
+    output: FineOutput
+    grid: StageGrid
+    crop: Callable[[BoundingBox], np.ndarray | torch.Tensor]
+    fill_c: np.ndarray | None
+    notes: tuple[str, ...]
+
+    def surety(self, clean: Cleaning, labels: LabelSet) -> float:
+        """See `surety`."""
+        return surety(self.output.logits, clean, labels)
+
+    def region_before(self, quarters: int) -> BoundingBox:
+        """The region that was segmented, in the image before it was turned by so many quarters."""
+        return self.output.region.turned(-quarters, self.grid.shape_zyx)
 
 
 def surety(logits_czyx: torch.Tensor, clean: Cleaning, labels: LabelSet) -> float:

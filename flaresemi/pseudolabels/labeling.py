@@ -12,11 +12,11 @@ from flaresemi.compute.device import select_device
 from flaresemi.compute.precision import PrecisionName
 from flaresemi.errors import about_case
 from flaresemi.geometry import BoundingBox, Geometry, StageGrid, turned_array
-from flaresemi.inference.fine_stage import FineOutput, fine_region, segment_region
+from flaresemi.inference.fine_stage import fine_region, segment_region
 from flaresemi.inference.models import cleaning
 from flaresemi.inference.predictor import StagePredictor
 from flaresemi.inference.regions import organs_box
-from flaresemi.inference.turns import surest, surety
+from flaresemi.inference.turns import SeenImage, surest
 from flaresemi.io.case_store import CaseStore, StoredCase
 from flaresemi.labels import LabelSet
 from flaresemi.networks.engine import Engine
@@ -67,19 +67,6 @@ class _Prepared:
     def crop(self, box: BoundingBox) -> np.ndarray:
         """The image in a box, float32."""
         return np.ascontiguousarray(self.image_czyx[(slice(None), *box.slices)], np.float32)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Look:
-    """What the final weights say of a prepared image."""
-
-    fine: _Prepared
-    output: FineOutput
-    flags: tuple[str, ...]
-
-    def region_before(self, quarters: int) -> BoundingBox:
-        """The region that was segmented, in the image before it was turned."""
-        return self.output.region.turned(-quarters, self.fine.grid.shape_zyx)
 
 
 class LabelsCases(Protocol):
@@ -184,11 +171,10 @@ class Labeler:
     def _label(self, case_id: str) -> LabeledCase:
         stored = self.fine_store.open(case_id)
         look, quarters = self._look(case_id, stored)
-        flags = (*look.flags, *self._unlike_training(stored.record.grid))
-        image, fill_c = look.fine.crop(look.output.region), look.fine.fill_c
-        spacing = look.fine.grid.spacing_zyx_mm
+        flags = (*look.notes, *self._unlike_training(stored.record.grid))
+        image = np.asarray(look.crop(look.output.region))
         saved, score, contested = self._scorer.score(
-            case_id, look.output, image, fill_c, spacing, flags, contested=self._ignore_contested
+            case_id, look.output, image, look.fill_c, look.grid.spacing_zyx_mm, flags, contested=self._ignore_contested
         )
         region = look.region_before(quarters)
         return LabeledCase(
@@ -198,21 +184,20 @@ class Labeler:
             ignored_zyx=None if contested is None else _on_grid(stored, turned_array(contested, -quarters), region),
         )
 
-    def _look(self, case_id: str, stored: StoredCase) -> tuple[_Look, int]:
+    def _look(self, case_id: str, stored: StoredCase) -> tuple[SeenImage, int]:
         """What the final weights say of a case, and by how many quarters it was turned for that."""
         if not self.teachers.fine.quarter_turns:
             return self._look_at(case_id, stored, 0), 0
-        look, quarters, notes = surest(functools.partial(self._look_at, case_id, stored), self._surety)
-        return dataclasses.replace(look, flags=(*notes, *look.flags)), quarters
+        look, quarters, notes = surest(
+            functools.partial(self._look_at, case_id, stored), lambda look: look.surety(self._clean, self.labels)
+        )
+        return dataclasses.replace(look, notes=(*notes, *look.notes)), quarters
 
-    def _surety(self, look: _Look) -> float:
-        return surety(look.output.logits, self._clean, self.labels)
-
-    def _look_at(self, case_id: str, stored: StoredCase, quarters: int) -> _Look:
+    def _look_at(self, case_id: str, stored: StoredCase, quarters: int) -> SeenImage:
         fine = _Prepared.of(stored, quarters)
         region, flags = self._region(case_id, fine.grid, quarters)
         output = segment_region(self._final, fine.crop, region, fine.grid, self.labels, fine.fill_c)
-        return _Look(fine=fine, output=output, flags=flags)
+        return SeenImage(output=output, grid=fine.grid, crop=fine.crop, fill_c=fine.fill_c, notes=flags)
 
     def _unlike_training(self, grid: StageGrid) -> list[str]:
         """How a scan's grid and body differ from those of the labeled cases; the integrity report covers its voxels."""

@@ -70,7 +70,7 @@ class SemiSupervisedTrainer(Trainer):
 
     device_augmentation: ClassVar[bool] = True
 
-    #: Pseudo-labels were made in the turn that was surest. Turned once more, scans of ACDC were segmented worse.
+    #: Pseudo-labels were made in the turn that was surest. Turned once more, two hearts of ACDC were lost.
     _knows_turns: ClassVar[bool] = True
 
     #: Rounds were measured with the plain mean; the one that was tried with roots lost what its start had gained.

@@ -162,13 +162,14 @@ def test_known_organs_and_saved_logits_lie_as_the_scan_does(fakes: Fakes, monkey
     lying = _lying(fakes, 1)
     there = BoundingBox.of_mask(lying.array_czyx[0] > 500)
     assert there is not None
-    model = _upright_model(fakes, monkeypatch, region="organs", margin_mm=80.0)
+    model = _upright_model(fakes, monkeypatch, region="organs", margin_mm=24.0, patch_zyx=(24, 28, 28))
     seen = []
     segmenter = Segmenter([model], device="cpu", turns=True)
     made = segmenter.segment(lying, organs=there, save=lambda parts, _: seen.extend(parts))
     assert any("turned by" in note for note in made.notes)
     np.testing.assert_array_equal(made.indices_zyx == 3, lying.array_czyx[0] > 500)
     (part,) = seen
+    assert part.region.shape_zyx < part.grid.shape_zyx  # not the whole body, which lies alike in every turn
     found = part.logits_czyx.argmax(dim=0).numpy() == 3
     np.testing.assert_array_equal(found, made.indices_zyx[part.region.shifted(part.grid.body_box.start).slices] == 3)
 
