@@ -46,6 +46,7 @@ from flaresemi.records import save_record
 STARTS: dict[str, tuple[str, ...]] = {
     "a mirrored": ("--mirror-axes", "x"),
     "a strong": ("--augmentation", "strong"),
+    "a adamw": ("--optimizer", "adamw"),
     "a mean of voxels": ("--trainer", "few_trainers:MeanOfVoxels"),
     "a root of voxels": ("--trainer", "few_trainers:RootOfVoxels"),
 }

@@ -26,10 +26,10 @@ from flaresemi.records import CAME_LATER
 #: nnU-Net's training length (1000 epochs of 250 iterations), the default here.
 DEFAULT_ITERATIONS = 250_000
 EPOCH_ITERATIONS = 250
-#: Trainings shorter than this use AdamW: SGD with momentum 0.99 has not yet learned anything useful by then.
+#: Trainings shorter than this use Muon: SGD with momentum 0.99 has not yet learned anything useful by then.
 SHORT_TRAINING = 50_000
 
-_ADAMW_RATE_OF_ONE_FEATURE = 0.064
+_RATE_OF_ONE_FEATURE = 0.064
 
 #: What may become another while a training goes on: its length, how the machine computes it, what is told of it. The
 #: rest decided the steps so far.
@@ -74,12 +74,12 @@ class TrainingConfig:
         iterations_per_epoch: What counts as an epoch (a line of the history, a point of the curves); None: 250, or a
             twentieth of a training that has fewer than 20 of those.
         batch_size: Patches per step over all ranks; None: the plan's.
-        optimizer: `auto`: adamw below 50,000 iterations, else sgd.
-        learning_rate: Peak; None: 0.01 for sgd (nnU-Net), 0.064 / (features of the first level) for adamw, 0.004 for
-            16 of them (measured; see docs/training.md).
-        weight_decay: None: 3e-5 for sgd, 0.01 for adamw.
+        optimizer: `auto`: muon below 50,000 iterations, else sgd.
+        learning_rate: Peak; None: 0.01 for sgd (nnU-Net), 0.064 / (features of the first level) for muon and adamw,
+            0.004 for 16 of them (measured; see docs/training.md).
+        weight_decay: None: 3e-5 for sgd, 0.01 for the others.
         warmup_iterations: Linear rise at the start; None: none for sgd, a twentieth of the length but at most 200 for
-            adamw.
+            the others.
         gradient_clip: Largest norm of all gradients together.
         ema_decay: Of the averaged weights that validation, snapshots and prediction use; 0: off. It is lowered early
             in a training, so that short ones are not held back by their first steps.
@@ -112,7 +112,7 @@ class TrainingConfig:
     time_budget_seconds: Annotated[float, Range(0, 1e8, above=True)] | None = None
     iterations_per_epoch: Iterations | None = None
     batch_size: AtLeastOne | None = None
-    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    optimizer: Literal["auto", "sgd", "adamw", "muon"] = "auto"
     learning_rate: LearningRate | None = None
     weight_decay: Share | None = None
     warmup_iterations: IterationsSoFar | None = None
@@ -164,7 +164,7 @@ class Recipe:
 
     total_iterations: Iterations
     iterations_per_epoch: Iterations
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw", "muon"]
     learning_rate: LearningRate
     weight_decay: Share
     warmup_iterations: IterationsSoFar
@@ -178,17 +178,17 @@ def resolve(config: TrainingConfig, total_iterations: int, features: int = 16) -
     """
     optimizer = config.optimizer
     if optimizer == "auto":
-        optimizer = "adamw" if total_iterations < SHORT_TRAINING else "sgd"
-    adamw = optimizer == "adamw"
+        optimizer = "muon" if total_iterations < SHORT_TRAINING else "sgd"
+    sgd = optimizer == "sgd"
     warmup = config.warmup_iterations
     if warmup is None:
-        warmup = min(total_iterations // 20, 200) if adamw else 0
+        warmup = 0 if sgd else min(total_iterations // 20, 200)
     return Recipe(
         total_iterations=total_iterations,
         iterations_per_epoch=_epoch_length(config, total_iterations),
         optimizer=optimizer,
-        learning_rate=config.learning_rate or (_ADAMW_RATE_OF_ONE_FEATURE / features if adamw else 1e-2),
-        weight_decay=config.weight_decay if config.weight_decay is not None else (1e-2 if adamw else 3e-5),
+        learning_rate=config.learning_rate or (1e-2 if sgd else _RATE_OF_ONE_FEATURE / features),
+        weight_decay=config.weight_decay if config.weight_decay is not None else (3e-5 if sgd else 1e-2),
         warmup_iterations=warmup,
     )
 

@@ -9,6 +9,7 @@ import torch
 from flaresemi.networks.compiling import load_compiler
 from flaresemi.ranges import Iterations, IterationsSoFar
 from flaresemi.training.config import Recipe
+from flaresemi.training.muon import Muon
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,7 @@ def learning_rate(recipe: Recipe, iteration: float) -> float:
     Args:
         iteration: Optimizer steps done so far, or the place on the schedule (`Schedule`).
 
-    Source: nnU-Net's poly schedule; the warm-up is AdamW's usual one.
+    Source: nnU-Net's poly schedule; the warm-up is the usual one of AdamW.
     """
     if iteration < recipe.warmup_iterations:
         return recipe.learning_rate * (iteration + 1) / recipe.warmup_iterations
@@ -118,7 +119,7 @@ def learning_rate(recipe: Recipe, iteration: float) -> float:
 
 
 def build_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """SGD (Nesterov, momentum 0.99: nnU-Net) or AdamW; norm weights and biases are not decayed under AdamW.
+    """SGD (Nesterov, momentum 0.99: nnU-Net), Muon or AdamW; norm weights and biases are decayed under SGD alone.
 
     All parameters are changed by one kernel where torch has one; it computes the same up to rounding.
     """
@@ -133,6 +134,8 @@ def build_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> tor
             weight_decay=recipe.weight_decay,
             fused=fused,
         )
+    if recipe.optimizer == "muon":
+        return Muon(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

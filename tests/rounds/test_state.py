@@ -50,7 +50,7 @@ def test_a_student_of_a_lengthened_training_keeps_its_optimizer() -> None:
     config = TrainingConfig(iterations=60_000)
     recipe = dataclasses.replace(resolve(TrainingConfig(iterations=30_000), 30_000), total_iterations=60_000)
     for length in (1.0, 0.9):
-        assert recipe_of(student(recorded(config, recipe), length)).optimizer == "adamw"
+        assert recipe_of(student(recorded(config, recipe), length)).optimizer == "muon"
 
 
 def test_a_student_of_a_training_with_a_time_budget_keeps_its_optimizer() -> None:
@@ -58,10 +58,10 @@ def test_a_student_of_a_training_with_a_time_budget_keeps_its_optimizer() -> Non
     record = recorded(config, resolve(config, 48_000), Decision(iteration=100, total_iterations=52_000))
     found = student(record, 1.0)
     assert found.iterations == 52_000
-    assert recipe_of(found).optimizer == "adamw"
+    assert recipe_of(found).optimizer == "muon"
 
 
-@pytest.mark.parametrize(("length", "expected"), [(1.0, "sgd"), (0.5, "adamw")])
+@pytest.mark.parametrize(("length", "expected"), [(1.0, "sgd"), (0.5, "muon")])
 def test_the_length_decides_where_it_did_before(length: float, expected: str) -> None:
     config = TrainingConfig(iterations=60_000)
     found = student(recorded(config, resolve(config, 60_000)), length)

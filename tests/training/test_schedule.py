@@ -8,11 +8,11 @@ from flaresemi.training.schedule import AveragedWeights, build_optimizer, learni
 
 def test_the_optimizer_follows_the_length() -> None:
     assert resolve(TrainingConfig(), 250_000).optimizer == "sgd"
-    assert resolve(TrainingConfig(), 2_000).optimizer == "adamw"
+    assert resolve(TrainingConfig(), 2_000).optimizer == "muon"
     assert resolve(TrainingConfig(optimizer="sgd"), 2_000).optimizer == "sgd"
 
 
-def test_adam_learns_more_slowly_in_wider_networks() -> None:
+def test_networks_are_trained_more_slowly_in_wider_networks() -> None:
     rates = [resolve(TrainingConfig(), 2_000, features).learning_rate for features in (8, 16, 32)]
     assert rates == pytest.approx([0.008, 0.004, 0.002])
     assert resolve(TrainingConfig(), 250_000, 32).learning_rate == 0.01  # sgd
@@ -44,7 +44,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         local_batch_size(TrainingConfig(), 2, 3)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_every_parameter_is_optimized_once(optimizer: str) -> None:
     network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.InstanceNorm3d(2, affine=True))
     recipe = resolve(TrainingConfig(optimizer=optimizer), 10)  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def test_averaged_weights_move_toward_the_network() -> None:
     assert values[-1] == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
 def test_the_one_kernel_of_the_optimizer_gives_the_numbers_of_the_many(kind: str) -> None:
     weights = []
     for fused in (True, False):

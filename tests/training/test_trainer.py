@@ -75,7 +75,7 @@ def test_a_training_leaves_all_it_should(make_task: MakeTask, quick_config: Trai
 
 def test_it_learns(make_task: MakeTask, quick_config: TrainingConfig) -> None:
     task = make_task()
-    config = dataclasses.replace(quick_config, iterations=120, iterations_per_epoch=40, learning_rate=1e-2)
+    config = dataclasses.replace(quick_config, iterations=120, iterations_per_epoch=40, learning_rate=2e-2)
     Trainer(task, config, device=CPU).fit()
     rows = read_history(task.folder.history)
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3  # type: ignore[operator]
