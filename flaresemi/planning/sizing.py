@@ -162,8 +162,7 @@ class Sizer:
     def _network(
         self, topology: Topology, features: tuple[int, ...], block: Literal["plain", "residual"]
     ) -> NetworkPlan:
-        levels = topology.levels
-        plain = block == "plain"
+        levels, own = topology.levels, block == self.preset.block
         return NetworkPlan(
             block=block,
             input_channels=len(self.fingerprint.channels),
@@ -171,8 +170,8 @@ class Sizer:
             features=features[:levels],
             kernels=topology.kernels,
             strides=topology.strides,
-            encoder_convs=(2,) * levels if plain else self.preset.encoder_convs[:levels],
-            decoder_convs=((2 if plain else self.preset.decoder_convs),) * (levels - 1),
+            encoder_convs=self.preset.encoder_convs[:levels] if own else (2,) * levels,
+            decoder_convs=(self.preset.decoder_convs if own else 2,) * (levels - 1),
         )
 
 
