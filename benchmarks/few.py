@@ -51,10 +51,10 @@ STARTS: dict[str, tuple[str, ...]] = {
     "a root of voxels": ("--trainer", "few_trainers:RootOfVoxels"),
 }
 
-#: Arm a with networks of two convolutions per level, as `small` had until 2026-11-28.
-TWO_CONVOLUTIONS = "a two convolutions"
+#: Arm a with networks of one convolution at full resolution and one per decoder level.
+FEWER_CONVOLUTIONS = "a fewer convolutions"
 
-SUPERVISED = ("a", "a-long", "e", *STARTS, TWO_CONVOLUTIONS)
+SUPERVISED = ("a", "a-long", "e", *STARTS, FEWER_CONVOLUTIONS)
 
 #: Options of flaresemi_semi_round by arm; all run two rounds on fold 'all'.
 ROUNDS: dict[str, tuple[str, ...]] = {
@@ -223,12 +223,12 @@ def _make_coarse(path: Path) -> None:
     save_record(path, dataclasses.replace(plans, fine=dataclasses.replace(plans.fine, **coarse)))
 
 
-def _make_two_convolutions(path: Path) -> None:
-    """Gives both networks two convolutions per level."""
+def _make_fewer_convolutions(path: Path) -> None:
+    """Gives both networks one convolution at full resolution and one per decoder level."""
     plans, changed = load_plans(path), {}
     for name, stage in (("coarse", plans.coarse), ("fine", plans.fine)):
         levels = len(stage.network.features)
-        convs = {"encoder_convs": (2,) * levels, "decoder_convs": (2,) * (levels - 1)}
+        convs = {"encoder_convs": (1, *(2,) * (levels - 1)), "decoder_convs": (1,) * (levels - 1)}
         changed[name] = dataclasses.replace(stage, network=dataclasses.replace(stage.network, **convs))
     save_record(path, dataclasses.replace(plans, **changed))
 
@@ -389,8 +389,8 @@ class Few:
             data, workspace, fold = folder / "truth", folder / "all", "0"
         elif arm != "a":
             workspace = self._copy(number, arm, with_models=False)
-        if arm == TWO_CONVOLUTIONS:
-            _make_two_convolutions(workspace / "plans.json")
+        if arm == FEWER_CONVOLUTIONS:
+            _make_fewer_convolutions(workspace / "plans.json")
         times = 1 + rounds if arm == "a-long" else 1
         lengths = {"FINE": self.yardstick.iterations}
         if load_plans(workspace / "plans.json").two_stage:

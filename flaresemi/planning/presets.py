@@ -16,7 +16,7 @@ class Preset:
     Attributes:
         block: Encoder blocks.
         features: Of FINE, from full resolution down; as many are used as the patch has levels.
-        coarse_features: Of COARSE, whose blocks are always plain; two convolutions per level where FINE's are not.
+        coarse_features: Of COARSE, whose blocks are always plain.
         encoder_convs: Convolutions (plain) or blocks (residual) per level.
         decoder_convs: Convolutions per decoder level.
         memory_gib: GPU memory that training may take when the user names none.
@@ -39,14 +39,14 @@ class Preset:
 #: Source: `base` has the features and depth of nnU-Net's default network; `large` and `resenc_m` have the blocks of its
 #: ResEnc-L and -M, which differ in the memory that they are made for (arXiv 2404.09556); `mednext` those of MedNeXt-S
 #: (arXiv 2303.09975). `small` is chosen: half a million voxels train in about half a second on two CPU cores with bf16
-#: (benchmarks/network_step.py); its convolutions are few where voxels are many (docs/few_labels.md).
+#: (benchmarks/network_step.py).
 PRESETS: dict[PresetName, Preset] = {
     "small": Preset(
         block="plain",
         features=(16, 32, 64, 128, 160),
         coarse_features=(8, 16, 32, 64, 80),
-        encoder_convs=(1, 2, 2, 2, 2),
-        decoder_convs=1,
+        encoder_convs=(2, 2, 2, 2, 2),
+        decoder_convs=2,
         memory_gib=1.0,
         voxels_per_step=2**19,
     ),

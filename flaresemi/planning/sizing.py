@@ -162,7 +162,8 @@ class Sizer:
     def _network(
         self, topology: Topology, features: tuple[int, ...], block: Literal["plain", "residual"]
     ) -> NetworkPlan:
-        levels, own = topology.levels, block == self.preset.block
+        levels = topology.levels
+        plain = block == "plain"
         return NetworkPlan(
             block=block,
             input_channels=len(self.fingerprint.channels),
@@ -170,8 +171,8 @@ class Sizer:
             features=features[:levels],
             kernels=topology.kernels,
             strides=topology.strides,
-            encoder_convs=self.preset.encoder_convs[:levels] if own else (2,) * levels,
-            decoder_convs=(self.preset.decoder_convs if own else 2,) * (levels - 1),
+            encoder_convs=(2,) * levels if plain else self.preset.encoder_convs[:levels],
+            decoder_convs=((2 if plain else self.preset.decoder_convs),) * (levels - 1),
         )
 
 
