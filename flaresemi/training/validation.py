@@ -149,8 +149,9 @@ def conclude_validation(task: TrainingTask, coarse_folder: ModelFolder, dataset:
     told = anatomy.organs_in_one_piece(task.store, task.training, task.labels) if len(cases) < FEW_HELD_OUT else ()
     cleaned = organs_to_clean(told, results, task.labels.names)
     temperature = fit_temperature([each.confidence for each in results if each.confidence is not None])
-    _remember_file(task.folder)
-    save_checkpoint(task.folder.final, dataclasses.replace(final, keep_largest=cleaned, temperature=temperature))
+    if (cleaned, temperature) != (final.keep_largest, final.temperature):
+        _remember_file(task.folder)
+        save_checkpoint(task.folder.final, dataclasses.replace(final, keep_largest=cleaned, temperature=temperature))
     summary = evaluate_folders(
         {case.id: case_file(folder, case.id, ".nii.gz") for case in cases},
         {case.id: _reference_file(case, folder) for case in cases},

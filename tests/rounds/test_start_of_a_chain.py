@@ -105,6 +105,6 @@ def test_a_round_stays_complete_when_its_start_is_validated_again(
     for _ in range(2):
         trains("FINE", "--continue")
     assert model.final.read_bytes() != before  # which organs are kept whole is decided anew
-    assert len(former_files(model)) == 2
+    assert len(former_files(model)) == 1  # the second validation found what the first one had
     assert training.run_next("label") is not None
     assert training.complete_rounds == 1
