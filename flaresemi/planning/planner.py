@@ -176,7 +176,8 @@ def _choose_turns(channels: tuple[str, ...], *spacings_zyx_mm: FloatTriple) -> t
     if thick_axis(spacings_zyx_mm[0]) != 0:
         return (
             False,
-            f"scans are segmented as they lie: no slices more than {THICK_SLICES:g} times as thick as pixels",
+            "scans are segmented as they lie: they have no axial slices that are more than "
+            f"{THICK_SLICES:g} times as thick as their pixels",
         )
     if any(max(y, x) > SQUARE_PIXELS * min(y, x) for _, y, x in spacings_zyx_mm):
         return False, "scans are segmented as they lie: their pixels are not square"

@@ -76,7 +76,7 @@ class TrainingConfig:
         batch_size: Patches per step over all ranks; None: the plan's.
         optimizer: `auto`: muon below 50,000 iterations, else sgd.
         learning_rate: Peak; None: 0.01 for sgd (nnU-Net), 0.064 / (features of the first level) for muon and adamw,
-            0.004 for 16 of them (measured; see docs/training.md).
+            0.004 for 16 of them (measured with adamw; see docs/training.md).
         weight_decay: None: 3e-5 for sgd, 0.01 for the others.
         warmup_iterations: Linear rise at the start; None: none for sgd, a twentieth of the length but at most 200 for
             the others.

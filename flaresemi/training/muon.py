@@ -1,7 +1,6 @@
 """Muon: gradient steps whose matrices are orthogonalized, for convolutions between hidden features."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 
@@ -9,6 +8,9 @@ import torch
 #: networks", 2024, https://kellerjordan.github.io/posts/muon.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
+
+#: Of the steps that are orthogonalized (Nesterov's). Source: as above.
+_MOMENTUM = 0.95
 
 #: The root mean square of a step in learning rates, about that of AdamW. Source: Liu et al., arXiv 2502.16982.
 _STEP_SIZE = 0.2
@@ -25,7 +27,6 @@ class Muon(torch.optim.AdamW):
         parameters: Of a network.
         learning_rate: Of both.
         weight_decay: Of all weights but norms and biases.
-        momentum: Of the orthogonalized steps (Nesterov's).
         fused: AdamW changes all of its parameters in one kernel.
     """
 
@@ -35,7 +36,6 @@ class Muon(torch.optim.AdamW):
         learning_rate: float,
         *,
         weight_decay: float,
-        momentum: float = 0.95,
         fused: bool = False,
     ) -> None:
         groups: dict[str, list[torch.Tensor]] = {"matrices": [], "others": [], "undecayed": []}
@@ -53,31 +53,25 @@ class Muon(torch.optim.AdamW):
             weight_decay=weight_decay,
             fused=fused,
         )
-        self.momentum = momentum
         self._step_supports_amp_scaling = False  # the scaler of fp16 leaves out whole steps, not AdamW's part of them
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self) -> None:  # type: ignore[override]
         """One step; the gradients of orthogonalized weights are gone afterwards, so that AdamW leaves these alone."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             for weight in group["params"] if group["orthogonal"] else ():
                 if weight.grad is not None:
                     self._step_orthogonally(weight, weight.grad, group["lr"], group["weight_decay"])
                     weight.grad = None
         super().step()
-        return loss
 
     def _step_orthogonally(self, weight: torch.Tensor, gradient: torch.Tensor, rate: float, decay: float) -> None:
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros(())  # a state of AdamW's has one
             state["momentum"] = torch.zeros_like(weight)
-        state["momentum"].lerp_(gradient, 1 - self.momentum)
-        matrix = torch.lerp(gradient, state["momentum"], self.momentum).reshape(len(weight), -1)
+        state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+        matrix = torch.lerp(gradient, state["momentum"], _MOMENTUM).reshape(len(weight), -1)
         size = _STEP_SIZE * max(matrix.shape) ** 0.5
         weight.mul_(1 - rate * decay)
         weight.add_(orthogonalized(matrix).reshape(weight.shape), alpha=-rate * size)

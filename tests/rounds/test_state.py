@@ -53,6 +53,12 @@ def test_a_student_of_a_lengthened_training_keeps_its_optimizer() -> None:
         assert recipe_of(student(recorded(config, recipe), length)).optimizer == "muon"
 
 
+def test_a_student_of_a_training_that_began_before_muon_keeps_adamw() -> None:
+    config = TrainingConfig(iterations=2_000)
+    recipe = dataclasses.replace(resolve(config, 2_000), optimizer="adamw")
+    assert recipe_of(student(recorded(config, recipe), 0.5)).optimizer == "adamw"
+
+
 def test_a_student_of_a_training_with_a_time_budget_keeps_its_optimizer() -> None:
     config = TrainingConfig(time_budget_seconds=3600.0)
     record = recorded(config, resolve(config, 48_000), Decision(iteration=100, total_iterations=52_000))

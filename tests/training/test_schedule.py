@@ -12,7 +12,7 @@ def test_the_optimizer_follows_the_length() -> None:
     assert resolve(TrainingConfig(optimizer="sgd"), 2_000).optimizer == "sgd"
 
 
-def test_networks_are_trained_more_slowly_in_wider_networks() -> None:
+def test_wider_networks_have_lower_learning_rates() -> None:
     rates = [resolve(TrainingConfig(), 2_000, features).learning_rate for features in (8, 16, 32)]
     assert rates == pytest.approx([0.008, 0.004, 0.002])
     assert resolve(TrainingConfig(), 250_000, 32).learning_rate == 0.01  # sgd
