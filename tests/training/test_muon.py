@@ -65,6 +65,14 @@ def test_a_step_has_a_fifth_of_the_learning_rate_in_each_weight_and_shrinks_what
     assert float((step * gradient).sum()) < 0
 
 
+def test_weights_without_a_gradient_to_follow_decay() -> None:
+    layer = Convolution()
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    muon(layer.weight, rate=0.1, decay=0.5).step()
+    torch.testing.assert_close(layer.weight.detach(), 0.95 * before)
+
+
 def test_convolutions_between_hidden_features_alone_are_orthogonalized() -> None:
     network = build_network(PLAN)
     optimizer = Muon(network.parameters(), 0.1, weight_decay=0.01)
