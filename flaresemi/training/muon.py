@@ -21,7 +21,8 @@ class Muon(torch.optim.AdamW):
 
     The momentum of such a weight, as a matrix with a row for each index of its first axis, is replaced by the nearest
     matrix whose singular values are all about one, so that directions which gradients rarely have are learned as
-    fast as the others. Input and output layers, norms, biases, depthwise and pointwise convolutions keep AdamW.
+    fast as the others. What reads or writes one channel alone, heads and other pointwise convolutions, depthwise ones,
+    norms and biases keep AdamW.
 
     Args:
         parameters: Of a network.
